@@ -1,0 +1,268 @@
+"""Talks to a running service over HTTP, as any other client would.
+
+An event stream that breaks is taken up again after the last event seen, so a follower gets each event once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from model_core.errors import ConfigFileNotFound, ModelCoreError
+from model_core.loading import override, read_tree
+from model_core.records.files import portable
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Json = dict[str, Any]
+
+_RECONNECT_S, _GIVE_UP_S = 0.5, 120.0
+_SILENCE_S = 45.0  # the server pings every 15 s
+_AGAIN = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}
+
+
+class Unreachable(ModelCoreError):
+    """Nobody answers at the service's address."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        start = "start one with: headcount up" if url == DEFAULT_URL else "is HEADCOUNT_URL right?"
+        super().__init__(f"no service at {url} ({reason}); {start}")
+
+
+class Refused(ModelCoreError):
+    """The service answered with a problem document.
+
+    Attributes:
+        status: HTTP status.
+        problem: The document.
+    """
+
+    def __init__(self, status: int, problem: Json) -> None:
+        super().__init__(_one_line(status, problem))
+        self.status, self.problem = status, problem
+        self.code = str(problem.get("code", "failed"))  # type: ignore[misc]  # known only now
+
+
+def _one_line(status: int, problem: Json) -> str:
+    entries = [_entry(entry) for entry in problem.get("errors") or ()]
+    said = problem.get("detail") or problem.get("title") or f"HTTP {status}"
+    return f"{problem.get('code', f'http_{status}')}: {'; '.join(entries) if entries else said}"
+
+
+def _entry(entry: Json) -> str:
+    nearest = [str(value) for value in entry.get("nearest") or ()]
+    told = entry.get("detail", "")
+    advice = f" (nearest: {', '.join(nearest)})" if nearest and not all(value in told for value in nearest) else ""
+    return f"{entry.get('pointer') or 'body'}: {told}{advice}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One server-sent event."""
+
+    event: str
+    id: str | None
+    data: str
+
+
+def messages(lines: Iterable[str]) -> Iterator[Message]:
+    """Read server-sent events from lines; comments and unknown fields are passed over."""
+    event, number, data = "message", None, list[str]()
+    for line in lines:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                yield Message(event, number, "\n".join(data))
+            event, number, data = "message", None, []
+        elif field == "data":
+            data.append(value)
+        elif field == "event":
+            event = value
+        elif field == "id":
+            number = value
+
+
+class Client:
+    """The service at `HEADCOUNT_URL`."""
+
+    def __init__(self, url: str | None = None, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = (url or os.environ.get("HEADCOUNT_URL") or DEFAULT_URL).rstrip("/")
+        timeout = httpx.Timeout(30, connect=3)
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def ready(self) -> bool:
+        """Whether the service says that everything it needs is there."""
+        try:
+            return self._http.get("/readyz").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    # --- jobs --------------------------------------------------------------------------------------------------
+
+    def submit(self, body: bytes, content_type: str, run: str | None = None) -> Json:
+        """Submit a configuration; sent again with the same key if the answer was lost, so it makes one job."""
+        headers = {"Content-Type": content_type, "Idempotency-Key": uuid.uuid4().hex}
+        ask = {"content": body, "headers": headers, "params": _given(run=run)}
+        try:
+            return self._json("POST", "/jobs", **ask)
+        except Unreachable as error:
+            if isinstance(error.__cause__, httpx.ConnectError):
+                raise
+            return self._json("POST", "/jobs", **ask)
+
+    def jobs(self, **filters: Any) -> Json:
+        """A page of jobs, newest first."""
+        return self._json("GET", "/jobs", params=_given(**filters))
+
+    def job(self, job_id: str) -> Json:
+        """One job."""
+        return self._json("GET", f"/jobs/{_segment(job_id)}")
+
+    def cancel(self, job_id: str) -> Json:
+        """Ask a job to stop for good."""
+        return self._json("POST", f"/jobs/{_segment(job_id)}/cancel")
+
+    def events(self, job_id: str, after: int = 0) -> Iterator[Json]:
+        """Every event so far with a number above `after`."""
+        while True:
+            page = self._json("GET", f"/jobs/{_segment(job_id)}/events", params={"after": after, "limit": 1000})
+            yield from page["data"]
+            if not page["has_more"] or not page["data"]:
+                return
+            after = page["data"][-1]["seq"]
+
+    def follow(self, job_id: str, after: int = 0) -> Iterator[Json]:
+        """Events as they happen, each once, and `status` events, until the job has ended.
+
+        Raises:
+            Unreachable: The stream broke and could not be taken up again for two minutes.
+        """
+        last, broken_since, over = after, None, False
+        while True:
+            try:
+                for message in self._stream(f"/jobs/{_segment(job_id)}/events", last):
+                    broken_since = None
+                    number = int(message.id) if message.id else None
+                    if number is not None and number <= last:
+                        continue
+                    last = number or last
+                    event = {"type": message.event, **json.loads(message.data)}
+                    yield event
+                    over = over or is_over(event)
+                if over:
+                    return
+            except (httpx.TransportError, Refused) as error:
+                if isinstance(error, Refused) and error.status not in _AGAIN:
+                    raise
+                broken_since = broken_since or time.monotonic()
+                if time.monotonic() - broken_since > _GIVE_UP_S:
+                    raise Unreachable(self.url, type(error).__name__) from error
+            time.sleep(_RECONNECT_S)
+
+    def _stream(self, path: str, last: int) -> Iterator[Message]:
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last)}
+        timeout = httpx.Timeout(10, read=_SILENCE_S)
+        with self._http.stream("GET", path, headers=headers, timeout=timeout) as reply:
+            _check(reply)
+            yield from messages(reply.iter_lines())
+
+    # --- models ------------------------------------------------------------------------------------------------
+
+    def generate(self, request: Mapping[str, Any]) -> Json:
+        """Continue a prompt."""
+        return self._json("POST", "/generate", json=dict(request), timeout=httpx.Timeout(600, connect=3))
+
+    def generate_stream(self, request: Mapping[str, Any]) -> Iterator[Json]:
+        """Continue a prompt piece by piece: `{index, text}` each."""
+        headers = {"Accept": "text/event-stream"}
+        ask = {**request, "stream": True}
+        try:
+            with self._http.stream("POST", "/generate", json=ask, headers=headers, timeout=600) as reply:
+                _check(reply)
+                for message in messages(reply.iter_lines()):
+                    body: Json = json.loads(message.data)
+                    if message.event == "error":
+                        raise Refused(int(body.get("status", httpx.codes.INTERNAL_SERVER_ERROR)), body)
+                    if message.event == "end":
+                        return
+                    yield body
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, type(error).__name__) from error
+
+    def attention(self, run: str, example: str, **params: Any) -> Json:
+        """The manifest of an example's attention; captured now if it never was."""
+        path = f"/attention/{_segment(run)}/{_segment(example)}"
+        headers = {"Accept": "application/json"}
+        return self._json("GET", path, headers=headers, params=_given(**params), timeout=httpx.Timeout(600, connect=3))
+
+    def picture(self, run: str, example: str, file: str = "", **params: Any) -> bytes:
+        """A picture: of all layers, or `layerNN.png`."""
+        path = f"/attention/{_segment(run)}/{_segment(example)}{'/' if file else ''}{file}"
+        reply = self._request("GET", path, headers={"Accept": "image/png"}, params=_given(**params), timeout=600)
+        return reply.content
+
+    def _json(self, method: str, path: str, **options: Any) -> Json:
+        body: Json = self._request(method, path, **options).json()
+        return body
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return _check(self._http.request(method, path, **options))
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, type(error).__name__) from error
+
+
+def body_of(file: str, settings: Sequence[str] = ()) -> tuple[bytes, str]:
+    """A configuration file as a request body and its type.
+
+    Without overrides it is sent as it stands, so the service can name line and column of a mistake.
+
+    Raises:
+        ConfigFileNotFound: There is no such file.
+        InvalidConfig: An override that is not K=V.
+    """
+    if settings:
+        return json.dumps(override(read_tree(file), settings), default=str).encode(), "application/json"
+    path = portable(file)
+    if not path.is_file():
+        raise ConfigFileNotFound(path)
+    return path.read_bytes(), "application/yaml"
+
+
+def is_over(event: Mapping[str, Any]) -> bool:
+    """Whether an event says that the job has come to its end."""
+    return event["type"] == "status" and event.get("status") in {"succeeded", "failed", "cancelled"}
+
+
+def _check(reply: httpx.Response) -> httpx.Response:
+    if reply.is_success:
+        return reply
+    reply.read()
+    try:
+        problem = reply.json()
+    except ValueError:
+        problem = None
+    raise Refused(reply.status_code, problem if isinstance(problem, dict) else {"detail": reply.reason_phrase})
+
+
+def _given(**params: Any) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")

@@ -1,0 +1,181 @@
+"""`headcount demo`: the whole journey on one machine, as a client of an embedded service.
+
+Starts `headcount up` on a free port with a data root of its own, submits the quickstart, shows it learn, lets the
+model write, looks at its attention, and stops everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from headcount.client import DEFAULT_URL, Client, Json, Refused
+from headcount.follow import View, follow, number
+from headcount.processes import Family, Program
+from model_core.errors import ModelCoreError
+from model_core.presets import preset_text
+from model_core.records.files import Layout
+
+_PRESET, _EXAMPLE, _PROMPT = "quickstart", "0", "One day"
+_WORDS, _TRIES = 60, 8
+_START_S, _STOP_S = 200.0, 120.0
+
+
+class DemoFailed(ModelCoreError):
+    """What went wrong, and where to look."""
+
+
+def demo(data: Path, console: Console) -> int:
+    """Train, write, look, stop.
+
+    Args:
+        data: The data root; a second demo takes a new run in it.
+        console: Where everything is shown.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DemoFailed: The service did not start, or the job did not succeed.
+    """
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended stops everything, as Ctrl-C does
+    with _service(data, console) as client:
+        job = submit_quickstart(client)
+        run = job["run"]
+        _say(console, f"submitted {job['id']}: a small GPT-2 with unequal heads, run {run}")
+        with cancelled_on_interrupt(client, job["id"]):
+            view = follow(client.follow(job["id"]), console)
+        require_success(client.job(job["id"]), data)
+        _say(console, f"\nThe model writes, after {_PROMPT!r}:\n{write(client, run)}")
+        pictures = _look(client, run, data)
+    _summary(console, data, run, view, pictures, time.monotonic() - began)
+    return 0
+
+
+@contextlib.contextmanager
+def _service(data: Path, console: Console) -> Iterator[Client]:
+    """A service of our own for as long as the block runs."""
+    port = _free_port()
+    log = data.resolve() / "logs" / "up.log"
+    environment = {name: value for name, value in os.environ.items() if name != "HEADCOUNT_REDIS_URL"}
+    argv = (sys.executable, "-m", "headcount", "up", "--port", str(port), "--data", str(data.resolve()))
+    family = Family(lambda message: _say(console, message))
+    family.start(Program("up", argv, environment, log))
+    try:
+        with Client(f"http://127.0.0.1:{port}") as client:
+            _say(console, f"starting Redis, worker, inference and API on {client.url}, data in {data}")
+            _await(client, family, log)
+            yield client
+    finally:
+        _say(console, "stopping everything")
+        family.stop(("up",), _STOP_S, lambda: False)
+        family.close()
+
+
+@contextlib.contextmanager
+def cancelled_on_interrupt(client: Client, job_id: str) -> Iterator[None]:
+    """Leave no job that the next demo would run first."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(ModelCoreError):
+            client.cancel(job_id)
+        raise
+
+
+def _await(client: Client, family: Family, log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while not client.ready():
+        if "up" not in family.pids or time.monotonic() > deadline:
+            raise DemoFailed(f"the service did not start: {family.programs['up'].last_words()} (all of it in {log})")
+        time.sleep(0.2)
+
+
+def submit_quickstart(client: Client) -> Json:
+    """Submit the quickstart, under the next free name if it ran here before."""
+    body = preset_text(_PRESET).encode()
+    try:
+        return client.submit(body, "application/yaml")
+    except Refused as refusal:
+        free = refusal.problem.get("next_free")
+        if free is None:
+            raise
+        return client.submit(body, "application/yaml", run=free)
+
+
+def require_success(job: Json, data: Path) -> None:
+    """Go on only if the job did what it should.
+
+    Raises:
+        DemoFailed: Saying why it did not, and where its log is.
+    """
+    if job["status"] == "succeeded":
+        return
+    error = job["error"] or {}
+    why = f"{error.get('code')}: {error.get('detail')}" if error else "see the log"
+    log = Layout.under(data).run(job["run"]) / "logs" / "log.txt"
+    raise DemoFailed(f"job {job['id']} is {job['status']}: {why} (log: {log})")
+
+
+def write(client: Client, run: str) -> str:
+    """A text of at least 60 words: stories are of any length, so a few are drawn."""
+    longest = ""
+    for seed in range(1, _TRIES + 1):
+        wanted = {"run": run, "prompt": _PROMPT, "max_new_tokens": 200, "temperature": 0.8, "seed": seed}
+        text = str(client.generate(wanted)["choices"][0]["text"])
+        longest = max(longest, text, key=lambda t: len(t.split()))
+        if len(longest.split()) >= _WORDS:
+            break
+    return _PROMPT + longest
+
+
+def _look(client: Client, run: str, data: Path) -> list[Path]:
+    """The pictures of the first test example; the trainer drew them into the data root."""
+    manifest = client.attention(run, _EXAMPLE)
+    directory = Layout.under(data).attention_of(run) / _EXAMPLE
+    pictures = [directory / Path(layer["png"]).name for layer in manifest["layers"]]
+    missing = [str(picture) for picture in pictures if not picture.is_file()]
+    if missing:
+        raise DemoFailed(f"attention pictures are missing: {', '.join(missing)}")
+    return pictures
+
+
+def _summary(console: Console, data: Path, run: str, view: View, pictures: list[Path], seconds: float) -> None:
+    bits = f", {view.bits_per_byte:.3f} bits a byte" if view.bits_per_byte is not None else ""
+    _say(console, f"\nrun {run}: {view.step} steps in {data / 'exp' / run}, all in {seconds:.0f} s")
+    _say(console, f"validation loss {number(view.first_val_loss)} -> {number(view.val_loss)}{bits}")
+    _say(console, "attention of test example 0, a picture a layer, a panel a head:")
+    for picture in pictures:
+        _say(console, f"  {picture}")
+    _say(console, f"\nTo see the run again:\n  {_command()} up --data {data}")
+    _say(console, f"  {DEFAULT_URL}/attention/{run}/{_EXAMPLE}   and   {DEFAULT_URL}/docs")
+
+
+def _command() -> str:
+    """The command as it can be typed here."""
+    script = Path(sys.executable).parent / "headcount"
+    found = shutil.which("headcount")
+    if found and Path(found).samefile(script):
+        return "headcount"
+    here = Path.cwd()
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

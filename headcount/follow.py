@@ -1,0 +1,176 @@
+"""Shows a job while it runs: a bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+Event = Mapping[str, Any]
+
+_PLAIN_EVERY_S = 3.0
+
+
+@dataclass(frozen=True)
+class View:
+    """What is known of a job from its events so far. `max_steps` of None: not told yet."""
+
+    status: str = "queued"
+    step: int = 0
+    max_steps: int | None = None
+    loss: float | str | None = None
+    val_loss: float | str | None = None
+    tokens_per_s: float | None = None
+    first_val_loss: float | str | None = None
+    bits_per_byte: float | None = None
+    eta_s: float | None = None
+    activity: str = ""
+    last: tuple[datetime, int] | None = None  # time and number of the attempt's last step
+    pace_s: float | None = None  # seconds a step, the recent ones counting most
+
+    def after(self, event: Event) -> View:
+        """The view once an event has been taken in."""
+        kind = event["type"]
+        if kind == "status":
+            return replace(self, status=event.get("status", self.status))
+        known: dict[str, Any] = {key: event[key] for key in _COPIED if event.get(key) is not None}
+        if kind == "progress":
+            known["activity"] = f"{event.get('unit', 'done')} {event.get('done')}/{event.get('of')}"
+        elif kind in {"step", "validation", "prepared", "resumed", "rendered"}:
+            known["activity"] = ""
+        if kind in {"start", "resumed"}:
+            known |= {"last": None, "pace_s": None}
+        if kind == "validation" and self.first_val_loss is None:
+            known["first_val_loss"] = event.get("val_loss")
+        view = replace(self, **known)
+        return view._timed(event) if kind == "step" else view
+
+    def _timed(self, event: Event) -> View:
+        here = (datetime.fromisoformat(event["time"]), int(event["step"]))
+        if self.last is None or here[1] <= self.last[1]:
+            return replace(self, last=here)
+        pace_s = (here[0] - self.last[0]).total_seconds() / (here[1] - self.last[1])
+        pace_s = pace_s if self.pace_s is None else 0.9 * self.pace_s + 0.1 * pace_s
+        left_s = None if self.max_steps is None else pace_s * max(0, self.max_steps - here[1])
+        return replace(self, last=here, pace_s=pace_s, eta_s=left_s)
+
+    def line(self) -> str:
+        """Everything in a row."""
+        parts = [f"step {self.step}" + (f"/{self.max_steps}" if self.max_steps else "")]
+        parts += [f"loss {number(self.loss)}"] if self.loss is not None else []
+        parts += [f"val {number(self.val_loss)}"] if self.val_loss is not None else []
+        parts += [f"{self.tokens_per_s:,.0f} tokens/s"] if self.tokens_per_s else []
+        parts += [f"ETA {duration(self.eta_s)}"] if self.eta_s is not None else []
+        return "  ".join(parts)
+
+
+_COPIED = ("step", "max_steps", "loss", "val_loss", "tokens_per_s", "bits_per_byte")
+
+
+def follow(events: Iterable[Event], console: Console, *, start: View | None = None) -> View:
+    """Show events until they end.
+
+    Args:
+        events: Of one job, in order.
+        console: Where to; a bar is drawn only on a terminal.
+        start: What is known before the first event.
+
+    Returns:
+        What is known after the last.
+    """
+    view = start or View()
+    if console.is_terminal:
+        return _draw(events, console, view)
+    return _print(events, console, view)
+
+
+def describe(event: Event) -> str | None:
+    """An event that deserves a line of its own, for people; None for the others."""
+    kind = event["type"]
+    if kind == "status":
+        return f"job is {event.get('status')}" + (f": {_reason(event)}" if _reason(event) else "")
+    if kind == "validation":
+        bits = f"  {event['bits_per_byte']:.3f} bits a byte" if event.get("bits_per_byte") is not None else ""
+        return f"step {event.get('step')}  validation loss {number(event.get('val_loss'))}{bits}"
+    if kind == "sample":
+        return f"step {event.get('step')}  sample: " + " | ".join(str(text) for text in event.get("texts", ())[:1])
+    if kind == "checkpoint":
+        return f"step {event.get('step')}  saved {event.get('file')}"
+    if kind == "warning":
+        return f"warning: {event.get('detail')}"
+    if kind == "resumed":
+        return f"resumed from {event.get('file')} at step {event.get('step')}"
+    if kind == "end":
+        error = event.get("error")
+        return f"attempt {event.get('attempt')} {event.get('outcome')}" + (f": {error.get('detail')}" if error else "")
+    return None
+
+
+def log_line(event: Event) -> str:
+    """Any event as one line of a log."""
+    if event["type"] == "step":
+        rate = f"  {event['tokens_per_s']:,.0f} tokens/s" if event.get("tokens_per_s") else ""
+        said = f"step {event['step']}  loss {number(event.get('loss'))}  lr {number(event.get('lr'))}{rate}"
+    else:
+        rest = {k: v for k, v in event.items() if k not in {"seq", "time", "attempt", "type"}}
+        said = describe(event) or f"{event['type']} " + " ".join(f"{key}={value}" for key, value in rest.items())
+    return f"{event.get('time', '')}  {said}".replace("\n", " ").strip()
+
+
+def number(value: Any) -> str:
+    """A number with four digits; what is not finite by its name."""
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _reason(event: Event) -> str:
+    error = event.get("error")
+    return str(error.get("detail")) if isinstance(error, Mapping) else ""
+
+
+def _worth_a_line(events: Iterable[Event], view: View) -> Iterator[tuple[View, str | None]]:
+    for event in events:
+        before, view = view, view.after(event)
+        repeated = event["type"] == "status" and view.status == before.status and before.step > 0
+        yield view, None if repeated else describe(event)
+
+
+def _print(events: Iterable[Event], console: Console, view: View) -> View:
+    printed, last = 0.0, ""
+    for view, line in _worth_a_line(events, view):  # noqa: B020 - the view is what is folded
+        now = view.activity or view.line()
+        if line:
+            _say(console, line)
+        elif now != last and time.monotonic() - printed >= _PLAIN_EVERY_S:
+            _say(console, now)
+            printed, last = time.monotonic(), now
+    return view
+
+
+def _draw(events: Iterable[Event], console: Console, view: View) -> View:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=False) as progress:
+        task = progress.add_task(view.status, total=view.max_steps, completed=view.step, facts="")
+        for view, line in _worth_a_line(events, view):  # noqa: B020 - as above
+            if line:
+                _say(progress.console, line)
+            _update(progress, task, view)
+    return view
+
+
+def _update(progress: Progress, task: TaskID, view: View) -> None:
+    facts = view.activity or view.line()
+    progress.update(task, description=view.status, total=view.max_steps, completed=view.step, facts=facts)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

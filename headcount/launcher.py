@@ -1,0 +1,283 @@
+"""`headcount up`: Redis, train worker, inference process and API on one machine, under one parent.
+
+The parent holds the data directory by a lock, starts everything, restarts what dies, and on Ctrl-C stops API,
+inference and worker (a training saves its state first) and Redis last. Nothing of it outlives the parent: see
+`guard.py`. What is heavy is imported in the functions that need it, so `headcount --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from headcount import redis_server
+from headcount.processes import Family, Program
+from model_core.errors import ModelCoreError
+
+EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+
+_START_TIMEOUT_S, _DEATHS_AT_START = 180.0, 3
+_WORKER_GRACE_S, _REDIS_GRACE_S = 90.0, 15.0
+_API_GRACE_S = 5  # for open event streams
+_TICK_S = 0.1
+
+
+class CannotStart(ModelCoreError):
+    """What keeps the service from starting, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class UpOptions:
+    """Where to serve and what from.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        data: The data root; made if missing.
+        slots: Jobs at a time; None: one a GPU, at least one.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    data: Path = Path("data")
+    slots: int | None = None
+
+
+def up(options: UpOptions, say: Callable[[str], None]) -> int:
+    """Serve until asked to stop.
+
+    Args:
+        options: Where and what.
+        say: Tells the person something.
+
+    Returns:
+        The exit code: 0, or 130 if it was interrupted while starting.
+
+    Raises:
+        CannotStart: The port or the data directory is taken, or something does not come up.
+        NoRedis: There is no Redis to use.
+    """
+    asked = _Asked()
+    data = options.data.resolve()
+    with _held(data), asked.listening():
+        port = _free_port(options.host, options.port)
+        service = _Service(data, options.host, port, options.slots or default_slots(), _audible(say), asked)
+        try:
+            ready = service.start()
+            while not asked.to_stop:
+                service.family.tend()
+                time.sleep(_TICK_S)
+        finally:
+            service.stop()
+    return EXIT_DONE if ready else EXIT_INTERRUPTED
+
+
+def default_slots() -> int:
+    """One job a GPU, at least one."""
+    from worker.devices import find_gpus
+
+    return max(1, len(find_gpus()))
+
+
+class _Asked:
+    """Which signals came: one asks to stop, a second Ctrl-C asks not to wait."""
+
+    def __init__(self) -> None:
+        self._times: list[int] = []
+
+    @property
+    def to_stop(self) -> bool:
+        return bool(self._times)
+
+    @property
+    def to_hurry(self) -> bool:
+        return len(self._times) > 1 and self._times[-1] == signal.SIGINT
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._times.append(number)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class _Service:
+    data: Path
+    host: str
+    port: int
+    slots: int
+    say: Callable[[str], None]
+    asked: _Asked
+
+    def __post_init__(self) -> None:
+        self.family = Family(self.say)
+        self.socket: Path | None = None
+        shown = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host
+        self.url = f"http://[{shown}]:{self.port}" if ":" in shown else f"http://{shown}:{self.port}"
+
+    def start(self) -> bool:
+        """Start everything; whether it became ready before somebody asked to stop."""
+        began = time.monotonic()
+        redis_url = self._start_redis()
+        if self.asked.to_stop:
+            return False
+        for program in self._programs(redis_url):
+            self.family.start(program)
+        if not self._await("the service", lambda: _missing(self.url)):
+            return False
+        self.say(f"Headcount is up after {time.monotonic() - began:.0f} s: {self.url}")
+        self.say(f"data in {self.data}, logs in {self.data / 'logs'}, {self.slots} slot(s); Ctrl-C stops")
+        return True
+
+    def stop(self) -> None:
+        """Stop everything that was started; a training saves first, Redis goes last."""
+        if self.family.pids:
+            self.say("stopping; a training saves its state first (Ctrl-C again does not wait)")
+        self.family.stop(("api", "inference", "worker"), _WORKER_GRACE_S, lambda: self.asked.to_hurry)
+        self.family.stop(("redis",), _REDIS_GRACE_S, lambda: False)
+        self.family.close()
+        if self.socket is not None and self.socket.parent != self.data / "redis":
+            shutil.rmtree(self.socket.parent, ignore_errors=True)
+
+    def _start_redis(self) -> str:
+        given = os.environ.get("HEADCOUNT_REDIS_URL")
+        if given:
+            if not redis_server.answers(given):
+                raise redis_server.NoRedis("the Redis of HEADCOUNT_REDIS_URL does not answer; start it, or unset it")
+            return given
+        directory = self.data / "redis"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self.socket = redis_server.socket_path(directory)
+        url = redis_server.socket_url(self.socket)
+        argv = redis_server.arguments(redis_server.server_binary(), self.socket)
+        self.family.start(self._program("redis", argv, dict(os.environ), cwd=directory))
+        self._await("Redis", lambda: [] if redis_server.answers(url) else ["Redis"])
+        return url
+
+    def _programs(self, redis_url: str) -> Iterator[Program]:
+        environment = {
+            **os.environ, "HEADCOUNT_DATA": str(self.data), "HEADCOUNT_REDIS_URL": redis_url,
+            "HEADCOUNT_SLOTS": str(self.slots),
+        }  # fmt: skip
+        python = (sys.executable, "-m")
+        for name, argv in {
+            "worker": (
+                "celery", "-A", "worker.tasks", "worker", "-P", "threads", "-c", str(self.slots),
+                "-l", "INFO", "--without-gossip", "--without-mingle",
+            ),
+            "inference": ("worker.inference", "--host", "127.0.0.1", "--port", "0"),
+            "api": (
+                "uvicorn", "service.app:app", "--host", self.host, "--port", str(self.port),
+                "--timeout-graceful-shutdown", str(_API_GRACE_S),
+            ),
+        }.items():  # fmt: skip
+            yield self._program(name, (*python, *argv), environment)
+
+    def _program(
+        self, name: str, argv: tuple[str, ...], environment: dict[str, str], *, cwd: Path | None = None
+    ) -> Program:
+        return Program(name, argv, environment, self.data / "logs" / f"{name}.log", cwd)
+
+    def _await(self, what: str, missing: Callable[[], list[str]]) -> bool:
+        """Wait until nothing is missing; False if somebody asks to stop first."""
+        deadline, told = time.monotonic() + _START_TIMEOUT_S, ""
+        while awaited := missing():
+            if self.asked.to_stop:
+                return False
+            self._give_up_on_the_dead(what)
+            if time.monotonic() > deadline:
+                raise CannotStart(f"{what} was not ready in time; still awaited: {', '.join(awaited)}")
+            message = f"waiting for {', '.join(awaited)}"
+            if message != told:
+                self.say(message)
+                told = message
+            self.family.tend()
+            time.sleep(_TICK_S)
+        return True
+
+    def _give_up_on_the_dead(self, what: str) -> None:
+        for name, program in self.family.programs.items():
+            if self.family.deaths(name) >= _DEATHS_AT_START:
+                said = f"{program.log} says: {program.last_words()}"
+                raise CannotStart(f"{what} did not start: {name} keeps ending; {said}")
+
+
+def _missing(url: str) -> list[str]:
+    """What the service says it still waits for."""
+    import httpx
+
+    try:
+        reply = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        return ["the API"]
+    if reply.status_code == httpx.codes.OK:
+        return []
+    try:
+        checks: dict[str, dict[str, object]] = reply.json().get("checks", {})
+    except ValueError:
+        checks = {}
+    return [name.replace("_", " ") for name, check in checks.items() if not check["ok"]] or ["the service"]
+
+
+@contextlib.contextmanager
+def _held(data: Path) -> Iterator[None]:
+    """Hold the data directory; the kernel lets go when the process ends."""
+    if os.name == "nt":
+        raise CannotStart("headcount up needs Linux or macOS; on Windows use WSL2 or Docker")
+    import fcntl
+
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        lock: IO[str] = (data / "up.lock").open("a+")
+    except OSError as error:
+        raise CannotStart(f"cannot use data directory {data}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise CannotStart(f"data directory {data} is in use by another headcount up (process {holder})") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _free_port(host: str, port: int) -> int:
+    """Check that the port can be had; 0 becomes a free one."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CannotStart(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from None
+
+
+def _audible(say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say` that survives a closed terminal: a message nobody hears must not keep us from stopping."""
+
+    def attempt(message: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            say(message)
+
+    return attempt

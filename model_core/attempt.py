@@ -1,0 +1,188 @@
+"""One process's turn at a job: its events, its log, and how it ended.
+
+Whatever happens inside ends as an exit code, an `end` event and an outcome file; whoever started the process
+reads the file, not the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from model_core.errors import AttemptSuperseded, ModelCoreError, NonFiniteLoss, RunBusy
+from model_core.records.events import EventWriter, finite, last_event
+from model_core.records.files import now, write_json
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, BAD_INPUT, STOPPED, BUSY = 0, 1, 2, 75, 76
+_BAD_INPUT_CODES = frozenset(
+    {
+        "invalid_config", "not_available", "malformed_body", "invalid_parameter", "unknown_preset", "run_exists",
+        "run_not_found", "dataset_not_ready", "checkpoint_mismatch", "checkpoint_not_found", "checkpoint_not_ready",
+        "invalid_data",
+    }
+)  # fmt: skip
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Arguments of a program that says what is wrong with them on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with the exit code of bad input."""
+        self.exit(BAD_INPUT, f"error: {message}; see --help\n")
+
+
+class Attempt:
+    """Records what one process does.
+
+    Attributes:
+        number: Grows with every attempt at the same directory.
+        facts: Added to the `end` event and to the outcome.
+        outcome: ``succeeded``, ``failed`` or ``stopped``, once it is known.
+    """
+
+    def __init__(self, directory: Path, number: int) -> None:
+        self._directory, self.number = directory, number
+        self._events = EventWriter(directory / "events.jsonl", number)
+        self.facts: dict[str, Any] = {}
+        self.outcome: str | None = None
+
+    def emit(self, type: str, **fields: Any) -> dict[str, Any]:  # noqa: A002 - the name on disk
+        """Write an event; a warning goes to the log too."""
+        if type == "warning":
+            log.warning("%s: %s", fields["code"], fields["detail"])
+        return self._events.append(type, **fields)
+
+    def finish(self, outcome: str, error: dict[str, Any] | None = None) -> None:
+        """Write the `end` event and the outcome file."""
+        self.outcome = outcome
+        record = {"schema_version": 1, "attempt": self.number, "outcome": outcome, "error": error, "time": now()}
+        try:
+            self.emit("end", outcome=outcome, error=error, **self.facts)
+            self._events.close()
+        finally:
+            write_json(self._directory / "outcome.json", finite({**record, **self.facts}))
+
+
+def make_attempt(directory: Path, number: int, body: Callable[[Attempt], int], *, log_to_file: bool = True) -> int:
+    """Do the work and record how it ended, whatever becomes of it.
+
+    Args:
+        directory: Where events.jsonl, outcome.json and logs/log.txt lie.
+        number: The attempt's.
+        body: The work; it returns the exit code, and has finished the attempt unless that is 0.
+        log_to_file: Whether log lines go to logs/log.txt too.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        RunBusy: The directory belongs to another process; nothing more is written there.
+        AttemptSuperseded: Likewise.
+    """
+    attempt = Attempt(directory, number)
+    with _log_file(directory / "logs" / "log.txt") if log_to_file else contextlib.nullcontext():
+        try:
+            code = body(attempt)
+        except (AttemptSuperseded, RunBusy):
+            raise
+        except Exception as error:
+            log.error("attempt failed number=%d", number, exc_info=not isinstance(error, ModelCoreError))
+            attempt.finish("failed", describe(error))
+            return _say(error)
+        if attempt.outcome is None:
+            attempt.finish("succeeded")
+        return code
+
+
+def refuse(directory: Path, number: int, error: ModelCoreError) -> None:
+    """Record that an attempt ended before it could begin."""
+    record = {"schema_version": 1, "attempt": number, "outcome": "failed", "error": describe(error), "time": now()}
+    write_json(directory / "outcome.json", record)
+
+
+def next_attempt(events: Path) -> int:
+    """The number of an attempt made by hand: one more than the last in the file."""
+    last = last_event(events)
+    return (last["attempt"] if last else 0) + 1
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as it stands in a record: code, detail, step, hint."""
+    code, hint, detail = "internal_error", None, f"{type(error).__name__}: {error}"
+    if isinstance(error, ModelCoreError):
+        code, hint, detail = error.code, error.hint, str(error)
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        code, detail = "cuda_oom", str(error).partition("\n")[0] or type(error).__name__
+        hint = "halve training.batch_size, or shorten training.sequence_length; total_batch_size can stay"
+    return {
+        "code": code,
+        "detail": detail,
+        "step": error.step if isinstance(error, NonFiniteLoss) else None,
+        "hint": hint,
+    }
+
+
+def exit_code(main: Callable[[], int], on_refusal: Callable[[ModelCoreError], None] | None = None) -> int:
+    """Run a program's body; errors become one line on stderr and an exit code.
+
+    Args:
+        main: The body.
+        on_refusal: Told about what kept it from beginning, unless that is another process.
+    """
+    try:
+        return main()
+    except (AttemptSuperseded, RunBusy) as error:
+        return _say(error)
+    except ModelCoreError as error:
+        if on_refusal is not None:
+            on_refusal(error)
+        return _say(error)
+    except Exception as error:  # noqa: BLE001 - the edge of the process: a person sees a line, not a trace
+        return _say(error)
+
+
+def _say(error: Exception) -> int:
+    """Put an error on stderr, on one line; returns the exit code that it means."""
+    facts = describe(error)
+    hint = f" ({facts['hint']})" if facts["hint"] else ""
+    print(f"error: {' '.join(facts['detail'].split())}{hint}", file=sys.stderr)  # noqa: T201 - the command's voice
+    if isinstance(error, AttemptSuperseded | RunBusy):
+        return BUSY
+    return BAD_INPUT if facts["code"] in _BAD_INPUT_CODES else FAILED
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def log_to_stderr(*, verbose: bool) -> None:
+    """Tell a person what happens, a line an event; on a terminal only what is wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_WithoutTrace("%(asctime)s %(message)s"))
+    if not verbose or sys.stderr.isatty():
+        handler.setLevel(logging.WARNING)  # on a terminal the progress bar speaks
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class _WithoutTrace(logging.Formatter):
+    """A person gets one line; the log file has the trace."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text.partition("\n")[0]

@@ -1,0 +1,241 @@
+"""The configuration of an experiment: one frozen tree, section by section the YAML file.
+
+Every key has a default, so a preset states only what differs. A section checks what it can know alone; what
+two sections must agree on stands in `rules.py`, and `loading.py` is the one door that applies both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+GPT2_VOCABULARY = 50257
+
+Name = Annotated[str, StringConstraints(strict=True, pattern=NAME_PATTERN)]
+Whole = Annotated[int, Field(strict=True)]  # true and "3" are not numbers
+Heads = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+Real = Annotated[float, Field(allow_inf_nan=False)]  # the text 1e-8, as YAML 1.1 reads it, is a number
+
+
+class Config(BaseModel):
+    """A frozen section that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def divisors(n: int) -> tuple[int, ...]:
+    """Every head count that divides a width of `n`, ascending."""
+    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return tuple(sorted({*small, *(n // d for d in small)}))
+
+
+class ModelConfig(Config):
+    """Shape of one GPT-2."""
+
+    n_layer: Whole = Field(default=12, ge=1, le=1000)
+    n_head: Heads = 12
+    n_embd: Whole = Field(default=768, ge=1, le=65_536)
+    vocab_size: Whole = Field(default=50304, ge=1, le=2**24)
+    block_size: Whole = Field(default=1024, ge=1, le=2**17)
+    n_head_list: tuple[Heads, ...] | None = Field(default=None, max_length=1000)  # wins over n_head
+    head_dim: Whole | None = Field(default=None, ge=1, le=65_536)  # None: n_embd / heads, layer by layer
+    dropout: Real = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Head count of every layer."""
+        return self.n_head_list if self.n_head_list is not None else (self.n_head,) * self.n_layer
+
+    @property
+    def head_dims(self) -> tuple[int, ...]:
+        """Head size of every layer."""
+        return tuple(self.head_dim or self.n_embd // heads for heads in self.heads)
+
+    @model_validator(mode="after")
+    def _one_entry_a_layer(self) -> Self:
+        if self.n_head_list is not None and len(self.n_head_list) != self.n_layer:
+            detail = f"has {len(self.n_head_list)} entries for n_layer {self.n_layer}; give one head count a layer"
+            raise _misfit("n_head_list", detail, list(self.n_head_list))
+        return self
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        wrong = [] if self.head_dim else [(i, h) for i, h in enumerate(self.heads) if self.n_embd % h]
+        if not wrong:
+            return self
+        if self.n_head_list is None:
+            raise _misfit("n_head", _why(self.n_head, self.n_embd), self.n_head, _nearest(self.n_head, self.n_embd))
+        details = "; ".join(f"layer {i}: {_why(h, self.n_embd)}" for i, h in wrong)
+        raise _misfit("n_head_list", details, list(self.n_head_list), _nearest(wrong[0][1], self.n_embd))
+
+
+def _why(heads: int, n_embd: int) -> str:
+    near = " or ".join(map(str, _nearest(heads, n_embd)))
+    return f"{heads} heads do not divide n_embd {n_embd}; the nearest counts that do are {near}"
+
+
+def _nearest(heads: int, n_embd: int) -> tuple[int, ...]:
+    valid = divisors(n_embd)
+    below, above = [d for d in valid if d <= heads], [d for d in valid if d > heads]
+    return (*below[-1:], *above[:1])
+
+
+def _misfit(field: str, detail: str, value: object, nearest: tuple[int, ...] = ()) -> PydanticCustomError:
+    context = {"field": field, "value": value, "nearest": nearest}
+    return PydanticCustomError("misfit", "{detail}", {"detail": detail, **context})
+
+
+class TrainingConfig(Config):
+    """One optimizer update and how many of them."""
+
+    batch_size: Whole = Field(default=16, ge=1, le=2**20)  # rows of one micro batch
+    sequence_length: Whole = Field(default=1024, ge=1, le=2**17)
+    total_batch_size: Whole = Field(default=524_288, ge=1, le=2**40)  # tokens of one step
+    max_lr: Real = Field(default=6e-4, gt=0)
+    min_lr: Real = Field(default=6e-5, ge=0)
+    warmup_steps: Whole = Field(default=715, ge=0)
+    max_steps: Whole = Field(default=19_073, ge=1, le=2**40)
+    max_tokens: Whole | None = Field(default=None, ge=1)
+    max_epochs: Real | None = Field(default=None, gt=0)
+    weight_decay: Real = Field(default=0.1, ge=0)
+    grad_clip: Real = Field(default=1.0, ge=0)  # 0: no clipping
+    eps: Real = Field(default=1e-8, gt=0)
+    on_oom: Literal["fail", "halve"] = "fail"
+    gradient_checkpointing: bool = False
+
+
+class BpeTokenizer(Config):
+    """A byte-level BPE trained on the dataset's own training split."""
+
+    type: Literal["bpe"]
+    vocab_size: Whole = Field(default=1024, ge=257, le=2**16)
+
+
+def _is_trained(value: object) -> str:
+    return "bpe" if isinstance(value, dict | BpeTokenizer) else "gpt2"
+
+
+TokenizerChoice = Annotated[
+    Annotated[Literal["gpt2"], Tag("gpt2")] | Annotated[BpeTokenizer, Tag("bpe")], Discriminator(_is_trained)
+]
+
+
+class DataConfig(Config):
+    """Which tokens, and where they come from when they are missing."""
+
+    data_dir: str = "./babylm_data"
+    train_file: str = "babylm_train.npy"
+    val_file: str = "babylm_val.npy"
+    test_file: str = "babylm_test.npy"
+    dataset: Name | None = None  # None: the prefix of train_file
+    source: str | None = None
+    revision: str | None = None
+    text_column: str = "text"
+    split: tuple[Real, Real, Real] = (0.90, 0.09, 0.01)
+    dedupe: bool = False
+    shuffle: Literal["none", "block"] = "block"
+    tokenizer: TokenizerChoice = "gpt2"
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset's name: given, or what stands before ``_train.npy``."""
+        return self.dataset or self.train_file.removesuffix(".npy").removesuffix("_train")
+
+
+class ExecutionConfig(Config):
+    """What one run of the program does."""
+
+    train: bool = True
+    test: bool = False
+    use_compile: bool = False
+
+
+class EvaluationConfig(Config):
+    """What happens every so many steps."""
+
+    val_loss_every: Whole = Field(default=250, ge=1)
+    val_max_steps: Whole = Field(default=20, ge=1)
+    sample_every: Whole = Field(default=250, ge=1)
+    sample_num: Whole = Field(default=4, ge=0, le=256)
+    sample_length: Whole = Field(default=32, ge=1, le=2**17)
+    sample_top_k: Whole = Field(default=50, ge=0, le=2**24)
+    sample_temperature: Real = Field(default=1.0, ge=0, le=1000)
+    checkpoint_every: Whole = Field(default=5000, ge=1)
+    max_checkpoints_to_keep: Whole = Field(default=5, ge=1)
+
+
+class OutputConfig(Config):
+    """Where runs and pictures go when there is no data root."""
+
+    exp_dir: str = "./exp"
+    attention_dir: str = "./attention_outputs"
+
+
+class DeviceConfig(Config):
+    """The hardware asked for; the run's `start` event says what was used."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    seed: Whole = Field(default=1337, ge=0, lt=2**63)
+    threads: Whole | None = Field(default=None, ge=1, le=1024)  # None: the machine's cores
+    tf32: bool = True
+    attention_backend: Literal["auto", "flash", "efficient", "math"] = "auto"
+
+
+class CheckpointConfig(Config):
+    """Which states of a run are kept."""
+
+    save_best: bool = True
+    save_final: bool = True
+    load_checkpoint: str | None = None  # RUN[/FILE]
+    resume_every_minutes: Real = Field(default=10.0, gt=0)
+
+
+class TestingConfig(Config):
+    """Test loss and attention pictures of a trained run."""
+
+    __test__ = False  # not a test class, whatever its name
+
+    checkpoint_path: str = "model_best.pt"  # best, final, latest, step=N or a file name
+    num_test_samples: Whole = Field(default=10, ge=0, le=100_000)
+    test_sample_length: Whole = Field(default=512, ge=1, le=2**17)
+    max_seq_len_viz: Whole = Field(default=50, ge=1, le=2**17)  # tokens drawn
+    format: Literal["png", "svg", "pdf"] = "png"
+    cmap: str = "viridis"
+    dpi: Whole = Field(default=150, ge=10, le=600)
+    label_max_tokens: Whole = Field(default=20, ge=0)
+
+
+class LoggingConfig(Config):
+    """What is written while a run goes on."""
+
+    log_interval: Whole = Field(default=1, ge=1)
+    log_to_file: bool = True
+    verbose: bool = True
+    tensorboard: bool = False
+    wandb: Literal["off", "offline", "online"] = "off"
+
+
+class ExperimentConfig(Config):
+    """Everything that decides what a run is. Built by `loading.parse_config`, which applies every rule."""
+
+    schema_version: Literal[1] = 1
+    experiment_name: Name = "baseline"
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig = DataConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: OutputConfig = OutputConfig()
+    device: DeviceConfig = DeviceConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    testing: TestingConfig = TestingConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def accumulation(self) -> int:
+        """Micro batches in one optimizer step of one process."""
+        return self.training.total_batch_size // (self.training.batch_size * self.training.sequence_length)

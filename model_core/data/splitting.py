@@ -1,0 +1,53 @@
+"""Which document goes to which split.
+
+Every block of a hundred documents is dealt by the shares, in an order that the seed and the block's number give,
+so a split is exact, needs no second look at the corpus, and does not depend on how many documents follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from model_core.records.dataset import SPLITS
+
+BLOCK = 100  # documents that are dealt together
+
+
+def assigned(documents: Iterable[str], shares: Sequence[float], seed: int) -> Iterator[tuple[str, str]]:
+    """Give every document its split.
+
+    Args:
+        documents: In order; at most a block of them is held.
+        shares: Of training, validation and test documents; they sum to 1.
+        seed: Decides which documents of a block go where.
+
+    Yields:
+        Split and document, in the order of the documents.
+    """
+    remaining = iter(documents)
+    number = 0
+    while block := list(islice(remaining, BLOCK)):
+        yield from zip(_dealt(len(block), shares, seed, number), block, strict=True)
+        number += 1
+
+
+def apportion(count: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to `count` and follow the shares, by largest remainder."""
+    exact = [round(count * share, 9) for share in shares]  # 100 * 0.09 is not 9 in binary
+    whole = [int(number) for number in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (whole[i] - exact[i], i))
+    for i in by_remainder[: count - sum(whole)]:
+        whole[i] += 1
+    return whole
+
+
+def _dealt(count: int, shares: Sequence[float], seed: int, block: int) -> list[str]:
+    splits = [split for split, n in zip(SPLITS, apportion(count, shares), strict=True) for _ in range(n)]
+    # by hash and not by a library's generator: those may change from version to version
+    order = sorted(range(count), key=lambda i: hashlib.sha256(f"{seed}/{block}/{i}".encode()).digest())
+    dealt = [""] * count
+    for place, split in zip(order, splits, strict=True):
+        dealt[place] = split
+    return dealt

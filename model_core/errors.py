@@ -1,0 +1,217 @@
+"""What can go wrong in model_core, each with a code that is stable for programs.
+
+A message names the offending value and what would be right. The command line prints it on one line, the
+service turns it into a problem document; neither needs a stack trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """One wrong value of a configuration or a request.
+
+    Attributes:
+        pointer: Where, as a JSON pointer (RFC 6901), for example ``/model/n_embd``.
+        detail: What is wrong and what would be right.
+        value: The value as given; None when it is missing.
+        nearest: Values or keys close to the given one that would be accepted.
+        code: ``invalid`` or ``not_available`` (a feature that is not built).
+    """
+
+    pointer: str
+    detail: str
+    value: Any = None
+    nearest: tuple[Any, ...] = ()
+    code: str = "invalid"
+
+
+class ModelCoreError(Exception):
+    """Base of every error that a caller can act on."""
+
+    code: ClassVar[str] = "failed"
+    hint: str | None = None
+
+
+class InvalidConfig(ModelCoreError):
+    """A configuration with wrong values: all of them, not the first alone."""
+
+    code = "invalid_config"
+
+    def __init__(self, problems: tuple[FieldProblem, ...]) -> None:
+        super().__init__("; ".join(f"{p.pointer}: {p.detail}" for p in problems))
+        self.problems = problems
+
+
+class NotAvailable(InvalidConfig):
+    """A configuration that is right, but asks for a feature that this version does not have."""
+
+    code = "not_available"
+
+
+class MalformedConfig(ModelCoreError):
+    """Text that is not YAML, or YAML that is not a mapping."""
+
+    code = "malformed_body"
+
+
+class ConfigFileNotFound(ModelCoreError):
+    """There is no file at that path."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"no configuration file at {path.resolve()}; presets stand in configs/, ending in .yaml")
+
+
+class UnknownPreset(ModelCoreError):
+    """No preset has that name."""
+
+    code = "unknown_preset"
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"no preset {name!r}; there are: {', '.join(known)}")
+
+
+class InvalidParameter(ModelCoreError):
+    """An argument outside what is allowed."""
+
+    code = "invalid_parameter"
+
+
+class RunExists(ModelCoreError):
+    """The name is taken: a run is created once."""
+
+    code = "run_exists"
+
+    def __init__(self, run: str, next_free: str) -> None:
+        super().__init__(f"run {run!r} exists; the next free name is {next_free!r}")
+        self.run, self.next_free = run, next_free
+        self.hint = f"take another name (run={next_free}); by hand, --resume goes on with the run that exists"
+
+
+class RunNotFound(ModelCoreError):
+    """No run has that name."""
+
+    code = "run_not_found"
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"no run {run!r}")
+
+
+class RunBusy(ModelCoreError):
+    """Another process holds the run's lock."""
+
+    code = "run_busy"
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"run {run!r} is held by another process")
+
+
+class AttemptSuperseded(ModelCoreError):
+    """A later attempt has taken the run: this process must not publish anything more."""
+
+    code = "run_busy"
+
+    def __init__(self, run: str, mine: int, current: int) -> None:
+        super().__init__(f"attempt {mine} of run {run!r} was superseded by attempt {current}")
+
+
+class CheckpointNotReady(ModelCoreError):
+    """The run exists and has no checkpoint yet."""
+
+    code = "checkpoint_not_ready"
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"run {run!r} has no checkpoint yet")
+
+
+class CheckpointNotFound(ModelCoreError):
+    """The run has checkpoints, but not that one."""
+
+    code = "checkpoint_not_found"
+
+    def __init__(self, run: str, wanted: str, present: tuple[str, ...]) -> None:
+        super().__init__(f"run {run!r} has no checkpoint {wanted!r}; it has: {', '.join(present)}")
+
+
+class CheckpointDamaged(ModelCoreError):
+    """The bytes of a checkpoint are not those that were written."""
+
+    code = "checkpoint_damaged"
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"checkpoint {file!r} is damaged: {reason}")
+
+
+class CheckpointMismatch(ModelCoreError):
+    """A written configuration and the checkpoint's own differ."""
+
+    code = "checkpoint_mismatch"
+
+
+class DatasetNotReady(ModelCoreError):
+    """A dataset's files are missing, and the configuration names no source to make them from."""
+
+    code = "dataset_not_ready"
+
+
+class ExampleNotFound(ModelCoreError):
+    """The dataset has no test example of that number."""
+
+    code = "example_not_found"
+
+    def __init__(self, dataset: str, example: str, count: int) -> None:
+        super().__init__(f"dataset {dataset!r} has no test example {example!r}; they are numbered 0 to {count - 1}")
+
+
+class InvalidData(ModelCoreError):
+    """A data file that cannot be what it should be."""
+
+    code = "invalid_data"
+
+
+class PromptTooLong(ModelCoreError):
+    """More prompt tokens than the model has positions."""
+
+    code = "prompt_too_long"
+
+    def __init__(self, tokens: int, block_size: int) -> None:
+        super().__init__(f"the prompt has {tokens} tokens; the model takes at most {block_size}")
+
+
+class AttentionTooLarge(ModelCoreError):
+    """Attention weights that would not fit in memory."""
+
+    code = "attention_too_large"
+
+
+class DeviceUnavailable(ModelCoreError):
+    """The configuration names a device or a number format that this machine does not have."""
+
+    code = "invalid_parameter"
+
+
+class NonFiniteLoss(ModelCoreError):
+    """Training diverged."""
+
+    code = "non_finite_loss"
+
+    def __init__(self, step: int, loss: float, grad_norm: float | None) -> None:
+        norm = "unknown" if grad_norm is None else f"{grad_norm:.4g}"
+        super().__init__(f"the loss is {loss:.6g} at step {step}, the gradient norm {norm}")
+        self.hint = "lower training.max_lr, keep training.grad_clip above 0, or use device.dtype float32"
+        self.step = step
+
+
+class DiskFull(ModelCoreError):
+    """No space is left; the previous file is intact."""
+
+    code = "disk_full"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"no space is left to write {path.name!r}; the previous file is intact")

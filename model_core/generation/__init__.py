@@ -1,0 +1,1 @@
+"""Text out of a trained model: a key-value cache, sampling, and an engine that decodes many requests together."""

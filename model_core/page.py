@@ -1,0 +1,250 @@
+"""Where everything lies on a picture, in pixels, before anything is drawn.
+
+A page is square panels (one a head), captions and a colour bar. Both ways of drawing it, numpy for PNG and
+matplotlib for SVG and PDF, follow the same page, so they cannot disagree.
+
+Shapes: H heads of one layer, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from model_core.config import TestingConfig
+from model_core.errors import InvalidParameter
+
+FORMATS = ("png", "svg", "pdf")
+COLUMNS, SHEET_COLUMNS = 4, 16
+MAX_PIXELS = 2**26
+_MIN_DPI, _MAX_DPI = 10, 600
+_INK, _MUTED = "0.10", "0.42"
+
+
+@dataclass(frozen=True)
+class PictureStyle:
+    """How a picture looks; refuses what cannot be drawn.
+
+    Attributes:
+        format: png, svg or pdf.
+        cmap: Name of a matplotlib colour map.
+        dpi: Pixels an inch.
+        label_max_tokens: Up to so many tokens are written at the axes; more are counted.
+    """
+
+    format: str = "png"
+    cmap: str = "viridis"
+    dpi: int = 150
+    label_max_tokens: int = 20
+
+    def __post_init__(self) -> None:
+        from matplotlib import colormaps  # heavy: loaded when something is drawn
+
+        _refuse_unknown("format", self.format, FORMATS)
+        _refuse_unknown("cmap", self.cmap, tuple(colormaps))
+        if not _MIN_DPI <= self.dpi <= _MAX_DPI:
+            near = min(max(self.dpi, _MIN_DPI), _MAX_DPI)
+            raise InvalidParameter(f"dpi {self.dpi} is not {_MIN_DPI} to {_MAX_DPI}; the nearest is {near}")
+        if self.label_max_tokens < 0:
+            raise InvalidParameter(f"label_max_tokens {self.label_max_tokens} is below 0; the nearest is 0")
+
+    @classmethod
+    def of(cls, testing: TestingConfig) -> PictureStyle:
+        """The style that a configuration asks for."""
+        return cls(testing.format, testing.cmap, testing.dpi, testing.label_max_tokens)
+
+    def with_dpi(self, dpi: int) -> PictureStyle:
+        """The same at another resolution."""
+        return replace(self, dpi=dpi)
+
+
+def _refuse_unknown(what: str, value: str, known: Sequence[str]) -> None:
+    if value in known:
+        return
+    by_name = {name.lower(): name for name in known}
+    near = [by_name[name] for name in get_close_matches(str(value).lower(), by_name, n=1, cutoff=0.0)]
+    offer = f"; there are {', '.join(known)}" if len(known) < 10 else ""
+    raise InvalidParameter(f"{what} {value!r} is not known; the nearest is {near[0]!r}{offer}")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of pixels; y counts from the top."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A line of text whose baseline starts at a point."""
+
+    x: int
+    y: int
+    text: str
+    points: float
+    bold: bool = False
+    color: str = _INK
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Pixels around a panel for its ticks and axis labels."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """One picture.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        dpi: Pixels an inch.
+        panels: Squares of one size, in the order of the heads.
+        captions: Every text that is no axis label.
+        bar: The colour bar's gradient.
+        bar_frame: The bar with its ticks and name.
+        margins: Room around each panel for its axes; None where panels have none.
+    """
+
+    width: int
+    height: int
+    dpi: int
+    panels: tuple[Box, ...]
+    captions: tuple[Caption, ...]
+    bar: Box
+    bar_frame: Box
+    margins: Margins | None = None
+
+    @property
+    def fitting_dpi(self) -> int:
+        """Its resolution, or the largest at which it is not too many pixels."""
+        return min(self.dpi, int(self.dpi * math.sqrt(MAX_PIXELS / (self.width * self.height))))
+
+    def checked(self) -> Page:
+        """Itself.
+
+        Raises:
+            InvalidParameter: Too many pixels; the message names a resolution that fits.
+        """
+        if self.fitting_dpi < self.dpi:
+            raise InvalidParameter(
+                f"dpi {self.dpi} makes a picture of {self.width} x {self.height} pixels, and {MAX_PIXELS:,} is the "
+                f"most; the nearest dpi is {self.fitting_dpi}"
+            )
+        return self
+
+
+def layer_page(
+    heads: Sequence[int], *, title: str, notes: Sequence[str], dpi: int, labelled: bool, side_in: float = 3.2
+) -> Page:
+    """Lay out the heads of a layer in at most four columns and as many rows as they need.
+
+    Args:
+        heads: Numbers of the heads.
+        title: Top line.
+        notes: What stands below it, in as many lines as it takes.
+        dpi: Pixels an inch.
+        labelled: Whether tokens are written at the axes, which takes more room.
+        side_in: Inches of a panel.
+    """
+    columns = min(COLUMNS, len(heads))
+    rows = math.ceil(len(heads) / columns)
+    around = (0.98, 0.34, 0.14, 0.98) if labelled else (0.62, 0.34, 0.14, 0.62)
+    margins = Margins(*(_px(inches, dpi) for inches in around))
+    side = _px(side_in, dpi)
+    cell_w, cell_h = margins.left + side + margins.right, margins.top + side + margins.bottom
+    header = _Header(title, notes, margins.left, margins.left + columns * cell_w, dpi)
+    panels = tuple(
+        Box(margins.left + n % columns * cell_w, header.height + n // columns * cell_h + margins.top, side, side)
+        for n in range(len(heads))
+    )
+    names = (
+        Caption(panel.x, panel.y - _px(0.09, dpi), f"Head {head}", 10, color="0.25")
+        for head, panel in zip(heads, panels, strict=True)
+    )
+    bar, frame = _bar(columns * cell_w + _px(0.12, dpi), panels[0].y, side, dpi)
+    height = header.height + rows * cell_h + _px(0.08, dpi)
+    return Page(
+        frame.x + frame.width, height, dpi, panels, (*header.captions(), *names), bar, frame, margins
+    )  # fmt: skip
+
+
+def sheet_page(heads: Sequence[int], *, title: str, notes: Sequence[str], dpi: int) -> Page:
+    """Lay out every head of every layer small: a row a layer, broken after sixteen heads.
+
+    Args:
+        heads: Head count of every layer.
+        title: Top line.
+        notes: What stands below it.
+        dpi: Pixels an inch.
+    """
+    columns = min(SHEET_COLUMNS, max(heads))
+    left, name, gap, between = (_px(inches, dpi) for inches in (1.0, 0.2, 0.09, 0.12))
+    side = _px(min(1.7, max(0.62, 11.0 / columns - 0.09)), dpi)
+    right = left + columns * (side + gap)
+    header = _Header(title, notes, _px(0.28, dpi), right, dpi)
+    panels: list[Box] = []
+    captions = [*header.captions()]
+    y = header.height + _px(0.06, dpi)
+    for layer, count in enumerate(heads):
+        middle = y + name + side // 2
+        captions.append(Caption(_px(0.28, dpi), middle, f"Layer {layer}", 9, bold=True))
+        captions.append(Caption(_px(0.28, dpi), middle + _px(0.17, dpi), _counted(count, "head"), 7, color=_MUTED))
+        for head in range(count):
+            x, top = left + head % columns * (side + gap), y + head // columns * (name + side) + name
+            panels.append(Box(x, top, side, side))
+            captions.append(Caption(x, top - _px(0.045, dpi), str(head), 6, color=_MUTED))
+        y += math.ceil(count / columns) * (name + side) + between
+    bar, frame = _bar(right + _px(0.06, dpi), panels[0].y, min(_px(2.4, dpi), y - between - panels[0].y), dpi)
+    return Page(frame.x + frame.width, y + _px(0.12, dpi), dpi, tuple(panels), tuple(captions), bar, frame)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+class _Header:
+    """Title and notes; the notes break between each other, not inside, unless one alone is too long."""
+
+    def __init__(self, title: str, notes: Sequence[str], x: int, right: int, dpi: int) -> None:
+        self._title, self._x, self._dpi = title, x, dpi
+        room = max(20, int((right - x) / dpi * 72 / (9 * 0.58)))  # characters of 9 points, a bit wide
+        self._lines = list(_packed(notes, room))
+        self.height = _px(0.62 + 0.19 * len(self._lines), dpi)
+
+    def captions(self) -> Iterator[Caption]:
+        yield Caption(self._x, _px(0.42, self._dpi), self._title, 15, bold=True)
+        for number, line in enumerate(self._lines):
+            yield Caption(self._x, _px(0.66 + 0.19 * number, self._dpi), line, 9, color=_MUTED)
+
+
+def _packed(notes: Sequence[str], room: int) -> Iterator[str]:
+    line = ""
+    for note in notes:
+        short = note if len(note) <= room else note[: room - 1] + "…"
+        if line and len(line) + 3 + len(short) > room:
+            yield line
+            line = ""
+        line = f"{line} · {short}" if line else short
+    if line:
+        yield line
+
+
+def _bar(x: int, y: int, height: int, dpi: int) -> tuple[Box, Box]:
+    bar = Box(x + _px(0.06, dpi), y, _px(0.16, dpi), height)
+    around = _px(0.1, dpi)  # half a line of the outermost ticks
+    return bar, Box(x, y - around, _px(0.95, dpi), height + 2 * around)
+
+
+def _px(inches: float, dpi: int) -> int:
+    return max(1, round(inches * dpi))

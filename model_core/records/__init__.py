@@ -1,0 +1,1 @@
+"""What lies on disk: the only owner of file names, formats and atomic writes."""

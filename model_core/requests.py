@@ -1,0 +1,160 @@
+"""What can be asked of a trained model, and what comes back: text, or where its heads look.
+
+The same classes check a query string, a JSON body and a call from Python, so bounds stand in one place. Free of
+torch: the API checks a request with them before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
+
+from model_core.config import Config, Name, Real
+
+MAX_PROMPT_CHARACTERS = 200_000  # on a million spaces the pattern of GPT-2 overflows its stack
+_DRAWN_SEEDS = 2**32  # small enough to be exact in every JSON reader
+
+
+def _refuse_booleans(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+# A query string has only text, so "20" counts as a number here, unlike in a configuration.
+Count = Annotated[int, BeforeValidator(_refuse_booleans)]
+Number = Annotated[Real, BeforeValidator(_refuse_booleans)]
+Wanted = Annotated[str, Field(min_length=1, max_length=100)]  # best, final, latest, step=N or a file name
+ExampleId = Annotated[str, BeforeValidator(_number_as_text), Field(pattern=r"^(0|[1-9][0-9]{0,11}|t_[0-9a-f]{8,64})$")]
+
+
+class Decoding(Config):
+    """How a prompt is continued, whatever the model.
+
+    Attributes:
+        prompt: Text to continue; empty starts a new text.
+        max_new_tokens: At most so many; fewer when the model has no more positions.
+        temperature: Divides the scores; 0 always takes the most likely token.
+        top_k: Sample among so many of the most likely tokens; 0 takes all.
+        top_p: Sample among the most likely tokens that together have this probability.
+        seed: Decides every draw; None draws one, and the result says which.
+        n: Continuations of the same prompt.
+        stop: Texts that end a continuation; they are not part of it.
+        logprobs: For each token its log probability and that of so many others; None leaves them out.
+    """
+
+    prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS)
+    max_new_tokens: Count = Field(default=100, ge=1, le=2**17)
+    temperature: Number = Field(default=1.0, ge=0.0, le=1000.0)
+    top_k: Count = Field(default=50, ge=0, le=2**24)
+    top_p: Number = Field(default=1.0, gt=0.0, le=1.0)
+    seed: Count | None = Field(default=None, ge=0, lt=2**63)
+    n: Count = Field(default=1, ge=1, le=256)
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...], BeforeValidator(_one_or_many)] = (
+        Field(default=(), max_length=16)
+    )
+    logprobs: Count | None = Field(default=None, ge=0, le=20)
+
+    def seeded(self) -> Self:
+        """The same with a seed: the given one, or one drawn without touching any global generator."""
+        return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(_DRAWN_SEEDS)})
+
+
+class GenerateRequest(Decoding):
+    """Text wanted from a checkpoint of a run."""
+
+    run: Name
+    checkpoint: Wanted = "best"
+    stream: bool = False
+
+
+class TokenLogprob(Config):
+    """One token's log probability in nats, by the model itself: before temperature, top-k and top-p."""
+
+    token: int
+    text: str
+    logprob: float
+
+
+class ScoredToken(TokenLogprob):
+    """A generated token, and the likeliest ones of its place."""
+
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Choice(Config):
+    """One continuation.
+
+    Attributes:
+        index: Which of the n.
+        text: What was written, without the prompt; cut before a stop text.
+        tokens: Ids of that text; after a cut, the last one may reach over it. The end-of-text id is not among them.
+        finish_reason: ``stop`` (end of text, or a stop text) or ``length``.
+        logprobs: One entry a token, if asked for; the key is left out otherwise.
+    """
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    logprobs: tuple[ScoredToken, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_was_not_asked(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if self.logprobs is None:
+            del fields["logprobs"]
+        return fields
+
+
+class Usage(Config):
+    """Tokens read (an empty prompt counts as its start token) and tokens of all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class GenerateResult(Config):
+    """The reply to a `GenerateRequest`; `checkpoint` is the file that answered."""
+
+    run: str
+    checkpoint: str
+    step: int
+    prompt: str
+    seed: int
+    choices: tuple[Choice, ...]
+    usage: Usage
+
+
+class AttentionRequest(Config):
+    """Where every head looks on one text.
+
+    Attributes:
+        run: Whose model.
+        id: Number of a test example, or `text_id` of a text.
+        checkpoint: As in `GenerateRequest`.
+        text: The text itself, for an id that starts with ``t_``.
+        max_tokens: Read at most so many tokens of it; None leaves that to the run's configuration.
+    """
+
+    run: Name
+    id: ExampleId
+    checkpoint: Wanted = "best"
+    text: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARACTERS)
+    max_tokens: Count | None = Field(default=None, ge=1, le=2**17)
+
+
+def text_id(text: str) -> str:
+    """Id of a free text in attention records: ``t_`` and the start of its sha256."""
+    return "t_" + hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

@@ -1,0 +1,55 @@
+"""How a process learns that it should save and leave: a signal, or its supervisor's end of a pipe closing.
+
+Torch-free, so that the handlers stand before the slow imports.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+
+class StopRequest:
+    """True once somebody asked the process to stop.
+
+    Attributes:
+        reason: What asked first.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.reason: str | None = None
+
+    def __call__(self) -> bool:
+        """Whether somebody asked."""
+        return self._event.is_set()
+
+    def listen(self, *, stdin: bool) -> None:
+        """Heed SIGTERM and SIGINT.
+
+        Args:
+            stdin: Heed the end of standard input too: it is a pipe whose other end the supervisor holds, so it
+                closes when the supervisor dies, in whatever way.
+        """
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        if stdin:
+            threading.Thread(target=self._watch, args=(0,), name="supervisor-watch", daemon=True).start()
+
+    def request(self, reason: str) -> None:
+        """Ask the process to stop; only the first reason is kept."""
+        if not self._event.is_set():
+            self.reason = reason
+            self._event.set()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.request(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+
+    def _watch(self, descriptor: int) -> None:
+        while os.read(descriptor, 4096):
+            pass
+        self.request("supervisor gone")

@@ -1,0 +1,156 @@
+"""Text to token ids and back: GPT-2's byte-level BPE, or one trained on a corpus.
+
+Both run on tiktoken. GPT-2's ranks ship with the package, because tiktoken would download them at run time. A
+tokenizer travels in every checkpoint and in every dataset as a small dictionary.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from model_core.errors import InvalidData
+from model_core.records.files import read_json, write_json
+
+_GPT2_FILE = Path(__file__).parent / "assets" / "gpt2.tiktoken"
+_GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+_EOT = "<|endoftext|>"
+# How GPT-2 cuts text before it merges bytes: contractions, words, numbers, signs, white space.
+_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_SPACE_LIMIT = 100_000  # tiktoken dies of a run of white space that is several times longer
+_LONG_SPACE = re.compile(rf"(\s{{{_SPACE_LIMIT}}})")
+
+Ranks = dict[bytes, int]
+
+
+class Tokenizer:
+    """A byte-level BPE with one special id, the end of a text, which is the last.
+
+    Attributes:
+        kind: ``gpt2``, or ``bpe`` for a trained one.
+        n_vocab: Ids, the end of text included.
+        eot: Id of the end of text.
+        sha256: Equal for equal tokenizers.
+    """
+
+    def __init__(self, kind: str, ranks: Ranks, sha256: str) -> None:
+        self.kind, self.sha256 = kind, sha256
+        self.eot = len(ranks)
+        self.n_vocab = len(ranks) + 1
+        self._ranks = ranks
+        self._encoding = tiktoken.Encoding(
+            kind,
+            pat_str=_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={_EOT: self.eot},
+            explicit_n_vocab=self.n_vocab,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; ``<|endoftext|>`` in it is plain text."""
+        if len(text) <= _SPACE_LIMIT:
+            return self._encoding.encode_ordinary(text)
+        return [token for part in _LONG_SPACE.split(text) for token in self._encoding.encode_ordinary(part)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Bytes of ids; a single id may be half a character.
+
+        Raises:
+            ValueError: An id that the tokenizer does not have, such as those that only pad a model's vocabulary.
+        """
+        unknown = [token for token in ids if not 0 <= token < self.n_vocab]
+        if unknown:
+            raise ValueError(f"no token has the id {unknown[0]}; ids go from 0 to {self.n_vocab - 1}")
+        return self._encoding.decode_bytes(list(ids))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """One readable label for every id."""
+        return [self.decode([token]) for token in ids]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` needs: the name for GPT-2, the tokens in order for a trained one."""
+        if self.kind == "gpt2":
+            return {"schema_version": 1, "kind": "gpt2", "sha256": self.sha256}
+        tokens = [base64.b64encode(token).decode() for token in sorted(self._ranks, key=self._ranks.__getitem__)]
+        return {"schema_version": 1, "kind": self.kind, "sha256": self.sha256, "tokens": tokens}
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> Tokenizer:
+        """Read a record of `to_dict`.
+
+        Raises:
+            InvalidData: The tokens do not have the recorded hash.
+        """
+        if record["kind"] == "gpt2":
+            return gpt2_tokenizer()
+        tokenizer = _trained([base64.b64decode(token) for token in record["tokens"]])
+        if tokenizer.sha256 != record["sha256"]:
+            raise InvalidData("the tokenizer's tokens do not have the recorded sha256")
+        return tokenizer
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_json(path, self.to_dict())
+
+    @staticmethod
+    def read(path: Path) -> Tokenizer:
+        """Read a file of `write`."""
+        return Tokenizer.from_dict(read_json(path))
+
+
+@cache
+def gpt2_tokenizer() -> Tokenizer:
+    """GPT-2's own, 50,257 ids (Radford et al., 2019).
+
+    Raises:
+        InvalidData: The packaged file is damaged.
+    """
+    data = _GPT2_FILE.read_bytes()
+    if hashlib.sha256(data).hexdigest() != _GPT2_SHA256:
+        raise InvalidData(f"{_GPT2_FILE.name} is damaged: its sha256 is not {_GPT2_SHA256}")
+    lines = (line.split() for line in data.splitlines() if line)
+    return Tokenizer("gpt2", {base64.b64decode(token): int(rank) for token, rank in lines}, _GPT2_SHA256)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE (Sennrich et al., 2016).
+
+    Args:
+        texts: The training split.
+        vocab_size: Ids wanted, the end of text included; a small corpus gives fewer.
+    """
+    from tokenizers import Tokenizer as Trainable
+    from tokenizers import models, pre_tokenizers, trainers
+
+    trainable = Trainable(models.BPE())
+    trainable.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    trainable.train_from_iterator(texts, trainer)
+    byte_of = _byte_of_character()
+    vocabulary: dict[str, int] = trainable.get_vocab()
+    by_id = sorted(vocabulary, key=vocabulary.__getitem__)
+    return _trained([bytes(byte_of[character] for character in token) for token in by_id])
+
+
+def _trained(tokens: list[bytes]) -> Tokenizer:
+    digest = hashlib.sha256(b"\n".join(base64.b64encode(token) for token in tokens)).hexdigest()
+    return Tokenizer("bpe", {token: rank for rank, token in enumerate(tokens)}, digest)
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: those that print stand for themselves, the rest follow from U+0100."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

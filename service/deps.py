@@ -1,0 +1,103 @@
+"""What routes are handed: one `Services` for the process, and the ways to wait without blocking others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, ParamSpec, TypeVar
+
+import anyio
+import redis
+from anyio import CapacityLimiter, to_thread
+from fastapi import Depends, Request
+
+from model_core.records.files import Layout
+from service.inference import Hosts
+from service.live import Live
+from service.settings import ServiceSettings
+from worker.jobs.connection import connect
+from worker.jobs.errors import QueueUnavailable
+from worker.jobs.registry import Registry
+from worker.jobs.store import JobStore
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_REDIS_THREADS = 32  # as many as the pool has connections
+
+
+class Asker:
+    """Asks the job store on threads of its own, so that a frozen Redis holds up nobody who only needs the disk."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._threads = CapacityLimiter(_REDIS_THREADS)
+
+    async def __call__(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Make one call.
+
+        Raises:
+            QueueUnavailable: No answer in time.
+        """
+        with anyio.move_on_after(self._deadline_s):
+            return await to_thread.run_sync(
+                partial(call, *args, **kwargs), abandon_on_cancel=True, limiter=self._threads
+            )
+        raise QueueUnavailable("no answer in time")
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that lives as long as the process.
+
+    Attributes:
+        settings: What the machine decides.
+        layout: Where things lie.
+        store: The jobs.
+        registry: Workers and inference processes.
+        ask: The way to call the two above.
+        live: Who hears of changes.
+        hosts: Inference processes, reached over HTTP.
+        drawing: Bounds the pictures that are drawn at the same time.
+    """
+
+    settings: ServiceSettings
+    layout: Layout
+    store: JobStore
+    registry: Registry
+    ask: Asker
+    live: Live
+    hosts: Hosts
+    drawing: CapacityLimiter
+    _redis: redis.Redis
+
+    @classmethod
+    def of(cls, settings: ServiceSettings) -> Services:
+        """Build them; nothing is connected yet."""
+        client = connect(settings.redis_url, for_api=True)
+        registry, ask = Registry(client), Asker(settings.deadline_s)
+        return cls(
+            settings=settings,
+            layout=settings.layout,
+            store=JobStore(client, settings),
+            registry=registry,
+            ask=ask,
+            live=Live(settings.redis_url),
+            hosts=Hosts(partial(ask, registry.alive, "inference")),
+            drawing=CapacityLimiter(settings.drawing_threads),
+            _redis=client,
+        )
+
+    async def close(self) -> None:
+        """Leave: streams end, connections close."""
+        self.live.close()
+        await self.hosts.close()
+        self._redis.connection_pool.disconnect()
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Door = Annotated[Services, Depends(_services)]

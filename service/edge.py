@@ -1,0 +1,87 @@
+"""What happens to every request before any route sees it: an id, HEAD, and the limit of its body."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BodyTooLarge, problem_response
+
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_MOST_DRAINED_BYTES = 64 << 20
+
+
+class Edge:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self._app, self._limit = app, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers)
+        scope.setdefault("state", {})["request_id"] = request_id
+        reply = _Named(send, request_id, is_head=scope["method"] == "HEAD")
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced[:20]) > self._limit:
+            if b"expect" not in headers:
+                await _drain(receive)
+            await problem_response(_too_large(self._limit), scope)(scope, receive, reply)
+            return
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        await self._app(inner, _Counting(receive, self._limit), reply)
+
+
+class _Counting:
+    """A body that is refused once it is longer than it may be, whatever its header says."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._limit, self._seen = receive, limit, 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        if self._seen > self._limit:
+            raise _too_large(self._limit)
+        return message
+
+
+def _too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"a body may have at most {limit_bytes:,} bytes")
+
+
+class _Named:
+    """Replies that carry the request's id, and no body if only the head was asked for."""
+
+    def __init__(self, send: Send, request_id: str, *, is_head: bool) -> None:
+        self._send, self._id, self._is_head = send, request_id.encode(), is_head
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", []))
+            if all(name.lower() != b"x-request-id" for name, _ in headers):
+                headers.append((b"x-request-id", self._id))
+            message = {**message, "headers": headers}
+        elif self._is_head and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+
+async def _drain(receive: Receive) -> None:
+    """Read what a client is already sending: closing on it would lose the answer on its way back."""
+    drained, more = 0, True
+    while more and drained < _MOST_DRAINED_BYTES:
+        message = await receive()
+        drained += len(message.get("body", b""))
+        more = message.get("more_body", False)

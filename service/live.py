@@ -1,0 +1,105 @@
+"""One Redis connection that hears of every change and wakes whoever follows that job.
+
+However many event streams are open, Redis sees one listener a process. A wake-up carries nothing: who is woken
+reads what is new. While Redis is away everybody is woken each second, because the files may still grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from worker.jobs.store import CHANGES_KEY
+
+log = logging.getLogger(__name__)
+
+_BLOCK_MS = 5000
+_AGAIN_S = 1.0
+
+
+class Live:
+    """Followers by job, and the task that wakes them."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._url = redis_url
+        self._followers: dict[str, set[asyncio.Event]] = {}
+        self._closing = False
+
+    @property
+    def closing(self) -> bool:
+        """Whether the process is leaving, so that streams must end."""
+        return self._closing
+
+    def close(self) -> None:
+        """Wake everybody for the last time."""
+        self._closing = True
+        self._wake_all()
+
+    @contextlib.contextmanager
+    def follow(self, job_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the job may have changed."""
+        event = asyncio.Event()
+        self._followers.setdefault(job_id, set()).add(event)
+        try:
+            yield event
+        finally:
+            self._followers[job_id].discard(event)
+            if not self._followers[job_id]:
+                del self._followers[job_id]
+
+    async def listen(self) -> None:
+        """Wake followers until cancelled."""
+        last: str | None = None
+        while True:
+            try:
+                async with self._connect() as client:
+                    self._wake_all()  # something may have happened while nobody listened
+                    last = last or await _newest(client)
+                    while True:
+                        last = await self._hear(client, last)
+            except (redis.RedisError, OSError) as error:
+                log.info("listener lost redis reason=%s", type(error).__name__)
+            self._wake_all()
+            await asyncio.sleep(_AGAIN_S)
+
+    def _connect(self) -> redis.asyncio.Redis:
+        return redis.asyncio.Redis.from_url(
+            self._url,
+            decode_responses=True,
+            socket_timeout=2 * _BLOCK_MS / 1000,
+            socket_connect_timeout=1.0,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    async def _hear(self, client: redis.asyncio.Redis, last: str) -> str:
+        replies: Any = await client.xread({CHANGES_KEY: last}, block=_BLOCK_MS)
+        for _, entries in replies.items() if isinstance(replies, dict) else replies:
+            for entry_id, fields in _flat(entries):
+                last = entry_id
+                self._wake(fields.get("job", ""))
+        return last
+
+    def _wake(self, job_id: str) -> None:
+        for event in self._followers.get(job_id, ()):
+            event.set()
+
+    def _wake_all(self) -> None:
+        for job_id in list(self._followers):
+            self._wake(job_id)
+
+
+async def _newest(client: redis.asyncio.Redis) -> str:
+    entries: Any = await client.xrevrange(CHANGES_KEY, count=1)
+    return entries[0][0] if entries else "0-0"
+
+
+def _flat(entries: Any) -> list[tuple[str, dict[str, str]]]:
+    """RESP3 nests the entries of a stream once more than RESP2."""
+    return entries[0] if entries and isinstance(entries[0], list) else entries

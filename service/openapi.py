@@ -1,0 +1,112 @@
+"""What the service says of itself: /openapi.json, and /docs from files of an installed wheel.
+
+No byte of the page comes from another host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from model_core.config import ExperimentConfig
+from model_core.presets import preset_text
+from model_core.requests import GenerateRequest
+from service.body import JSON, YAML
+from service.errors import PROBLEM_JSON
+from service.views import Problem
+from worker.jobs.spec import JobSection
+
+_SCHEMA = "#/components/schemas/{model}"
+_INPUT = "#/components/schemas/{model}-Input"
+_TAKES_A_CONFIG = ("/jobs", "/configs/validate")
+_STATIC = "/docs/static"
+_SHORT = {
+    "experiment_name": "first-steps",
+    "training": {"max_steps": 60, "warmup_steps": 10},
+    "job": {"preset": "quickstart", "metadata": {"why": "to see it work"}},
+}
+
+
+class JobRequest(ExperimentConfig):
+    """An experiment, and how to run it; with `job.preset` the rest is a merge patch on that preset."""
+
+    job: JobSection = JobSection()
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for its documentation."""
+    content = {PROBLEM_JSON: {"schema": {"$ref": _SCHEMA.format(model="Problem")}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Serve the schema with its examples, and the page that shows it."""
+    spec = find_spec("fastapi_offline")
+    assert spec is not None, "fastapi-offline is a dependency: its files are the page"
+    assert spec.origin is not None
+    app.mount(_STATIC, StaticFiles(directory=Path(spec.origin).parent / "static"), name="docs-static")
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.add_api_route("/docs", _page, include_in_schema=False, response_class=HTMLResponse)
+
+
+def _page() -> HTMLResponse:
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Headcount",
+        swagger_js_url=f"{_STATIC}/swagger-ui-bundle.js",
+        swagger_css_url=f"{_STATIC}/swagger-ui.css",
+        swagger_favicon_url=f"{_STATIC}/favicon.png",
+        swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True, "docExpansion": "list"},
+    )
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = schema["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        schemas |= _schemas(Problem, _SCHEMA) | _schemas(JobRequest, _INPUT) | _schemas(GenerateRequest, _INPUT)
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"] = _answers(operation["responses"])
+        for path in _TAKES_A_CONFIG:
+            schema["paths"][path]["post"]["requestBody"] = _config_body()
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _schemas(model: type[BaseModel], template: str) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template=template)
+    parts = {**schema.pop("$defs", {}), model.__name__: schema}
+    return {template.format(model=name).rpartition("/")[2]: part for name, part in parts.items()}
+
+
+def _answers(responses: Mapping[str, Any]) -> dict[str, Any]:
+    """The declared responses, with FastAPI's own error shape replaced by the real one."""
+    kept = {status: answer for status, answer in responses.items() if "HTTPValidationError" not in str(answer)}
+    wrong = problems(422)[422] if len(kept) < len(responses) else None
+    unexpected = problems(500)[500] | {"description": "Anything else"}
+    return {**kept, **({"422": wrong} if wrong else {}), "default": unexpected}
+
+
+def _config_body() -> dict[str, Any]:
+    schema = {"$ref": _INPUT.format(model="JobRequest")}
+    return {
+        "required": True,
+        "description": "The tree of a configuration file. Every key has a default; unknown keys are refused.",
+        "content": {
+            JSON: {"schema": schema, "example": _SHORT},
+            YAML: {"schema": {"type": "string"}, "example": preset_text("quickstart")},
+        },
+    }

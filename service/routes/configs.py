@@ -1,0 +1,53 @@
+"""Configurations: those that ship, and whether a given one is right."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from model_core.presets import preset_names, preset_text, preset_tree
+from service import submission
+from service.body import JSON, YAML, ConfigTree
+from service.deps import Door
+from service.negotiate import choose
+from service.openapi import problems
+from service.views import Listed, PresetView, Validation
+
+router = APIRouter(prefix="/configs", tags=["configs"])
+
+
+@router.get("", summary="List the configurations that ship")
+def configs() -> Listed[PresetView]:
+    """All of them."""
+    names = preset_names()
+    views = [PresetView(name=name, links={"self": f"/configs/{name}"}) for name in names]
+    return Listed[PresetView].of(views, names, has_more=False)
+
+
+@router.get(
+    "/{name}",
+    summary="Read a configuration",
+    response_class=Response,
+    responses={
+        200: {"content": {YAML: {"schema": {"type": "string"}}, JSON: {"schema": {"type": "object"}}}},
+        **problems(404, 406),
+    },
+)
+def config(name: str, accept: Annotated[str | None, Header()] = None) -> Response:
+    """As its author wrote it (YAML), or as JSON."""
+    kind = choose(accept, (YAML, JSON))
+    content = preset_text(name)
+    headers = {"Vary": "Accept"}
+    if kind == JSON:
+        return JSONResponse(preset_tree(name), headers=headers)
+    return Response(content, media_type=YAML, headers=headers)
+
+
+@router.post("/validate", summary="Check a configuration", responses=problems(400, 413, 415, 422))
+async def validate(tree: ConfigTree, services: Door) -> Validation:
+    """The resolved configuration, its budget and warnings; or every wrong value."""
+    order = await run_in_threadpool(submission.take, tree, services.layout, run=None)
+    return Validation.of(order.spec.kind, order.spec.config, order.budget, order.spec.warnings)

@@ -1,0 +1,46 @@
+"""Runs: what training left on disk."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from model_core.config import Config
+from service import runs as records
+from service.body import parameters_of, query
+from service.deps import Door
+from service.openapi import problems
+from service.views import Listed, RunDetail, RunView
+
+router = APIRouter(tags=["runs"])
+
+
+class RunsQuery(Config):
+    """Which runs."""
+
+    after: str | None = Field(default=None, max_length=100, description="last_id of the page before")
+    limit: int = Field(default=20, ge=1, le=100)
+
+
+@router.get(
+    "/runs",
+    summary="List runs by name",
+    responses=problems(422),
+    openapi_extra={"parameters": parameters_of(RunsQuery)},
+)
+async def runs(
+    wanted: Annotated[RunsQuery, query(RunsQuery)], services: Door, request: Request, response: Response
+) -> Listed[RunView]:
+    """One page; `last_id` is the next page's `after`."""
+    page = await records.page(services, after=wanted.after, limit=wanted.limit)
+    if page.has_more:
+        response.headers["Link"] = f'<{request.url.include_query_params(after=page.last_id)}>; rel="next"'
+    return page
+
+
+@router.get("/runs/{run}", summary="Look at a run", responses=problems(404, 422))
+async def run(run: str, services: Door) -> RunDetail:
+    """Configuration, checkpoints, how it ended, and where to go from here."""
+    return await records.one(services, run)

@@ -1,0 +1,85 @@
+"""Runs as the disk tells them, with the status of the job that made them where Redis answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+
+from starlette.concurrency import run_in_threadpool
+
+from model_core.errors import ModelCoreError
+from model_core.records.run import Run, runs_in
+from service.deps import Services
+from service.views import CheckpointView, Listed, RunDetail, RunView, run_links
+from worker.jobs.errors import JobNotFound
+from worker.jobs.store import JobStore
+
+
+async def page(services: Services, *, after: str | None, limit: int) -> Listed[RunView]:
+    """List runs by name.
+
+    Args:
+        services: Where to ask.
+        after: The last run of the page before.
+        limit: How many at most.
+    """
+    every = await run_in_threadpool(runs_in, services.layout)
+    rest = [run for run in every if after is None or run.name > after]
+    chosen = rest[:limit]
+    statuses = await _statuses(services, chosen)
+    data = await run_in_threadpool(lambda: [_view(run, statuses) for run in chosen])
+    return Listed[RunView].of(data, [run.name for run in chosen], has_more=len(rest) > limit)
+
+
+async def one(services: Services, name: str) -> RunDetail:
+    """A run with its configuration.
+
+    Raises:
+        RunNotFound: There is none of that name.
+    """
+    run = await run_in_threadpool(lambda: Run.open(services.layout.run(name)))
+    statuses = await _statuses(services, [run])
+    return await run_in_threadpool(lambda: RunDetail(**dict(_view(run, statuses)), config=run.config()))
+
+
+async def _statuses(services: Services, runs: Sequence[Run]) -> Mapping[str, str]:
+    """Status by job; empty while Redis is away, because the disk has to be enough."""
+    jobs = await run_in_threadpool(lambda: [job for run in runs if (job := run.attempt()["job_id"])])
+    try:
+        return await services.ask(_ask_each, services.store, jobs)
+    except ModelCoreError:
+        return {}
+
+
+def _ask_each(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
+    statuses: dict[str, str] = {}
+    for job in jobs:
+        try:
+            statuses[job] = store.get(job).status
+        except JobNotFound:
+            continue  # records may be lost; the run is not
+    return statuses
+
+
+def _view(run: Run, statuses: Mapping[str, str]) -> RunView:
+    attempt, outcome = run.attempt(), run.outcome()
+    job = attempt["job_id"]
+    is_over = outcome is not None and outcome["attempt"] == attempt["attempt"]
+    return RunView(
+        name=run.name,
+        status=statuses.get(job) or (outcome["outcome"] if outcome and is_over else "unknown"),
+        job=job,
+        attempt=attempt["attempt"],
+        created_at=_began(run),
+        checkpoints=[CheckpointView.of(info) for info in run.checkpoints()],
+        outcome=outcome,
+        links=run_links(run.name, job),
+    )
+
+
+def _began(run: Run) -> str | None:
+    """When the first event was written."""
+    with contextlib.suppress(FileNotFoundError, ValueError), run.events.open("rb") as file:
+        return str(json.loads(file.readline())["time"])
+    return None

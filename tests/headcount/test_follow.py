@@ -1,0 +1,64 @@
+"""What a person sees of a running job."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from headcount.follow import View, follow, log_line
+
+TIMES = [f"2026-01-01T00:00:{second:02d}.000Z" for second in range(60)]
+
+
+def step(number: int, loss: float) -> dict[str, Any]:
+    return {"type": "step", "seq": number, "time": TIMES[number], "attempt": 1, "step": number, "loss": loss,
+            "lr": 1e-3, "tokens_per_s": 1000.0}  # fmt: skip
+
+
+EVENTS: list[dict[str, Any]] = [
+    {"type": "status", "status": "running", "error": None},
+    {"type": "start", "seq": 1, "time": TIMES[0], "max_steps": 10},
+    {"type": "progress", "seq": 2, "time": TIMES[0], "done": 1, "of": 2, "unit": "documents"},
+    step(1, 5.0),
+    {"type": "validation", "seq": 4, "time": TIMES[1], "step": 1, "val_loss": 5.5, "bits_per_byte": 2.0},
+    step(3, 4.0),
+    {"type": "validation", "seq": 6, "time": TIMES[3], "step": 3, "val_loss": 3.5, "bits_per_byte": 1.25},
+    {"type": "status", "status": "failed", "error": {"code": "crash", "detail": "it [died]"}},
+]
+
+
+def test_a_view_knows_step_losses_speed_and_time_left() -> None:
+    view = View()
+    for event in EVENTS:
+        view = view.after(event)
+    assert (view.step, view.max_steps, view.loss, view.first_val_loss, view.val_loss) == (3, 10, 4.0, 5.5, 3.5)
+    assert view.eta_s == 7.0  # two steps in two seconds, seven to go
+    assert view.status == "failed"
+
+
+def test_plain_lines_tell_what_matters() -> None:
+    out = io.StringIO()
+    view = follow(EVENTS, Console(file=out, force_terminal=False, width=200))
+    text = out.getvalue()
+    assert "job is running" in text
+    assert "step 3  validation loss 3.5  1.250 bits a byte" in text
+    assert "job is failed: it [died]" in text
+    assert view.bits_per_byte == 1.25
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    out = io.StringIO()
+    follow(EVENTS, Console(file=out, force_terminal=True, width=200))
+    assert "step 3/10" in out.getvalue()
+    assert "ETA 0:00:07" in out.getvalue()
+
+
+def test_every_event_is_a_line_of_a_log() -> None:
+    lines = [log_line(event) for event in [*EVENTS, {"type": "novel", "seq": 9, "time": TIMES[9], "x": "a\nb"}]]
+    assert "step 3  loss 4  lr 0.001  1,000 tokens/s" in lines[5]
+    assert lines[-1].endswith("novel x=a b")
+
+
+def test_losses_that_are_no_numbers_are_shown_by_name() -> None:
+    view = View().after({**step(1, 1.0), "loss": "nan"})
+    assert "loss nan" in view.line()

@@ -1,0 +1,113 @@
+"""`headcount up` as a person starts and stops it: real Redis, worker, inference and API."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+START_S = 120.0
+
+
+class Up:
+    """One `headcount up`, with its output in a file."""
+
+    def __init__(self, data: Path, *options: str) -> None:
+        self.data, self._log = data, data.with_name(f"{data.name}.out")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADCOUNT_")}
+        command = [sys.executable, "-m", "headcount", "up", "--data", str(data), *(options or ("--port", "0"))]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, words: str) -> str:
+        end = time.monotonic() + START_S
+        while words not in self.said:
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < end, self.said
+            time.sleep(0.05)
+        return self.said
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=120)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[object]:
+    started: list[Up] = []
+
+    def one(*options: str) -> Up:
+        started.append(Up(tmp_path / "data", *options))
+        return started[-1]
+
+    yield one
+    for up in started:
+        if up.process.poll() is None:
+            up.end()
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.e2e
+def test_up_serves_refuses_a_second_and_leaves_nothing(start) -> None:
+    up = start()
+    url = up.wait_for("Headcount is up").split("Headcount is up after ")[1].split()[2]
+    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+    second = start()
+    assert second.process.wait(timeout=30) == 1
+    assert f"in use by another headcount up (process {up.process.pid})" in second.said
+    family = up.family()
+    assert len(family) >= 5  # redis, worker, inference, api, watch
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(timeout=60) == 0
+    assert alive(family) == []
+    assert not (up.data / "redis" / "redis.sock").exists()
+
+
+@pytest.mark.e2e
+def test_a_killed_parent_leaves_no_orphans(start) -> None:
+    up = start()
+    up.wait_for("Headcount is up")
+    family = up.family()
+    up.process.kill()
+    up.process.wait()
+    end = time.monotonic() + 40
+    while alive(family) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert alive(family) == []
+
+
+@pytest.mark.e2e
+def test_interrupted_while_starting_is_130(start) -> None:
+    up = start()
+    up.wait_for("waiting for the API")
+    family = up.family()
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(timeout=60) == 130
+    assert alive(family) == []
+
+
+def test_a_port_in_use_is_a_clear_error(start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        up = start("--port", str(port))
+        assert up.process.wait(timeout=30) == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port" in up.said

@@ -1,0 +1,103 @@
+"""Children that are restarted, stopped, and never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from headcount.processes import Family, Program
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+def program(tmp_path: Path, code: str, name: str = "child") -> Program:
+    return Program(name, (sys.executable, "-c", textwrap.dedent(code)), dict(os.environ), tmp_path / f"{name}.log")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def family(said: list[str]) -> Iterator[Family]:
+    family = Family(said.append)
+    yield family
+    family.stop(tuple(family.programs), 0, lambda: True)
+    family.close()
+
+
+def test_a_child_that_dies_is_started_again(family: Family, said: list[str], tmp_path: Path) -> None:
+    family.start(program(tmp_path, "import time; time.sleep(600)"))
+    first = family.pids["child"]
+    os.kill(first, signal.SIGKILL)
+    assert until(lambda: family.tend() or family.pids.get("child", first) != first)
+    assert family.deaths("child") == 1
+    assert "SIGKILL" in said[0]
+
+
+def test_each_restart_waits_longer(family: Family, said: list[str], tmp_path: Path) -> None:
+    family.start(program(tmp_path, "print('last words'); raise SystemExit(3)"))
+    assert until(lambda: family.tend() or family.deaths("child") >= 2)
+    assert ["again in 0.5 s" in said[0], "again in 1 s" in said[1]] == [True, True]
+    assert family.programs["child"].last_words() == "last words"
+
+
+def test_a_child_that_will_not_stop_is_killed(family: Family, said: list[str], tmp_path: Path) -> None:
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(600)"
+    child = program(tmp_path, code)
+    family.start(child)
+    assert until(lambda: child.last_words() == "on")
+    pid = family.pids["child"]
+    family.stop(("child",), 0.3, lambda: False)
+    assert not psutil.pid_exists(pid)
+    assert said == ["child did not stop in time and was killed"]
+
+
+def test_a_child_that_is_killed_takes_what_it_started_in_other_sessions(family: Family, tmp_path: Path) -> None:
+    code = """
+        import signal, subprocess, sys, time
+        signal.signal(15, signal.SIG_IGN)
+        far = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        print(far.pid, flush=True)
+        time.sleep(600)
+    """
+    child = program(tmp_path, code)
+    family.start(child)
+    assert until(lambda: child.last_words().isdigit())
+    far = psutil.Process(int(child.last_words()))
+    family.stop(("child",), 0.3, lambda: False)
+    assert until(lambda: not far.is_running() or far.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    code = f"""
+        import os, sys, time
+        from pathlib import Path
+        from headcount.processes import Family, Program
+        family = Family(print)
+        family.start(Program("child", (sys.executable, "-c", "import time; time.sleep(600)"), dict(os.environ),
+                             Path({str(tmp_path)!r}) / "child.log"))
+        print(family.pids["child"], family._watch.pid, flush=True)
+        time.sleep(600)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        parent.kill()
+        parent.wait()
+    assert len(pids) == 2
+    assert until(lambda: not any(map(psutil.pid_exists, pids)))

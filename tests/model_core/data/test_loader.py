@@ -1,0 +1,68 @@
+"""Batches: every window once an epoch, and one number as the whole state."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_core.data.loader import LoaderConfig, TokenLoader, load_tokens
+from model_core.errors import InvalidData
+
+TOKENS = np.arange(1001, dtype=np.uint16)
+
+
+def starts(loader: TokenLoader, batches: int) -> list[int]:
+    return [int(row[0]) for _ in range(batches) for row in loader.next_batch()[0]]
+
+
+def test_targets_are_the_ids_one_further() -> None:
+    idx, targets = TokenLoader(TOKENS, LoaderConfig(2, 10)).next_batch()
+    assert idx.shape == targets.shape == (2, 10)
+    assert idx.dtype == torch.int64
+    assert torch.equal(targets, idx + 1)
+
+
+@settings(deadline=None)
+@given(size=st.integers(1, 7), seed=st.integers(0, 5), shuffle=st.sampled_from(["none", "block"]))
+def test_an_epoch_holds_every_window_once(size: int, seed: int, shuffle: str) -> None:
+    loader = TokenLoader(TOKENS, LoaderConfig(size, 10, shuffle, seed))
+    seen = starts(loader, -(-200 // size))[:200]
+    assert len(set(seen[:100])) == len(set(seen[100:])) == 100
+
+
+@settings(deadline=None)
+@given(before=st.integers(0, 150), seed=st.integers(0, 5))
+def test_the_position_is_the_whole_state(before: int, seed: int) -> None:
+    config = LoaderConfig(3, 10, "block", seed)
+    straight, resumed = TokenLoader(TOKENS, config), TokenLoader(TOKENS, config)
+    starts(straight, before)
+    resumed.position = straight.position
+    assert starts(resumed, 5) == starts(straight, 5)
+
+
+def test_epochs_come_in_different_orders() -> None:
+    loader = TokenLoader(TOKENS, LoaderConfig(100, 10, "block", 1))
+    first, second = starts(loader, 1), starts(loader, 1)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert loader.epoch == 2.0
+
+
+def test_a_file_shorter_than_a_batch_is_named_with_what_a_batch_takes() -> None:
+    with pytest.raises(InvalidData, match=r"tiny\.npy has 50 tokens; one batch takes 81"):
+        TokenLoader(TOKENS[:50], LoaderConfig(8, 10), name="tiny.npy")
+
+
+def test_an_id_above_the_vocabulary_is_named() -> None:
+    with pytest.raises(InvalidData, match="holds id 20; the vocabulary has 20"):
+        TokenLoader(TOKENS, LoaderConfig(2, 10, vocab_size=20)).next_batch()
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 2), np.uint16), np.zeros(4), np.array([object()])])
+def test_other_files_are_refused(array: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    with pytest.raises(InvalidData, match=r"x\.npy"):
+        load_tokens(tmp_path / "x.npy")

@@ -1,0 +1,197 @@
+"""Configurations: what is accepted, and that every refusal names the value and what would be right."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model_core.config import ExperimentConfig, ModelConfig, divisors
+from model_core.errors import ConfigFileNotFound, InvalidConfig, MalformedConfig, NotAvailable
+from model_core.loading import load_config, merge_patch, override, parse_config, parse_yaml, to_yaml
+from model_core.presets import preset_names, preset_tree
+
+VALID_FOR_768 = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 768)
+
+
+def refusals(tree: dict) -> list[tuple[str, str]]:
+    try:
+        parse_config(tree)
+    except InvalidConfig as error:
+        return [(problem.pointer, problem.detail) for problem in error.problems]
+    return []
+
+
+def problems(tree: dict) -> dict:
+    with pytest.raises(InvalidConfig) as caught:
+        parse_config(tree)
+    return {problem.pointer: problem for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid(name: str) -> None:
+    assert parse_config(preset_tree(name)).config.experiment_name
+
+
+def test_the_presets_are_those_of_the_document() -> None:
+    shipped = {
+        "baseline",
+        "variable_heads",
+        "test_attention",
+        "progressive",
+        "hourglass",
+        "efficient_late",
+        "quickstart",
+    }
+    assert shipped | {"babylm"} == set(preset_names())
+
+
+def test_baseline_writes_the_defaults() -> None:
+    assert parse_config(preset_tree("baseline")).config == ExperimentConfig()
+
+
+def test_every_divisor_is_a_head_count_of_its_own() -> None:
+    assert divisors(768) == VALID_FOR_768
+    for heads in VALID_FOR_768:
+        assert ModelConfig(n_layer=1, n_head_list=(heads,)).head_dims == (768 // heads,)
+
+
+@pytest.mark.parametrize(("heads", "nearest"), [(5, (4, 6)), (7, (6, 8)), (10, (8, 12)), (769, (768,))])
+def test_a_count_that_does_not_divide_names_its_neighbours(heads: int, nearest: tuple[int, ...]) -> None:
+    problem = problems({"model": {"n_layer": 2, "n_head_list": [12, heads]}})["/model/n_head_list"]
+    assert problem.nearest == nearest
+    assert f"layer 1: {heads} heads" in problem.detail
+    assert problem.value == [12, heads]
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [[12, 12, 12, 10, 10, 10, 8, 8, 8, 6, 6, 6], [6, 8, 10, 12, 12, 12, 12, 12, 10, 8, 6, 4]],
+    ids=["progressive", "hourglass"],
+)
+def test_the_documents_lists_with_ten_heads_are_refused(heads: list[int]) -> None:
+    assert problems({"model": {"n_head_list": heads}})["/model/n_head_list"].nearest == (8, 12)
+
+
+def test_a_head_size_of_its_own_needs_no_division() -> None:
+    model = ModelConfig(n_layer=2, n_head_list=(5, 7), head_dim=16)
+    assert model.head_dims == (16, 16)
+
+
+def test_all_errors_come_in_one_answer() -> None:
+    found = problems(
+        {
+            "experiment_name": "../x",
+            "model": {"n_hed": 3},
+            "training": {"total_batch_size": 1000, "max_lrr": 1},
+            "execution": {"train": False},
+            "data": {"split": [0.5, 0.5, 0.5]},
+        }
+    )
+    assert set(found) == {
+        "/experiment_name",
+        "/model/n_hed",
+        "/training/max_lrr",
+        "/execution/train",
+        "/data/split",
+    }
+    assert found["/model/n_hed"].nearest[0] == "n_head"
+
+
+@pytest.mark.parametrize(
+    ("tree", "pointer", "nearest"),
+    [
+        ({"model": {"n_head_list": [12] * 11}}, "/model/n_head_list", ()),
+        ({"model": {"n_head_list": []}}, "/model/n_head_list", ()),
+        ({"model": {"n_layer": 10**9}}, "/model/n_layer", ()),
+        ({"model": {"n_layer": True}}, "/model/n_layer", ()),
+        ({"model": {"vocab_size": 50000}}, "/model/vocab_size", (50257, 50304)),
+        ({"training": {"sequence_length": 2048}}, "/training/sequence_length", (1024,)),
+        ({"training": {"total_batch_size": 100_000}}, "/training/total_batch_size", (98304, 114688)),
+        ({"training": {"min_lr": 0.1}}, "/training/min_lr", (6e-4,)),
+        ({"training": {"warmup_steps": 19073}}, "/training/warmup_steps", (19072,)),
+        ({"testing": {"cmap": "viridiss"}}, "/testing/cmap", ("viridis",)),
+        ({"max_lr": 1}, "/max_lr", ("training.max_lr",)),
+        ({"data": {"source": "storys"}}, "/data/source", ("stories", "file:PATH")),
+    ],
+)
+def test_bad_values_are_named_with_what_is_right(tree: dict, pointer: str, nearest: tuple) -> None:
+    problem = problems(tree)[pointer]
+    assert problem.nearest[: len(nearest)] == nearest
+    assert problem.detail
+
+
+@pytest.mark.parametrize(
+    "setting", ["logging.wandb=offline", "data.dedupe=true", "training.on_oom=halve", "data.source=tinystories"]
+)
+def test_what_is_not_built_is_refused_as_such(setting: str) -> None:
+    with pytest.raises(NotAvailable) as caught:
+        parse_config(override({}, [setting]))
+    assert caught.value.problems[0].code == "not_available"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model:\n\tn_layer: 2", "line 2, column 1"),
+        ("a: &a [1, 1]\nb: [*a, *a]", "aliases"),
+        ("[" * 5000, "nested too deeply"),
+        ("just text", "expected a mapping"),
+        ("a: [1", "line 1"),
+    ],
+)
+def test_text_that_is_not_a_configuration_says_where(text: str, says: str) -> None:
+    with pytest.raises(MalformedConfig, match=says):
+        parse_yaml(text)
+
+
+def test_scientific_notation_is_a_number() -> None:
+    assert parse_config(parse_yaml("training: {eps: 1e-8}")).config.training.eps == 1e-8
+
+
+def test_old_names_of_keys_are_read_with_a_warning() -> None:
+    parsed = parse_config({"evaluation": {"val_interval": 7}})
+    assert parsed.config.evaluation.val_loss_every == 7
+    assert [advice.code for advice in parsed.warnings] == ["deprecated_key"]
+
+
+def test_a_list_wins_over_a_count_and_says_so() -> None:
+    parsed = parse_config({"model": {"n_head": 12, "n_head_list": [8] * 12}})
+    assert parsed.config.model.heads == (8,) * 12
+    assert [advice.code for advice in parsed.warnings] == ["n_head_ignored"]
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("training: {max_steps: 800, max_lr: 0.1}")
+    config = load_config(file, ["training.max_steps=900", "model.n_head_list=[8, 8]", "model.n_layer=2"])
+    assert (config.training.max_steps, config.training.max_lr, config.model.heads) == (900, 0.1, (8, 8))
+
+
+def test_a_missing_file_is_named_whole(tmp_path: Path) -> None:
+    with pytest.raises(ConfigFileNotFound, match=str(tmp_path / "gone.yaml")):
+        load_config(tmp_path / "gone.yaml")
+
+
+def test_a_configuration_survives_its_yaml() -> None:
+    config = parse_config(preset_tree("quickstart")).config
+    assert parse_config(parse_yaml(to_yaml(config))).config == config
+
+
+def test_merge_patch_follows_rfc_7396() -> None:
+    assert merge_patch({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": None, "e": [1]}, "d": None}) == {
+        "a": {"c": 2, "e": [1]}
+    }
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from([*ExperimentConfig.model_fields, "other"]), json_values, max_size=4))
+def test_wild_input_is_accepted_or_refused_with_pointers(tree: dict) -> None:
+    assert all(pointer.startswith("/") and detail for pointer, detail in refusals(tree))

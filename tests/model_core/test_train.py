@@ -1,0 +1,244 @@
+"""The program that a person runs by hand: what it leaves on disk, and that it goes on exactly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_core.records.events import read_events, series
+from model_core.records.run import Run
+from model_core.train import main
+
+pytestmark = pytest.mark.usefixtures("signals")
+Tiny = Callable[..., Path]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return series(read_events(run / "events.jsonl"), "step", "loss")
+
+
+def of_type(run: Path, kind: str) -> list[dict]:
+    return [event for event in read_events(run / "events.jsonl") if event["type"] == kind]
+
+
+def start(file: Path, *more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "model_core.train", "--config", str(file), *more],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_what_the_document_promises(tiny: Tiny, tmp_path: Path) -> None:
+    assert main(["--config", str(tiny(execution={"test": True}))]) == 0
+    run = tmp_path / "exp" / "tiny"
+    files = {file.name for file in run.iterdir()}
+    assert files >= {"config.yaml", "events.jsonl", "outcome.json", "attempt", "model_best.pt", "model_final.pt"}
+    assert {"model_00015.pt", "model_00020.pt", "model_latest.pt"} <= files
+    assert not files & {"model_00005.pt", "model_00010.pt"}  # pruned
+    assert (run / "logs" / "log.txt").read_text().count("step=") >= 20
+    assert set(losses(run)) == set(range(1, 21))
+    validations = series(read_events(run / "events.jsonl"), "validation", "val_loss")
+    assert list(validations) == [0, 10, 20]
+    assert validations[20] < validations[0]
+    assert [len(e["texts"]) for e in of_type(run, "sample")] == [2, 2]
+    pictures = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("attention_outputs/tiny/*/*.png"))
+    assert pictures == [f"attention_outputs/tiny/{k}/layer0{n}.png" for k in (0, 1) for n in (0, 1)]
+    outcome = json.loads((run / "outcome.json").read_text())
+    assert (outcome["outcome"], outcome["rendered"]) == ("succeeded", 2)
+    assert outcome["test_loss"] > 0
+
+
+def test_the_sidecar_tells_what_the_checkpoint_is(tiny: Tiny, tmp_path: Path) -> None:
+    main(["--config", str(tiny())])
+    run = Run(tmp_path / "exp" / "tiny")
+    best = run.resolve("best")
+    validations = series(read_events(run.events), "validation", "val_loss")
+    assert best.val_loss == min(loss for step, loss in validations.items() if step)
+    assert best.size_bytes == (run.path / "model_best.pt").stat().st_size
+    state = torch.load(run.path / "model_latest.pt", weights_only=True)
+    assert not any(name.startswith(("_orig_mod", "module")) for name in state["model"])
+
+
+def test_the_same_seed_gives_the_same_losses(tiny: Tiny, tmp_path: Path) -> None:
+    main(["--config", str(tiny("one"))])
+    main(["--config", str(tiny("two"))])
+    assert losses(tmp_path / "exp" / "one") == losses(tmp_path / "exp" / "two")
+
+
+def test_what_listens_does_not_change_the_losses(tiny: Tiny, tmp_path: Path) -> None:
+    main(["--config", str(tiny("loud", model={"dropout": 0.1}))])
+    quiet = {"sample_num": 0, "val_loss_every": 1000, "checkpoint_every": 1000}
+    main(["--config", str(tiny("quiet", model={"dropout": 0.1}, evaluation=quiet, logging={"log_to_file": False}))])
+    assert losses(tmp_path / "exp" / "loud") == losses(tmp_path / "exp" / "quiet")
+    assert not (tmp_path / "exp" / "quiet" / "logs").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_killed_run_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, dtype: str) -> None:
+    changes = {"model": {"dropout": 0.1}, "device": {"dtype": dtype}, "training": {"max_steps": 200}}
+    main(["--config", str(tiny("straight", **changes))])
+    file, run = tiny("cut", **changes), tmp_path / "exp" / "cut"
+    process = start(file)
+    wait_for(lambda: len(of_type(run, "checkpoint")) >= 2)
+    process.kill()
+    process.wait()
+    assert main(["--config", str(file), "--resume"]) == 0
+    resumed = of_type(run, "resumed")[0]
+    assert resumed["step"] > 0
+    second = [event["step"] for event in of_type(run, "step") if event["attempt"] == 2]
+    assert min(second) == resumed["step"] + 1
+    assert losses(run) == losses(tmp_path / "exp" / "straight")
+
+
+def test_a_stop_saves_and_says_75(tiny: Tiny, tmp_path: Path) -> None:
+    file, run = tiny(training={"max_steps": 100_000}), tmp_path / "exp" / "tiny"
+    process = start(file)
+    wait_for(lambda: len(of_type(run, "step")) >= 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+    last = of_type(run, "step")[-1]["step"]
+    assert Run(run).resolve("latest").step == last
+    assert json.loads((run / "outcome.json").read_text())["outcome"] == "stopped"
+
+
+def test_a_supervised_run_saves_when_its_supervisor_is_gone(tiny: Tiny, tmp_path: Path) -> None:
+    file, run = tiny(training={"max_steps": 100_000}), tmp_path / "exp" / "tiny"
+    arguments = [sys.executable, "-m", "model_core.train", "--config", str(file), "--attempt", "3", "--job-id", "job_a"]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(of_type(run, "step")) >= 3)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(timeout=30) == 75
+    outcome = json.loads((run / "outcome.json").read_text())
+    assert (outcome["outcome"], outcome["attempt"], outcome["reason"]) == ("stopped", 3, "supervisor gone")
+
+
+def test_a_damaged_state_is_passed_over_and_named(tiny: Tiny, tmp_path: Path) -> None:
+    file, run = tiny(training={"max_steps": 40}), tmp_path / "exp" / "tiny"
+    main(["--config", str(file)])
+    straight = losses(run)
+    for name in ("model_latest.pt", "model_00040.pt"):
+        with (run / name).open("r+b") as weights:
+            weights.seek(2000)
+            weights.write(b"\xff\x00\xff")
+    assert main(["--config", str(file), "--resume"]) == 0
+    damaged = [event["detail"] for event in of_type(run, "warning") if event["code"] == "checkpoint_damaged"]
+    assert len(damaged) == 2
+    assert of_type(run, "resumed")[0]["file"] == "model_00035.pt"
+    assert losses(run) == straight
+
+
+def test_a_new_run_can_begin_where_another_stands(tiny: Tiny, tmp_path: Path) -> None:
+    main(["--config", str(tiny("straight"))])
+    main(["--config", str(tiny("first", training={"max_steps": 20}))])
+    (tmp_path / "exp" / "first" / "model_00020.pt").unlink()
+    file = tiny("second", checkpoint={"load_checkpoint": "first/model_00015.pt"})
+    assert main(["--config", str(file)]) == 0
+    second = losses(tmp_path / "exp" / "second")
+    straight = losses(tmp_path / "exp" / "straight")
+    assert second == {step: loss for step, loss in straight.items() if step > 15}
+    assert (tmp_path / "exp" / "second" / "model_best.pt").is_file()
+    file = tiny("third", checkpoint={"load_checkpoint": "first/model_final.pt"})
+    assert main(["--config", str(file)]) == 0
+    assert "weights_only" in [event["code"] for event in of_type(tmp_path / "exp" / "third", "warning")]
+
+
+def test_a_state_beyond_the_last_step_is_refused(tiny: Tiny, capsys: pytest.CaptureFixture) -> None:
+    main(["--config", str(tiny("first"))])
+    file = tiny("second", checkpoint={"load_checkpoint": "first"}, training={"max_steps": 20})
+    assert main(["--config", str(file)]) == 2
+    assert "20 is not above the 20 steps" in capsys.readouterr().err
+
+
+def test_a_configuration_changed_behind_the_checkpoints_back_is_refused(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    main(["--config", str(tiny())])
+    readable = tmp_path / "exp" / "tiny" / "config.yaml"
+    readable.write_text(readable.read_text().replace("max_lr: 0.01", "max_lr: 0.02"))
+    assert main(["--config", str(tiny()), "--resume"]) == 2
+    assert "training.max_lr is 0.01 there and 0.02 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "setting", ["data.source=file:gone.txt", "checkpoint.load_checkpoint=gone", "training.max_tokens=64"]
+)
+def test_what_cannot_begin_takes_no_name(tiny: Tiny, tmp_path: Path, setting: str) -> None:
+    assert main(["--config", str(tiny()), "--set", setting]) == 2
+    assert not (tmp_path / "exp" / "tiny").exists()
+
+
+def test_a_test_takes_its_model_from_the_checkpoint(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["--config", str(tiny())])
+    test = tmp_path / "test.yaml"
+    test.write_text(
+        f"experiment_name: tiny\nexecution: {{train: false, test: true}}\n"
+        f"output: {{exp_dir: {tmp_path / 'exp'}, attention_dir: {tmp_path / 'attention_outputs'}}}\n"
+        f"testing: {{num_test_samples: 1, max_seq_len_viz: 6, dpi: 40}}\n"
+    )
+    assert main(["--config", str(test)]) == 0
+    assert (tmp_path / "attention_outputs" / "tiny" / "0" / "layer01.png").is_file()
+    capsys.readouterr()
+    assert main(["--config", str(test), "--set", "model.block_size=64"]) == 2
+    assert "model.block_size is 64 in the file and 32 in model_best.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([], "run 'tiny' exists; the next free name is 'tiny-2'"),
+        (["--run", "../x"], "'../x'"),
+        (["--run", "gone", "--resume"], "no run 'gone'"),
+        (["--run", "new", "--set", "data.source=null", "--set", "data.train_file=gone_train.npy"], "gone_train.npy"),
+        (["--run", "new", "--gpu", "99"], "no GPU 99; visible GPUs are"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    tiny: Tiny, more: list[str], says: str, capsys: pytest.CaptureFixture
+) -> None:
+    file = str(tiny(training={"max_steps": 3}))
+    main(["--config", file])
+    capsys.readouterr()
+    assert main(["--config", file, *more]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert says in line
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(tiny: Tiny, tmp_path: Path) -> None:
+    file = tiny(training={"max_lr": 1e30, "min_lr": 0, "grad_clip": 0, "warmup_steps": 0})
+    assert main(["--config", str(file)]) == 1
+    outcome = json.loads((tmp_path / "exp" / "tiny" / "outcome.json").read_text())
+    assert outcome["error"]["code"] == "non_finite_loss"
+    assert outcome["error"]["step"] == len(losses(tmp_path / "exp" / "tiny")) + 1
+
+
+def test_a_held_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
+    file = tiny()
+    main(["--config", str(file)])
+    with Run(tmp_path / "exp" / "tiny").lock():
+        assert main(["--config", str(file), "--resume"]) == 76
+
+
+def test_the_start_event_says_what_was_asked_and_used(tiny: Tiny, tmp_path: Path) -> None:
+    main(["--config", str(tiny(training={"max_tokens": 640}, device={"tf32": True}))])
+    (event,) = of_type(tmp_path / "exp" / "tiny", "start")
+    assert event["max_steps"] == 10
+    assert event["asked"]["tf32"] is True
+    assert event["used"]["device"] == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert "tf32" in event["used"]["off"]

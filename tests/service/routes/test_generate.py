@@ -1,0 +1,141 @@
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from service.inference import ranked
+
+ASK = {"run": "tiny", "prompt": "Once"}
+
+
+@pytest.fixture
+def host(site) -> Any:
+    site.make_run("tiny")
+    return site.add_host()
+
+
+def test_text_comes_as_json_by_get_and_post(site, host) -> None:
+    got = site.http.get("/generate", params={**ASK, "n": 2, "temperature": "0.5", "stop": ["a", "b"], "seed": 5})
+    posted = site.http.post("/generate", json={**ASK, "n": 2, "temperature": 0.5, "stop": ["a", "b"], "seed": 5})
+    assert got.json() == posted.json()
+    assert (got.json()["checkpoint"], got.json()["seed"], len(got.json()["choices"])) == ("model_best.pt", 5, 2)
+    assert host.asked[0] == host.asked[1]
+    assert host.asked[0]["stop"] == ["a", "b"]
+    assert "no-store" not in got.headers["cache-control"]
+    assert site.http.get("/generate", params=ASK).headers["cache-control"] == "no-store"
+
+
+def test_text_alone_and_a_stream_of_pieces(site, host) -> None:
+    text = site.http.get("/generate", params=ASK, headers={"Accept": "text/plain"})
+    assert (text.text, text.headers["content-type"]) == ("Once upon a time", "text/plain; charset=utf-8")
+
+    for options in ({"params": {**ASK, "stream": "true"}}, {"params": ASK, "headers": {"Accept": "text/event-stream"}}):
+        reply = site.http.get("/generate", **options)
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        *pieces, end = events_of(reply.text)
+        assert "".join(piece["text"] for kind, piece in pieces) == "Once upon a time"
+        assert end[0] == "end"
+        assert end[1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_an_error_after_the_first_piece_is_an_event(site, host) -> None:
+    reply = site.http.get("/generate", params={**ASK, "prompt": "breaks", "stream": "true"})
+    kind, problem = events_of(reply.text)[-1]
+    assert (kind, problem["code"], problem["status"]) == ("error", "cuda_oom", 503)
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_client_that_leaves_ends_the_generation(site, host, is_stream: bool) -> None:
+    ask = {**ASK, "prompt": "endless", "stream": is_stream}
+    with httpx.Client(base_url=site.url, timeout=0.5, trust_env=False) as http:
+        if is_stream:
+            with http.stream("POST", "/generate", json=ask) as reply:
+                assert next(reply.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                http.post("/generate", json=ask)
+    assert host.left_alone.wait(2)
+
+
+def test_what_the_process_refuses_keeps_its_code(site, host) -> None:
+    long = site.http.get("/generate", params={**ASK, "prompt": "long"})
+    assert (long.status_code, long.json()["code"]) == (422, "prompt_too_long")
+    busy = site.http.get("/generate", params={**ASK, "prompt": "busy"})
+    assert (busy.status_code, busy.json()["code"]) == (503, "inference_unavailable")
+    assert int(busy.headers["retry-after"]) > 0
+    odd = site.http.get("/generate", params={**ASK, "prompt": "odd"})
+    assert (odd.status_code, odd.json()["status"]) == (500, 500)
+
+
+def test_what_is_missing_is_named(site) -> None:
+    codes = [site.http.get("/generate", params=ASK)]
+    run = site.make_run("tiny", checkpoint=None)
+    codes.append(site.http.get("/generate", params=ASK))
+    site.publish(run, b"weights")
+    codes.append(site.http.get("/generate", params={**ASK, "checkpoint": "step=7"}))
+    codes.append(site.http.get("/generate", params=ASK))
+    assert [(reply.status_code, reply.json()["code"]) for reply in codes] == [
+        (404, "run_not_found"),
+        (409, "checkpoint_not_ready"),
+        (404, "checkpoint_not_found"),
+        (503, "inference_unavailable"),
+    ]
+    assert "retry-after" in codes[-1].headers
+
+
+@pytest.mark.parametrize(
+    ("params", "pointer"),
+    [
+        ({"temperature": "-1"}, "/temperature"),
+        ({"temperature": "nan"}, "/temperature"),
+        ({"max_new_tokens": "many"}, "/max_new_tokens"),
+        ({"top_p": "0"}, "/top_p"),
+        ({"temprature": "1"}, "/temprature"),
+        ({"run": "../x"}, "/run"),
+        ({"n": ["1", "2"]}, "/n"),
+    ],
+)
+def test_a_wrong_parameter_is_named(site, params: dict[str, Any], pointer: str) -> None:
+    reply = site.http.get("/generate", params={**ASK, **params})
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid_parameter")
+    assert [error["pointer"] for error in reply.json()["errors"]] == [pointer]
+
+
+def test_a_long_prompt_goes_by_post(site, host) -> None:
+    prompt = "word " * 500
+    refused = site.http.get("/generate", params={**ASK, "prompt": prompt})
+    assert (refused.status_code, refused.json()["code"]) == (414, "uri_too_long")
+    assert site.http.post("/generate", json={**ASK, "prompt": prompt}).status_code == 200
+
+
+def test_equal_requests_meet_on_one_host_and_move_only_when_it_is_gone(site) -> None:
+    site.make_run("tiny")
+    hosts = {host.url: host for host in (site.add_host("one"), site.add_host("two"), site.add_host("three"))}
+    for _ in range(4):
+        assert site.http.get("/generate", params=ASK).status_code == 200
+    first, second, _ = ranked(hosts, "tiny", "model_best.pt")
+    assert [len(hosts[url].asked) for url in (first, second)] == [4, 0]
+
+    hosts[first].stop()
+    assert site.http.get("/generate", params=ASK).status_code == 200
+    assert len(hosts[second].asked) == 1
+
+
+def test_a_host_whose_heartbeat_stopped_is_not_waited_for(site) -> None:
+    site.make_run("tiny")
+    host = site.add_host()
+    site.registry.announce("inference", host.name, {"url": host.url, "device": "cpu", "models": []}, 1)
+    reply = site.http.post("/generate", json={**ASK, "prompt": "endless"})
+    assert (reply.status_code, reply.json()["code"]) == (503, "inference_unavailable")
+    assert [asked["prompt"] for asked in host.asked] == ["endless"]
+    assert host.left_alone.wait(2)
+
+
+def events_of(text: str) -> list[tuple[str, Any]]:
+    """Name and data of each event."""
+    found = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines())
+        found.append((fields.get("event", "message"), json.loads(fields["data"])))
+    return found

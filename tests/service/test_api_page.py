@@ -1,0 +1,44 @@
+"""docs/api.md tells the truth: its tables are those of the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from model_core.statistics import FORMULAS
+from service.app import create_app
+from service.errors import PROBLEMS
+from service.settings import ServiceSettings
+from worker.inference.settings import InferenceSettings
+from worker.settings import WorkerSettings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def _shape(text: str) -> str:
+    return re.sub(r"\{\w+\}", "{}", text)
+
+
+@pytest.mark.parametrize("code", PROBLEMS)
+def test_every_code_stands_in_the_table_with_its_status(code: str) -> None:
+    assert f"| `{code}` | {PROBLEMS[code].status} |" in PAGE
+
+
+def test_every_address_stands_in_the_table() -> None:
+    paths = {_shape(path) for path in create_app(ServiceSettings()).openapi()["paths"]}
+    assert {path for path in paths if f" {path}`" not in _shape(PAGE)} <= {"/"}
+
+
+@pytest.mark.parametrize("settings", [ServiceSettings, WorkerSettings, InferenceSettings])
+def test_every_setting_stands_with_its_default(settings: type[BaseSettings]) -> None:
+    prefix = settings.model_config["env_prefix"]
+    defaults = {f"{prefix}{name.upper()}": field.default for name, field in settings.model_fields.items()}
+    rows = {
+        name: f"`{default:g}`" if isinstance(default, float) else f"`{default}`" for name, default in defaults.items()
+    } | {"HEADCOUNT_SLOTS": "one a GPU, at least 1"}
+    assert {name: row for name, row in rows.items() if f"| `{name}` | {row} |" not in PAGE} == {}
+
+
+def test_every_statistic_stands_with_its_formula() -> None:
+    assert all(f"| `{name}` | {formula} |" in PAGE for name, formula in FORMULAS.items())

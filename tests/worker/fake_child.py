@@ -1,0 +1,73 @@
+"""A child without torch that keeps the trainer's promises: events, state, lock, outcome, exit codes."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from model_core.attempt import DONE, STOPPED, Attempt, exit_code, make_attempt
+from model_core.config import ExperimentConfig
+from model_core.errors import InvalidData, RunBusy
+from model_core.loading import load_config
+from model_core.records.files import Layout, read_json, write_json
+from model_core.records.run import Run
+from model_core.stopping import StopRequest
+
+SAVE_EVERY = 5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for option in ("--config", "--run", "--job-id"):
+        parser.add_argument(option, required=True)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--record", type=Path)
+    arguments = parser.parse_args()
+    stop = StopRequest()
+    stop.listen(stdin=True)
+    return exit_code(lambda: work(arguments, stop))
+
+
+def work(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    config = load_config(arguments.config)
+    path = Layout.under(arguments.data_root).run(arguments.run)
+    run = Run.open(path) if path.exists() else Run.create(path, config, arguments.job_id)
+    with run.lock(timeout_s=5):
+        if run.attempt()["attempt"] > arguments.attempt:
+            raise RunBusy(run.name)
+        run.begin_attempt(arguments.attempt, arguments.job_id)
+
+        def body(attempt: Attempt) -> int:
+            return train(run, config, attempt, stop)
+
+        return make_attempt(run.path, arguments.attempt, body)
+
+
+def train(run: Run, config: ExperimentConfig, attempt: Attempt, stop: StopRequest) -> int:
+    attempt.emit("start", max_steps=config.training.max_steps, environment=sorted(os.environ))
+    state = run.path / "state.json"
+    step = read_json(state)["step"] if state.exists() else 0
+    if step:
+        attempt.emit("resumed", file=state.name, step=step)
+    if run.name.startswith("hangs") and not step:
+        time.sleep(600)
+    if run.name.startswith("refuses"):
+        raise InvalidData("the numbers are wrong")
+    if run.name.startswith("dies"):
+        os.abort()
+    while step < config.training.max_steps:
+        time.sleep(config.training.max_lr)
+        step += 1
+        attempt.emit("step", step=step, loss=1 / step, tokens_per_s=1000.0)
+        if stop() or step % SAVE_EVERY == 0:
+            write_json(state, {"step": step})
+        if stop():
+            attempt.finish("stopped")
+            return STOPPED
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

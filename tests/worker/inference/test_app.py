@@ -1,0 +1,54 @@
+"""The application around models that only pretend."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+import httpx
+
+from model_core.errors import RunNotFound
+from worker.inference.app import create_app
+
+
+class SlowModels:
+    """Loads a model for as long as it is told, and then has none."""
+
+    def __init__(self) -> None:
+        self.loading, self.asked, self.enough = 0, 0, threading.Event()
+        self.most = 0
+
+    def get(self, run: str, checkpoint: str) -> None:
+        self.asked, self.loading = self.asked + 1, self.loading + 1
+        self.most = max(self.most, self.loading)
+        self.enough.wait(10)
+        self.loading -= 1
+        raise RunNotFound(run)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        await asyncio.sleep(0.01)
+
+
+def test_a_capture_that_nobody_waits_for_keeps_its_place() -> None:
+    models = SlowModels()
+
+    async def scene() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(models))  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://inference") as http:
+            ask = {"run": "tiny", "id": "0"}
+            left = asyncio.ensure_future(http.post("/capture", json=ask))
+            await _until(lambda: models.asked == 1)
+            left.cancel()
+            second = asyncio.ensure_future(http.post("/capture", json=ask))
+            await asyncio.sleep(0.2)
+            assert models.asked == 1
+            models.enough.set()
+            return await second
+
+    reply = asyncio.run(scene())
+    assert (reply.status_code, reply.json()["code"]) == (404, "run_not_found")
+    assert (models.asked, models.most) == (2, 1)

@@ -1,0 +1,92 @@
+import pytest
+
+from model_core.errors import InvalidConfig, InvalidParameter, NotAvailable, UnknownPreset
+from worker.jobs.spec import parse_spec
+
+
+def pointers(error):
+    return [problem.pointer for problem in error.value.problems]
+
+
+def test_kind_and_run_come_from_the_experiment():
+    spec = parse_spec({"experiment_name": "mine", "execution": {"train": False, "test": True}})
+    assert (spec.kind, spec.run) == ("test", "mine")
+
+
+def test_run_is_renamed_without_changing_the_tree():
+    tree = {"experiment_name": "mine"}
+    assert parse_spec(tree, run="other").config.experiment_name == "other"
+    assert tree == {"experiment_name": "mine"}
+
+
+def test_run_that_could_leave_its_directory_is_refused():
+    with pytest.raises(InvalidParameter, match=r"'\.\./x' does not match"):
+        parse_spec({}, run="../x")
+
+
+def test_rest_of_the_tree_patches_the_preset():
+    spec = parse_spec({"experiment_name": "mine", "training": {"max_steps": 900}, "job": {"preset": "baseline"}})
+    assert (spec.run, spec.config.training.max_steps) == ("mine", 900)
+    assert spec.config.model == parse_spec({"job": {"preset": "baseline"}}).config.model
+
+
+def test_unknown_preset_names_the_known():
+    with pytest.raises(UnknownPreset, match="baseline"):
+        parse_spec({"job": {"preset": "basline"}})
+
+
+def test_all_problems_come_in_one_answer():
+    tree = {"model": {"n_hed": 3}, "job": {"priorty": 1, "resources": {"gpus": -1}}}
+    with pytest.raises(InvalidConfig) as refused:
+        parse_spec(tree)
+    assert pointers(refused) == ["/job/resources/gpus", "/job/priorty", "/model/n_hed"]
+    assert refused.value.problems[1].nearest == ("priority",)
+
+
+@pytest.mark.parametrize(
+    ("job", "pointer"),
+    [
+        ({"depends_on": ["job_1"]}, "/job/depends_on"),
+        ({"resources": {"processes": 2}}, "/job/resources/processes"),
+        ({"resources": {"gpus": 2}}, "/job/resources/gpus"),
+        ({"kind": "export"}, "/job/kind"),
+    ],
+)
+def test_what_is_not_built_is_refused(job, pointer):
+    with pytest.raises(NotAvailable) as refused:
+        parse_spec({"job": job})
+    assert pointers(refused) == [pointer]
+
+
+def test_kind_that_contradicts_the_experiment_is_refused():
+    with pytest.raises(InvalidConfig, match="makes it 'train'"):
+        parse_spec({"job": {"kind": "test"}})
+
+
+def test_paths_of_another_machine_are_replaced():
+    spec = parse_spec({"data": {"data_dir": "/srv/mine"}, "output": {"exp_dir": "D:\\exp"}})
+    assert "/srv/mine" not in spec.config.model_dump_json()
+    assert [warning.code for warning in spec.warnings] == ["paths_replaced"]
+    assert "data.data_dir, output.exp_dir" in spec.warnings[0].detail
+
+
+@pytest.mark.parametrize("source", ["file:/etc/passwd", "file:uploads/../secret.txt", "file:../x"])
+def test_source_outside_of_uploads_is_refused(tmp_path, source):
+    with pytest.raises(InvalidConfig, match="not below the data root's uploads"):
+        parse_spec({"data": {"source": source}}, data_root=tmp_path)
+
+
+def test_uploaded_source_is_taken(tmp_path):
+    assert parse_spec({"data": {"source": "file:uploads/a.txt"}}, data_root=tmp_path).run == "baseline"
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("auto", None), ("cpu", 0), ("cuda", 1)])
+def test_device_decides_which_worker_fits(device, gpus):
+    assert parse_spec({"device": {"device": device}}).gpus == gpus
+
+
+@pytest.mark.parametrize("job", [[1], "x", {"preset": 3}, {"metadata": {"a": 1}}])
+def test_section_of_the_wrong_shape_is_refused(job):
+    with pytest.raises(InvalidConfig) as refused:
+        parse_spec({"job": job})
+    assert pointers(refused)[0].startswith("/job")

@@ -1,0 +1,39 @@
+"""Jobs that the worker itself cannot run: they end, and nobody waits for the lease."""
+
+from dataclasses import replace
+
+import pytest
+
+from worker.devices import Devices
+from worker.jobs.store import JobStore
+from worker.runner import Runner
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture
+def settings(redis_url, tmp_path):
+    return WorkerSettings(data=tmp_path, redis_url=redis_url, crash_budget=1)
+
+
+class Misnaming(JobStore):
+    """Hands out a run that no directory may be called."""
+
+    def claim(self, *args, **options):
+        return replace(super().claim(*args, **options), run="../x")
+
+
+def test_job_that_the_worker_refuses_fails_with_the_code(settings, store, make_spec, connected):
+    job_id = store.submit(make_spec("one"), fingerprint="f").job.id
+    misnaming = Misnaming(connected(settings.redis_url, for_api=False), settings)
+    Runner(misnaming, settings, Devices(()), slots=1).run_next()
+    job = store.get(job_id)
+    assert (job.status, job.error.code) == ("failed", "invalid_parameter")
+
+
+def test_child_that_cannot_be_started_is_a_crash(settings, store, make_spec):
+    (settings.data / "jobs").write_text("in the way")
+    job_id = store.submit(make_spec("one"), fingerprint="f").job.id
+    Runner(store, settings, Devices(()), slots=1).run_next()
+    job = store.get(job_id)
+    assert (job.status, job.error.code) == ("failed", "crash_budget")
+    assert "the worker could not run it" in job.history[-1].reason

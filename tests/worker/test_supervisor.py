@@ -1,0 +1,34 @@
+import pytest
+
+from worker.supervisor import outcome_of
+
+FAILED = {"outcome": "failed", "error": {"code": "cuda_oom", "detail": "no memory", "step": None, "hint": None}}
+
+
+@pytest.mark.parametrize(
+    ("code", "record", "asked", "last_line", "result", "error"),
+    [
+        (0, {"outcome": "succeeded"}, None, "", "succeeded", None),
+        (0, {"outcome": "succeeded"}, "cancel", "", "succeeded", None),
+        (0, None, None, "", "crashed", None),
+        (1, FAILED, None, "", "failed", "cuda_oom"),
+        (75, {"outcome": "stopped"}, None, "", "stopped", None),
+        (75, None, "cancel", "", "stopped", None),
+        (-15, None, "worker stopping", "", "stopped", None),  # asked before it could listen
+        (-9, None, "cancel", "", "stopped", None),
+        (76, None, None, "error: run 'x' is held", "busy", None),
+        (-9, None, None, "", "crashed", None),
+        (-11, None, None, "", "crashed", None),
+        (1, None, None, "ImportError: no", "crashed", None),
+        (2, None, None, "error: run 'x' exists", "failed", "invalid_config"),
+        (1, None, None, "error: no space", "failed", "internal_error"),
+        (75, {"outcome": "stopped"}, "stalled", "", "crashed", "stalled"),
+    ],
+)
+def test_outcome_is_what_the_child_said_else_what_was_seen(code, record, asked, last_line, result, error):
+    outcome = outcome_of(code, record, asked, last_line, 900.0)
+    assert (outcome.result, outcome.error.code if outcome.error else None) == (result, error)
+
+
+def test_reason_names_the_signal():
+    assert "SIGSEGV" in outcome_of(-11, None, None, "", 900.0).reason

@@ -1,0 +1,1 @@
+"""Everything that runs jobs: the train worker, and the inference process."""

@@ -1,0 +1,41 @@
+"""A job is an argv and a directory: which module does which kind of work.
+
+Every module takes ``--config --run --data-root --attempt --job-id`` (and ``--record`` where the work is no training),
+writes events.jsonl and outcome.json, and exits 75 (stopped with a checkpoint) or 76 (busy).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+MODULES: Mapping[str, str] = {"train": "model_core.train", "test": "model_core.train"}
+
+STOPPED, BUSY, BAD_INPUT = 75, 76, 2  # exit codes of a child
+
+
+def argv(
+    kind: str,
+    *,
+    run: str,
+    job_id: str,
+    attempt: int,
+    data: Path,
+    modules: Mapping[str, str],
+) -> list[str]:
+    """Command line of a job's child.
+
+    Args:
+        kind: What the job does.
+        run: The run it makes or reads.
+        job_id: Its id.
+        attempt: The number of this process of the job.
+        data: The data root.
+        modules: Module by kind; it wins over `MODULES`.
+    """
+    directory = data / "jobs" / job_id
+    module = {**MODULES, **modules}[kind]
+    command = [sys.executable, "-P", "-m", module, "--config", str(directory / "config.yaml"), "--run", run]
+    command += ["--data-root", str(data), "--attempt", str(attempt), "--job-id", job_id]
+    return command if kind == "train" else [*command, "--record", str(directory)]

@@ -1,0 +1,45 @@
+"""What the machine decides about jobs: where data and Redis are, and how long one waits.
+
+Read from ``HEADCOUNT_*`` at the entrance of a process and handed down.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model_core.records.files import Layout
+
+
+class JobSettings(BaseSettings):
+    """Settings that API and worker must share."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HEADCOUNT_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # an address holds a password
+    )
+
+    data: Path = Path("data")
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    lease_s: float = Field(default=60.0, gt=0)  # a worker not heard of for so long has lost its job
+    beat_s: float = Field(default=15.0, gt=0)
+    janitor_s: float = Field(default=10.0, gt=0)
+    stall_s: float = Field(default=900.0, gt=0)  # a child that says nothing for so long hangs
+    crash_budget: int = Field(default=3, ge=1)  # crashes in a row without a new step
+    max_queued: int = Field(default=20_000, ge=1)
+
+    @property
+    def layout(self) -> Layout:
+        """The directories below the data root."""
+        return Layout.under(self.data.resolve())
+
+    @model_validator(mode="after")
+    def _beats_keep_the_lease(self) -> Self:
+        if self.beat_s * 2 > self.lease_s:
+            raise ValueError(f"beat_s {self.beat_s} must be at most half of lease_s {self.lease_s}")
+        return self

@@ -1,0 +1,194 @@
+"""What a client asks for: an experiment, and a `job` section that says how to run it.
+
+The tree is the YAML file's, as JSON or YAML alike. With a preset, the rest of the tree is a merge patch on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from model_core.config import Config, ExperimentConfig, Name, Whole
+from model_core.errors import FieldProblem, InvalidConfig, NotAvailable
+from model_core.loading import Advice, ParsedConfig, Tree, merge_patch, parse_config, problems_of
+from model_core.presets import preset_tree
+from model_core.records.files import checked_name, portable
+from worker.jobs.kinds import MODULES
+
+Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
+Kind = Literal["train", "test", "prepare", "export"]
+Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
+
+
+class Resources(Config):
+    """What a job needs of a worker."""
+
+    gpus: Whole | None = Field(default=None, ge=0, le=64)  # None: one if the worker has any, else the CPU
+    processes: Whole = Field(default=1, ge=1, le=1024)
+
+
+class JobSection(Config):
+    """The part of the tree that the service reads and the trainer ignores."""
+
+    preset: Name | None = None
+    kind: Kind | None = None  # None: from `execution`
+    resources: Resources = Resources()
+    priority: Whole = Field(default=0, ge=-1000, le=1000)  # higher runs earlier
+    metadata: dict[Label, Text] = Field(default={}, max_length=16)
+    depends_on: tuple[Text, ...] = Field(default=(), max_length=100)
+
+
+class _Envelope(Config):
+    job: JobSection = JobSection()
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """A request that is right in itself.
+
+    Attributes:
+        kind: ``train`` makes a run; ``test`` reads one.
+        run: Its name.
+        config: The experiment, named by the run.
+        job: How to run it.
+        warnings: What its author should know.
+    """
+
+    kind: str
+    run: str
+    config: ExperimentConfig
+    job: JobSection
+    warnings: tuple[Advice, ...] = ()
+
+    @property
+    def gpus(self) -> int | None:
+        """GPUs it takes; None: one if the worker has any, else none."""
+        asked, device = self.job.resources.gpus, self.config.device.device
+        return asked if asked is not None else {"cpu": 0, "cuda": 1}.get(device)
+
+
+def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Path | None = None) -> JobSpec:
+    """Check a request.
+
+    Args:
+        tree: Sections of the experiment, and `job`.
+        run: Renames the run without changing the tree.
+        data_root: Below its ``uploads`` a ``file:`` source may lie; without it there is no such place.
+
+    Raises:
+        InvalidParameter: `run` is no name.
+        UnknownPreset: There is no such preset.
+        InvalidConfig: With every problem of the tree.
+        NotAvailable: Nothing is wrong but features that this version does not have.
+    """
+    job, problems = _job_section(tree)
+    merged = {key: value for key, value in tree.items() if key != "job"}
+    if job.preset is not None:
+        merged = merge_patch(preset_tree(job.preset), merged)
+    if run is not None:
+        merged["experiment_name"] = checked_name("run", run)
+    parsed, more = _experiment(merged)
+    if parsed is not None:
+        more += [*_source_stays_inside(parsed.config, data_root), *_kind_fits(job, parsed.config)]
+    if problems or more or parsed is None:
+        raise _refusal((*problems, *more))
+    config, replaced = _without_paths(parsed.config, merged)
+    kind = "train" if config.execution.train else "test"
+    return JobSpec(kind, config.experiment_name, config, job, (*parsed.warnings, *replaced))
+
+
+def _job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
+    try:
+        job = _Envelope.model_validate({"job": tree["job"]} if tree.get("job") is not None else {}).job
+    except ValidationError as error:
+        section = tree["job"]
+        preset = section.get("preset") if isinstance(section, dict) else None
+        fallback = JobSection(preset=preset) if isinstance(preset, str) and _is_name(preset) else JobSection()
+        return fallback, list(problems_of(error, _Envelope))
+    return job, list(_not_built(job))
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return bool(JobSection(preset=text))
+    except ValidationError:
+        return False
+
+
+def _not_built(job: JobSection) -> Iterator[FieldProblem]:
+    def refuse(key: str, value: Any, only: Any) -> FieldProblem:
+        detail = f"job.{key} is not available in this version; leave it at {only!r}"
+        return FieldProblem(f"/job/{key.replace('.', '/')}", detail, value, (only,), code="not_available")
+
+    if job.depends_on:
+        yield refuse("depends_on", list(job.depends_on), [])
+    if job.resources.processes > 1:
+        yield refuse("resources.processes", job.resources.processes, 1)
+    if job.resources.gpus is not None and job.resources.gpus > 1:
+        yield refuse("resources.gpus", job.resources.gpus, 1)  # one process drives one GPU
+    if job.kind is not None and job.kind not in MODULES:
+        detail = f"job.kind {job.kind!r} is not available in this version; there are: {', '.join(MODULES)}"
+        yield FieldProblem("/job/kind", detail, job.kind, tuple(MODULES), code="not_available")
+
+
+def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
+    try:
+        return parse_config(tree), []
+    except InvalidConfig as error:
+        return None, list(error.problems)
+
+
+def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
+    derived = "train" if config.execution.train else "test"
+    if job.kind in MODULES and job.kind != derived:
+        detail = f"{job.kind!r} contradicts execution.train {config.execution.train}, which makes it {derived!r}"
+        yield FieldProblem("/job/kind", detail, job.kind, (derived,))
+
+
+def _source_stays_inside(config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
+    source = config.data.source
+    if source is None:
+        return
+    if "\0" in source or not _is_unicode(source):
+        yield FieldProblem("/data/source", f"{source!r} holds a character that no name can have", source)
+        return
+    if not source.startswith("file:"):
+        return
+    uploads = (data_root / "uploads").resolve() if data_root is not None else None
+    path = portable(source.removeprefix("file:"))
+    if uploads is None or not ((data_root or Path()) / path).resolve().is_relative_to(uploads):
+        detail = f"{source!r} is not below the data root's uploads; put the file there and write file:uploads/NAME"
+        yield FieldProblem("/data/source", detail, source, ("file:uploads/NAME",))
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)  # JSON can spell half a surrogate pair
+
+
+def _refusal(problems: tuple[FieldProblem, ...]) -> InvalidConfig:
+    missing_only = all(problem.code == "not_available" for problem in problems)
+    return (NotAvailable if missing_only else InvalidConfig)(problems)
+
+
+_PATHS = (("data", "data_dir"), ("output", "exp_dir"), ("output", "attention_dir"))
+
+
+def _without_paths(config: ExperimentConfig, tree: Tree) -> tuple[ExperimentConfig, tuple[Advice, ...]]:
+    """Paths of the author's machine mean nothing here: everything lies below the data root."""
+    written = [(section, key) for section, key in _PATHS if key in (tree.get(section) or {})]
+    if not written:
+        return config, ()
+    dump = config.model_dump(mode="json", exclude_unset=True)
+    kept = {
+        name: {key: value for key, value in section.items() if (name, key) not in written}
+        if isinstance(section, dict)
+        else section
+        for name, section in dump.items()
+    }
+    names = ", ".join(f"{section}.{key}" for section, key in written)
+    advice = Advice("paths_replaced", f"{names}: replaced by the directories of the data root")
+    return parse_config(kept).config, (advice,)

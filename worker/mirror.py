@@ -1,0 +1,101 @@
+"""Copies what a child writes on disk to Redis, where clients look, and brings back what they wish.
+
+The files are the truth: when Redis is away they wait, and are copied when it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from model_core.records.events import Event, EventReader
+from model_core.records.files import Layout, read_json
+from model_core.records.run import Run
+from worker.jobs.errors import QueueUnavailable
+from worker.jobs.job import Claim, Progress, progressed
+from worker.jobs.store import JobStore
+
+log = logging.getLogger(__name__)
+
+_BATCH = 500  # events of one call
+_EVERY_S, _QUIET_EVERY_S = 0.2, 1.0  # between calls: with news, without
+
+
+class Mirror:
+    """One job's events and outcome.
+
+    Attributes:
+        desired: What Redis said last: ``run``, ``pause``, ``cancel`` or ``fenced``.
+        heard_at: Monotonic time of the last sign of life of the child.
+    """
+
+    def __init__(self, store: JobStore, claim: Claim, layout: Layout, tokens_per_step: int) -> None:
+        assert layout.jobs is not None
+        self._store, self._claim, self._tokens_per_step = store, claim, tokens_per_step
+        self._job_directory = layout.jobs / claim.id
+        self._run = Run(layout.run(claim.run)) if claim.kind == "train" else None
+        self._reader: EventReader | None = None
+        self._pending: list[Event] = []
+        self._progress = Progress()
+        self._next_call = 0.0
+        self.desired, self.heard_at = "run", time.monotonic()
+
+    def _directory(self) -> Path | None:
+        """Where the child's records are; None while the run is not this job's."""
+        if self._run is None:
+            return self._job_directory
+        owned = self._run.attempt()["job_id"] == self._claim.id
+        return self._run.path if owned else None
+
+    def pump(self) -> None:
+        """Read what is new and pass it on, if it is time; what Redis or the disk refuse now is tried again."""
+        if time.monotonic() < self._next_call:
+            return
+        try:
+            self._read()
+            self._send()
+        except (QueueUnavailable, OSError, ValueError) as error:
+            log.warning("events wait job_id=%s count=%d reason=%s", self._claim.id, len(self._pending), error)
+            self._next_call = time.monotonic() + _QUIET_EVERY_S
+
+    def drain(self) -> None:
+        """Pass on everything that there is.
+
+        Raises:
+            QueueUnavailable: Redis does not answer; another call goes on where this one stopped.
+        """
+        self._read()
+        self._send()
+        while self._pending and self.desired != "fenced":
+            self._send()
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What the child wrote about its end, if this attempt of it wrote anything."""
+        for directory in dict.fromkeys((self._directory(), self._job_directory)):
+            file = directory / "outcome.json" if directory else None
+            if file is not None and file.exists():
+                record: dict[str, Any] = read_json(file)
+                if record["attempt"] == self._claim.attempt:
+                    return record
+        return None
+
+    def _read(self) -> None:
+        if self._reader is None:
+            directory = self._directory()
+            if directory is None:
+                return
+            self._reader = EventReader(directory / "events.jsonl")
+        news = self._reader.read_new()
+        if news:
+            self.heard_at = time.monotonic()
+            self._pending += news
+
+    def _send(self) -> None:
+        batch, progress = self._pending[:_BATCH], self._progress
+        for event in batch:
+            progress = progressed(progress, event, self._tokens_per_step)
+        self.desired = self._store.mirror(self._claim, batch, progress)
+        self._pending, self._progress = self._pending[_BATCH:], progress
+        self._next_call = time.monotonic() + (_EVERY_S if self._pending or batch else _QUIET_EVERY_S)

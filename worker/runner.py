@@ -1,0 +1,118 @@
+"""A train worker: so many slots, so many GPUs, and jobs that run in them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from typing import Any
+
+from model_core.errors import ModelCoreError
+from worker.devices import Devices, memory_bytes
+from worker.jobs.errors import QueueUnavailable
+from worker.jobs.job import Claim, JobError, Outcome, WorkerView
+from worker.jobs.store import JobStore
+from worker.patience import patiently
+from worker.settings import WorkerSettings
+from worker.supervisor import supervise
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Runs jobs, each in the thread that calls `run_next`.
+
+    Attributes:
+        id: This worker's name: host and process.
+        stopping: Set when the worker leaves: children save, nothing new is claimed.
+        slots: Jobs at once.
+    """
+
+    def __init__(self, store: JobStore, settings: WorkerSettings, devices: Devices, *, slots: int) -> None:
+        self._store, self._settings, self._devices = store, settings, devices
+        self._claiming = threading.Lock()
+        self._held: set[str] = set()
+        self.id = f"{socket.gethostname()}:{os.getpid()}"
+        self.stopping = threading.Event()
+        self.slots = slots
+
+    def run_next(self) -> None:
+        """Run the first ready job that fits, if there is one."""
+        taken = self._claim()
+        if taken is None:
+            return
+        claim, gpus = taken
+        log.info("job claimed job_id=%s attempt=%d run=%s", claim.id, claim.attempt, claim.run)
+        try:
+            outcome = self._supervise(claim, gpus)
+            if outcome is None:
+                log.warning("job taken away job_id=%s attempt=%d", claim.id, claim.attempt)
+                return
+            status = patiently(lambda: self._store.finish(claim, outcome), self.stopping)
+            log.info("attempt ended job_id=%s result=%s status=%s", claim.id, outcome.result, status)
+        except QueueUnavailable as error:
+            log.warning("job left to its lease job_id=%s reason=%s", claim.id, error)
+        finally:
+            self._held.discard(claim.id)
+            self._devices.give_back(gpus)
+
+    def _supervise(self, claim: Claim, gpus: tuple[int, ...]) -> Outcome | None:
+        """Run a claimed job; what goes wrong on our side is an outcome too, so that nobody waits for the lease."""
+        try:
+            return supervise(
+                claim, store=self._store, settings=self._settings, worker=self._view, gpus=gpus, stopping=self.stopping
+            )
+        except QueueUnavailable:
+            raise
+        except ModelCoreError as error:
+            return Outcome("failed", str(error), JobError(code=error.code, detail=str(error), hint=error.hint))
+        except Exception as error:  # the edge of a slot
+            log.exception("attempt broke off job_id=%s attempt=%d", claim.id, claim.attempt)
+            return Outcome("crashed", f"the worker could not run it: {type(error).__name__}: {error}")
+
+    def _claim(self) -> tuple[Claim, tuple[int, ...]] | None:
+        """Claim a job and its GPUs, one thread at a time, so that none is promised twice."""
+        token = uuid.uuid4().hex
+        with self._claiming:
+            if self.stopping.is_set() or len(self._held) >= self.slots:
+                return None
+            try:
+                claim = patiently(
+                    lambda: self._store.claim(
+                        token, self._view, free_gpus=self._devices.free, has_gpus=bool(self._devices.gpus)
+                    ),
+                    self.stopping,
+                )
+            except QueueUnavailable:
+                return None
+            if claim is None:
+                return None
+            self._held.add(claim.id)
+            return claim, self._devices.take(claim.gpus)
+
+    def could_run_more(self) -> bool:
+        """Whether a slot is free and a ready job would fit.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        if self.stopping.is_set() or len(self._held) >= self.slots:
+            return False
+        return self._store.fitting(free_gpus=self._devices.free, has_gpus=bool(self._devices.gpus))
+
+    @property
+    def _view(self) -> WorkerView:
+        return WorkerView(id=self.id, host=socket.gethostname())
+
+    def facts(self) -> dict[str, Any]:
+        """What others may know of this worker."""
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slots": self.slots,
+            "busy": len(self._held),
+            "gpus": [vars(gpu) for gpu in self._devices.gpus],
+            "memory_bytes": memory_bytes(),
+        }

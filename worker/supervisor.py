@@ -1,0 +1,175 @@
+"""Runs one claimed job: starts its child, keeps the lease, mirrors its events, ends it when it must end.
+
+The child is a program that knows nothing of this; it saves and leaves on SIGTERM, and says on disk how it ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Literal
+
+from model_core.config import ExperimentConfig
+from model_core.errors import InvalidConfig
+from model_core.loading import parse_config, to_yaml
+from model_core.records.files import write_text
+from worker.child import Child, environment
+from worker.jobs.job import Claim, JobError, Outcome, WorkerView
+from worker.jobs.kinds import BAD_INPUT, BUSY, STOPPED, argv
+from worker.jobs.store import JobStore
+from worker.lease import Lease
+from worker.mirror import Mirror
+from worker.patience import patiently
+from worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+StopReason = Literal["fenced", "cancel", "pause", "worker stopping", "stalled"]
+_FAILED = 1
+_POLL_S = 0.1
+
+
+def supervise(
+    claim: Claim,
+    *,
+    store: JobStore,
+    settings: WorkerSettings,
+    worker: WorkerView,
+    gpus: tuple[int, ...],
+    stopping: threading.Event,
+) -> Outcome | None:
+    """Run a job to the end of this attempt.
+
+    Args:
+        claim: The job.
+        store: Where it is reported.
+        settings: The worker's.
+        worker: Who runs it.
+        gpus: Devices it has.
+        stopping: Set when the worker leaves: the child saves, and another worker goes on.
+
+    Returns:
+        How it ended, once its process is gone; None if the job was taken away meanwhile.
+    """
+    try:
+        config = parse_config(claim.config).config
+    except InvalidConfig as error:
+        return Outcome("failed", str(error), JobError(code=error.code, detail=str(error)))
+    mirror = Mirror(store, claim, settings.layout, config.training.total_batch_size)
+    child, log_file = _start(claim, config, settings, gpus)
+    device = f"cuda:{','.join(map(str, gpus))}" if gpus else "cpu"
+    shown = worker.model_copy(update={"device": device, "pid": child.pid})
+    log.info("child started job_id=%s attempt=%d pid=%d device=%s", claim.id, claim.attempt, child.pid, device)
+    try:
+        with Lease(store, claim, shown, settings.beat_s) as lease:
+            asked = _watch(child, mirror, lease, settings, stopping)
+            code = child.close()
+            log.info("child ended job_id=%s code=%d asked=%s", claim.id, code, asked)
+            if asked == "fenced":
+                return None
+            _tell_the_rest(mirror, claim, stopping)
+    finally:
+        child.kill()
+    return outcome_of(code, mirror.outcome(), asked, _last_line(log_file), settings.stall_s)
+
+
+def _start(
+    claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpus: tuple[int, ...]
+) -> tuple[Child, Path]:
+    data = settings.data.resolve()
+    directory = data / "jobs" / claim.id
+    write_text(directory / "config.yaml", to_yaml(config, written_only=True))
+    command = argv(
+        claim.kind, run=claim.run, job_id=claim.id, attempt=claim.attempt, data=data, modules=settings.kind_modules
+    )
+    log_file = directory / "child.log"
+    return Child(command, directory=data, log=log_file, env=environment(os.environ, gpus)), log_file
+
+
+def _tell_the_rest(mirror: Mirror, claim: Claim, stopping: threading.Event) -> None:
+    try:
+        patiently(mirror.drain, stopping)
+    except (OSError, ValueError) as error:  # what clients miss does not change how the job ended
+        log.warning("events not all told job_id=%s reason=%s", claim.id, error)
+
+
+def _watch(
+    child: Child, mirror: Mirror, lease: Lease, settings: WorkerSettings, stopping: threading.Event
+) -> StopReason | None:
+    """Wait until the child is gone.
+
+    Returns:
+        Why it was asked to go, if it was.
+    """
+    asked: StopReason | None = None
+    deadline = float("inf")
+    while child.exit_code() is None:
+        mirror.pump()
+        reason = _why_stop(mirror, lease, settings.stall_s, stopping)
+        if reason == "fenced" or (asked is None and reason is not None):
+            if asked is None:
+                child.ask_to_stop()
+                deadline = time.monotonic() + settings.stop_grace_s
+            asked = reason
+        if time.monotonic() > deadline:
+            child.kill()
+        time.sleep(_POLL_S)
+    return asked
+
+
+def _why_stop(mirror: Mirror, lease: Lease, stall_s: float, stopping: threading.Event) -> StopReason | None:
+    wishes = {mirror.desired, lease.desired}
+    if "fenced" in wishes:
+        return "fenced"
+    if "cancel" in wishes:
+        return "cancel"
+    if "pause" in wishes:
+        return "pause"
+    if stopping.is_set():
+        return "worker stopping"
+    return "stalled" if time.monotonic() - mirror.heard_at > stall_s else None
+
+
+def outcome_of(
+    code: int, record: dict[str, object] | None, asked: StopReason | None, last_line: str, stall_s: float
+) -> Outcome:
+    """Decide how an attempt ended.
+
+    Args:
+        code: The child's exit code.
+        record: Its outcome file, if this attempt wrote one.
+        asked: Why we asked it to stop, if we did.
+        last_line: The last line of its output.
+        stall_s: How long a child may be silent.
+    """
+    said = record["outcome"] if record else None
+    if record and said == "failed":
+        error = JobError.model_validate(record["error"])
+        return Outcome("failed", error.detail, error)
+    if said == "succeeded":
+        return Outcome("succeeded", "finished")
+    if asked == "stalled":
+        reason = f"no event for {stall_s:g} s"
+        return Outcome("crashed", reason, JobError(code="stalled", detail=reason, hint="its stacks are in the log"))
+    if code == BUSY:
+        return Outcome("busy", "another process holds the run")
+    if said == "stopped" or code == STOPPED or asked is not None:
+        return Outcome("stopped", asked or "stopped with a checkpoint")
+    if code in {_FAILED, BAD_INPUT} and last_line.startswith("error: "):
+        detail = last_line.removeprefix("error: ")
+        return Outcome(
+            "failed", detail, JobError(code="invalid_config" if code == BAD_INPUT else "internal_error", detail=detail)
+        )
+    ended = f"the process was ended by {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
+    return Outcome("crashed", f"{ended}: {last_line}" if last_line and code >= 0 else ended)
+
+
+def _last_line(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,67 @@
+"""The train worker: ``celery -A worker.tasks worker``. It claims, supervises and records; it never loads torch."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from celery.signals import celeryd_after_setup, worker_ready, worker_shutdown, worker_shutting_down
+
+from worker.devices import Devices, find_gpus
+from worker.janitor import Janitor
+from worker.jobs.connection import connect
+from worker.jobs.queue import RUN_NEXT, make_app, wake
+from worker.jobs.registry import Registry
+from worker.jobs.store import JobStore
+from worker.runner import Runner
+from worker.settings import WorkerSettings
+
+_settings = WorkerSettings()
+_redis = connect(_settings.redis_url, for_api=False)
+_store = JobStore(_redis, _settings)
+_devices = Devices(find_gpus())
+_runner = Runner(_store, _settings, _devices, slots=_settings.slots or max(1, len(_devices.gpus)))
+
+app = make_app(_settings.redis_url, for_api=False)
+app.conf.worker_concurrency = _runner.slots
+
+
+@app.task(name=RUN_NEXT)  # type: ignore[untyped-decorator]
+def run_next() -> None:
+    """Run the first ready job that fits this worker, if there is one."""
+    _runner.run_next()
+
+
+# Celery holds its handlers weakly, so they are functions of the module.
+
+
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def _listen_to_own_queue(sender: str, instance: Any, **_: Any) -> None:
+    instance.app.amqp.queues.select_add(_own_queue(sender))
+    _runner.slots = instance.concurrency
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _start_janitor(sender: Any, **_: Any) -> None:
+    _janitor(sender.hostname).start()
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _stop(**_: Any) -> None:
+    _runner.stopping.set()
+
+
+@worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _leave(sender: Any, **_: Any) -> None:
+    _janitor(sender.hostname).leave()
+
+
+@functools.cache
+def _janitor(nodename: str) -> Janitor:
+    registry = Registry(_redis)
+    ring = functools.partial(wake, _settings.redis_url, queue=_own_queue(nodename))
+    return Janitor(_store, registry, _runner, _settings, ring)
+
+
+def _own_queue(nodename: str) -> str:
+    return f"wake.{nodename}"

@@ -34,7 +34,7 @@ def test_every_error_is_the_same_document(site) -> None:
     [
         ({"model": {"n_head": 10}}, "/model/n_head", "768", [8, 12]),
         ({"model": {"n_head_list": [12] * 11}}, "/model/n_head_list", "11 entries for n_layer 12", None),
-        ({"model": {"n_head_list": []}}, "/model/n_head_list", "at least 1", None),
+        ({"model": {"n_head_list": []}}, "/model/n_head_list", "0 entries for n_layer 12", None),
         ({"model": {"n_hed": 12}}, "/model/n_hed", "did you mean n_head", ["n_head", "n_embd"]),
         ({"model": {"vocab_size": 50000}}, "/model/vocab_size", "50257", [50257, 50304]),
         ({"model": {"n_layer": 10**9}}, "/model/n_layer", "1000", None),

@@ -47,9 +47,9 @@ class Attempt:
         outcome: ``succeeded``, ``failed`` or ``stopped``, once it is known.
     """
 
-    def __init__(self, directory: Path, number: int) -> None:
+    def __init__(self, directory: Path, number: int, *, seq_after: int = 0) -> None:
         self._directory, self.number = directory, number
-        self._events = EventWriter(directory / "events.jsonl", number)
+        self._events = EventWriter(directory / "events.jsonl", number, seq_after=seq_after)
         self.facts: dict[str, Any] = {}
         self.outcome: str | None = None
 
@@ -70,7 +70,9 @@ class Attempt:
             write_json(self._directory / "outcome.json", finite({**record, **self.facts}))
 
 
-def make_attempt(directory: Path, number: int, body: Callable[[Attempt], int], *, log_to_file: bool = True) -> int:
+def make_attempt(
+    directory: Path, number: int, body: Callable[[Attempt], int], *, log_to_file: bool = True, seq_after: int = 0
+) -> int:
     """Do the work and record how it ended, whatever becomes of it.
 
     Args:
@@ -78,6 +80,7 @@ def make_attempt(directory: Path, number: int, body: Callable[[Attempt], int], *
         number: The attempt's.
         body: The work; it returns the exit code, and has finished the attempt unless that is 0.
         log_to_file: Whether log lines go to logs/log.txt too.
+        seq_after: Number of the last event of a run that this one replaces.
 
     Returns:
         The exit code.
@@ -86,7 +89,7 @@ def make_attempt(directory: Path, number: int, body: Callable[[Attempt], int], *
         RunBusy: The directory belongs to another process; nothing more is written there.
         AttemptSuperseded: Likewise.
     """
-    attempt = Attempt(directory, number)
+    attempt = Attempt(directory, number, seq_after=seq_after)
     with _log_file(directory / "logs" / "log.txt") if log_to_file else contextlib.nullcontext():
         try:
             code = body(attempt)
@@ -94,7 +97,8 @@ def make_attempt(directory: Path, number: int, body: Callable[[Attempt], int], *
             raise
         except Exception as error:
             log.error("attempt failed number=%d", number, exc_info=not isinstance(error, ModelCoreError))
-            attempt.finish("failed", describe(error))
+            with contextlib.suppress(ModelCoreError, OSError):  # on a full disk stderr alone can say it
+                attempt.finish("failed", describe(error))
             return _say(error)
         if attempt.outcome is None:
             attempt.finish("succeeded")
@@ -142,7 +146,8 @@ def exit_code(main: Callable[[], int], on_refusal: Callable[[ModelCoreError], No
         return _say(error)
     except ModelCoreError as error:
         if on_refusal is not None:
-            on_refusal(error)
+            with contextlib.suppress(ModelCoreError, OSError):
+                on_refusal(error)
         return _say(error)
     except Exception as error:  # noqa: BLE001 - the edge of the process: a person sees a line, not a trace
         return _say(error)

@@ -1,14 +1,17 @@
 """How a process learns that it should save and leave: a signal, or its supervisor's end of a pipe closing.
 
-Torch-free, so that the handlers stand before the slow imports.
+Torch-free, so that the handlers stand before the slow imports. One more signal, SIGUSR1, asks where the process is.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import threading
 from types import FrameType
+
+_STDERR = 2  # the descriptor: sys.stderr may be something that a signal handler cannot write to
 
 
 class StopRequest:
@@ -27,12 +30,14 @@ class StopRequest:
         return self._event.is_set()
 
     def listen(self, *, stdin: bool) -> None:
-        """Heed SIGTERM and SIGINT.
+        """Heed SIGTERM and SIGINT; SIGUSR1 writes the stacks of all threads to stderr, whatever hangs.
 
         Args:
             stdin: Heed the end of standard input too: it is a pipe whose other end the supervisor holds, so it
                 closes when the supervisor dies, in whatever way.
         """
+        if hasattr(signal, "SIGUSR1"):  # not on Windows
+            faulthandler.register(signal.SIGUSR1, file=_STDERR, all_threads=True)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         if stdin:

@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on with a run that exists, from its newest intact full state")
     add("--attempt", type=int, help=argparse.SUPPRESS)  # the supervisor's: number of this attempt
     add("--job-id", help=argparse.SUPPRESS)  # the supervisor's: whose run it is
+    add("--seq-after", type=int, default=0, help=argparse.SUPPRESS)  # the supervisor's: events told of an earlier run
     add("--record", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # the supervisor's: events of a test job
     return parser
 
@@ -106,7 +107,9 @@ def _train(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, 
             _warn(parsed, attempt)
             return _train_attempt(arguments, run, layout, attempt, stop)
 
-        return make_attempt(run.path, number, body, log_to_file=parsed.config.logging.log_to_file)
+        return make_attempt(
+            run.path, number, body, log_to_file=parsed.config.logging.log_to_file, seq_after=arguments.seq_after
+        )
 
 
 def _open(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout) -> Run:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from service.deps import Services
 from service.errors import DoesNotFit
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.spec import JobSpec, parse_spec
-from worker.jobs.store import Submission
+from worker.jobs.job import Submission
 
 _REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
 
@@ -106,6 +106,8 @@ async def _obstacles(services: Services, order: Order) -> AsyncIterator[ModelCor
     except QueueUnavailable as error:
         yield error
         return
+    if (most := _most_gpus(workers)) < (order.spec.gpus or 0):
+        yield _too_many_gpus(order.spec.gpus or 0, most)
     if order.spec.kind != "train":  # the budget is a training's
         return
     largest = max((_room(worker) for worker in workers), default=math.inf)
@@ -166,6 +168,21 @@ def _reference_is_a_name(config: ExperimentConfig) -> Iterator[FieldProblem]:
     if reference is not None and not _REFERENCE.fullmatch(reference):
         detail = f"{reference!r} is not RUN or RUN/FILE, for example quickstart/model_latest.pt"
         yield FieldProblem("/checkpoint/load_checkpoint", detail, reference)
+
+
+def _most_gpus(workers: Sequence[Mapping[str, Any]]) -> float:
+    """GPUs of the worker that has most; without a known worker nobody can say."""
+    return max((len(worker.get("gpus", ())) for worker in workers), default=math.inf)
+
+
+def _too_many_gpus(asked: int, most: float) -> DoesNotFit:
+    error = DoesNotFit(f"the job asks for {_gpus(asked)}; the known worker with most has {most or 'none'}")
+    error.hint = f"job.resources.gpus {most} would fit" + ("" if most else ", with device.device auto or cpu")
+    return error
+
+
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
 def _room(worker: Mapping[str, Any]) -> float:

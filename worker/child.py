@@ -9,7 +9,10 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping
+import sys
+import time
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -44,8 +47,16 @@ def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, s
     }
 
 
+_MARK = "CHILD_MARK"  # a variable that a child hands on to all it starts, by which they are found when it is dead
+_STACKS_S, _ABORT_S, _GONE_S = 0.3, 2.0, 2.0
+
+
 class Child:
-    """A running child."""
+    """A running child.
+
+    Attributes:
+        pid: Its process id, and its session's.
+    """
 
     def __init__(self, command: list[str], *, directory: Path, log: Path, env: dict[str, str]) -> None:
         """Start it.
@@ -56,12 +67,15 @@ class Child:
             log: Its output is appended here.
             env: All its variables.
         """
+        self._log, self._mark = log, uuid.uuid4().hex
         with log.open("ab") as output:
+            self._log_begin = output.tell()
             self._process = subprocess.Popen(
-                command, cwd=directory, env=env, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                command, cwd=directory, env={**env, _MARK: self._mark}, stdin=subprocess.PIPE, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self.pid = self._process.pid
+        self._seen = psutil.Process(self.pid)  # knows when somebody else got the number
         self._over: int | None = None
 
     def exit_code(self) -> int | None:
@@ -71,6 +85,25 @@ class Child:
     def ask_to_stop(self) -> None:
         """SIGTERM: save and leave."""
         self._process.terminate()
+        if hasattr(signal, "SIGCONT"):
+            self._process.send_signal(signal.SIGCONT)  # a stopped process hears nothing
+
+    def dump_stacks(self) -> None:
+        """Have it, and what it started, write the stacks of all threads to its log."""
+        if not hasattr(signal, "SIGUSR1"):
+            return
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                if _heeds(process.pid, signal.SIGUSR1):
+                    process.send_signal(signal.SIGUSR1)
+        time.sleep(_STACKS_S)
+
+    def last_line(self) -> str:
+        """The last line of its output; empty if it said nothing."""
+        with self._log.open("rb") as file:
+            file.seek(max(self._log_begin, self._log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
 
     def kill(self) -> int:
         """End it and everything it started, whatever state it is in; its stacks go to its log.
@@ -80,32 +113,59 @@ class Child:
         """
         if self._over is not None:
             return self._over
-        family = _descendants(self.pid)
+        family = self._family()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGABRT)  # the fault handler writes the stacks
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=2)
+                self._process.wait(timeout=_ABORT_S)
         return self._end(family)
 
     def close(self) -> int:
-        """Clean up after it has ended: nothing of its session may stay."""
-        return self._end(())
+        """Clean up after it has ended: nothing that it started may stay.
 
-    def _end(self, family: Iterable[psutil.Process]) -> int:
+        Returns:
+            The exit code.
+        """
+        return self._end(self._family()) if self._over is None else self._over
+
+    def _end(self, family: set[psutil.Process]) -> int:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-        for process in family:
-            with contextlib.suppress(psutil.Error):
-                process.kill()  # ranks of a launcher are in sessions of their own
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
         self._over = self._process.wait()
+        deadline = time.monotonic() + _GONE_S
+        while family and time.monotonic() < deadline:
+            for process in family:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()  # ranks of a launcher are in sessions of their own
+            psutil.wait_procs(family, timeout=0.2)  # they hold memory, GPUs and perhaps the run's lock
+            family = self._family()
         return self._over
 
+    def _family(self) -> set[psutil.Process]:
+        """It and all that it started, in whatever session, also what its death left without a parent."""
+        marked = {process for process in psutil.process_iter() if _variable(process, _MARK) == self._mark}
+        with contextlib.suppress(psutil.Error):
+            marked.update(self._seen.children(recursive=True))  # those that have lost their variables
+        return marked
 
-def _descendants(pid: int) -> list[psutil.Process]:
+
+def _variable(process: psutil.Process, name: str) -> str | None:
     try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
+        return process.environ().get(name)
+    except (psutil.Error, OSError):  # gone, or somebody else's
+        return None
+
+
+def _heeds(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal that would end it otherwise."""
+    if sys.platform != "linux":
+        return True  # there is no way to ask
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)

@@ -22,6 +22,7 @@ class Gpu:
     """One GPU as the driver numbers it."""
 
     index: int
+    uuid: str
     name: str
     memory_bytes: int
 
@@ -36,7 +37,7 @@ def find_gpus() -> tuple[Gpu, ...]:
     allowed = None if visible is None else {part.strip() for part in visible.split(",")}
     rows = ([part.strip() for part in line.split(",")] for line in listing.splitlines() if line.count(",") == 3)
     return tuple(
-        Gpu(int(index), name, int(mebibytes) * 2**20 if mebibytes.isdigit() else 0)
+        Gpu(int(index), uuid, name, int(mebibytes) * 2**20 if mebibytes.isdigit() else 0)
         for index, uuid, name, mebibytes in rows
         if allowed is None or {index, uuid} & allowed
     )
@@ -52,36 +53,41 @@ def memory_bytes() -> int:
 
 
 class Devices:
-    """Hands GPUs to jobs; each belongs to one at a time."""
+    """The GPUs of this worker and which job has which; the store settles it with other workers of the same host."""
 
     def __init__(self, gpus: tuple[Gpu, ...]) -> None:
         self.gpus = gpus
-        self._free = {gpu.index for gpu in gpus}
+        self._holders: dict[str, str] = {}
         self._lock = threading.Lock()
 
     @property
-    def free(self) -> int:
-        """How many nobody uses."""
-        return len(self._free)
+    def idle(self) -> tuple[str, ...]:
+        """Uuids of those that no job of this worker has."""
+        with self._lock:
+            return tuple(gpu.uuid for gpu in self.gpus if gpu.uuid not in self._holders)
 
-    def take(self, gpus: int | None) -> tuple[int, ...]:
-        """Take GPUs for a job.
+    def holder(self, uuid: str) -> str | None:
+        """The job that has a GPU."""
+        return self._holders.get(uuid)
 
-        Args:
-            gpus: How many; None: one if there is any, else none.
+    def take(self, uuids: tuple[str, ...], job_id: str) -> tuple[int, ...]:
+        """Give GPUs to a job.
+
+        Returns:
+            Their indices, as the driver numbers them.
 
         Raises:
-            ValueError: So many are not free.
+            ValueError: One is not this worker's, or another job has it.
         """
         with self._lock:
-            count = min(1, len(self.gpus)) if gpus is None else gpus
-            if count > len(self._free):
-                raise ValueError(f"{count} GPUs were asked for and {len(self._free)} are free")
-            taken = tuple(sorted(self._free)[:count])
-            self._free.difference_update(taken)
-            return taken
+            index = {gpu.uuid: gpu.index for gpu in self.gpus if gpu.uuid not in self._holders}
+            missing = [uuid for uuid in uuids if uuid not in index]
+            if missing:
+                raise ValueError(f"{', '.join(missing)}: no idle GPU of this worker")
+            self._holders.update(dict.fromkeys(uuids, job_id))
+            return tuple(index[uuid] for uuid in uuids)
 
-    def give_back(self, indices: tuple[int, ...]) -> None:
-        """Free what `take` returned."""
+    def give_back(self, job_id: str) -> None:
+        """Free what a job has."""
         with self._lock:
-            self._free.update(indices)
+            self._holders = {uuid: holder for uuid, holder in self._holders.items() if holder != job_id}

@@ -14,19 +14,19 @@ from collections.abc import Callable
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.registry import Registry
 from worker.jobs.settings import JobSettings
-from worker.jobs.store import JobStore
+from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner
 
 log = logging.getLogger(__name__)
 
-_TICK_S, _ANNOUNCE_S, _ALIVE_S = 1.0, 2.0, 10.0
+_TICK_S, _ANNOUNCE_S, _ALIVE_S = 1.0, 2.0, 10.0  # alive: at most a lease
 
 
 class Janitor:
     """Ticks each second until the worker leaves."""
 
     def __init__(
-        self, store: JobStore, registry: Registry, runner: Runner, settings: JobSettings, wake: Callable[[], object]
+        self, store: WorkerStore, registry: Registry, runner: Runner, settings: JobSettings, wake: Callable[[], object]
     ) -> None:
         """Prepare.
 
@@ -39,6 +39,7 @@ class Janitor:
         """
         self._store, self._registry, self._runner, self._settings = store, registry, runner, settings
         self._wake = wake
+        self._alive_s = min(_ALIVE_S, settings.lease_s)
         self._announce_at = 0.0  # monotonic
         self._reap_at = time.monotonic() + settings.janitor_s  # not before the clock has been watched for a while
         self._seen_s: float | None = None  # the server's clock
@@ -74,8 +75,10 @@ class Janitor:
         self._watch_the_clock()
         now = time.monotonic()
         if now >= self._announce_at:
-            self._registry.announce("workers", self._runner.id, self._runner.facts(), _ALIVE_S)
-            self._announce_at = now + _ANNOUNCE_S
+            self._registry.announce("workers", self._runner.id, self._runner.facts(), self._alive_s)
+            self._announce_at = now + min(_ANNOUNCE_S, self._alive_s / 3)
+            slots = sum(worker["slots"] for worker in self._registry.alive("workers"))
+            self._store.look_out(slots, self._alive_s)
         if now >= self._reap_at:
             self._reap()
             self._reap_at = now + self._settings.janitor_s

@@ -8,7 +8,7 @@ from typing import Self
 
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.job import Claim, WorkerView
-from worker.jobs.store import JobStore
+from worker.jobs.worker_store import WorkerStore
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class Lease:
         desired: What the last beat said: ``run``, ``pause``, ``cancel`` or ``fenced``.
     """
 
-    def __init__(self, store: JobStore, claim: Claim, worker: WorkerView, every_s: float) -> None:
+    def __init__(self, store: WorkerStore, claim: Claim, worker: WorkerView, every_s: float) -> None:
         self._store, self._claim, self._worker, self._every_s = store, claim, worker, every_s
         self.desired = "run"
         self._over = threading.Event()
@@ -42,4 +42,7 @@ class Lease:
             except QueueUnavailable as error:
                 log.warning("beat not heard job_id=%s reason=%s", self._claim.id, error)
                 wait_s = min(1.0, self._every_s)  # training goes on meanwhile
+            except Exception:  # the edge of a thread: without beats another worker would take the job
+                log.exception("beat failed job_id=%s", self._claim.id)
+                wait_s = self._every_s
             self._over.wait(wait_s)

@@ -13,7 +13,8 @@ from model_core.errors import ModelCoreError
 from worker.devices import Devices, memory_bytes
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.job import Claim, JobError, Outcome, WorkerView
-from worker.jobs.store import JobStore
+from worker.jobs.order import write_order
+from worker.jobs.worker_store import WorkerStore
 from worker.patience import patiently
 from worker.settings import WorkerSettings
 from worker.supervisor import supervise
@@ -30,7 +31,7 @@ class Runner:
         slots: Jobs at once.
     """
 
-    def __init__(self, store: JobStore, settings: WorkerSettings, devices: Devices, *, slots: int) -> None:
+    def __init__(self, store: WorkerStore, settings: WorkerSettings, devices: Devices, *, slots: int) -> None:
         self._store, self._settings, self._devices = store, settings, devices
         self._claiming = threading.Lock()
         self._held: set[str] = set()
@@ -51,12 +52,21 @@ class Runner:
                 log.warning("job taken away job_id=%s attempt=%d", claim.id, claim.attempt)
                 return
             status = patiently(lambda: self._store.finish(claim, outcome), self.stopping)
+            self._write_down(claim, status)
             log.info("attempt ended job_id=%s result=%s status=%s", claim.id, outcome.result, status)
         except QueueUnavailable as error:
             log.warning("job left to its lease job_id=%s reason=%s", claim.id, error)
         finally:
+            self._devices.give_back(claim.id)
             self._held.discard(claim.id)
-            self._devices.give_back(gpus)
+
+    def _write_down(self, claim: Claim, status: str) -> None:
+        """For the day that Redis loses its records; a full disk must not keep a slot."""
+        assert self._settings.layout.jobs is not None
+        try:
+            write_order(self._settings.layout.jobs / claim.id, claim, status)
+        except (OSError, ModelCoreError) as error:
+            log.warning("job not written down job_id=%s reason=%s", claim.id, error)
 
     def _supervise(self, claim: Claim, gpus: tuple[int, ...]) -> Outcome | None:
         """Run a claimed job; what goes wrong on our side is an outcome too, so that nobody waits for the lease."""
@@ -80,9 +90,7 @@ class Runner:
                 return None
             try:
                 claim = patiently(
-                    lambda: self._store.claim(
-                        token, self._view, free_gpus=self._devices.free, has_gpus=bool(self._devices.gpus)
-                    ),
+                    lambda: self._store.claim(token, self._view, idle=self._devices.idle, gpus=len(self._devices.gpus)),
                     self.stopping,
                 )
             except QueueUnavailable:
@@ -90,7 +98,7 @@ class Runner:
             if claim is None:
                 return None
             self._held.add(claim.id)
-            return claim, self._devices.take(claim.gpus)
+            return claim, self._devices.take(claim.devices, claim.id)
 
     def could_run_more(self) -> bool:
         """Whether a slot is free and a ready job would fit.
@@ -100,7 +108,7 @@ class Runner:
         """
         if self.stopping.is_set() or len(self._held) >= self.slots:
             return False
-        return self._store.fitting(free_gpus=self._devices.free, has_gpus=bool(self._devices.gpus))
+        return self._store.fitting(self.id, idle=self._devices.idle, gpus=len(self._devices.gpus))
 
     @property
     def _view(self) -> WorkerView:
@@ -113,6 +121,7 @@ class Runner:
             "pid": os.getpid(),
             "slots": self.slots,
             "busy": len(self._held),
-            "gpus": [vars(gpu) for gpu in self._devices.gpus],
+            "jobs": sorted(self._held),
+            "gpus": [{**vars(gpu), "job": self._devices.holder(gpu.uuid)} for gpu in self._devices.gpus],
             "memory_bytes": memory_bytes(),
         }

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from model_core.config import ExperimentConfig
 from model_core.errors import InvalidConfig
@@ -20,7 +21,8 @@ from model_core.records.files import write_text
 from worker.child import Child, environment
 from worker.jobs.job import Claim, JobError, Outcome, WorkerView
 from worker.jobs.kinds import BAD_INPUT, BUSY, STOPPED, argv
-from worker.jobs.store import JobStore
+from worker.jobs.order import write_order
+from worker.jobs.worker_store import WorkerStore
 from worker.lease import Lease
 from worker.mirror import Mirror
 from worker.patience import patiently
@@ -31,12 +33,13 @@ log = logging.getLogger(__name__)
 StopReason = Literal["fenced", "cancel", "pause", "worker stopping", "stalled"]
 _FAILED = 1
 _POLL_S = 0.1
+_LEAST_FREE_BYTES = 1 << 20
 
 
 def supervise(
     claim: Claim,
     *,
-    store: JobStore,
+    store: WorkerStore,
     settings: WorkerSettings,
     worker: WorkerView,
     gpus: tuple[int, ...],
@@ -60,7 +63,7 @@ def supervise(
     except InvalidConfig as error:
         return Outcome("failed", str(error), JobError(code=error.code, detail=str(error)))
     mirror = Mirror(store, claim, settings.layout, config.training.total_batch_size)
-    child, log_file = _start(claim, config, settings, gpus)
+    child = _start(claim, config, settings, gpus)
     device = f"cuda:{','.join(map(str, gpus))}" if gpus else "cpu"
     shown = worker.model_copy(update={"device": device, "pid": child.pid})
     log.info("child started job_id=%s attempt=%d pid=%d device=%s", claim.id, claim.attempt, child.pid, device)
@@ -74,20 +77,27 @@ def supervise(
             _tell_the_rest(mirror, claim, stopping)
     finally:
         child.kill()
-    return outcome_of(code, mirror.outcome(), asked, _last_line(log_file), settings.stall_s)
+    outcome = outcome_of(
+        code, mirror.outcome(), asked=asked, last_line=child.last_line(), job_id=claim.id, stall_s=settings.stall_s
+    )
+    return _for_lack_of_space(outcome, settings.data)
 
 
-def _start(
-    claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpus: tuple[int, ...]
-) -> tuple[Child, Path]:
+def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpus: tuple[int, ...]) -> Child:
     data = settings.data.resolve()
     directory = data / "jobs" / claim.id
+    write_order(directory, claim, "running")
     write_text(directory / "config.yaml", to_yaml(config, written_only=True))
     command = argv(
-        claim.kind, run=claim.run, job_id=claim.id, attempt=claim.attempt, data=data, modules=settings.kind_modules
+        claim.kind,
+        run=claim.run,
+        job_id=claim.id,
+        attempt=claim.attempt,
+        data=data,
+        modules=settings.kind_modules,
+        seq_after=claim.seq_after,
     )
-    log_file = directory / "child.log"
-    return Child(command, directory=data, log=log_file, env=environment(os.environ, gpus)), log_file
+    return Child(command, directory=data, log=directory / "child.log", env=environment(os.environ, gpus))
 
 
 def _tell_the_rest(mirror: Mirror, claim: Claim, stopping: threading.Event) -> None:
@@ -112,6 +122,8 @@ def _watch(
         reason = _why_stop(mirror, lease, settings.stall_s, stopping)
         if reason == "fenced" or (asked is None and reason is not None):
             if asked is None:
+                if reason == "stalled":
+                    child.dump_stacks()  # before it leaves the place where it hangs
                 child.ask_to_stop()
                 deadline = time.monotonic() + settings.stop_grace_s
             asked = reason
@@ -134,8 +146,23 @@ def _why_stop(mirror: Mirror, lease: Lease, stall_s: float, stopping: threading.
     return "stalled" if time.monotonic() - mirror.heard_at > stall_s else None
 
 
+def _for_lack_of_space(outcome: Outcome, data: Path) -> Outcome:
+    """The outcome, unless a disk so full that the child could not even say so explains it."""
+    unexplained = outcome.result == "crashed" or (outcome.error and outcome.error.code == "internal_error")
+    if not unexplained or shutil.disk_usage(data).free >= _LEAST_FREE_BYTES:
+        return outcome
+    detail = f"no space is left in the data root: {outcome.reason}"
+    return Outcome("failed", detail, JobError(code="disk_full", detail=detail, hint="free some, then retry"))
+
+
 def outcome_of(
-    code: int, record: dict[str, object] | None, asked: StopReason | None, last_line: str, stall_s: float
+    code: int,
+    record: dict[str, Any] | None,
+    *,
+    asked: StopReason | None,
+    last_line: str,
+    job_id: str,
+    stall_s: float,
 ) -> Outcome:
     """Decide how an attempt ended.
 
@@ -144,6 +171,7 @@ def outcome_of(
         record: Its outcome file, if this attempt wrote one.
         asked: Why we asked it to stop, if we did.
         last_line: The last line of its output.
+        job_id: Whose it is.
         stall_s: How long a child may be silent.
     """
     said = record["outcome"] if record else None
@@ -153,12 +181,15 @@ def outcome_of(
     if said == "succeeded":
         return Outcome("succeeded", "finished")
     if asked == "stalled":
-        reason = f"no event for {stall_s:g} s"
-        return Outcome("crashed", reason, JobError(code="stalled", detail=reason, hint="its stacks are in the log"))
+        reason, hint = f"no event for {stall_s:g} s", f"its stacks: GET /jobs/{job_id}/logs?source=process"
+        return Outcome("crashed", reason, JobError(code="stalled", detail=reason, hint=hint))
     if code == BUSY:
         return Outcome("busy", "another process holds the run")
-    if said == "stopped" or code == STOPPED or asked is not None:
-        return Outcome("stopped", asked or "stopped with a checkpoint")
+    if asked is not None:
+        return Outcome("stopped", asked)
+    if said == "stopped" or code == STOPPED:  # not our wish: a child that always does so must not go on for ever
+        by = f" ({record['reason']})" if record and record.get("reason") else ""
+        return Outcome("crashed", f"the process stopped unasked{by}")
     if code in {_FAILED, BAD_INPUT} and last_line.startswith("error: "):
         detail = last_line.removeprefix("error: ")
         return Outcome(
@@ -166,10 +197,3 @@ def outcome_of(
         )
     ended = f"the process was ended by {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
     return Outcome("crashed", f"{ended}: {last_line}" if last_line and code >= 0 else ended)
-
-
-def _last_line(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")

@@ -12,13 +12,13 @@ from worker.janitor import Janitor
 from worker.jobs.connection import connect
 from worker.jobs.queue import RUN_NEXT, make_app, wake
 from worker.jobs.registry import Registry
-from worker.jobs.store import JobStore
+from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner
 from worker.settings import WorkerSettings
 
 _settings = WorkerSettings()
 _redis = connect(_settings.redis_url, for_api=False)
-_store = JobStore(_redis, _settings)
+_store = WorkerStore(_redis, _settings)
 _devices = Devices(find_gpus())
 _runner = Runner(_store, _settings, _devices, slots=_settings.slots or max(1, len(_devices.gpus)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 import threading
@@ -19,20 +20,29 @@ from typing import Any
 from model_core.errors import DiskFull
 from model_core.records.files import now
 
+log = logging.getLogger(__name__)
+
 Event = dict[str, Any]
 
 
 class EventWriter:
     """Appends events of one attempt; a torn last line, left by a crash, is cut off first."""
 
-    def __init__(self, path: Path, attempt: int) -> None:
+    def __init__(self, path: Path, attempt: int, *, seq_after: int = 0) -> None:
+        """Open the file, or make it.
+
+        Args:
+            path: The file.
+            attempt: Whose events these are.
+            seq_after: In a new file, the number before the first.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab+")
         self._path, self._attempt = path, attempt
         self._lock = threading.Lock()
         _cut_torn_line(self._file.fileno(), path)
         last = last_event(path)
-        self._seq = last["seq"] if last else 0
+        self._seq = last["seq"] if last else seq_after
 
     def append(self, type: str, **fields: Any) -> Event:  # noqa: A002 - the name on disk
         """Write one event and return it as written."""
@@ -73,7 +83,10 @@ class EventReader:
         self._path, self._offset = path, 0
 
     def read_new(self) -> list[Event]:
-        """Events written since the last call; a line still being written waits for the next."""
+        """Events written since the last call; a line still being written waits for the next.
+
+        A line that is no event, which only a failing disk or a foreign program can have left, is passed over.
+        """
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -82,7 +95,7 @@ class EventReader:
             return []
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return [event for line in complete.split(b"\n") if (event := _event(line, self._path)) is not None]
 
 
 def read_events(path: Path, after: int = 0) -> Iterator[Event]:
@@ -101,10 +114,25 @@ def last_event(path: Path) -> Event | None:
         while True:
             start = max(0, size - block)
             file.seek(start)
-            lines = [line for line in file.read().split(b"\n")[:-1] if line]
-            if len(lines) > 1 or start == 0:
-                return json.loads(lines[-1]) if lines else None
+            lines = file.read().split(b"\n")[:-1]
+            whole = reversed(lines if start == 0 else lines[1:])
+            event = next((event for line in whole if (event := _event(line, path)) is not None), None)
+            if event is not None or start == 0:
+                return event
             block *= 4
+
+
+def _event(line: bytes, path: Path) -> Event | None:
+    if not line:
+        return None
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if isinstance(event, dict) and isinstance(event.get("seq"), int):
+        return event
+    log.warning("line passed over path=%s begins=%r", path, line[:40])
+    return None
 
 
 def series(events: Iterable[Event], type: str, field: str) -> dict[int, Any]:  # noqa: A002 - the name on disk

@@ -28,7 +28,7 @@ from service.settings import ServiceSettings
 from worker.jobs.connection import connect
 from worker.jobs.job import Claim, Outcome, WorkerView
 from worker.jobs.registry import Registry
-from worker.jobs.store import JobStore
+from worker.jobs.worker_store import WorkerStore
 
 WAIT_S = 10.0
 HEADS = (4, 2)
@@ -155,7 +155,7 @@ class Site:
         self.settings = ServiceSettings(data=data, redis_url=redis_url, **settings)
         self.layout = self.settings.layout
         self._redis = connect(redis_url, for_api=False)
-        self.store, self.registry = JobStore(self._redis, self.settings), Registry(self._redis)
+        self.store, self.registry = WorkerStore(self._redis, self.settings), Registry(self._redis)
         self._served = Served(create_app(self.settings))
         self.url = self._served.url
         self.http = httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False)  # less than a ping
@@ -170,7 +170,7 @@ class Site:
 
     def claim(self) -> Claim:
         """Take the first job, as a worker would."""
-        claim = self.store.claim("token", WorkerView(id="w1", host="here"), free_gpus=0, has_gpus=False)
+        claim = self.store.claim("token", WorkerView(id="w1", host="here"))
         assert claim is not None
         return claim
 

@@ -17,7 +17,7 @@ from worker.jobs.job import Claim, Job, WorkerView
 from worker.jobs.queue import wake
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import JobSpec, parse_spec
-from worker.jobs.store import JobStore
+from worker.jobs.worker_store import WorkerStore
 
 REPOSITORY = Path(__file__).parents[2]
 WAIT_S = 30.0
@@ -56,17 +56,16 @@ def settings(redis_url: str, tmp_path: Path) -> JobSettings:
 
 
 @pytest.fixture
-def store(settings: JobSettings, connected: Callable[..., redis.Redis]) -> JobStore:
-    return JobStore(connected(settings.redis_url, for_api=False), settings)
+def store(settings: JobSettings, connected: Callable[..., redis.Redis]) -> WorkerStore:
+    return WorkerStore(connected(settings.redis_url, for_api=False), settings)
 
 
 @pytest.fixture
-def claim_one(store: JobStore) -> Callable[..., Claim | None]:
+def claim_one(store: WorkerStore) -> Callable[..., Claim | None]:
     """Claim as a worker without GPUs, unless told otherwise."""
 
-    def claim(owner: str = "token", *, free_gpus: int = 0, has_gpus: bool = False) -> Claim | None:
-        view = WorkerView(id="w1", host="here")
-        return store.claim(owner, view, free_gpus=free_gpus, has_gpus=has_gpus)
+    def claim(owner: str = "token", *, idle: tuple[str, ...] = (), gpus: int = 0, worker: str = "w1") -> Claim | None:
+        return store.claim(owner, WorkerView(id=worker, host="here"), idle=idle, gpus=gpus)
 
     return claim
 
@@ -76,7 +75,7 @@ class Site:
 
     def __init__(self, data: Path, client: redis.Redis, redis_url: str, **settings: object) -> None:
         self.settings = JobSettings(data=data, redis_url=redis_url, **settings)
-        self.store = JobStore(client, self.settings)
+        self.store = WorkerStore(client, self.settings)
         self._settings = settings
         self.workers: list[subprocess.Popen[bytes]] = []
         self._families: list[psutil.Process] = []

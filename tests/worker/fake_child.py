@@ -23,6 +23,7 @@ def main() -> int:
         parser.add_argument(option, required=True)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--seq-after", type=int, default=0)
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
     stop = StopRequest()
@@ -42,7 +43,7 @@ def work(arguments: argparse.Namespace, stop: StopRequest) -> int:
         def body(attempt: Attempt) -> int:
             return train(run, config, attempt, stop)
 
-        return make_attempt(run.path, arguments.attempt, body)
+        return make_attempt(run.path, arguments.attempt, body, seq_after=arguments.seq_after)
 
 
 def train(run: Run, config: ExperimentConfig, attempt: Attempt, stop: StopRequest) -> int:

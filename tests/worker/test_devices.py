@@ -15,7 +15,10 @@ def driver(tmp_path, monkeypatch):
 
 
 def test_gpus_are_those_of_the_driver(driver):
-    assert find_gpus() == (Gpu(0, "NVIDIA H200", 143771 * 2**20), Gpu(1, "NVIDIA H200", 143771 * 2**20))
+    assert find_gpus() == (
+        Gpu(0, "GPU-aa", "NVIDIA H200", 143771 * 2**20),
+        Gpu(1, "GPU-bb", "NVIDIA H200", 143771 * 2**20),
+    )
 
 
 @pytest.mark.parametrize(("visible", "indices"), [("1", [1]), ("GPU-aa", [0]), ("", [])])
@@ -30,16 +33,13 @@ def test_machine_without_driver_has_none(monkeypatch, tmp_path):
 
 
 def test_a_gpu_belongs_to_one_job_at_a_time():
-    devices = Devices((Gpu(0, "g", 1), Gpu(1, "g", 1)))
-    assert (devices.take(None), devices.take(0), devices.take(1), devices.free) == ((0,), (), (1,), 0)
-    with pytest.raises(ValueError, match="0 are free"):
-        devices.take(1)
-    devices.give_back((0,))
-    assert devices.free == 1
-
-
-def test_without_gpus_the_cpu_is_taken():
-    assert Devices(()).take(None) == ()
+    devices = Devices((Gpu(0, "GPU-aa", "g", 1), Gpu(1, "GPU-bb", "g", 1)))
+    assert devices.take(("GPU-bb",), "job_1") == (1,)
+    assert (devices.idle, devices.holder("GPU-bb")) == (("GPU-aa",), "job_1")
+    with pytest.raises(ValueError, match="GPU-bb: no idle GPU"):
+        devices.take(("GPU-bb", "GPU-aa"), "job_2")
+    devices.give_back("job_1")
+    assert devices.idle == ("GPU-aa", "GPU-bb")
 
 
 def test_memory_is_known():

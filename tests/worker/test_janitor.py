@@ -6,7 +6,7 @@ from worker.devices import Devices
 from worker.janitor import Janitor
 from worker.jobs.registry import Registry
 from worker.jobs.settings import JobSettings
-from worker.jobs.store import JobStore
+from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner
 from worker.settings import WorkerSettings
 
@@ -20,7 +20,7 @@ def rung():
 def janitor(redis_url, tmp_path, rung, connected):
     settings = WorkerSettings(data=tmp_path, redis_url=redis_url)
     client = connected(redis_url, for_api=False)
-    store = JobStore(client, settings)
+    store = WorkerStore(client, settings)
     runner = Runner(store, settings, Devices(()), slots=1)
     return Janitor(store, Registry(client), runner, settings, lambda: rung.append("ring"))
 
@@ -50,7 +50,7 @@ def test_new_worker_takes_nothing_before_it_has_watched_the_clock(
 ):
     settings = WorkerSettings(data=tmp_path, redis_url=aged_redis_url, lease_s=0.9, beat_s=0.1, janitor_s=0.3)
     client = connected(aged_redis_url, for_api=False)
-    store = JobStore(client, settings)
+    store = WorkerStore(client, settings)
     runner = Runner(store, settings, Devices(()), slots=1)
     janitor = Janitor(store, Registry(client), runner, settings, lambda: None)
     job_id = store.submit(make_spec("one"), fingerprint="f").job.id
@@ -63,7 +63,7 @@ def test_new_worker_takes_nothing_before_it_has_watched_the_clock(
     assert store.get(job_id).status == "queued"
 
 
-class JumpingStore(JobStore):
+class JumpingStore(WorkerStore):
     """A server whose clock stood still for a while."""
 
     jump_s = 0.0

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from worker.devices import Devices
-from worker.jobs.store import JobStore
+from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner
 from worker.settings import WorkerSettings
 
@@ -15,7 +15,7 @@ def settings(redis_url, tmp_path):
     return WorkerSettings(data=tmp_path, redis_url=redis_url, crash_budget=1)
 
 
-class Misnaming(JobStore):
+class Misnaming(WorkerStore):
     """Hands out a run that no directory may be called."""
 
     def claim(self, *args, **options):

@@ -107,7 +107,7 @@ def test_cancelled_job_says_so_when_its_process_is_gone_and_frees_the_slot(site)
     job = site.until(running, "cancelled")
 
     assert not psutil.pid_exists(pid)
-    assert (job.terminal, job.allowed_actions) == (True, ())
+    assert (job.terminal, job.allowed_actions) == (True, ("resume", "delete"))
     assert (site.settings.layout.run("cancelled") / "state.json").exists()
     assert site.until(site.submit("after"), "succeeded").attempt == 1
     assert site.job(queued).attempt == 0

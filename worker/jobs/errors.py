@@ -35,6 +35,16 @@ class IdempotencyConflict(ModelCoreError):
         self.job_id = job_id
 
 
+class PreconditionFailed(ModelCoreError):
+    """The job has changed since the client looked at it."""
+
+    code = "precondition_failed"
+
+    def __init__(self, job_id: str, revision: int) -> None:
+        super().__init__(f'{job_id} has changed: its ETag is now "{revision}"; look again, then decide')
+        self.revision = revision
+
+
 class QueueFull(ModelCoreError):
     """As many jobs wait as may."""
 

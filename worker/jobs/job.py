@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_core.records.events import Event
-from worker.jobs.states import TERMINAL, Action, Status, allowed_actions
+from worker.jobs.states import Action, Status
 
 Number = float | Literal["nan", "inf", "-inf"]
 
@@ -98,18 +95,84 @@ class Job(_View):
     warnings: tuple[Warned, ...] = ()
     metadata: dict[str, str] = {}
     priority: int = 0
+    revision: int = Field(default=0, exclude=True)  # grows with what a client may decide by; progress does not count
+
+
+class ResumedFrom(_View):
+    """The full state that an attempt went on from."""
+
+    file: str
+    step: int
+
+
+class AttemptView(_View):
+    """One process of a job, and the way to its parents: the run and the state it went on from."""
+
+    attempt: int
+    run: str
+    worker: WorkerView | None = None
+    started_at: str
+    ended_at: str | None = None
+    result: Status | None = None  # the status it led to; None while it runs
+    reason: str | None = None
+    step: int = 0
+    resumed_from: ResumedFrom | None = None
+
+
+class JobDetail(Job):
+    """A job with what only a look at one job shows."""
+
+    attempts: tuple[AttemptView, ...] = ()
+    depends_on: tuple[str, ...] = ()
+    gpus: int | None = None  # None: one if the worker has any
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that this worker holds, and the number of its attempt, which every report must carry."""
+    """A job that this worker holds, and the number of its attempt, which every report must carry.
+
+    Attributes:
+        id: The job's.
+        attempt: The lease's epoch.
+        kind: What it does.
+        run: The run it makes or reads.
+        config: The experiment.
+        devices: GPUs it got, by uuid.
+        seq_after: Number of the last event of the run before, when this one was begun from scratch.
+        order: What its client asked for beside the configuration: gpus, priority, metadata, depends_on, created_at.
+    """
 
     id: str
     attempt: int
     kind: str
     run: str
-    gpus: int | None
     config: dict[str, Any]
+    devices: tuple[str, ...] = ()
+    seq_after: int = 0
+    order: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A record put together from what a job left on disk."""
+
+    id: str
+    kind: str
+    run: str
+    status: Status
+    config: dict[str, Any]
+    attempt: int
+    created_at_ms: int
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    gpus: int | None = None
+    priority: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[Warned, ...] = ()
+    depends_on: tuple[str, ...] = ()
+    progress: Progress = field(default_factory=Progress)
+    error: JobError | None = None
+    last_seq: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,56 +214,12 @@ class Page:
     has_more: bool
 
 
-def rfc3339(milliseconds: str | int) -> str:
-    """A time of the store as clients see it."""
-    moment = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+@dataclass(frozen=True)
+class QueueState:
+    """How many jobs are in which part of the queue, and the first that are ready, in the order of their turn."""
 
-
-def job_of(record: Mapping[str, str], history: Sequence[str], rank: int | None) -> Job:
-    """Build the view of a record.
-
-    Args:
-        record: The hash as Redis holds it.
-        history: Transitions, JSON each.
-        rank: Ready jobs before it; None when it is not ready.
-    """
-    status: Status = record["status"]  # type: ignore[assignment]  # written by the scripts alone
-    times: dict[str, Any] = {
-        key: rfc3339(record[key]) for key in ("created_at", "started_at", "finished_at") if record.get(key)
-    }
-    texts = {key: json.loads(record[key]) for key in ("progress", "error", "worker") if record.get(key)}
-    return Job(
-        id=record["id"],
-        kind=record["kind"],
-        run=record["run"],
-        status=status,
-        terminal=status in TERMINAL,
-        allowed_actions=allowed_actions(status),
-        attempt=int(record["epoch"]),
-        queue=None if rank is None else QueueView(position=rank + 1, jobs_ahead=rank),
-        history=tuple(_transition(json.loads(line)) for line in history),
-        warnings=tuple(Warned(**item) for item in json.loads(record["warnings"])),
-        metadata=json.loads(record["metadata"]),
-        priority=int(record["priority"]),
-        **times,
-        **texts,
-    )
-
-
-def _transition(entry: dict[str, Any]) -> Transition:
-    return Transition(time=rfc3339(entry["time"]), from_=entry.get("from"), to=entry["to"], reason=entry["reason"])
-
-
-def progressed(progress: Progress, event: Event, tokens_per_step: int) -> Progress:
-    """Fold one event into the progress of a job."""
-    known: dict[str, Any] = {
-        key: event[key] for key in ("step", "max_steps", "loss", "val_loss", "tokens_per_s") if key in event
-    }
-    if event["type"] == "step":
-        speed, last = event.get("tokens_per_s"), known.get("max_steps", progress.max_steps)
-        if isinstance(speed, int | float) and speed > 0 and last is not None:
-            known["eta_s"] = round(max(0, last - event["step"]) * tokens_per_step / speed, 1)
-    elif event["type"] not in {"validation", "resumed", "start", "prepared", "checkpoint"}:
-        return progress
-    return Progress.model_validate({**progress.model_dump(), **known})
+    queued: int
+    ready: int
+    waiting: int
+    running: int
+    jobs: tuple[Job, ...]

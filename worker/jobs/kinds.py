@@ -23,6 +23,7 @@ def argv(
     attempt: int,
     data: Path,
     modules: Mapping[str, str],
+    seq_after: int = 0,
 ) -> list[str]:
     """Command line of a job's child.
 
@@ -33,9 +34,11 @@ def argv(
         attempt: The number of this process of the job.
         data: The data root.
         modules: Module by kind; it wins over `MODULES`.
+        seq_after: Number of the job's last event in the run that this one replaces.
     """
     directory = data / "jobs" / job_id
     module = {**MODULES, **modules}[kind]
     command = [sys.executable, "-P", "-m", module, "--config", str(directory / "config.yaml"), "--run", run]
     command += ["--data-root", str(data), "--attempt", str(attempt), "--job-id", job_id]
+    command += ["--seq-after", str(seq_after)] if seq_after else []
     return command if kind == "train" else [*command, "--record", str(directory)]

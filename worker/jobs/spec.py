@@ -21,6 +21,8 @@ from worker.jobs.kinds import MODULES
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
 Kind = Literal["train", "test", "prepare", "export"]
+MOST_METADATA = 16  # pairs
+_JOB_ID = r"^job_[0-9a-f]{32}$"
 Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
 
 
@@ -38,8 +40,10 @@ class JobSection(Config):
     kind: Kind | None = None  # None: from `execution`
     resources: Resources = Resources()
     priority: Whole = Field(default=0, ge=-1000, le=1000)  # higher runs earlier
-    metadata: dict[Label, Text] = Field(default={}, max_length=16)
-    depends_on: tuple[Text, ...] = Field(default=(), max_length=100)
+    metadata: dict[Label, Text] = Field(default={}, max_length=MOST_METADATA)
+    depends_on: tuple[Annotated[str, StringConstraints(strict=True, pattern=_JOB_ID)], ...] = Field(
+        default=(), max_length=100
+    )
 
 
 class _Envelope(Config):
@@ -98,7 +102,7 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
         raise _refusal((*problems, *more))
     config, replaced = _without_paths(parsed.config, merged)
     kind = "train" if config.execution.train else "test"
-    return JobSpec(kind, config.experiment_name, config, job, (*parsed.warnings, *replaced))
+    return JobSpec(kind, config.experiment_name, config, job, (*parsed.warnings, *replaced, *_idle_gpus(job)))
 
 
 def _job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
@@ -119,17 +123,19 @@ def _is_name(text: str) -> bool:
         return False
 
 
+def _idle_gpus(job: JobSection) -> Iterator[Advice]:
+    gpus = job.resources.gpus or 0
+    if gpus > 1:
+        yield Advice("gpus_idle", f"resources.gpus {gpus}: one process drives one GPU; the others stay idle")
+
+
 def _not_built(job: JobSection) -> Iterator[FieldProblem]:
     def refuse(key: str, value: Any, only: Any) -> FieldProblem:
         detail = f"job.{key} is not available in this version; leave it at {only!r}"
         return FieldProblem(f"/job/{key.replace('.', '/')}", detail, value, (only,), code="not_available")
 
-    if job.depends_on:
-        yield refuse("depends_on", list(job.depends_on), [])
     if job.resources.processes > 1:
         yield refuse("resources.processes", job.resources.processes, 1)
-    if job.resources.gpus is not None and job.resources.gpus > 1:
-        yield refuse("resources.gpus", job.resources.gpus, 1)  # one process drives one GPU
     if job.kind is not None and job.kind not in MODULES:
         detail = f"job.kind {job.kind!r} is not available in this version; there are: {', '.join(MODULES)}"
         yield FieldProblem("/job/kind", detail, job.kind, tuple(MODULES), code="not_available")

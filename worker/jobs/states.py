@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 Status = Literal["queued", "running", "stopping", "paused", "succeeded", "failed", "cancelled"]
-Action = Literal["cancel", "pause", "resume", "retry"]
+Action = Literal["cancel", "pause", "resume", "retry", "delete"]
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
+HOLDING: frozenset[Status] = frozenset({"running", "stopping"})  # a worker has it
 
 # What may follow what, whoever does it.
 ARROWS: Mapping[Status, tuple[Status, ...]] = {
@@ -26,8 +27,8 @@ ARROWS: Mapping[Status, tuple[Status, ...]] = {
     "succeeded": (),
 }
 
-# What a client's wish leads to. The same state again: already there, or on the way.
-ACTIONS: Mapping[Action, Mapping[Status, Status]] = {
+# What a client's wish leads to; a state that is missing refuses it. The same state again: already there, or on the way.
+ACTIONS: Mapping[Action, Mapping[Status, Status | Literal["deleted"]]] = {
     "cancel": {
         "queued": "cancelled",
         "running": "stopping",
@@ -38,14 +39,13 @@ ACTIONS: Mapping[Action, Mapping[Status, Status]] = {
     "pause": {"queued": "paused", "running": "stopping", "stopping": "stopping", "paused": "paused"},
     "resume": {"paused": "queued", "cancelled": "queued", "queued": "queued", "running": "running"},
     "retry": {"failed": "queued", "queued": "queued", "running": "running"},
+    "delete": {"succeeded": "deleted", "failed": "deleted", "cancelled": "deleted"},
 }
-
-OFFERED: tuple[Action, ...] = ("cancel",)  # what works from end to end in this version
 
 
 def allowed_actions(status: Status) -> tuple[Action, ...]:
-    """Offered actions that would change a job in that state."""
-    return tuple(action for action in OFFERED if ACTIONS[action].get(status, status) != status)
+    """Actions that would change a job in that state."""
+    return tuple(action for action, table in ACTIONS.items() if table.get(status, status) != status)
 
 
 def as_lua() -> str:
@@ -54,5 +54,8 @@ def as_lua() -> str:
     actions = ", ".join(
         f"{action}={{{', '.join(f'{old}={new!r}' for old, new in table.items())}}}" for action, table in ACTIONS.items()
     )
-    terminal = ", ".join(f"{status}=true" for status in sorted(TERMINAL))
-    return f"local ARROWS = {{{arrows}}}\nlocal ACTIONS = {{{actions}}}\nlocal TERMINAL = {{{terminal}}}\n"
+    terminal, holding = (", ".join(f"{status}=true" for status in sorted(group)) for group in (TERMINAL, HOLDING))
+    return "\n".join(
+        f"local {name} = {{{table}}}"
+        for name, table in (("ARROWS", arrows), ("ACTIONS", actions), ("TERMINAL", terminal), ("HOLDING", holding))
+    )

@@ -1,57 +1,43 @@
 """The truth about jobs: records in Redis, changed by one Lua script a transition.
 
-Every script may be repeated: a command whose reply got lost had been executed all the same. Who runs a job is decided
-by a lease with an attempt number; a worker whose number is no longer the present one is told that it is fenced.
+Every script may be repeated: a command whose reply got lost had been executed all the same. What clients may ask
+stands here and in reader.py, what workers may in worker_store.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import redis
 
-from model_core.errors import RunExists
-from model_core.records.events import Event
+from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter, RunBusy, RunExists
+from model_core.records.events import last_event
+from model_core.records.run import Run
 from worker.jobs.connection import PREFIX, reaching
-from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, QueueFull
-from worker.jobs.job import Claim, Job, JobError, Outcome, Page, Progress, Submission, Wish, WorkerView, job_of
+from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, PreconditionFailed, QueueFull
+from worker.jobs.job import Job, Restored, Submission, Wish
+from worker.jobs.reader import JobReader, checked_id, known_job
+from worker.jobs.reading import job_of
 from worker.jobs.settings import JobSettings
-from worker.jobs.spec import JobSpec
-from worker.jobs.states import Action, Status, allowed_actions, as_lua
-
-__all__ = ["CHANGES_KEY", "Claim", "Job", "JobStore", "Outcome", "Page", "Submission"]
+from worker.jobs.spec import MOST_METADATA, JobSpec
+from worker.jobs.states import Action, allowed_actions
 
 CHANGES_KEY = f"{PREFIX}changes"  # a bounded stream; every change of a job adds {job: id}
-EVENT_TAIL = 1000  # events of a job that Redis keeps; the file has them all
-
-_ID = re.compile(r"job_[0-9a-f]{32}")
-_LUA = Path(__file__).parent / "lua"
-_VIEW = (
-    "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error", "worker",
-    "warnings", "metadata", "priority",
-)  # fmt: skip
 
 
-class JobStore:
-    """Job records. Every method raises `QueueUnavailable` when Redis does not answer."""
+class JobStore(JobReader):
+    """Job records, as clients see and change them. Every method raises `QueueUnavailable` when Redis is away."""
 
     def __init__(self, client: redis.Redis, settings: JobSettings) -> None:
-        self._redis, self._settings = client, settings
-        self._scripts = {name: client.register_script(text) for name, text in _scripts().items()}
+        super().__init__(client)
+        self._settings = settings
 
-    def _run(self, script: str, *args: str | int | float) -> Any:
-        with reaching():
-            return self._scripts[script](args=args)
-
-    # --- clients ---------------------------------------------------------------------------------------------
+    # --- submit ----------------------------------------------------------------------------------------------
 
     def submit(self, spec: JobSpec, *, key: str | None = None, fingerprint: str) -> Submission:
         """Record a job, unless its key was used before.
@@ -68,24 +54,27 @@ class JobStore:
             IdempotencyConflict: The key came with another fingerprint before.
             RunExists: Naming the next free name.
             QueueFull: Too many jobs wait.
+            InvalidConfig: It is to wait for a job that is not there.
         """
-        job_id = f"job_{uuid.uuid4().hex}"
-        hashed = _hash(key) if key else ""
         taken = self._settings.layout.run(spec.run).exists()
-        gpus = "" if spec.gpus is None else spec.gpus
-        body = json.dumps(spec.config.model_dump(mode="json", exclude_unset=True), separators=(",", ":"))
-        warnings, metadata = json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata)
-        verdict, known = self._run(
-            "submit", job_id, hashed, fingerprint, spec.kind, spec.run, gpus, spec.job.priority, body, warnings,
-            metadata, int(taken), self._settings.max_queued,
+        config = json.dumps(spec.config.model_dump(mode="json", exclude_unset=True), separators=(",", ":"))
+        awaited = list(dict.fromkeys(spec.job.depends_on))
+        verdict, fact, *seen = self._scripts.run(
+            "submit", f"job_{uuid.uuid4().hex}", _hash(key) if key else "", fingerprint, spec.kind, spec.run,
+            "" if spec.gpus is None else spec.gpus, spec.job.priority, config,
+            json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), int(taken),
+            self._settings.max_queued, " ".join(awaited),
         )  # fmt: skip
         if verdict == "conflict":
-            raise IdempotencyConflict(key or "", known)
+            raise IdempotencyConflict(key or "", fact)
         if verdict == "run_exists":
             raise RunExists(spec.run, self.next_free_run(spec.run))
         if verdict == "full":
             raise QueueFull(self._settings.max_queued)
-        return Submission(self.get(known), created=verdict == "created")
+        if verdict == "no_dependency":
+            pointer = f"/job/depends_on/{spec.job.depends_on.index(fact)}"
+            raise InvalidConfig((FieldProblem(pointer, f"there is no job {fact!r}", fact),))
+        return Submission(known_job(job_of(*seen), fact), created=verdict == "created")
 
     def known(self, key: str, fingerprint: str) -> Job | None:
         """The job that a request with this key made, if one did.
@@ -104,6 +93,9 @@ class JobStore:
 
     def next_free_run(self, run: str) -> str:
         """The first of run-2, run-3 ... that neither a directory nor a job that is not over has."""
+        return next(self._free_runs(run))
+
+    def _free_runs(self, run: str) -> Iterator[str]:
         number = 2
         while True:
             suffix = f"-{number}"
@@ -111,183 +103,159 @@ class JobStore:
             with reaching():
                 kept = self._redis.exists(f"{PREFIX}run:{candidate}")
             if not kept and not self._settings.layout.run(candidate).exists():
-                return candidate
+                yield candidate
             number += 1
 
-    def get(self, job_id: str) -> Job:
-        """Read a job.
-
-        Raises:
-            JobNotFound: There is none of that id.
-        """
-        jobs = self._read([job_id]) if _ID.fullmatch(job_id) else []
-        if not jobs:
-            raise JobNotFound(job_id)
-        return jobs[0]
-
-    def page(
-        self,
-        *,
-        after: str | None = None,
-        limit: int = 20,
-        status: Status | None = None,
-        kind: str | None = None,
-        run: str | None = None,
-    ) -> Page:
-        """List jobs, newest first.
-
-        Args:
-            after: The last job of the page before.
-            limit: How many at most.
-            status: Only these.
-            kind: Only these.
-            run: Only these.
-
-        Raises:
-            JobNotFound: `after` is no job.
-        """
-        if after and not _ID.fullmatch(after):
-            raise JobNotFound(after)
-        verdict, *rest = self._run("page", after or "", limit + 1, status or "", kind or "", run or "")
-        if verdict == "missing":
-            raise JobNotFound(after or "")
-        ids = rest[0]
-        return Page(tuple(self._read(ids[:limit])), has_more=len(ids) > limit)
-
-    def _read(self, ids: Sequence[str]) -> list[Job]:
-        with reaching(), self._redis.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hmget(_key(job_id), _VIEW)
-                pipe.lrange(f"{_key(job_id)}:history", 0, -1)
-                pipe.zrank(f"{PREFIX}ready", job_id)
-            replies = pipe.execute()
-        records = zip(replies[::3], replies[1::3], replies[2::3], strict=True)
-        named = ((dict(zip(_VIEW, record, strict=True)), history, rank) for record, history, rank in records)
-        return [job_of(record, history, rank) for record, history, rank in named if record["id"] is not None]
-
-    def events(self, job_id: str, after: int = 0, limit: int = 100) -> list[Event]:
-        """Events of the job's tail with a `seq` above `after`."""
-        with reaching():
-            start = f"({after}-0" if after else "-"
-            entries: Any = self._redis.xrange(f"{_key(job_id)}:events", start, "+", count=limit)
-        return [json.loads(fields["event"]) for _, fields in entries]
+    # --- act -------------------------------------------------------------------------------------------------
 
     def cancel(self, job_id: str) -> Wish:
         """Ask that a job ends; a queued one is cancelled at once, a running one when its process is gone."""
         return self.want(job_id, "cancel")
 
-    def want(self, job_id: str, action: Action) -> Wish:
+    def want(self, job_id: str, action: Action, *, run: str | None = None) -> Wish:
         """Apply a client's wish; one that came before changes nothing.
+
+        Args:
+            job_id: The job.
+            action: What is wished.
+            run: With retry, the new run that it begins from scratch.
 
         Raises:
             JobNotFound: There is none of that id.
             ActionNotAllowed: Its state does not allow it.
             RunExists: Another job has taken the run's name meanwhile.
         """
-        if not _ID.fullmatch(job_id):
-            raise JobNotFound(job_id)
-        verdict, fact = self._run("want", job_id, action)
+        before = self.get(job_id) if action in {"resume", "retry"} else None
+        told = 0
+        if before is not None and before.kind == "train":
+            told = self._own_run(before, run)
+        verdict, fact, *seen = self._scripts.run("want", checked_id(job_id), action, run or "", told)
         if verdict == "missing":
             raise JobNotFound(job_id)
         if verdict == "refused":
             raise ActionNotAllowed(fact, action, allowed_actions(fact))
         if verdict == "run_exists":
             raise RunExists(fact, self.next_free_run(fact))
-        return Wish(self.get(job_id), is_new=fact == "changed")
+        return Wish(known_job(job_of(*seen), job_id), is_new=verdict == "changed")
 
-    # --- workers ---------------------------------------------------------------------------------------------
+    def _own_run(self, job: Job, new_run: str | None) -> int:
+        """Number of the last event of the job's run, which must be its own unless it is left behind."""
+        run = Run(self._settings.layout.run(job.run))
+        if not run.path.exists():
+            return 0
+        if run.attempt()["job_id"] != job.id:
+            if job.terminal and new_run is None:
+                raise RunExists(job.run, self.next_free_run(job.run))
+            return 0
+        last = last_event(run.events)
+        return int(last["seq"]) if last else 0
 
-    def claim(self, owner: str, worker: WorkerView, *, free_gpus: int, has_gpus: bool) -> Claim | None:
-        """Take the first ready job that fits.
+    def retry(self, job_id: str, *, scratch: bool = False) -> Wish:
+        """Run a failed job again, from its last full state or, in a new run, from scratch.
+
+        Raises:
+            JobNotFound: There is none of that id.
+            ActionNotAllowed: Its state does not allow it.
+            RunExists: Another job has taken the run's name meanwhile.
+        """
+        job = self.get(job_id)
+        if not scratch or job.kind != "train" or job.status != "failed":
+            return self.want(job_id, "retry")
+        if not self._settings.layout.run(job.run).exists():
+            return self.want(job_id, "retry")  # it has made nothing yet
+        for candidate in self._free_runs(job.run):
+            try:
+                return self.want(job_id, "retry", run=candidate)
+            except RunExists:
+                continue  # somebody took it in this moment
+        raise AssertionError("names never end")
+
+    def amend(
+        self,
+        job_id: str,
+        *,
+        priority: int | None = None,
+        metadata: Mapping[str, str | None] | None = None,
+        expected: int | None = None,
+    ) -> Job:
+        """Change what a client may change of a job, whatever its state.
 
         Args:
-            owner: A fresh token for every claim; the same one again gets the same job.
-            worker: Who asks.
-            free_gpus: GPUs that nobody uses.
-            has_gpus: Whether the worker has any at all.
+            job_id: The job.
+            priority: The new one; a queued job takes its new place at once.
+            metadata: Merged into what there is (RFC 7396): None removes a key.
+            expected: The revision that the client has seen; None: whatever it is now.
 
-        Returns:
-            The job, or None when none fits.
+        Raises:
+            JobNotFound: There is none of that id.
+            PreconditionFailed: The job has changed since.
+            InvalidParameter: Too many pairs.
         """
-        lease_ms = int(self._settings.lease_s * 1000)
-        facts = worker.model_dump_json()
-        reply = self._run("claim", owner, lease_ms, free_gpus, int(has_gpus), facts, worker.id)
-        if not reply:
-            return None
-        job_id, epoch, kind, run, gpus, spec = reply
-        return Claim(job_id, int(epoch), kind, run, int(gpus) if gpus else None, json.loads(spec))
+        while True:
+            job = self.get(job_id)
+            merged = {**job.metadata, **(metadata or {})}
+            kept = {key: value for key, value in merged.items() if value is not None}
+            if len(kept) > MOST_METADATA:
+                raise InvalidParameter(f"metadata would have {len(kept)} pairs; at most {MOST_METADATA} are kept")
+            wanted = job.priority if priority is None else priority
+            seen_at = job.revision if expected is None else expected
+            verdict, fact, *seen = self._scripts.run("amend", job_id, seen_at, wanted, json.dumps(kept))
+            if verdict == "ok":
+                return known_job(job_of(*seen), job_id)
+            if verdict == "missing":
+                raise JobNotFound(job_id)
+            if expected is not None:
+                raise PreconditionFailed(job_id, int(fact))
 
-    def fitting(self, *, free_gpus: int, has_gpus: bool) -> bool:
-        """Whether `claim` would find a job."""
-        return bool(self._run("fitting", free_gpus, int(has_gpus)))
-
-    def beat(self, claim: Claim, worker: WorkerView | None = None) -> str:
-        """Renew the lease.
-
-        Returns:
-            What is wished (``run``, ``pause``, ``cancel``), or ``fenced``: the job is no longer this worker's.
-        """
-        facts = worker.model_dump_json() if worker else ""
-        return str(self._run("beat", claim.id, claim.attempt, int(self._settings.lease_s * 1000), facts))
-
-    def mirror(self, claim: Claim, events: Sequence[Event], progress: Progress | None = None) -> str:
-        """Add new events to the tail; those told before are left out.
+    def doom(self, job_id: str, *, with_run: bool) -> Job:
+        """Begin to delete a job that is over: it can do nothing else from now on, and `forget` ends it.
 
         Args:
-            claim: Whose they are.
-            events: In order; may be empty.
-            progress: How far the job is after them.
+            job_id: The job.
+            with_run: Whether its run goes too.
+
+        Raises:
+            JobNotFound: There is none of that id.
+            ActionNotAllowed: It is not over.
+            RunBusy: A job that is not over uses its run.
+        """
+        job = self.get(job_id)
+        verdict, fact = self._scripts.run("doom", job_id, int(with_run))
+        if verdict == "missing":
+            raise JobNotFound(job_id)
+        if verdict == "refused":
+            raise ActionNotAllowed(fact, "delete", allowed_actions(fact))
+        if verdict == "busy":
+            raise RunBusy(job.run)
+        return job
+
+    def forget(self, job_id: str) -> None:
+        """Remove what there is of a job that `doom` was said of."""
+        self._scripts.run("forget", job_id)
+
+    def restore(self, record: Restored) -> bool:
+        """Put a record back that was lost.
 
         Returns:
-            As `beat`.
+            False if the job is known, or another job keeps the name of its run.
         """
-        shown = progress or Progress()
-        pairs = [item for event in events for item in (event["seq"], json.dumps(event, ensure_ascii=False))]
-        furthest = max((event.get("step", 0) for event in events), default=0)
-        return str(self._run("mirror", claim.id, claim.attempt, shown.model_dump_json(), furthest, EVENT_TAIL, *pairs))
-
-    def finish(self, claim: Claim, outcome: Outcome) -> str:
-        """Record how an attempt ended.
-
-        Returns:
-            The status it led to, or ``fenced``.
-        """
-        error = (outcome.error or _crash_budget(self._settings.crash_budget, outcome.reason)).model_dump_json()
-        budget = self._settings.crash_budget
-        return str(self._run("finish", claim.id, claim.attempt, outcome.result, outcome.reason, error, budget))
-
-    def reap(self) -> list[str]:
-        """Take jobs from workers whose lease ran out; none until Redis has been up for longer than a lease."""
-        with reaching():
-            uptime = int(self._redis.info("server")["uptime_in_seconds"])
-        if uptime <= self._settings.lease_s:
-            return []
-        budget = self._settings.crash_budget
-        return list(self._run("reap", budget, _crash_budget(budget, "the worker was lost").model_dump_json()))
-
-    def time_s(self) -> float:
-        """The server's clock."""
-        with reaching():
-            seconds, microseconds = self._redis.time()
-        return float(seconds) + microseconds / 1e6
-
-
-def _crash_budget(budget: int, reason: str) -> JobError:
-    hint = "look at the job's log; retry when the cause is gone"
-    return JobError(
-        code="crash_budget", detail=f"crashed {budget} times in a row without a new step: {reason}", hint=hint
-    )
+        gpus = "" if record.gpus is None else str(record.gpus)
+        optional = {
+            "started_at": record.started_at_ms,
+            "finished_at": record.finished_at_ms,
+            "error": record.error.model_dump_json() if record.error else None,
+        }
+        fields: dict[str, str | int] = {
+            "kind": record.kind, "run": record.run, "epoch": record.attempt, "priority": record.priority,
+            "spec": json.dumps(record.config), "warnings": json.dumps([item.model_dump() for item in record.warnings]),
+            "metadata": json.dumps(dict(record.metadata)), "gpus": gpus, "class": gpus or "any", "desired": "run",
+            "step": record.progress.step, "crash_step": record.progress.step, "mirrored": record.last_seq, "key": "",
+            "progress": record.progress.model_dump_json(), "depends_on": " ".join(record.depends_on),
+            "waiting_for": "", **{name: value for name, value in optional.items() if value is not None},
+        }  # fmt: skip
+        pairs = [item for pair in fields.items() for item in pair]
+        return bool(self._scripts.run("restore", record.id, record.status, record.created_at_ms, *pairs))
 
 
 def _hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _key(job_id: str) -> str:
-    return f"{PREFIX}job:{job_id}"
-
-
-@cache
-def _scripts() -> dict[str, str]:
-    head = f"local P = '{PREFIX}'\n{as_lua()}{(_LUA / 'lib.lua').read_text(encoding='utf-8')}"
-    return {path.stem: head + path.read_text(encoding="utf-8") for path in _LUA.glob("*.lua") if path.stem != "lib"}

@@ -46,9 +46,7 @@ def test_all_problems_come_in_one_answer():
 @pytest.mark.parametrize(
     ("job", "pointer"),
     [
-        ({"depends_on": ["job_1"]}, "/job/depends_on"),
         ({"resources": {"processes": 2}}, "/job/resources/processes"),
-        ({"resources": {"gpus": 2}}, "/job/resources/gpus"),
         ({"kind": "export"}, "/job/kind"),
     ],
 )

@@ -9,7 +9,8 @@ from worker.jobs.connection import connect
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, QueueFull, QueueUnavailable
 from worker.jobs.job import JobError, Outcome, Progress
 from worker.jobs.settings import JobSettings
-from worker.jobs.store import CHANGES_KEY, JobStore
+from worker.jobs.store import CHANGES_KEY
+from worker.jobs.worker_store import WorkerStore
 
 CRASH = Outcome("crashed", "the process was ended by SIGKILL")
 
@@ -27,7 +28,7 @@ def test_new_job_is_queued_first_in_line(store, submit):
     assert submission.created
     assert (job.status, job.kind, job.run, job.attempt) == ("queued", "train", "one", 0)
     assert (job.queue.position, job.queue.jobs_ahead) == (1, 0)
-    assert job.allowed_actions == ("cancel",)
+    assert job.allowed_actions == ("cancel", "pause")
     assert job.created_at.endswith("Z")
     assert job.history[0].model_dump()["from"] is None
 
@@ -66,7 +67,7 @@ def test_run_on_disk_is_taken(submit, settings):
 
 def test_full_queue_refuses(redis_url, tmp_path, make_spec, connected):
     settings = JobSettings(data=tmp_path, redis_url=redis_url, max_queued=1)
-    store = JobStore(connected(redis_url, for_api=True), settings)
+    store = WorkerStore(connected(redis_url, for_api=True), settings)
     store.submit(make_spec("one"), fingerprint="f")
     with pytest.raises(QueueFull, match="1 jobs"):
         store.submit(make_spec("two"), fingerprint="f")
@@ -93,8 +94,8 @@ def test_repeated_claim_gets_the_same_job(submit, claim_one):
 def test_claim_takes_what_fits(submit, claim_one):
     submit("gpu", resources={"gpus": 1}), submit("any"), submit("cpu", resources={"gpus": 0})
     assert claim_one("a").run == "any"
-    assert claim_one("b", has_gpus=True, free_gpus=0).run == "cpu"
-    assert claim_one("c", has_gpus=True, free_gpus=1).gpus == 1
+    assert claim_one("b", gpus=1).run == "cpu"
+    assert claim_one("c", gpus=1, idle=("GPU-a",)).devices == ("GPU-a",)
 
 
 def test_claim_carries_the_configuration(submit, claim_one, make_spec):
@@ -188,7 +189,7 @@ def test_pages_are_newest_first_and_filtered(store, submit, claim_one):
 
 def test_absent_redis_is_said_at_once(tmp_path, make_spec, connected):
     url = f"unix://{tmp_path}/nothing.sock?db=0"
-    store = JobStore(connected(url, for_api=True), JobSettings(data=tmp_path, redis_url=url))
+    store = WorkerStore(connected(url, for_api=True), JobSettings(data=tmp_path, redis_url=url))
     began = time.monotonic()
     with pytest.raises(QueueUnavailable, match="try again"):
         store.submit(make_spec("one"), fingerprint="f")
@@ -197,7 +198,7 @@ def test_absent_redis_is_said_at_once(tmp_path, make_spec, connected):
 
 def test_lost_job_is_reaped_and_its_old_owner_fenced(aged_redis_url, tmp_path, make_spec, claim_one, connected):
     quick = JobSettings(data=tmp_path, redis_url=aged_redis_url, lease_s=0.2, beat_s=0.1)
-    store = JobStore(connected(aged_redis_url, for_api=False), quick)
+    store = WorkerStore(connected(aged_redis_url, for_api=False), quick)
     job_id = store.submit(make_spec("one"), fingerprint="f").job.id
     claim = claim_one()
     store.beat(claim)  # renewed for the short lease
@@ -209,7 +210,7 @@ def test_lost_job_is_reaped_and_its_old_owner_fenced(aged_redis_url, tmp_path, m
 
 def test_late_beat_renews_what_nobody_took(aged_redis_url, tmp_path, make_spec, claim_one, connected):
     quick = JobSettings(data=tmp_path, redis_url=aged_redis_url, lease_s=0.1, beat_s=0.05)
-    store = JobStore(connected(aged_redis_url, for_api=False), quick)
+    store = WorkerStore(connected(aged_redis_url, for_api=False), quick)
     store.submit(make_spec("one"), fingerprint="f")
     claim = claim_one()
     store.beat(claim)
@@ -222,6 +223,6 @@ def test_nothing_is_reaped_while_redis_is_young(start_redis, tmp_path, make_spec
     server = start_redis()
     long = JobSettings(data=tmp_path, redis_url=server.url, lease_s=3600, beat_s=1)
     client = connected(server.url, for_api=False)
-    store = JobStore(client, long)
+    store = WorkerStore(client, long)
     client.zadd("headcount:leases", {store.submit(make_spec("one"), fingerprint="f").job.id: 1})
     assert store.reap() == []

@@ -1,15 +1,19 @@
--- ARGV owner token, lease_ms, free GPUs, '1' if the worker has any, worker (JSON), its name
--- -> {} or {id, epoch, kind, run, gpus, spec}. The same token gets the same job again, should the reply have got lost.
-local owner = ARGV[1]
+-- ARGV owner token, lease_ms, idle GPUs, how many GPUs in all, worker (JSON), its name
+-- -> {} or {epoch, id, kind, run, devices, spec, gpus, priority, metadata, depends_on, created_at, seq_after}.
+-- The same token gets the same job again, should the reply have got lost.
+local owner, worker = ARGV[1], ARGV[6]
 local token = P .. 'owner:' .. owner
-local id = redis.call('GET', token)
+local id, gpus = redis.call('GET', token), nil
 if not (id and get(id, 'owner') == owner and holds(id, get(id, 'epoch'))) then
-  id = first_fit(tonumber(ARGV[3]), ARGV[4] == '1')
+  id, gpus = first_fit(worker, ARGV[3], tonumber(ARGV[4]))
   if not id then return {} end
-  redis.call('HINCRBY', key(id), 'epoch', 1)
-  set(id, 'owner', owner, 'worker', ARGV[5])
+  local epoch = redis.call('HINCRBY', key(id), 'epoch', 1)
+  for _, gpu in ipairs(gpus) do redis.call('HSET', P .. 'gpus', gpu, id) end
+  set(id, 'owner', owner, 'worker', ARGV[5], 'devices', table.concat(gpus, ' '), 'claimed_at', now(), 'claimed_epoch', epoch)
+  clear(id, 'kept_by', 'kept_until')
   redis.call('SET', token, id, 'PX', ARGV[2])
   lease(id, ARGV[2])
-  move(id, 'running', 'claimed by ' .. ARGV[6])
+  move(id, 'running', 'claimed by ' .. worker)
 end
-return {id, get(id, 'epoch'), get(id, 'kind'), get(id, 'run'), get(id, 'gpus'), get(id, 'spec')}
+return redis.call('HMGET', key(id), 'epoch', 'id', 'kind', 'run', 'devices', 'spec', 'gpus', 'priority', 'metadata',
+  'depends_on', 'created_at', 'seq_after')

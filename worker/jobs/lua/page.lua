@@ -1,4 +1,4 @@
--- ARGV after id or '', how many, status, kind, run ('': any) -> {'ok', ids newest first} or {'missing'}
+-- ARGV after id or '', how many, status, kind, run ('': any) -> {'ok', views newest first, outlook, whether there are more} or {'missing'}
 -- Walks the narrowest sorted set; never SCAN.
 local after, count = ARGV[1], tonumber(ARGV[2])
 local wanted = {status = ARGV[3], kind = ARGV[4], run = ARGV[5]}
@@ -26,4 +26,8 @@ repeat
   end
   offset = offset + 200
 until #ids < 200 or #found >= count
-return {'ok', found}
+local more = #found == count
+if more then found[#found] = nil end
+local views = {}
+for i, id in ipairs(found) do views[i] = view(id) end
+return {'ok', views, outlook(), more and 1 or 0}

@@ -1,4 +1,5 @@
-from worker.jobs.job import Progress, progressed
+from worker.jobs.job import Progress
+from worker.jobs.reading import progressed
 
 
 def test_progress_follows_the_events():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -84,15 +85,16 @@ def checked_name(kind: str, name: str) -> str:
     return name
 
 
+def further_names(name: str) -> Iterator[str]:
+    """name-2, name-3 ..., cut so that they stay names."""
+    for number in itertools.count(2):
+        suffix = f"-{number}"
+        yield name[: 63 - len(suffix)] + suffix
+
+
 def next_free_name(path: Path) -> str:
     """The first of name-2, name-3 ... that no run has."""
-    number = 2
-    while True:
-        suffix = f"-{number}"
-        candidate = path.name[: 63 - len(suffix)] + suffix
-        if not (path.parent / candidate).exists():
-            return candidate
-        number += 1
+    return next(name for name in further_names(path.name) if not (path.parent / name).exists())
 
 
 def now() -> str:

@@ -17,6 +17,7 @@ import redis
 
 from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter, RunBusy, RunExists
 from model_core.records.events import last_event
+from model_core.records.files import further_names
 from model_core.records.run import Run
 from worker.jobs.connection import PREFIX, reaching
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, PreconditionFailed, QueueFull
@@ -96,15 +97,11 @@ class JobStore(JobReader):
         return next(self._free_runs(run))
 
     def _free_runs(self, run: str) -> Iterator[str]:
-        number = 2
-        while True:
-            suffix = f"-{number}"
-            candidate = run[: 63 - len(suffix)] + suffix
+        for candidate in further_names(run):
             with reaching():
                 kept = self._redis.exists(f"{PREFIX}run:{candidate}")
             if not kept and not self._settings.layout.run(candidate).exists():
                 yield candidate
-            number += 1
 
     # --- act -------------------------------------------------------------------------------------------------
 

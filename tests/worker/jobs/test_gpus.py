@@ -45,6 +45,18 @@ def test_large_job_is_not_starved_by_small_ones(store, submit, claim_one):
     assert claim_one("5", idle=ALL[:2], gpus=2).run == "large"
 
 
+def test_worker_of_the_same_host_takes_nothing_that_is_kept(store, submit, claim_one):
+    submit("small-1", 1)
+    running = claim_one("1", worker="w1", idle=ALL[:2], gpus=2)
+    large = submit("large", 2)
+    submit("small-2", 1)
+    assert claim_one("2", worker="w1", idle=ALL[1:2], gpus=2) is None
+    assert claim_one("3", worker="w2", idle=ALL[:2], gpus=2) is None
+    store.cancel(large.id)
+    assert claim_one("4", worker="w2", idle=ALL[:2], gpus=2).run == "small-2"  # nothing is kept for what left the queue
+    assert running.devices == ALL[:1]
+
+
 def test_only_one_worker_keeps_its_gpus_for_a_large_job(submit, claim_one):
     submit("large", 2), submit("small", 1)
     assert claim_one("1", worker="w1", idle=ALL[:1], gpus=2) is None

@@ -8,7 +8,10 @@ if not (id and get(id, 'owner') == owner and holds(id, get(id, 'epoch'))) then
   id, gpus = first_fit(worker, ARGV[3], tonumber(ARGV[4]))
   if not id then return {} end
   local epoch = redis.call('HINCRBY', key(id), 'epoch', 1)
-  for _, gpu in ipairs(gpus) do redis.call('HSET', P .. 'gpus', gpu, id) end
+  for _, gpu in ipairs(gpus) do
+    redis.call('HSET', P .. 'gpus', gpu, id)
+    redis.call('HDEL', P .. 'kept', gpu)
+  end
   set(id, 'owner', owner, 'worker', ARGV[5], 'devices', table.concat(gpus, ' '), 'claimed_at', now(), 'claimed_epoch', epoch)
   clear(id, 'kept_by', 'kept_until')
   redis.call('SET', token, id, 'PX', ARGV[2])

@@ -1,13 +1,27 @@
 -- Which job a worker should take next: for the two scripts that ask. After lib.lua.
 local KEEP_MS, LOOK = 10000, 100
 
--- GPUs of a list that no attempt holds, whichever worker of their host it runs on.
+-- GPUs of a list that no attempt holds, whichever worker of their host it runs on, and the place of the job
+-- that each is kept for.
 local function free_of(gpus)
   local free = {}
   for gpu in words(gpus) do
-    if not redis.call('HGET', P .. 'gpus', gpu) then free[#free + 1] = gpu end
+    if not redis.call('HGET', P .. 'gpus', gpu) then
+      local id = redis.call('HGET', P .. 'kept', gpu)
+      local place = id and number(id, 'kept_until') > now() and redis.call('ZSCORE', P .. 'ready', id)
+      free[#free + 1] = {gpu = gpu, kept_at = place and tonumber(place) or math.huge}
+    end
   end
   return free
+end
+
+-- Those of them that the job at a place may have: none that is kept for a job before it.
+local function open_to(place, free)
+  local open = {}
+  for _, one in ipairs(free) do
+    if one.kept_at >= place then open[#open + 1] = one.gpu end
+  end
+  return open
 end
 
 -- The first of a class that may run now.
@@ -30,22 +44,20 @@ local function heads(total)
   return found
 end
 
--- Keep the worker's GPUs for a job that needs more than are free; another worker may do so already.
-local function keep_for(id, worker)
+-- Keep GPUs for a job that needs more than are free, unless another worker does so already.
+local function keep(id, worker, gpus)
   local other = get(id, 'kept_by')
-  if other and other ~= worker and number(id, 'kept_until') > now() then return false end
+  if other and other ~= worker and number(id, 'kept_until') > now() then return end
   set(id, 'kept_by', worker, 'kept_until', now() + KEEP_MS)
-  return true
+  for _, gpu in ipairs(gpus) do redis.call('HSET', P .. 'kept', gpu, id) end
 end
 
--- The first job that fits, with the GPUs it gets, or nil. A large job in front keeps what is free for itself, so that
--- small ones behind it cannot starve it; those that need no GPU pass.
+-- The first job that fits, with the GPUs it gets, or nil. A large job in front keeps what is free, so that small ones
+-- behind it cannot starve it; those that need no GPU pass.
 local function first_fit(worker, gpus, total)
-  local free, keeping = free_of(gpus), false
   for _, head in ipairs(heads(total)) do
-    if head.need == 0 or (not keeping and head.need <= #free) then
-      return head.id, {unpack(free, 1, head.need)}
-    end
-    keeping = keeping or keep_for(head.id, worker)
+    local open = open_to(head.place, free_of(gpus))
+    if head.need <= #open then return head.id, {unpack(open, 1, head.need)} end
+    keep(head.id, worker, open)
   end
 end

@@ -133,9 +133,26 @@ class Client:
         """One job."""
         return self._json("GET", f"/jobs/{_segment(job_id)}")
 
+    def act(self, job_id: str, action: str, **params: str) -> Json:
+        """Ask something of a job: cancel, pause, resume or retry (`from="scratch"`)."""
+        return self._json("POST", f"/jobs/{_segment(job_id)}/{action}", params=params)
+
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop for good."""
-        return self._json("POST", f"/jobs/{_segment(job_id)}/cancel")
+        return self.act(job_id, "cancel")
+
+    def delete(self, job_id: str, *, artifacts: bool) -> None:
+        """Forget a job that is over; with `artifacts`, what it made goes too, as long as that takes."""
+        path, params = f"/jobs/{_segment(job_id)}", {"artifacts": "true"} if artifacts else {}
+        self._request("DELETE", path, params=params, timeout=httpx.Timeout(600, connect=3))
+
+    def queue(self, *, limit: int = 20) -> Json:
+        """How many jobs wait and run, and the first ready ones."""
+        return self._json("GET", "/queue", params={"limit": limit})
+
+    def workers(self) -> Json:
+        """The workers that are alive."""
+        return self._json("GET", "/workers")
 
     def events(self, job_id: str, after: int = 0) -> Iterator[Json]:
         """Every event so far with a number above `after`."""
@@ -147,7 +164,7 @@ class Client:
             after = page["data"][-1]["seq"]
 
     def follow(self, job_id: str, after: int = 0) -> Iterator[Json]:
-        """Events as they happen, each once, and `status` events, until the job has ended.
+        """Events as they happen, each once, and `status` events, until the job has ended; a paused one has not.
 
         Raises:
             Unreachable: The stream broke and could not be taken up again for two minutes.
@@ -163,7 +180,8 @@ class Client:
                     last = number or last
                     event = {"type": message.event, **json.loads(message.data)}
                     yield event
-                    over = over or is_over(event)
+                    if event["type"] == "status":
+                        over = is_over(event)
                 if over:
                     return
             except (httpx.TransportError, Refused) as error:
@@ -245,8 +263,8 @@ def body_of(file: str, settings: Sequence[str] = ()) -> tuple[bytes, str]:
 
 
 def is_over(event: Mapping[str, Any]) -> bool:
-    """Whether an event says that the job has come to its end."""
-    return event["type"] == "status" and event.get("status") in {"succeeded", "failed", "cancelled"}
+    """Whether a `status` event says that the job has come to its end, and not only that it once had."""
+    return bool(event.get("terminal", event.get("status") in {"succeeded", "failed", "cancelled"}))
 
 
 def _check(reply: httpx.Response) -> httpx.Response:

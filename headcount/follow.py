@@ -14,13 +14,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 Event = Mapping[str, Any]
 
 _PLAIN_EVERY_S = 3.0
+_TOLD_WITH_REASON = {"queued", "stopping", "cancelled"}
 
 
 @dataclass(frozen=True)
 class View:
     """What is known of a job from its events so far. `max_steps` of None: not told yet."""
 
-    status: str = "queued"
+    status: str = ""
+    error: Event | None = None  # of a job that failed
     step: int = 0
     max_steps: int | None = None
     loss: float | str | None = None
@@ -37,7 +39,7 @@ class View:
         """The view once an event has been taken in."""
         kind = event["type"]
         if kind == "status":
-            return replace(self, status=event.get("status", self.status))
+            return self._now(event)
         known: dict[str, Any] = {key: event[key] for key in _COPIED if event.get(key) is not None}
         if kind == "progress":
             known["activity"] = f"{event.get('unit', 'done')} {event.get('done')}/{event.get('of')}"
@@ -49,6 +51,11 @@ class View:
             known["first_val_loss"] = event.get("val_loss")
         view = replace(self, **known)
         return view._timed(event) if kind == "step" else view
+
+    def _now(self, event: Event) -> View:
+        status = event.get("status", self.status)
+        last, eta_s = (None, None) if status in {"queued", "paused"} else (self.last, self.eta_s)
+        return replace(self, status=status, error=event.get("error"), last=last, eta_s=eta_s)
 
     def _timed(self, event: Event) -> View:
         here = (datetime.fromisoformat(event["time"]), int(event["step"]))
@@ -93,7 +100,7 @@ def describe(event: Event) -> str | None:
     """An event that deserves a line of its own, for people; None for the others."""
     kind = event["type"]
     if kind == "status":
-        return f"job is {event.get('status')}" + (f": {_reason(event)}" if _reason(event) else "")
+        return f"job is {event.get('status')}{_why(event)}"
     if kind == "validation":
         bits = f"  {event['bits_per_byte']:.3f} bits a byte" if event.get("bits_per_byte") is not None else ""
         return f"step {event.get('step')}  validation loss {number(event.get('val_loss'))}{bits}"
@@ -132,15 +139,19 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _reason(event: Event) -> str:
+def _why(event: Event) -> str:
     error = event.get("error")
-    return str(error.get("detail")) if isinstance(error, Mapping) else ""
+    if isinstance(error, Mapping):
+        return f": {error.get('detail')}"
+    if event.get("status") == "paused":
+        return "; headcount resume ID goes on with it"
+    return f" ({event['reason']})" if event.get("status") in _TOLD_WITH_REASON and event.get("reason") else ""
 
 
 def _worth_a_line(events: Iterable[Event], view: View) -> Iterator[tuple[View, str | None]]:
     for event in events:
         before, view = view, view.after(event)
-        repeated = event["type"] == "status" and view.status == before.status and before.step > 0
+        repeated = event["type"] == "status" and view.status == before.status  # the stream was taken up again
         yield view, None if repeated else describe(event)
 
 
@@ -159,7 +170,7 @@ def _print(events: Iterable[Event], console: Console, view: View) -> View:
 def _draw(events: Iterable[Event], console: Console, view: View) -> View:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=False) as progress:
-        task = progress.add_task(view.status, total=view.max_steps, completed=view.step, facts="")
+        task = progress.add_task(view.status or "queued", total=view.max_steps, completed=view.step, facts="")
         for view, line in _worth_a_line(events, view):  # noqa: B020 - as above
             if line:
                 _say(progress.console, line)
@@ -169,7 +180,7 @@ def _draw(events: Iterable[Event], console: Console, view: View) -> View:
 
 def _update(progress: Progress, task: TaskID, view: View) -> None:
     facts = view.activity or view.line()
-    progress.update(task, description=view.status, total=view.max_steps, completed=view.step, facts=facts)
+    progress.update(task, description=view.status or "queued", total=view.max_steps, completed=view.step, facts=facts)
 
 
 def _say(console: Console, text: str) -> None:

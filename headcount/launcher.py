@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -18,11 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from headcount import redis_server
+from headcount.data_root import CannotStart, held
 from headcount.processes import Family, Program
-from model_core.errors import ModelCoreError
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -30,10 +28,6 @@ _START_TIMEOUT_S, _DEATHS_AT_START = 180.0, 3
 _WORKER_GRACE_S, _REDIS_GRACE_S = 90.0, 15.0
 _API_GRACE_S = 5  # for open event streams
 _TICK_S = 0.1
-
-
-class CannotStart(ModelCoreError):
-    """What keeps the service from starting, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ def up(options: UpOptions, say: Callable[[str], None]) -> int:
     """
     asked = _Asked()
     data = options.data.resolve()
-    with _held(data), asked.listening():
+    with held(data), asked.listening():
         port = _free_port(options.host, options.port)
         service = _Service(data, options.host, port, options.slots or default_slots(), _audible(say), asked)
         try:
@@ -137,6 +131,7 @@ class _Service:
         redis_url = self._start_redis()
         if self.asked.to_stop:
             return False
+        self._tell_of_lost_jobs(redis_url)
         for program in self._programs(redis_url):
             self.family.start(program)
         if not self._await("the service", lambda: _missing(self.url)):
@@ -145,6 +140,13 @@ class _Service:
         self.say(f"data in {self.data}, logs in {self.data / 'logs'}, {self.slots} slot(s); Ctrl-C stops")
         return True
 
+    def _tell_of_lost_jobs(self, redis_url: str) -> None:
+        from headcount.reindex import lost_jobs
+
+        if lost := lost_jobs(self.data, redis_url):
+            what = f"{self.data} has records of {lost} job(s), but Redis knows none"
+            self.say(f"{what}: to bring them back, say headcount reindex --data {self.data}")
+
     def stop(self) -> None:
         """Stop everything that was started; a training saves first, Redis goes last."""
         if self.family.pids:
@@ -152,21 +154,15 @@ class _Service:
         self.family.stop(("api", "inference", "worker"), _WORKER_GRACE_S, lambda: self.asked.to_hurry)
         self.family.stop(("redis",), _REDIS_GRACE_S, lambda: False)
         self.family.close()
-        if self.socket is not None and self.socket.parent != self.data / "redis":
-            shutil.rmtree(self.socket.parent, ignore_errors=True)
+        if self.socket is not None:
+            redis_server.clear_away(self.data, self.socket)
 
     def _start_redis(self) -> str:
-        given = os.environ.get("HEADCOUNT_REDIS_URL")
-        if given:
-            if not redis_server.answers(given):
-                raise redis_server.NoRedis("the Redis of HEADCOUNT_REDIS_URL does not answer; start it, or unset it")
+        if given := redis_server.given_url():
             return given
-        directory = self.data / "redis"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        self.socket = redis_server.socket_path(directory)
+        self.socket = redis_server.socket_of(self.data)
         url = redis_server.socket_url(self.socket)
-        argv = redis_server.arguments(redis_server.server_binary(), self.socket)
-        self.family.start(self._program("redis", argv, dict(os.environ), cwd=directory))
+        self.family.start(redis_server.program(self.data, self.socket))
         self._await("Redis", lambda: [] if redis_server.answers(url) else ["Redis"])
         return url
 
@@ -187,12 +183,7 @@ class _Service:
                 "--timeout-graceful-shutdown", str(_API_GRACE_S),
             ),
         }.items():  # fmt: skip
-            yield self._program(name, (*python, *argv), environment)
-
-    def _program(
-        self, name: str, argv: tuple[str, ...], environment: dict[str, str], *, cwd: Path | None = None
-    ) -> Program:
-        return Program(name, argv, environment, self.data / "logs" / f"{name}.log", cwd)
+            yield Program(name, (*python, *argv), environment, self.data / "logs" / f"{name}.log")
 
     def _await(self, what: str, missing: Callable[[], list[str]]) -> bool:
         """Wait until nothing is missing; False if somebody asks to stop first."""
@@ -233,31 +224,6 @@ def _missing(url: str) -> list[str]:
     except ValueError:
         checks = {}
     return [name.replace("_", " ") for name, check in checks.items() if not check["ok"]] or ["the service"]
-
-
-@contextlib.contextmanager
-def _held(data: Path) -> Iterator[None]:
-    """Hold the data directory; the kernel lets go when the process ends."""
-    if os.name == "nt":
-        raise CannotStart("headcount up needs Linux or macOS; on Windows use WSL2 or Docker")
-    import fcntl
-
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        lock: IO[str] = (data / "up.lock").open("a+")
-    except OSError as error:
-        raise CannotStart(f"cannot use data directory {data}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise CannotStart(f"data directory {data} is in use by another headcount up (process {holder})") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 def _free_port(host: str, port: int) -> int:

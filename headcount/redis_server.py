@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headcount.processes import Program
 from model_core.errors import ModelCoreError
 
 if TYPE_CHECKING:
@@ -47,6 +48,41 @@ def server_binary() -> str:
         return str(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
         raise NoRedis(f"{error}; install redis-server, or set HEADCOUNT_REDIS_URL") from None
+
+
+def given_url() -> str | None:
+    """The address in HEADCOUNT_REDIS_URL; None if there is none, and the embedded server is meant.
+
+    Raises:
+        NoRedis: It is set, and nobody answers there.
+    """
+    given = os.environ.get("HEADCOUNT_REDIS_URL") or None
+    if given is not None and not answers(given):
+        raise NoRedis("the Redis of HEADCOUNT_REDIS_URL does not answer; start it, or unset it")
+    return given
+
+
+def program(data: Path, socket: Path) -> Program:
+    """The embedded server of a data root."""
+    argv = arguments(server_binary(), socket)
+    return Program("redis", argv, dict(os.environ), data / "logs" / "redis.log", data / "redis")
+
+
+def socket_of(data: Path) -> Path:
+    """Where the socket of a data root's server lies; directories are made as needed.
+
+    Raises:
+        NoRedis: A private directory belongs to somebody else.
+    """
+    directory = data / "redis"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return socket_path(directory)
+
+
+def clear_away(data: Path, socket: Path) -> None:
+    """Remove the private temporary directory, if the socket lay in one."""
+    if socket.parent != data / "redis":
+        shutil.rmtree(socket.parent, ignore_errors=True)
 
 
 def socket_path(directory: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,13 +14,16 @@ from headcount.follow import duration, number
 _WIDTH = 150
 
 
-def job_table(jobs: Iterable[Json], *, has_more: bool) -> None:
-    """Print jobs, one a row."""
-    table = Table("job", "kind", "run", "status", "step", "loss", "created", box=None)
+def job_table(jobs: Sequence[Json], *, has_more: bool) -> None:
+    """Print jobs, one a row; a column for priorities when some job has one."""
+    ranked = any(job["priority"] for job in jobs)
+    table = Table(
+        "job", "kind", "run", "status", "step", "loss", "created", *(["priority"] if ranked else []), box=None
+    )
     for job in jobs:
-        progress = job["progress"]
-        loss = "" if progress["loss"] is None else number(progress["loss"])
-        table.add_row(job["id"], job["kind"], job["run"], job["status"], _steps(job), loss, job["created_at"])
+        loss = "" if job["progress"]["loss"] is None else number(job["progress"]["loss"])
+        row = [job["id"], job["kind"], job["run"], _status(job), _steps(job), loss, job["created_at"]]
+        table.add_row(*row, *([str(job["priority"])] if ranked else []))
     console = _console()
     console.print(table)
     if has_more:
@@ -32,6 +35,35 @@ def job_card(job: Json) -> None:
     table = Table(show_header=False, box=None)
     for name, value in _facts(job):
         table.add_row(name, value)
+    _console().print(table)
+
+
+def queue_table(queue: Json) -> None:
+    """Print how many jobs wait and run, and who is next."""
+    console = _console()
+    waits = f"{queue['ready']} ready, {queue['waiting']} waiting for others"
+    console.print(f"{queue['running']} running, {queue['queued']} queued: {waits}")
+    if not queue["data"]:
+        return
+    table = Table("place", "job", "kind", "run", "priority", "starts in", box=None)
+    for job in queue["data"]:
+        place = job["queue"] or {"position": "", "eta_s": None}
+        row = (str(place["position"]), job["id"], job["kind"], job["run"], str(job["priority"]), _when(place["eta_s"]))
+        table.add_row(*row)
+    console.print(table)
+    if len(queue["data"]) < queue["ready"]:
+        console.print("there are more: --limit")
+
+
+def worker_table(workers: Sequence[Json]) -> None:
+    """Print workers, one a row, their jobs and GPUs below each other."""
+    if not workers:
+        _console().print("no worker is there")
+        return
+    table = Table("worker", "busy", "GPUs", "jobs", box=None)
+    for worker in workers:
+        gpus = "\n".join(_gpu(gpu) for gpu in worker["gpus"]) or "none"
+        table.add_row(worker["id"], f"{worker['busy']}/{worker['slots']}", gpus, "\n".join(worker["jobs"]))
     _console().print(table)
 
 
@@ -53,13 +85,30 @@ def _console() -> Console:
     return console if console.width >= _WIDTH else Console(highlight=False, markup=False, width=_WIDTH)
 
 
+def _status(job: Json) -> str:
+    if job["queue"]:
+        return f"queued, place {job['queue']['position']}"
+    if job["status"] == "queued" and job["waiting_for"]:
+        return f"queued, waits for {len(job['waiting_for'])}"
+    return str(job["status"])
+
+
 def _steps(job: Json) -> str:
     progress = job["progress"]
     return f"{progress['step']}/{progress['max_steps']}" if progress["max_steps"] else str(progress["step"])
 
 
+def _when(eta_s: Sequence[float] | None) -> str:
+    return " to ".join(dict.fromkeys(duration(bound) for bound in eta_s)) if eta_s else "nobody knows"
+
+
+def _gpu(gpu: Json) -> str:
+    size = f"{gpu['memory_bytes'] / 2**30:.0f} GiB" if gpu.get("memory_bytes") else ""
+    return " ".join(filter(None, (str(gpu["index"]), gpu["name"], size, gpu.get("job") or "free")))
+
+
 def _facts(job: Json) -> Iterator[tuple[str, str]]:
-    progress, worker, error, queue = job["progress"], job["worker"], job["error"], job["queue"]
+    progress = job["progress"]
     yield "job", job["id"]
     yield "run", f"{job['run']} ({job['kind']})"
     yield "status", f"{job['status']}, attempt {job['attempt']}"
@@ -69,13 +118,39 @@ def _facts(job: Json) -> Iterator[tuple[str, str]]:
             yield name, number(progress[name])
     if progress["eta_s"] is not None and job["status"] == "running":
         yield "ETA", duration(progress["eta_s"])
-    if queue:
-        yield "queue", f"position {queue['position']}, {queue['jobs_ahead']} ahead"
-    if worker:
-        yield "worker", f"{worker['host']} {worker['device'] or ''} pid {worker['pid']}"
-    if error:
-        yield "error", f"{error['code']}: {error['detail']}" + (f"; {error['hint']}" if error.get("hint") else "")
+    yield from _circumstances(job)
+    for attempt in job.get("attempts", ()):
+        yield f"attempt {attempt['attempt']}", _attempt(attempt, job["run"])
     for change in job["history"]:
         yield change["time"], f"{change['from'] or '-'} -> {change['to']} ({change['reason']})"
     if job["allowed_actions"]:
         yield "allowed", ", ".join(job["allowed_actions"])
+
+
+def _circumstances(job: Json) -> Iterator[tuple[str, str]]:
+    worker, error, queue = job["worker"], job["error"], job["queue"]
+    if job["priority"]:
+        yield "priority", str(job["priority"])
+    if queue:
+        yield "queue", f"place {queue['position']}, {queue['jobs_ahead']} ahead; starts in {_when(queue['eta_s'])}"
+    if job["waiting_for"]:
+        yield "waits for", ", ".join(job["waiting_for"])
+    if worker:
+        yield "worker", f"{worker['host']} {worker['device'] or ''} pid {worker['pid']}"
+    if error:
+        yield "error", f"{error['code']}: {error['detail']}"
+        if error.get("hint"):
+            yield "hint", error["hint"]
+    for name, value in job["metadata"].items():
+        yield f"metadata {name}", value
+
+
+def _attempt(attempt: Json, run: str) -> str:
+    worker, origin = attempt["worker"] or {}, attempt["resumed_from"]
+    parts = [f"{attempt['started_at']} to {attempt['ended_at'] or 'now'}"]
+    parts += [f"on {worker['host']} {worker.get('device') or ''}".rstrip()] if worker else []
+    parts += [f"run {attempt['run']}"] if attempt["run"] != run else []
+    parts += [f"from {origin['file']} at step {origin['step']}"] if origin else []
+    parts += [f"to step {attempt['step']}"]
+    parts += [f"then {attempt['result']} ({attempt['reason']})"] if attempt["result"] else []
+    return ", ".join(parts)

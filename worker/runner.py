@@ -52,7 +52,7 @@ class Runner:
                 log.warning("job taken away job_id=%s attempt=%d", claim.id, claim.attempt)
                 return
             status = patiently(lambda: self._store.finish(claim, outcome), self.stopping)
-            self._write_down(claim, status)
+            self._write_down(claim, status, outcome)
             log.info("attempt ended job_id=%s result=%s status=%s", claim.id, outcome.result, status)
         except QueueUnavailable as error:
             log.warning("job left to its lease job_id=%s reason=%s", claim.id, error)
@@ -60,11 +60,12 @@ class Runner:
             self._devices.give_back(claim.id)
             self._held.discard(claim.id)
 
-    def _write_down(self, claim: Claim, status: str) -> None:
+    def _write_down(self, claim: Claim, status: str, outcome: Outcome) -> None:
         """For the day that Redis loses its records; a full disk must not keep a slot."""
         assert self._settings.layout.jobs is not None
+        error = self._store.error_of(outcome) if status == "failed" else None
         try:
-            write_order(self._settings.layout.jobs / claim.id, claim, status)
+            write_order(self._settings.layout.jobs / claim.id, claim, status, error)
         except (OSError, ModelCoreError) as error:
             log.warning("job not written down job_id=%s reason=%s", claim.id, error)
 

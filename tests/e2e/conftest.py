@@ -1,5 +1,6 @@
 """The whole service, started as a person starts it, and a job small enough to wait for."""
 
+import contextlib
 import os
 import random
 import signal
@@ -81,29 +82,51 @@ class Service:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """`headcount up` with one slot and a short lease."""
-    data = tmp_path_factory.mktemp("data")
-    words, rng = "the cat dog sat ran on a mat hill and saw red blue bird tree".split(), random.Random(0)
-    documents = [" ".join(rng.choices(words, k=rng.randint(20, 40))).capitalize() + "." for _ in range(300)]
-    (data / "uploads").mkdir()
-    (data / "uploads" / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
+def make_data_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """A data root with a text to learn from."""
+
+    def make() -> Path:
+        data = tmp_path_factory.mktemp("data")
+        words, rng = "the cat dog sat ran on a mat hill and saw red blue bird tree".split(), random.Random(0)
+        documents = [" ".join(rng.choices(words, k=rng.randint(20, 40))).capitalize() + "." for _ in range(300)]
+        (data / "uploads").mkdir()
+        (data / "uploads" / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
+        return data
+
+    return make
+
+
+@contextlib.contextmanager
+def serve(data: Path, log: Path) -> Iterator[Service]:
+    """`headcount up` with one slot and a short lease, until the block ends; what it says is in `log`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "headcount", "up", "--port", str(port), "--data", str(data), "--slots", "1"]
     short = {"HEADCOUNT_LEASE_S": "6", "HEADCOUNT_BEAT_S": "1", "HEADCOUNT_JANITOR_S": "1"}
-    log = (tmp_path_factory.mktemp("log") / "up.log").open("w+")
-    process = subprocess.Popen(command, env={**os.environ, **short}, stdout=log, stderr=log)
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env={**os.environ, **short}, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_ready(url, process, Path(log.name))
+        _wait_ready(url, process, log)
         with httpx.Client(base_url=url, timeout=60) as client:
             yield Service(url, data, process.pid, client)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
-        log.close()
+
+
+@pytest.fixture(scope="session")
+def service(make_data_root: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for all tests that leave it as it was."""
+    with serve(make_data_root(), tmp_path_factory.mktemp("log") / "up.log") as service:
+        yield service
+
+
+@pytest.fixture
+def serving() -> Callable[[Path, Path], contextlib.AbstractContextManager[Service]]:
+    """Start a service of the test's own: ``with serving(data, log) as service``."""
+    return serve
 
 
 def _wait_ready(url: str, process: subprocess.Popen, log: Path) -> None:

@@ -17,7 +17,8 @@ def headcount(*arguments: str, **environment: str) -> subprocess.CompletedProces
 def test_help_names_every_command() -> None:
     result = headcount("--help")
     assert result.returncode == 0
-    for name in "up demo report submit jobs job cancel events logs generate attention".split():
+    names = "up demo report reindex submit jobs job cancel pause resume retry delete events logs queue workers"
+    for name in f"{names} generate attention".split():
         assert f" {name} " in result.stdout
 
 
@@ -29,6 +30,8 @@ def test_help_names_every_command() -> None:
         (("bogus",), 2, "bogus"),
         (("up", "--slots", "0"), 2, "--slots"),
         (("jobs",), 1, "no service at"),
+        (("pause", "job_x"), 1, "no service at"),
+        (("reindex", "--data", "nowhere"), 2, "there is no data directory"),
     ],
 )
 def test_an_error_is_one_line_and_a_code(arguments: tuple[str, ...], code: int, words: str) -> None:

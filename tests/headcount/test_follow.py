@@ -53,6 +53,14 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "ETA 0:00:07" in out.getvalue()
 
 
+def test_what_stands_still_has_no_time_left_and_says_how_to_go_on() -> None:
+    events = [*EVENTS[:-1], {"type": "status", "status": "paused", "error": None, "reason": "pause was asked"}]
+    out = io.StringIO()
+    view = follow([*events, events[-1]], Console(file=out, force_terminal=False, width=200))
+    assert (view.status, view.eta_s, view.step) == ("paused", None, 3)
+    assert out.getvalue().count("job is paused; headcount resume ID goes on with it") == 1
+
+
 def test_every_event_is_a_line_of_a_log() -> None:
     lines = [log_line(event) for event in [*EVENTS, {"type": "novel", "seq": 9, "time": TIMES[9], "x": "a\nb"}]]
     assert "step 3  loss 4  lr 0.001  1,000 tokens/s" in lines[5]

@@ -139,7 +139,8 @@ class Claim:
         config: The experiment.
         devices: GPUs it got, by uuid.
         seq_after: Number of the last event of the run before, when this one was begun from scratch.
-        order: What its client asked for beside the configuration: gpus, priority, metadata, depends_on, created_at.
+        order: What its client asked for beside the configuration: gpus, priority, metadata, warnings,
+            depends_on, created_at.
     """
 
     id: str

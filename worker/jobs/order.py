@@ -5,22 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from model_core.records.files import read_json, write_json
-from worker.jobs.job import Claim
+from model_core.records.files import now, read_json, write_json
+from worker.jobs.job import Claim, JobError
 
 _FILE = "job.json"
 
 
-def write_order(directory: Path, claim: Claim, status: str) -> None:
+def write_order(directory: Path, claim: Claim, status: str, error: JobError | None = None) -> None:
     """Write it down.
 
     Args:
         directory: The job's.
         claim: The job.
         status: Where it is now.
+        error: Why it failed, if it did.
     """
-    order = {"schema_version": 1, "id": claim.id, "kind": claim.kind, "run": claim.run, "attempt": claim.attempt}
-    write_json(directory / _FILE, {**order, **claim.order, "status": status, "config": claim.config})
+    job = {"schema_version": 1, "id": claim.id, "kind": claim.kind, "run": claim.run, "attempt": claim.attempt}
+    end = {"status": status, "error": error.model_dump() if error else None, "time": now()}
+    write_json(directory / _FILE, {**job, **claim.order, **end, "config": claim.config})
 
 
 def read_order(directory: Path) -> dict[str, Any] | None:

@@ -15,10 +15,10 @@ from worker.jobs.errors import JobNotFound
 from worker.jobs.job import Job, JobDetail, Page, QueueState
 from worker.jobs.reading import DETAIL, detail_of, job_of
 from worker.jobs.scripts import VIEW, Scripts
+from worker.jobs.spec import JOB_ID
 from worker.jobs.states import Status
 
 _J = TypeVar("_J", bound=Job)
-_ID = re.compile(r"job_[0-9a-f]{32}")
 
 
 class JobReader:
@@ -126,7 +126,7 @@ def checked_id(job_id: str) -> str:
     Raises:
         JobNotFound: Naming it.
     """
-    if not _ID.fullmatch(job_id):
+    if not re.fullmatch(JOB_ID, job_id):
         raise JobNotFound(job_id)
     return job_id
 

@@ -6,12 +6,12 @@ paused, so that a person decides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_core.config import ExperimentConfig
 from model_core.loading import Tree, parse_config, read_tree
-from model_core.records.events import read_events
+from model_core.records.events import Event, read_events
 from model_core.records.files import Layout
 from worker.jobs.job import Progress, Restored
 from worker.jobs.reading import progressed
@@ -98,10 +98,17 @@ class _Told:
         told = cls(Progress())
         with reading(path):
             for event in read_events(path):
-                started_at_ms = told.started_at_ms or milliseconds(event["time"])
-                progress = progressed(told.progress, event, tokens_per_step)
-                told = cls(progress, int(event["attempt"]), int(event["seq"]), started_at_ms)
+                told = told._after(event, tokens_per_step)
         return told
+
+    def _after(self, event: Event, tokens_per_step: int) -> _Told:
+        last_seq = max(self.last_seq, event["seq"])
+        try:
+            attempt = max(self.attempt, int(event["attempt"]))
+            started_at_ms = self.started_at_ms or milliseconds(event["time"])
+            return _Told(progressed(self.progress, event, tokens_per_step), attempt, last_seq, started_at_ms)
+        except (KeyError, TypeError, ValueError):  # nobody could read it while the job ran, either
+            return replace(self, last_seq=last_seq)
 
 
 def _order_of(trace: Trace) -> Order:

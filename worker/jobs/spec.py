@@ -22,7 +22,7 @@ from worker.jobs.kinds import MODULES
 Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
 Kind = Literal["train", "test", "prepare", "export"]
 MOST_METADATA = 16  # pairs
-_JOB_ID = r"^job_[0-9a-f]{32}$"
+JOB_ID = r"^job_[0-9a-f]{32}$"
 Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
 
 
@@ -41,7 +41,7 @@ class JobSection(Config):
     resources: Resources = Resources()
     priority: Whole = Field(default=0, ge=-1000, le=1000)  # higher runs earlier
     metadata: dict[Label, Text] = Field(default={}, max_length=MOST_METADATA)
-    depends_on: tuple[Annotated[str, StringConstraints(strict=True, pattern=_JOB_ID)], ...] = Field(
+    depends_on: tuple[Annotated[str, StringConstraints(strict=True, pattern=JOB_ID)], ...] = Field(
         default=(), max_length=100
     )
 

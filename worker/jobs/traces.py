@@ -18,16 +18,15 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from model_core.config import Name
 from model_core.errors import ModelCoreError
-from model_core.records.events import Event
+from model_core.records.events import read_events
 from model_core.records.files import Layout, read_json, write_json
 from model_core.records.run import Run, runs_in
 from worker.jobs.job import JobError, Warned
 from worker.jobs.order import read_order
-from worker.jobs.spec import Kind
+from worker.jobs.spec import JOB_ID, Kind
 from worker.jobs.states import Status
 
 _M = TypeVar("_M", bound=BaseModel)
-_ID = r"^job_[0-9a-f]{32}$"
 _FILE, _DELETED = "job.json", "deleted"
 
 
@@ -75,7 +74,7 @@ class _Owner(_File):
     """The `attempt` file of a run."""
 
     attempt: int = 0
-    job_id: Annotated[str, StringConstraints(pattern=_ID)] | None = None
+    job_id: Annotated[str, StringConstraints(pattern=JOB_ID)] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,9 @@ def traces(layout: Layout) -> tuple[list[Trace], list[BadFile]]:
 
 def write_off(layout: Layout, job_id: str) -> None:
     """Write down that a job was deleted, so that it is not found again, whatever of it stays."""
-    write_json(_directory(layout, job_id) / _FILE, {"schema_version": 1, "id": job_id, "status": _DELETED})
+    directory = _directory(layout, job_id)
+    if directory.is_dir():  # else it never ran
+        write_json(directory / _FILE, {"schema_version": 1, "id": job_id, "status": _DELETED})
 
 
 def read_as(model: type[_M], path: Path) -> _M:
@@ -181,7 +182,7 @@ def _owned_runs(layout: Layout) -> tuple[dict[str, list[tuple[int, Run]]], list[
 def _job_directories(layout: Layout) -> list[str]:
     if layout.jobs is None or not layout.jobs.is_dir():
         return []
-    return [path.name for path in layout.jobs.iterdir() if re.match(_ID, path.name) and path.is_dir()]
+    return [path.name for path in layout.jobs.iterdir() if re.match(JOB_ID, path.name) and path.is_dir()]
 
 
 def _trace(layout: Layout, job_id: str, owned: list[tuple[int, Run]]) -> Trace | None:
@@ -201,17 +202,10 @@ def _trace(layout: Layout, job_id: str, owned: list[tuple[int, Run]]) -> Trace |
     trace = Trace(job_id, 0, directory, run, attempt, None)
     if not trace.config.is_file():
         return None
-    first = _first_event(trace.home / "events.jsonl")
-    created_at_ms = milliseconds(first["time"]) if first else round(trace.config.stat().st_mtime * 1000)
+    with reading(trace.home / "events.jsonl"):
+        first = next(read_events(trace.home / "events.jsonl"), None)
+        created_at_ms = milliseconds(first["time"]) if first else round(trace.config.stat().st_mtime * 1000)
     return replace(trace, created_at_ms=created_at_ms)
-
-
-def _first_event(path: Path) -> Event | None:
-    if not path.exists():
-        return None
-    with reading(path), path.open("rb") as file:
-        line = file.readline()
-        return json.loads(line) if line.endswith(b"\n") else None
 
 
 def _directory(layout: Layout, job_id: str) -> Path:

@@ -39,11 +39,26 @@ class WorkerStore(JobStore):
         reply = self._scripts.run("claim", owner, lease_ms, " ".join(idle), gpus, facts, worker.id)
         if not reply:
             return None
-        epoch, job_id, kind, run, devices, spec, asked, priority, metadata, depends_on, created_at, seq_after = reply
+        (
+            epoch,
+            job_id,
+            kind,
+            run,
+            devices,
+            spec,
+            asked,
+            priority,
+            metadata,
+            warnings,
+            depends_on,
+            created_at,
+            seq_after,
+        ) = reply
         order = {
             "gpus": int(asked) if asked else None,
             "priority": int(priority),
             "metadata": json.loads(metadata),
+            "warnings": json.loads(warnings),
             "depends_on": (depends_on or "").split(),
             "created_at": int(created_at),
         }
@@ -87,9 +102,12 @@ class WorkerStore(JobStore):
         Returns:
             The status it led to, or ``fenced``.
         """
-        budget = self._settings.crash_budget
-        error = (outcome.error or _crash_budget(budget, outcome.reason)).model_dump_json()
+        error, budget = self.error_of(outcome).model_dump_json(), self._settings.crash_budget
         return str(self._scripts.run("finish", claim.id, claim.attempt, outcome.result, outcome.reason, error, budget))
+
+    def error_of(self, outcome: Outcome) -> JobError:
+        """Why a job fails if it fails by this outcome: by its own word, or because it crashed too often."""
+        return outcome.error or self._crash_budget(outcome.reason)
 
     def reap(self) -> list[str]:
         """Take jobs from workers whose lease ran out; none until Redis has been up for longer than a lease."""
@@ -97,9 +115,12 @@ class WorkerStore(JobStore):
             uptime = int(self._redis.info("server")["uptime_in_seconds"])
         if uptime <= self._settings.lease_s:
             return []
-        budget = self._settings.crash_budget
-        error = _crash_budget(budget, "the worker was lost").model_dump_json()
-        return list(self._scripts.run("reap", budget, error))
+        error = self._crash_budget("the worker was lost").model_dump_json()
+        return list(self._scripts.run("reap", self._settings.crash_budget, error))
+
+    def _crash_budget(self, reason: str) -> JobError:
+        detail = f"crashed {self._settings.crash_budget} times in a row without a new step: {reason}"
+        return JobError(code="crash_budget", detail=detail, hint="look at the job's log; retry when the cause is gone")
 
     def look_out(self, slots: int, ttl_s: float) -> None:
         """Refresh the outlook that clients see, for so many seconds.
@@ -117,10 +138,3 @@ class WorkerStore(JobStore):
 
 def _is_resumption_of(claim: Claim, event: Event) -> bool:
     return event["type"] == "resumed" and event.get("attempt") == claim.attempt
-
-
-def _crash_budget(budget: int, reason: str) -> JobError:
-    hint = "look at the job's log; retry when the cause is gone"
-    return JobError(
-        code="crash_budget", detail=f"crashed {budget} times in a row without a new step: {reason}", hint=hint
-    )

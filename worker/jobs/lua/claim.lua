@@ -1,5 +1,6 @@
 -- ARGV owner token, lease_ms, idle GPUs, how many GPUs in all, worker (JSON), its name
--- -> {} or {epoch, id, kind, run, devices, spec, gpus, priority, metadata, depends_on, created_at, seq_after}.
+-- -> {} or {epoch, id, kind, run, devices, spec, gpus, priority, metadata, warnings, depends_on, created_at,
+-- seq_after}.
 -- The same token gets the same job again, should the reply have got lost.
 local owner, worker = ARGV[1], ARGV[6]
 local token = P .. 'owner:' .. owner
@@ -19,4 +20,4 @@ if not (id and get(id, 'owner') == owner and holds(id, get(id, 'epoch'))) then
   move(id, 'running', 'claimed by ' .. worker)
 end
 return redis.call('HMGET', key(id), 'epoch', 'id', 'kind', 'run', 'devices', 'spec', 'gpus', 'priority', 'metadata',
-  'depends_on', 'created_at', 'seq_after')
+  'warnings', 'depends_on', 'created_at', 'seq_after')

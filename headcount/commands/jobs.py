@@ -1,0 +1,183 @@
+"""Commands about the jobs of a running service."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headcount import exits
+from headcount.commands.options import AsJson, FileArgument, Follow, JobArgument, Settings, open_client, print_json
+
+if TYPE_CHECKING:
+    from headcount.client import Client, Json
+    from headcount.follow import View
+
+
+def submit(
+    file: FileArgument,
+    run: Annotated[str | None, typer.Option(help="Name of the run, instead of the file's experiment_name.")] = None,
+    settings: Settings = None,
+    follow: Follow = False,
+) -> int:
+    """Submit a configuration as a job; with --follow, watch it and exit as it does.
+
+    Exit codes with --follow: 0 succeeded, 1 failed, 75 cancelled. A job that is paused meanwhile is watched on.
+    """
+    from headcount.client import body_of
+
+    body, content_type = body_of(file, settings or ())
+    with open_client() as client:
+        job = client.submit(body, content_type, run)
+        for warning in job.get("warnings", ()):
+            exits.complain(f"warning: {warning['detail']}")
+        if not follow:
+            _print_state(job)
+            return exits.DONE
+        print(f"{job['id']}  run {job['run']}", flush=True)
+        return _watch(client, job["id"])
+
+
+def jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs in this state: queued, running, ...")] = None,
+    run: Annotated[str | None, typer.Option(help="Only jobs of this run.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    from headcount.show import job_table
+
+    with open_client() as client:
+        page = client.jobs(status=status, run=run, limit=limit)
+    if as_json:
+        print_json(page)
+    else:
+        job_table(page["data"], has_more=page["has_more"])
+
+
+def job(job_id: JobArgument, as_json: AsJson = False) -> None:
+    """Show one job: state, progress, queue, attempts, error, history."""
+    from headcount.show import job_card
+
+    with open_client() as client:
+        found = client.job(job_id)
+    if as_json:
+        print_json(found)
+    else:
+        job_card(found)
+
+
+def cancel(job_id: JobArgument) -> None:
+    """Stop a job for good; a running one saves its state first."""
+    _act(job_id, "cancel")
+
+
+def pause(job_id: JobArgument) -> None:
+    """Stop a job for now; a running one saves its state first."""
+    _act(job_id, "pause")
+
+
+def resume(job_id: JobArgument) -> None:
+    """Go on with a paused or cancelled job, from its last full state."""
+    _act(job_id, "resume")
+
+
+def retry(
+    job_id: JobArgument,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Begin again at step 0, in a new run.")] = False,
+) -> None:
+    """Run a failed job again, from its last full state."""
+    _act(job_id, "retry", **({"from": "scratch"} if from_scratch else {}))
+
+
+def delete(
+    job_id: JobArgument,
+    artifacts: Annotated[
+        bool, typer.Option("--artifacts", help="Its run, its checkpoints and its pictures too. There is no way back.")
+    ] = False,
+) -> None:
+    """Forget a job that is over; with --artifacts, what it made goes too."""
+    with open_client() as client:
+        client.delete(job_id, artifacts=artifacts)
+    print(f"{job_id}  deleted" + (" with everything that it made" if artifacts else ""))
+
+
+def events(
+    job_id: JobArgument,
+    follow: Follow = False,
+    after: Annotated[int, typer.Option(min=0, help="Only events with a higher number.")] = 0,
+) -> None:
+    """Print a job's events as JSON, one a line; a broken stream is taken up again."""
+    with open_client() as client:
+        for event in client.follow(job_id, after) if follow else client.events(job_id, after):
+            print(json.dumps(event, ensure_ascii=False), flush=follow)
+
+
+def logs(job_id: JobArgument, follow: Follow = False) -> None:
+    """Print what a job did, one line an event, for people."""
+    from headcount.follow import log_line
+
+    with open_client() as client:
+        for event in client.follow(job_id) if follow else client.events(job_id):
+            print(log_line(event), flush=follow)
+
+
+def queue(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many of the ready jobs.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show what waits and runs, and which jobs are next."""
+    from headcount.show import queue_table
+
+    with open_client() as client:
+        found = client.queue(limit=limit)
+    if as_json:
+        print_json(found)
+    else:
+        queue_table(found)
+
+
+def workers(as_json: AsJson = False) -> None:
+    """List the workers: slots, GPUs and the jobs that have them."""
+    from headcount.show import worker_table
+
+    with open_client() as client:
+        found = client.workers()
+    if as_json:
+        print_json(found)
+    else:
+        worker_table(found["data"])
+
+
+COMMANDS = (submit, jobs, job, cancel, pause, resume, retry, delete, events, logs, queue, workers)
+
+
+def _act(job_id: str, action: str, **params: str) -> None:
+    with open_client() as client:
+        _print_state(client.act(job_id, action, **params))
+
+
+def _print_state(job: Json) -> None:
+    print(f"{job['id']}  {job['status']}  run {job['run']}")
+
+
+def _watch(client: Client, job_id: str) -> int:
+    from rich.console import Console
+
+    from headcount.follow import follow
+
+    try:
+        return _ended(follow(client.follow(job_id), Console()))
+    except KeyboardInterrupt:
+        exits.complain(f"the job goes on; watch it with: headcount logs {job_id} --follow")
+        return exits.INTERRUPTED
+
+
+def _ended(seen: View) -> int:
+    if seen.status == "failed":
+        error = seen.error or {}
+        hint = f"; {error['hint']}" if error.get("hint") else ""
+        exits.complain(f"{error.get('code', 'failed')}: {error.get('detail', 'see the log')}{hint}")
+        return exits.FAILED
+    return exits.DONE if seen.status == "succeeded" else exits.STOPPED

@@ -1,0 +1,174 @@
+"""`headcount reindex`: with Redis lost for good, job records are made again from what the jobs left on disk.
+
+Records that Redis has are left alone, so it may be run at any time and as often as one likes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from headcount import redis_server
+from headcount.data_root import InUse, held
+from headcount.exits import DONE, FAILED
+from headcount.processes import Family
+from model_core.errors import InvalidParameter, RunBusy
+from model_core.records.files import Layout
+from worker.jobs.connection import connect
+from worker.jobs.errors import JobNotFound, QueueUnavailable
+from worker.jobs.job import Job
+from worker.jobs.salvage import salvage
+from worker.jobs.settings import JobSettings
+from worker.jobs.store import JobStore
+from worker.jobs.traces import BadFile, Trace, traces
+
+Say = Callable[[str], None]
+
+_START_S, _DEATHS, _PATIENCE_S, _TICK_S = 180.0, 3, 15.0, 0.1
+
+
+def reindex(data: Path, say: Say, warn: Say) -> int:
+    """Bring back what is lost.
+
+    Args:
+        data: The data root.
+        say: Told a line a job, and the sum.
+        warn: Told what could not be brought back.
+
+    Returns:
+        The exit code: 1 if a file could not be read.
+
+    Raises:
+        InvalidParameter: There is no such directory.
+        NoRedis: There is no Redis to put the records in.
+        QueueUnavailable: Redis stopped answering; another call does the rest.
+    """
+    root = data.resolve()
+    if not root.is_dir():
+        raise InvalidParameter(f"there is no data directory {root}; --data or HEADCOUNT_DATA says where it is")
+    with redis_of(root, warn) as url, _store(root, url) as store:
+        counts = restore_all(store, Layout.under(root), say, warn)
+    say(", ".join(f"{counts[what]} {what}" for what in ("restored", "there already", "skipped", "unreadable")))
+    return FAILED if counts["unreadable"] else DONE
+
+
+def restore_all(store: JobStore, layout: Layout, say: Say, warn: Say) -> Counter[str]:
+    """Bring back every job of a data root that the store does not know.
+
+    Returns:
+        How many were ``restored``, ``there already``, ``skipped`` and ``unreadable``.
+    """
+    found, bad = traces(layout)
+    counts = Counter({"unreadable": len(bad)})
+    for error in bad:
+        warn(str(error))
+    for trace in found:
+        try:
+            what = _restore(store, layout, trace, say, warn)
+        except BadFile as error:
+            warn(str(error))
+            what = "unreadable"
+        counts[what] += 1
+    return counts
+
+
+def lost_jobs(data: Path, redis_url: str) -> int:
+    """How many jobs left records in a data root whose Redis knows no job at all; 0 too when it does not say."""
+    try:
+        with _store(data, redis_url) as store:
+            known = store.page(limit=1).jobs
+    except QueueUnavailable:
+        return 0
+    if known:
+        return 0
+    return len(traces(Layout.under(data))[0])
+
+
+def _restore(store: JobStore, layout: Layout, trace: Trace, say: Say, warn: Say) -> str:
+    known = _known(store, trace.id)
+    if known is not None:
+        say(f"{known.id}  {known.run}  {known.status}, there already")
+        return "there already"
+    try:
+        record = salvage(layout, trace)
+    except RunBusy as error:
+        warn(f"{trace.id}: {error}; say headcount reindex again when it has ended")
+        return "skipped"
+    if not store.restore(record):
+        warn(
+            f"{trace.id}: another job has its run's name, {record.run!r}; say headcount reindex again when that is over"
+        )
+        return "skipped"
+    say(f"{record.id}  {record.run}  {record.status}")
+    return "restored"
+
+
+def _known(store: JobStore, job_id: str) -> Job | None:
+    try:
+        return store.get(job_id)
+    except JobNotFound:
+        return None
+
+
+@contextlib.contextmanager
+def _store(data: Path, redis_url: str) -> Iterator[JobStore]:
+    with connect(redis_url, for_api=False) as client:
+        yield JobStore(client, JobSettings(data=data, redis_url=redis_url))
+
+
+# --- the Redis of a data root ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def redis_of(data: Path, say: Say) -> Iterator[str]:
+    """The Redis that a data root's service uses: it runs already, or is started for the duration.
+
+    Yields:
+        Its address.
+
+    Raises:
+        NoRedis: There is none, or another process holds the data root and has none here.
+    """
+    if given := redis_server.given_url():
+        yield given
+        return
+    socket = redis_server.socket_of(data)
+    url = redis_server.socket_url(socket)
+    with contextlib.ExitStack() as stack:
+        if not _is_served(stack, data, url):
+            stack.callback(redis_server.clear_away, data, socket)
+            _serve(stack, data, socket, say)
+        yield url
+
+
+def _is_served(stack: contextlib.ExitStack, data: Path, url: str) -> bool:
+    """Whether somebody else serves; if not, the data root is held by the stack."""
+    deadline = time.monotonic() + _PATIENCE_S  # somebody may be starting it just now
+    while not redis_server.answers(url):
+        try:
+            stack.enter_context(held(data))
+        except InUse as error:
+            if time.monotonic() > deadline:
+                advice = "if it uses another, set HEADCOUNT_REDIS_URL to that"
+                raise redis_server.NoRedis(f"{error}, and its Redis does not answer; {advice}") from None
+            time.sleep(_TICK_S)
+        else:
+            return False
+    return True
+
+
+def _serve(stack: contextlib.ExitStack, data: Path, socket: Path, say: Say) -> None:
+    family = Family(say)
+    stack.callback(family.close)
+    stack.callback(family.stop, ("redis",), _START_S, lambda: False)
+    program = redis_server.program(data, socket)
+    family.start(program)
+    deadline = time.monotonic() + _START_S
+    while not redis_server.answers(redis_server.socket_url(socket)):
+        if family.deaths("redis") >= _DEATHS or time.monotonic() > deadline:
+            raise redis_server.NoRedis(f"Redis does not start; {program.log} says: {program.last_words()}")
+        family.tend()
+        time.sleep(_TICK_S)

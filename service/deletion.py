@@ -1,0 +1,68 @@
+"""Deleting a job that is over: its record, and if asked for the bytes it left.
+
+The job is doomed first, so that nobody begins anything with it; then its directories go; its record goes last. So
+whoever dies in between has left a record, and deleting it again finishes the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.concurrency import run_in_threadpool
+
+from model_core.errors import RunBusy
+from model_core.records.files import Layout
+from model_core.records.removal import hide, holding, remove_hidden
+from service.deps import Services
+from worker.jobs.job import JobDetail
+from worker.jobs.store import JobStore
+from worker.jobs.traces import write_off
+
+
+async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
+    """Forget a job.
+
+    Args:
+        services: Where to ask.
+        job_id: The job.
+        artifacts: Whether the runs that it made, what was captured of them, and its own directory go too.
+
+    Raises:
+        JobNotFound: There is none of that id.
+        ActionNotAllowed: It is not over.
+        RunBusy: A process holds a run of it, or a job that is not over uses one.
+    """
+    if not artifacts:
+        await services.ask(_forget, services.store, services.layout, job_id)
+        return
+    job = await services.ask(services.store.detail, job_id)
+    await run_in_threadpool(_erase, services.store, services.layout, job)  # as long as the disk takes
+
+
+def _forget(store: JobStore, layout: Layout, job_id: str) -> None:
+    store.doom(job_id, with_run=False)
+    write_off(layout, job_id)
+    store.forget(job_id)
+
+
+def _erase(store: JobStore, layout: Layout, job: JobDetail) -> None:
+    with holding(layout, _runs_made_by(job), job.id) as runs:
+        _nobody_needs(store, [run.name for run in runs if run.name != job.run], job.id)
+        store.doom(job.id, with_run=True)
+        hide(layout, runs, job.id)
+    remove_hidden(layout, job.id)
+    store.forget(job.id)
+
+
+def _runs_made_by(job: JobDetail) -> Sequence[str]:
+    """Its run, and those that it left behind when it began from scratch; none while it is not over."""
+    if job.kind != "train" or not job.terminal:
+        return ()
+    return tuple(dict.fromkeys([job.run, *(attempt.run for attempt in job.attempts)]))
+
+
+def _nobody_needs(store: JobStore, left_behind: Sequence[str], job_id: str) -> None:
+    """The store looks after the job's present run itself."""
+    for run in left_behind:
+        if any(other.id != job_id and not other.terminal for other in store.page(run=run, limit=100).jobs):
+            raise RunBusy(run)

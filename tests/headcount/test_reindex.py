@@ -1,0 +1,197 @@
+"""`headcount reindex` on a real Redis: what it says, what it leaves alone, which Redis it finds."""
+
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from headcount import redis_server
+from headcount import reindex as command
+from headcount.data_root import held
+from headcount.redis_server import NoRedis
+from headcount.reindex import lost_jobs, redis_of, reindex
+from model_core.attempt import Attempt
+from model_core.config import ExperimentConfig
+from model_core.errors import InvalidParameter
+from model_core.records.files import Layout
+from model_core.records.run import Run
+from worker.jobs.job import Claim
+from worker.jobs.order import write_order
+from worker.jobs.settings import JobSettings
+from worker.jobs.store import JobStore
+
+DONE, CUT = (f"job_{letter * 32}" for letter in "ab")
+
+
+class Told:
+    """What a person would read."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.warnings: list[str] = []
+
+    def reindex(self, data: Path) -> int:
+        self.lines, self.warnings = [], []
+        return reindex(data, self.lines.append, self.warnings.append)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def leave(layout: Layout, job_id: str, run: str, created_at: int, outcome: str | None = None) -> None:
+    """What worker and child leave of a job on disk."""
+    claim = Claim(job_id, 1, "train", run, {"experiment_name": run}, order={"created_at": created_at})
+    write_order(layout.jobs / job_id, claim, "running")
+    made = Run.create(layout.run(run), ExperimentConfig(experiment_name=run), job_id)
+    made.begin_attempt(1, job_id)
+    if outcome:
+        Attempt(made.path, 1).finish(outcome)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data root with a job that succeeded and one that was cut off."""
+    root = tmp_path / "data"
+    leave(Layout.under(root), CUT, "cut", 2000)
+    leave(Layout.under(root), DONE, "done", 1000, "succeeded")
+    return root
+
+
+@pytest.fixture
+def given(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty Redis that HEADCOUNT_REDIS_URL names."""
+    monkeypatch.setenv("HEADCOUNT_REDIS_URL", redis_url)
+    return redis_url
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HEADCOUNT_REDIS_URL", raising=False)
+
+
+@pytest.fixture
+def store_of(data: Path, connected: Callable[..., redis.Redis]) -> Callable[[str], JobStore]:
+    return lambda url: JobStore(connected(url, for_api=False), JobSettings(data=data, redis_url=url))
+
+
+@contextlib.contextmanager
+def served(data: Path, socket: Path) -> Iterator[None]:
+    """The Redis of a service that is up."""
+    program = redis_server.program(data, socket)
+    process = subprocess.Popen(program.argv, cwd=program.cwd, stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 20
+        while not redis_server.answers(redis_server.socket_url(socket)) and time.monotonic() < end:
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def test_a_job_is_a_line_and_a_second_time_changes_nothing(data, given, told, store_of) -> None:
+    assert told.reindex(data) == 0
+    assert told.lines == [
+        f"{DONE}  done  succeeded",
+        f"{CUT}  cut  paused",
+        "2 restored, 0 there already, 0 skipped, 0 unreadable",
+    ]
+    before = store_of(given).page().jobs
+    assert [job.id for job in before] == [CUT, DONE]
+    assert told.reindex(data) == 0
+    assert told.lines == [
+        f"{DONE}  done  succeeded, there already",
+        f"{CUT}  cut  paused, there already",
+        "0 restored, 2 there already, 0 skipped, 0 unreadable",
+    ]
+    assert store_of(given).page().jobs == before
+
+
+def test_what_redis_knows_better_stays(data, given, told, store_of) -> None:
+    told.reindex(data)
+    store_of(given).want(CUT, "cancel")
+    told.reindex(data)
+    assert store_of(given).get(CUT).status == "cancelled"
+
+
+def test_bad_files_are_named_and_the_rest_comes_back(data, given, told, store_of) -> None:
+    layout = Layout.under(data)
+    leave(layout, f"job_{'c' * 32}", "worse", 3000)
+    (layout.jobs / DONE / "job.json").write_text("{")
+    (layout.run("worse") / "outcome.json").write_text('{"attempt": 1}')
+    assert told.reindex(data) == 1
+    assert told.lines == [f"{CUT}  cut  paused", "1 restored, 0 there already, 0 skipped, 2 unreadable"]
+    assert [str(layout.jobs / DONE / "job.json") in line for line in told.warnings] == [True, False]
+    assert str(layout.run("worse") / "outcome.json") in told.warnings[1]
+
+
+def test_a_run_that_a_process_holds_is_skipped_with_a_warning(data, given, told) -> None:
+    with Run(Layout.under(data).run("cut")).lock():
+        assert told.reindex(data) == 0
+    assert told.lines[-1] == "1 restored, 0 there already, 1 skipped, 0 unreadable"
+    assert told.warnings == [
+        f"{CUT}: run 'cut' is held by another process; say headcount reindex again when it has ended"
+    ]
+    told.reindex(data)
+    assert told.lines[1] == f"{CUT}  cut  paused"
+
+
+def test_a_name_that_another_job_keeps_is_no_obstacle_to_the_others(data, given, told, store_of) -> None:
+    told.reindex(data)
+    layout = Layout.under(data)
+    shutil.rmtree(layout.run("cut"))
+    other = f"job_{'d' * 32}"
+    claim = Claim(other, 1, "train", "cut", {"experiment_name": "cut"}, order={"created_at": 5})
+    write_order(layout.jobs / other, claim, "running")
+    assert told.reindex(data) == 0
+    assert "another job has its run's name, 'cut'" in told.warnings[0]
+
+
+def test_without_a_data_root_there_is_nothing_to_do(tmp_path: Path, given, told) -> None:
+    with pytest.raises(InvalidParameter, match="there is no data directory"):
+        told.reindex(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_redis_that_is_named_and_silent_is_an_error(data, monkeypatch, told) -> None:
+    monkeypatch.setenv("HEADCOUNT_REDIS_URL", "redis://127.0.0.1:9/0")
+    with pytest.raises(NoRedis, match="does not answer"):
+        told.reindex(data)
+
+
+def test_while_the_service_is_down_its_redis_is_started_and_stopped(data, embedded, told, store_of) -> None:
+    assert told.reindex(data) == 0
+    socket = redis_server.socket_of(data)
+    assert not redis_server.answers(redis_server.socket_url(socket))
+    with held(data), pytest.raises(FileNotFoundError):
+        socket.lstat()
+    with redis_of(data, told.warnings.append) as url:
+        assert [job.id for job in store_of(url).page().jobs] == [CUT, DONE]
+
+
+def test_while_the_service_is_up_its_redis_is_used_and_left(data, embedded, told, store_of) -> None:
+    socket = redis_server.socket_of(data)
+    url = redis_server.socket_url(socket)
+    with held(data), served(data, socket):
+        assert told.reindex(data) == 0
+        assert redis_server.answers(url)
+        assert [job.id for job in store_of(url).page().jobs] == [CUT, DONE]
+
+
+def test_a_data_root_that_is_held_without_a_redis_is_an_error(data, embedded, told, monkeypatch) -> None:
+    monkeypatch.setattr(command, "_PATIENCE_S", 0.1)
+    with held(data), pytest.raises(NoRedis, match="if it uses another, set HEADCOUNT_REDIS_URL"):
+        told.reindex(data)
+
+
+def test_lost_jobs_are_counted_only_when_redis_knows_none(data, given, told, store_of) -> None:
+    assert lost_jobs(data, given) == 2
+    told.reindex(data)
+    assert lost_jobs(data, given) == 0

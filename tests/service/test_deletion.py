@@ -1,0 +1,177 @@
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_core.records.attention import home_of
+from model_core.records.files import Layout
+from model_core.records.removal import hide, holding, remove_hidden
+from model_core.records.run import Run
+
+FREE = {"artifacts": "true"}
+TEST = {"experiment_name": "tiny", "execution": {"train": False, "test": True}}
+
+
+def over(site: Any, name: str = "tiny", result: str = "succeeded") -> dict[str, Any]:
+    """A training that ended, with everything that it leaves."""
+    job = site.submit(name)
+    claim = site.claim()
+    run = site.make_run(name, job_id=job["id"])
+    run.log.parent.mkdir()
+    run.log.write_text("one\n")
+    fill(home_of(site.layout, name, "0") / "layer00.png")
+    fill(site.layout.jobs / job["id"] / "child.log")
+    site.finish(claim, result)
+    return job
+
+
+def fill(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x" * 1000)
+
+
+def files(layout: Layout) -> list[str]:
+    """Every file below the data root but locks, which stay."""
+    found = (path for path in layout.exp.parent.rglob("*") if path.is_file() and not path.name.endswith("lock"))
+    return sorted(str(path.relative_to(layout.exp.parent)) for path in found)
+
+
+def directories(layout: Layout) -> list[str]:
+    """Runs, their pictures, and jobs, also the hidden ones."""
+    rooms = (layout.exp, layout.attention, layout.jobs)
+    return sorted(path.name for room in rooms for path in room.iterdir() if path.is_dir())
+
+
+def test_a_job_is_forgotten_and_what_it_left_stays(site) -> None:
+    job = over(site)
+    before = files(site.layout)
+    reply = site.http.delete(job["links"]["self"])
+    assert (reply.status_code, reply.content) == (204, b"")
+    written_off = f"jobs/{job['id']}/job.json"  # or reindex would find the job again
+    assert files(site.layout) == sorted([*before, written_off])
+    assert site.http.get(job["links"]["self"]).status_code == 404
+    assert site.http.get("/jobs").json()["data"] == []
+    assert site.http.get("/runs/tiny").json()["status"] == "unknown"
+
+
+def test_the_bytes_of_a_job_are_free_when_the_answer_comes(site) -> None:
+    kept = over(site, "other")
+    before = files(site.layout)
+    job = over(site)
+    assert site.http.delete(job["links"]["self"], params=FREE).status_code == 204
+    assert files(site.layout) == before
+    assert directories(site.layout) == [kept["id"], "other", "other"]
+    assert [item["id"] for item in site.http.get("/jobs").json()["data"]] == [kept["id"]]
+    assert site.submit("tiny")["run"] == "tiny"  # the name is free again
+
+
+def test_a_run_that_another_job_made_since_stays(site) -> None:
+    job = site.submit("tiny")
+    site.http.post(job["links"]["cancel"])
+    over(site)
+    before = files(site.layout)
+    assert site.http.delete(job["links"]["self"], params=FREE).status_code == 204
+    assert files(site.layout) == before
+
+
+def test_a_test_takes_only_its_own_directory_with_it(site) -> None:
+    over(site)
+    before = files(site.layout)
+    job = site.http.post("/jobs", json=TEST).json()
+    fill(site.layout.jobs / job["id"] / "events.jsonl")
+    site.finish(site.claim())
+    assert site.http.delete(job["links"]["self"], params=FREE).status_code == 204
+    assert files(site.layout) == before
+
+
+def test_a_run_that_is_held_or_needed_stays_with_its_job(site) -> None:
+    job = over(site, result="failed")
+    lock = Run(site.layout.run("tiny")).lock()
+    held = site.http.delete(job["links"]["self"], params=FREE)
+    lock.release()
+    assert (held.status_code, held.json()["code"]) == (409, "run_busy")
+
+    test = site.http.post("/jobs", json=TEST).json()
+    needed = site.http.delete(job["links"]["self"], params=FREE)
+    assert (needed.status_code, needed.json()["code"]) == (409, "run_busy")
+    assert site.http.get("/runs/tiny").status_code == 200
+
+    site.http.post(test["links"]["cancel"])
+    assert site.http.post(f"{job['links']['self']}/retry").status_code == 202  # nothing of the deletion is left
+
+
+def test_what_a_job_left_behind_when_it_began_from_scratch_goes_too(site) -> None:
+    job = over(site, result="failed")
+    site.http.post(f"{job['links']['self']}/retry", params={"from": "scratch"})
+    claim = site.claim()
+    site.make_run("tiny-2", job_id=job["id"])
+    site.finish(claim)
+    test = site.http.post("/jobs", json=TEST).json()
+    assert site.http.delete(job["links"]["self"], params=FREE).json()["code"] == "run_busy"
+
+    site.http.post(test["links"]["cancel"])
+    assert site.http.delete(job["links"]["self"], params=FREE).status_code == 204
+    assert directories(site.layout) == []
+
+
+def test_a_job_that_runs_is_not_deleted(site) -> None:
+    job = site.submit()
+    claim = site.claim()
+    run = site.make_run("tiny", job_id=job["id"])
+    lock = run.lock()
+    reply = site.http.delete(job["links"]["self"], params=FREE)
+    lock.release()
+    assert (reply.status_code, reply.json()["code"]) == (409, "action_not_allowed")
+    assert reply.json()["allowed_actions"] == ["cancel", "pause"]
+    assert site.store.beat(claim) == "run"
+
+
+def _doomed(site: Any, job_id: str) -> None:
+    site.store.doom(job_id, with_run=True)
+
+
+def _hidden(site: Any, job_id: str) -> None:
+    _doomed(site, job_id)
+    with holding(site.layout, ["tiny"], job_id) as runs:
+        hide(site.layout, runs, job_id)
+
+
+def _half_removed(site: Any, job_id: str) -> None:
+    _hidden(site, job_id)
+    next(site.layout.exp.glob(".tiny.*/attempt")).unlink()
+
+
+def _not_forgotten(site: Any, job_id: str) -> None:
+    _hidden(site, job_id)
+    remove_hidden(site.layout, job_id)
+
+
+@pytest.mark.parametrize("died", [_doomed, _hidden, _half_removed, _not_forgotten])
+def test_a_deletion_that_broke_off_is_finished_by_the_next(site, died: Callable[[Any, str], None]) -> None:
+    job = over(site)
+    died(site, job["id"])
+    assert site.http.post(f"{job['links']['self']}/resume").status_code == 409
+    assert site.http.delete(job["links"]["self"], params=FREE).status_code == 204
+    assert files(site.layout) == []
+    assert site.http.delete(job["links"]["self"], params=FREE).status_code == 404
+
+
+def test_a_run_made_while_a_deletion_had_broken_off_stays(site) -> None:
+    job = over(site)
+    _hidden(site, job["id"])
+    over(site)
+    made = [name for name in files(site.layout) if job["id"] not in name]
+    assert site.http.delete(job["links"]["self"], params=FREE).status_code == 204
+    assert files(site.layout) == made
+
+
+def test_many_deletions_at_once_are_one(site) -> None:
+    job = over(site)
+    with ThreadPoolExecutor(8) as threads:
+        replies = list(threads.map(lambda _: site.http.delete(job["links"]["self"], params=FREE), range(24)))
+    codes = {reply.status_code for reply in replies}
+    assert 204 in codes
+    assert codes <= {204, 404, 409}
+    assert directories(site.layout) == []

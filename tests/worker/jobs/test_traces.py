@@ -1,0 +1,111 @@
+"""What is found on disk, what is not, and what is said of a bad file."""
+
+import pytest
+
+from model_core.config import ExperimentConfig
+from model_core.records.files import Layout, read_json, write_json, write_text
+from model_core.records.run import Run
+from worker.jobs.job import Claim
+from worker.jobs.order import write_order
+from worker.jobs.traces import traces, write_off
+
+ONE, TWO, THREE = (f"job_{letter * 32}" for letter in "abc")
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return Layout.under(tmp_path)
+
+
+def order(layout, job_id, *, run="one", created_at=1000):
+    claim = Claim(job_id, 1, "train", run, {"experiment_name": run}, order={"created_at": created_at, "gpus": None})
+    write_order(layout.jobs / job_id, claim, "running")
+
+
+def make_run(layout, name, job_id, attempt=1):
+    run = Run.create(layout.run(name), ExperimentConfig(experiment_name=name), job_id)
+    run.begin_attempt(attempt, job_id)
+    return run
+
+
+def ids(layout):
+    found, bad = traces(layout)
+    return [trace.id for trace in found], [str(error) for error in bad]
+
+
+def test_an_empty_data_root_has_no_traces(layout):
+    assert traces(layout) == ([], [])
+
+
+def test_jobs_are_found_by_directory_and_by_run_the_oldest_first(layout):
+    order(layout, ONE, run="one", created_at=2000)
+    order(layout, TWO, run="two", created_at=1000)
+    make_run(layout, "three", THREE)  # without events: as old as its configuration
+    make_run(layout, "by-hand", None)
+    assert ids(layout) == ([TWO, ONE, THREE], [])
+
+
+def test_other_directories_and_empty_ones_are_no_jobs(layout):
+    for name in (ONE, "notes", f".{TWO}.removed"):
+        (layout.jobs / name).mkdir(parents=True)
+    (layout.jobs / THREE).write_text("a file")
+    assert ids(layout) == ([], [])
+
+
+def test_a_deleted_job_is_not_found_though_its_run_stays(layout):
+    order(layout, ONE)
+    make_run(layout, "one", ONE)
+    assert ids(layout)[0] == [ONE]
+    write_off(layout, ONE)
+    assert ids(layout) == ([], [])
+
+
+def test_a_job_owns_the_run_that_it_names_or_the_last_that_names_it(layout):
+    order(layout, ONE, run="one")
+    for name, attempt in {"one": 1, "one-2": 2}.items():
+        make_run(layout, name, ONE, attempt)
+    assert traces(layout)[0][0].run.name == "one"
+    (layout.jobs / ONE / "job.json").unlink()
+    assert (traces(layout)[0][0].run.name, traces(layout)[0][0].attempt) == ("one-2", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("[]", "'list' object has no attribute 'get'"),
+        ("{}", "id: Field required"),
+        (None, f"it belongs to {TWO}"),
+    ],
+)
+def test_a_bad_job_json_is_named_and_the_others_are_found(layout, text, said):
+    order(layout, TWO, run="two")
+    order(layout, ONE, run="one")
+    path = layout.jobs / ONE / "job.json"
+    path.write_text(text if text is not None else (layout.jobs / TWO / "job.json").read_text())
+    found, (problem,) = ids(layout)
+    assert found == [TWO]
+    assert problem.startswith(f"{path}: ")
+    assert said in problem
+
+
+@pytest.mark.parametrize("text", ["", '{"attempt": 1, "job_id": "../../etc"}', '{"attempt": "x"}'])
+def test_a_run_whose_owner_cannot_be_read_is_named_and_its_job_left_alone(layout, text):
+    order(layout, ONE, run="one")
+    make_run(layout, "one", ONE)
+    (layout.run("one") / "attempt").write_text(text)
+    found, (problem,) = ids(layout)
+    assert found == []
+    assert problem.startswith(f"{layout.run('one') / 'attempt'}: ")
+
+
+def test_a_name_that_could_leave_its_directory_is_refused(layout):
+    order(layout, ONE, run="one")
+    path = layout.jobs / ONE / "job.json"
+    write_json(path, {**read_json(path), "run": "../one"})
+    assert ids(layout)[0] == []
+
+
+def test_a_configuration_that_cannot_be_read_is_no_reason_to_miss_the_job(layout):
+    write_text(layout.jobs / ONE / "config.yaml", "model: [")
+    assert ids(layout) == ([ONE], [])

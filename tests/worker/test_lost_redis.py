@@ -1,0 +1,93 @@
+"""Redis is lost for good while jobs of every status are there: they come back from disk, and go on."""
+
+import shutil
+
+import pytest
+
+from worker.jobs.salvage import salvage
+from worker.jobs.traces import traces
+
+pytestmark = pytest.mark.e2e
+
+EQUAL = {
+    "id", "kind", "run", "status", "terminal", "allowed_actions", "attempt", "created_at", "progress", "priority",
+    "metadata", "depends_on", "gpus",
+}  # fmt: skip
+
+
+@pytest.fixture
+def server(start_redis):
+    return start_redis()
+
+
+@pytest.fixture
+def site(make_site, server):
+    """One worker with two slots."""
+    site = make_site(server.url, lease_s=3.0, beat_s=0.5, janitor_s=0.5)
+    site.start_worker(slots=2)
+    return site
+
+
+def lose(server) -> None:
+    """End Redis and remove what it kept."""
+    server.kill()
+    for kept in (*server.directory.glob("appendonly*"), *server.directory.glob("dump*")):
+        shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+    server.start()
+
+
+def bring_back(site) -> dict[str, bool]:
+    found, bad = traces(site.settings.layout)
+    assert bad == []
+    return {trace.id: site.store.restore(salvage(site.settings.layout, trace)) for trace in found}
+
+
+def test_jobs_come_back_as_they_were_and_a_paused_one_runs_to_its_end(site, server):
+    asked = {"priority": 5, "metadata": {"who": "me"}}
+    jobs = {
+        "succeeded": site.submit("done", **asked),
+        "failed": site.submit("refuses"),
+        "paused": site.submit("halted", steps=50, step_s=0.05, **asked),
+        "cancelled": site.submit("dropped", steps=1000, step_s=0.05),
+    }
+    site.until_step(jobs["paused"], 7)
+    site.store.want(jobs["paused"], "pause")
+    site.until_step(jobs["cancelled"], 3)
+    site.store.want(jobs["cancelled"], "cancel")
+    before = {job_id: [site.until(job_id, status), site.store.detail(job_id)][1] for status, job_id in jobs.items()}
+
+    lose(server)
+    assert site.store.page().jobs == ()
+    assert bring_back(site) == dict.fromkeys(jobs.values(), True)
+    after = {job_id: site.store.detail(job_id) for job_id in jobs.values()}
+
+    assert [kept.model_dump(include=EQUAL) for kept in after.values()] == [
+        was.model_dump(include=EQUAL) for was in before.values()
+    ]
+    assert after[jobs["failed"]].error == before[jobs["failed"]].error
+    assert [job.id for job in site.store.page().jobs] == sorted(
+        before, key=lambda job_id: before[job_id].created_at, reverse=True
+    )
+    assert site.store.want(jobs["paused"], "resume").is_new
+    site.until(jobs["paused"], "succeeded")
+    events = site.events("halted")
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["step"] for event in events if event["type"] == "step"] == list(range(1, 51))
+    assert site.store.events(jobs["paused"], after[jobs["paused"]].progress.step)[-1] == events[-1]
+
+
+@pytest.mark.slow
+def test_a_job_that_ran_is_paused_once_its_process_is_gone(site, server):
+    job_id = site.submit("running", steps=100, step_s=0.05)
+    child = site.until_step(job_id, 3)
+
+    lose(server)
+    site.eventually(lambda: not child.is_running())  # its worker no longer holds it
+    assert bring_back(site) == {job_id: True}
+
+    job = site.job(job_id)
+    assert (job.status, job.attempt) == ("paused", 1)
+    site.store.want(job_id, "resume")
+    assert site.until(job_id, "succeeded").attempt == 2
+    steps = [event["step"] for event in site.events("running") if event["type"] == "step"]
+    assert steps == list(range(1, 101))

@@ -6,18 +6,35 @@ two sections must agree on stands in `rules.py`, and `loading.py` is the one doo
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
 GPT2_VOCABULARY = 50257
 
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):  # what YAML 1.1 makes of `no`
+        raise PydanticCustomError("float_type", "Input should be a valid number")
+    return value
+
+
 Name = Annotated[str, StringConstraints(strict=True, pattern=NAME_PATTERN)]
 Whole = Annotated[int, Field(strict=True)]  # true and "3" are not numbers
+Flag = Annotated[bool, Field(strict=True)]  # nor is 0 false
 Heads = Annotated[int, Field(strict=True, ge=1, le=65_536)]
-Real = Annotated[float, Field(allow_inf_nan=False)]  # the text 1e-8, as YAML 1.1 reads it, is a number
+Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_flag)]  # YAML 1.1 reads 1e-8 as text: a number
 
 
 class Config(BaseModel):
@@ -104,7 +121,7 @@ class TrainingConfig(Config):
     grad_clip: Real = Field(default=1.0, ge=0)  # 0: no clipping
     eps: Real = Field(default=1e-8, gt=0)
     on_oom: Literal["fail", "halve"] = "fail"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Flag = False
 
 
 class BpeTokenizer(Config):
@@ -135,7 +152,7 @@ class DataConfig(Config):
     revision: str | None = None
     text_column: str = "text"
     split: tuple[Real, Real, Real] = (0.90, 0.09, 0.01)
-    dedupe: bool = False
+    dedupe: Flag = False
     shuffle: Literal["none", "block"] = "block"
     tokenizer: TokenizerChoice = "gpt2"
 
@@ -148,9 +165,9 @@ class DataConfig(Config):
 class ExecutionConfig(Config):
     """What one run of the program does."""
 
-    train: bool = True
-    test: bool = False
-    use_compile: bool = False
+    train: Flag = True
+    test: Flag = False
+    use_compile: Flag = False
 
 
 class EvaluationConfig(Config):
@@ -181,15 +198,15 @@ class DeviceConfig(Config):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     seed: Whole = Field(default=1337, ge=0, lt=2**63)
     threads: Whole | None = Field(default=None, ge=1, le=1024)  # None: the machine's cores
-    tf32: bool = True
+    tf32: Flag = True
     attention_backend: Literal["auto", "flash", "efficient", "math"] = "auto"
 
 
 class CheckpointConfig(Config):
     """Which states of a run are kept."""
 
-    save_best: bool = True
-    save_final: bool = True
+    save_best: Flag = True
+    save_final: Flag = True
     load_checkpoint: str | None = None  # RUN[/FILE]
     resume_every_minutes: Real = Field(default=10.0, gt=0)
 
@@ -213,9 +230,9 @@ class LoggingConfig(Config):
     """What is written while a run goes on."""
 
     log_interval: Whole = Field(default=1, ge=1)
-    log_to_file: bool = True
-    verbose: bool = True
-    tensorboard: bool = False
+    log_to_file: Flag = True
+    verbose: Flag = True
+    tensorboard: Flag = False
     wandb: Literal["off", "offline", "online"] = "off"
 
 

@@ -108,10 +108,9 @@ def parse_yaml(text: str) -> Tree:
         raise MalformedConfig(f"not valid YAML: {error}") from None
     except RecursionError:
         raise MalformedConfig("not valid YAML: nested too deeply") from None
-    if tree is None:
-        return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise MalformedConfig(f"expected a mapping of sections, got {type(tree).__name__}")
+        given = "nothing" if tree is None else type(tree).__name__
+        raise MalformedConfig(f"expected a mapping of sections, got {given}")
     return tree
 
 

@@ -18,14 +18,15 @@ MAX_PROMPT_CHARACTERS = 200_000  # on a million spaces the pattern of GPT-2 over
 _DRAWN_SEEDS = 2**32  # small enough to be exact in every JSON reader
 
 
-def _refuse_booleans(value: Any) -> Any:
+def _json_number(value: Any) -> Any:
+    """True is no number, and 20.0 is an integer, as in JSON Schema."""
     if isinstance(value, bool):
         raise ValueError("Input should be a number")
-    return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 def _number_as_text(value: Any) -> Any:
@@ -33,10 +34,13 @@ def _number_as_text(value: Any) -> Any:
 
 
 # A query string has only text, so "20" counts as a number here, unlike in a configuration.
-Count = Annotated[int, BeforeValidator(_refuse_booleans)]
-Number = Annotated[Real, BeforeValidator(_refuse_booleans)]
+JsonNumber = BeforeValidator(_json_number)
+Count = Annotated[int, JsonNumber]
+TokenCount = Annotated[int, Field(ge=1, le=2**17), JsonNumber]  # bounds first, or the schema would not tell them
 Wanted = Annotated[str, Field(min_length=1, max_length=100)]  # best, final, latest, step=N or a file name
-ExampleId = Annotated[str, BeforeValidator(_number_as_text), Field(pattern=r"^(0|[1-9][0-9]{0,11}|t_[0-9a-f]{8,64})$")]
+StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+Stops = Annotated[tuple[StopText, ...], Field(max_length=16)]
+ExampleId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,11}|t_[0-9a-f]{8,64})$"), BeforeValidator(_number_as_text)]
 
 
 class Decoding(Config):
@@ -55,16 +59,14 @@ class Decoding(Config):
     """
 
     prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS)
-    max_new_tokens: Count = Field(default=100, ge=1, le=2**17)
-    temperature: Number = Field(default=1.0, ge=0.0, le=1000.0)
+    max_new_tokens: TokenCount = 100
+    temperature: Real = Field(default=1.0, ge=0.0, le=1000.0)
     top_k: Count = Field(default=50, ge=0, le=2**24)
-    top_p: Number = Field(default=1.0, gt=0.0, le=1.0)
-    seed: Count | None = Field(default=None, ge=0, lt=2**63)
+    top_p: Real = Field(default=1.0, gt=0.0, le=1.0)
+    seed: Annotated[int, Field(ge=0, lt=2**63), JsonNumber] | None = None
     n: Count = Field(default=1, ge=1, le=256)
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...], BeforeValidator(_one_or_many)] = (
-        Field(default=(), max_length=16)
-    )
-    logprobs: Count | None = Field(default=None, ge=0, le=20)
+    stop: Annotated[Stops, BeforeValidator(_one_or_many, json_schema_input_type=StopText | Stops)] = ()
+    logprobs: Annotated[int, Field(ge=0, le=20), JsonNumber] | None = None
 
     def seeded(self) -> Self:
         """The same with a seed: the given one, or one drawn without touching any global generator."""
@@ -152,7 +154,7 @@ class AttentionRequest(Config):
     id: ExampleId
     checkpoint: Wanted = "best"
     text: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARACTERS)
-    max_tokens: Count | None = Field(default=None, ge=1, le=2**17)
+    max_tokens: TokenCount | None = None
 
 
 def text_id(text: str) -> str:

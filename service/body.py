@@ -87,14 +87,19 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def check(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+def check(model: type[_Model], values: Mapping[str, Any], *, strict: bool | None = None) -> _Model:
     """Build a request model.
+
+    Args:
+        model: What to build.
+        values: From a query string, which has only text, or a body.
+        strict: For a body: a number that stands there as text is wrong. None: as each field says.
 
     Raises:
         InvalidRequest: With every wrong value, its place and what is near it.
     """
     try:
-        return model.model_validate(dict(values))
+        return model.model_validate(dict(values), strict=strict)
     except ValidationError as error:
         raise InvalidRequest(_with_choices(error, tuple(problems_of(error, model)))) from None
 
@@ -152,8 +157,8 @@ def parameters_of(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) ->
 def _parameter(name: str, part: dict[str, Any], *, is_required: bool) -> dict[str, Any]:
     described = {"description": part["description"]} if "description" in part else {}
     kept = {key: value for key, value in part.items() if key not in {"description", "title", "anyOf"}}
-    for choice in part.get("anyOf", ()):  # null is said by leaving a parameter out
-        kept |= choice if choice != {"type": "null"} else {}
+    choices = [choice for choice in part.get("anyOf", ()) if choice != {"type": "null"}]  # that is: leave it out
+    kept |= choices[-1] if choices else {}  # a list comes last: a text alone is a list of one here
     if kept.get("default", ...) is None:
         del kept["default"]
     return {"name": name, "in": "query", "required": is_required, **described, "schema": kept}

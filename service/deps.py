@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from model_core.records.files import Layout
 from service.inference import Hosts
 from service.live import Live
+from service.metrics import Curves
 from service.settings import ServiceSettings
 from worker.jobs.connection import connect
 from worker.jobs.errors import QueueUnavailable
@@ -59,6 +60,7 @@ class Services:
         live: Who hears of changes.
         hosts: Inference processes, reached over HTTP.
         drawing: Bounds the pictures that are drawn at the same time.
+        curves: Event files that were read for their metrics.
     """
 
     settings: ServiceSettings
@@ -69,6 +71,7 @@ class Services:
     live: Live
     hosts: Hosts
     drawing: CapacityLimiter
+    curves: Curves
     _redis: redis.Redis
 
     @classmethod
@@ -85,6 +88,7 @@ class Services:
             live=Live(settings.redis_url),
             hosts=Hosts(partial(ask, registry.alive, "inference")),
             drawing=CapacityLimiter(settings.drawing_threads),
+            curves=Curves(),
             _redis=client,
         )
 

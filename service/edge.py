@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 
+from anyio import CancelScope
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, problem_response
@@ -24,18 +25,30 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        request_id = _request_id(headers)
+        request_id = _request_id(dict(scope["headers"]))
         scope.setdefault("state", {})["request_id"] = request_id
-        reply = _Named(send, request_id, is_head=scope["method"] == "HEAD")
+        reply = _Named(send, request_id)
+        if scope["method"] != "HEAD":
+            await self._serve(scope, receive, reply)
+            return
+        with CancelScope() as rest:  # a stream would go on for hours
+            await self._serve(_as_get(scope), receive, _HeadOnly(reply, rest))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:20]) > self._limit:
             if b"expect" not in headers:
                 await _drain(receive)
-            await problem_response(_too_large(self._limit), scope)(scope, receive, reply)
+            await problem_response(_too_large(self._limit), scope)(scope, receive, send)
             return
-        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        await self._app(inner, _Counting(receive, self._limit), reply)
+        await self._app(scope, _Counting(receive, self._limit), send)
+
+
+def _as_get(scope: Scope) -> Scope:
+    """A HEAD as the GET whose head it asks for; a range means nothing in it (RFC 9110, 14.2)."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
+    return {**scope, "method": "GET", "headers": headers}
 
 
 class _Counting:
@@ -57,10 +70,10 @@ def _too_large(limit_bytes: int) -> BodyTooLarge:
 
 
 class _Named:
-    """Replies that carry the request's id, and no body if only the head was asked for."""
+    """Replies that carry the request's id."""
 
-    def __init__(self, send: Send, request_id: str, *, is_head: bool) -> None:
-        self._send, self._id, self._is_head = send, request_id.encode(), is_head
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._id = send, request_id.encode()
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -68,9 +81,20 @@ class _Named:
             if all(name.lower() != b"x-request-id" for name, _ in headers):
                 headers.append((b"x-request-id", self._id))
             message = {**message, "headers": headers}
-        elif self._is_head and message["type"] == "http.response.body":
-            message = {**message, "body": b""}
         await self._send(message)
+
+
+class _HeadOnly:
+    """A reply that is over with its head: what would make the body is cancelled."""
+
+    def __init__(self, send: Send, rest: CancelScope) -> None:
+        self._send, self._rest = send, rest
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._send(message)
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            self._rest.cancel()
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

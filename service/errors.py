@@ -61,9 +61,11 @@ PROBLEMS: Mapping[str, Kind] = {
     "checkpoint_damaged": Kind(409, "The checkpoint is damaged"),
     "dataset_not_ready": Kind(409, "The dataset is not prepared"),
     "action_not_allowed": Kind(409, "The job's status does not allow this"),
+    "precondition_failed": Kind(412, "The job has changed since it was looked at"),
     "body_too_large": Kind(413, "The body is too large"),
     "uri_too_long": Kind(414, "The address is too long"),
     "unsupported_media_type": Kind(415, "The body's type cannot be read"),
+    "range_not_satisfiable": Kind(416, "The range begins behind the end"),
     "invalid_config": Kind(422, "The configuration is wrong"),
     "not_available": Kind(422, "This version does not have that feature"),
     "does_not_fit": Kind(422, "No known worker has room for this"),
@@ -142,7 +144,7 @@ class InvalidRequest(ModelCoreError):
 
 
 class DoesNotFit(ModelCoreError):
-    """More memory than any known worker has."""
+    """More memory, or more GPUs, than any known worker has."""
 
     code = "does_not_fit"
 
@@ -244,7 +246,7 @@ async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, ModelCoreError)
     if error.code not in PROBLEMS:
         log.error("error without a status code=%s detail=%s", error.code, error)
-    return problem_response(error, request.scope)
+    return problem_response(error, request.scope, getattr(error, "headers", None))
 
 
 async def _validation(request: Request, error: Exception) -> Response:
@@ -275,6 +277,8 @@ def _methods(request: Request) -> list[str]:
     scope = {key: value for key, value in request.scope.items() if key not in {"route", "endpoint", "path_params"}}
     routes = request.app.routes
     found = [m for m in known if any(route.matches({**scope, "method": m})[0] is Match.FULL for route in routes)]
+    own = request.app.openapi()["paths"].get(scope["path"])  # /configs/validate is no /configs/{name}
+    found = [m for m in found if own is None or m.lower() in own]
     return ["GET", "HEAD", *found[1:]] if found[:1] == ["GET"] else found
 
 

@@ -28,7 +28,7 @@ from service.stream import EVENT_STREAM, frame, stream
 log = logging.getLogger(__name__)
 
 TEXT = "text/plain"
-_LONGEST_QUERY_PROMPT = 2000
+LONGEST_QUERY_PROMPT = 2000
 
 
 async def answer(services: Services, request: Request, wanted: GenerateRequest) -> Response:
@@ -42,9 +42,9 @@ async def answer(services: Services, request: Request, wanted: GenerateRequest) 
     Raises:
         ModelCoreError: Whatever stands against it, before the first byte.
     """
-    if request.method == "GET" and len(wanted.prompt) > _LONGEST_QUERY_PROMPT:
+    if request.method == "GET" and len(wanted.prompt) > LONGEST_QUERY_PROMPT:
         raise UriTooLong(
-            f"a prompt in an address has at most {_LONGEST_QUERY_PROMPT:,} characters; POST takes longer ones"
+            f"a prompt in an address has at most {LONGEST_QUERY_PROMPT:,} characters; POST takes longer ones"
         )
     kind = choose(request.headers.get("accept"), (JSON, TEXT, EVENT_STREAM))
     is_stream = wanted.stream or kind == EVENT_STREAM

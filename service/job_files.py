@@ -1,4 +1,4 @@
-"""What a job leaves on disk: its events, and a log for people that is read while it grows.
+"""What a job leaves on disk: its events, a log for people, and what its process printed; all read while they grow.
 
 A training's records are its run's, as long as the run is this job's: another may have taken the name since.
 """
@@ -6,14 +6,30 @@ A training's records are its run's, as long as the run is this job's: another ma
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from worker.jobs.job import Job
 
+Source = Literal["log", "process"]
+
 _BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """A text that a job left, whether or not it is there yet.
+
+    Attributes:
+        source: ``log`` is written for people; ``process`` is all that the job's process printed.
+        path: Where it lies.
+    """
+
+    source: Source
+    path: Path
 
 
 def events_of(layout: Layout, job: Job) -> Path:
@@ -21,10 +37,12 @@ def events_of(layout: Layout, job: Job) -> Path:
     return _directory(layout, job) / "events.jsonl"
 
 
-def log_of(layout: Layout, job: Job) -> Path:
-    """A job's log; before there is one, what its process printed."""
-    log = _directory(layout, job) / "logs" / "log.txt"
-    return log if log.is_file() else _own(layout, job) / "child.log"
+def log_of(layout: Layout, job: Job, source: Source | None = None) -> LogFile:
+    """A job's log; unless it is asked for by name, what the process printed while there is no log."""
+    log = LogFile("log", _directory(layout, job) / "logs" / "log.txt")
+    if source == "log" or (source is None and log.path.is_file()):
+        return log
+    return LogFile("process", _own(layout, job) / "child.log")
 
 
 def _directory(layout: Layout, job: Job) -> Path:
@@ -38,31 +56,41 @@ def _own(layout: Layout, job: Job) -> Path:
     return layout.jobs / job.id
 
 
-def read_log(path: Path, tail: int | None = None) -> Iterator[bytes]:
-    """Read a file up to the end it has now.
+def size_of(path: Path) -> int:
+    """How many bytes a file has now; none if it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def read_blocks(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    """Read a part of a file, block by block.
 
     Args:
-        path: The log; no file is an empty log.
-        tail: Only so many lines from the end; None: all.
-
-    Yields:
-        Blocks of bytes.
+        path: The file.
+        begin: The part's first byte.
+        end: The byte after its last; where nothing is to be read, the file need not be there.
     """
-    if not path.is_file():
+    if begin >= end:
         return
     with path.open("rb") as file:
-        end = file.seek(0, 2)
-        left = end - file.seek(0 if tail is None else _start_of_tail(file, end, tail))
-        while left > 0 and (block := file.read(min(left, _BLOCK))):
-            left -= len(block)
+        file.seek(begin)
+        while begin < end and (block := file.read(min(end - begin, _BLOCK))):
+            begin += len(block)
             yield block
 
 
-def _start_of_tail(file: BinaryIO, end: int, lines: int) -> int:
-    """Where the last lines begin; a last line without its line feed counts too."""
+def start_of_tail(path: Path, lines: int, end: int) -> int:
+    """Where the last lines before `end` begin; a last line without its line feed counts too."""
     if lines == 0 or end == 0:
         return end
-    position = end - 1  # the file's last line feed ends a line and begins none
+    with path.open("rb") as file:
+        return _start_of_tail(file, lines, end)
+
+
+def _start_of_tail(file: BinaryIO, lines: int, end: int) -> int:
+    position = end - 1  # the last line feed ends a line and begins none
     while position > 0:
         begin = max(0, position - _BLOCK)
         file.seek(begin)

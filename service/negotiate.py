@@ -49,3 +49,15 @@ def has_already(if_none_match: str | None, etag: str) -> bool:
     """Whether the client holds this very representation."""
     given = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
     return etag in given
+
+
+def tags_of(if_match: str | None) -> list[str] | None:
+    """What stands between the quotes of each strong tag in If-Match: nothing else can match there.
+
+    Returns:
+        The tags; None: anything matches.
+    """
+    if if_match is None or if_match.strip() == "*":
+        return None
+    given = [tag.strip() for tag in if_match.split(",")]
+    return [tag[1:-1] for tag in given if len(tag) > 1 and tag[0] == tag[-1] == '"']

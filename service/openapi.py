@@ -19,10 +19,11 @@ from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from model_core.config import ExperimentConfig
-from model_core.presets import preset_text
+from model_core.presets import preset_tree
 from model_core.requests import GenerateRequest
 from service.body import JSON, YAML
 from service.errors import PROBLEM_JSON
+from service.stream import EVENT_STREAM
 from service.views import Problem
 from worker.jobs.spec import JobSection
 
@@ -30,6 +31,17 @@ _SCHEMA = "#/components/schemas/{model}"
 _INPUT = "#/components/schemas/{model}-Input"
 _TAKES_A_CONFIG = ("/jobs", "/configs/validate")
 _STATIC = "/docs/static"
+_EVENTS = {  # each event of a stream, as OpenAPI 3.2 says it
+    "itemSchema": {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "event": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"type": "object"}},
+        },
+        "required": ["data"],
+    }
+}
 _SHORT = {
     "experiment_name": "first-steps",
     "training": {"max_steps": 60, "warmup_steps": 10},
@@ -40,7 +52,7 @@ _SHORT = {
 class JobRequest(ExperimentConfig):
     """An experiment, and how to run it; with `job.preset` the rest is a merge patch on that preset."""
 
-    job: JobSection = JobSection()
+    job: JobSection | None = JobSection()
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -80,6 +92,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for operations in schema["paths"].values():
             for operation in operations.values():
                 operation["responses"] = _answers(operation["responses"])
+                operation["parameters"] = [
+                    _parameter(part) for part in operation.get("parameters", ()) if _is_told(part)
+                ]
         for path in _TAKES_A_CONFIG:
             schema["paths"][path]["post"]["requestBody"] = _config_body()
         app.openapi_schema = schema
@@ -95,9 +110,28 @@ def _schemas(model: type[BaseModel], template: str) -> dict[str, Any]:
 def _answers(responses: Mapping[str, Any]) -> dict[str, Any]:
     """The declared responses, with FastAPI's own error shape replaced by the real one."""
     kept = {status: answer for status, answer in responses.items() if "HTTPValidationError" not in str(answer)}
+    for answer in kept.values():
+        answer["content"] = {
+            kind: _EVENTS if kind == EVENT_STREAM else told for kind, told in answer.get("content", {}).items()
+        }
     wrong = problems(422)[422] if len(kept) < len(responses) else None
     unexpected = problems(500)[500] | {"description": "Anything else"}
     return {**kept, **({"422": wrong} if wrong else {}), "default": unexpected}
+
+
+def _is_told(parameter: Mapping[str, Any]) -> bool:
+    """Accept is told by the media types of the answers; as a parameter OpenAPI ignores it."""
+    return (parameter["in"], parameter["name"]) != ("header", "accept")
+
+
+def _parameter(parameter: dict[str, Any]) -> dict[str, Any]:
+    """Null is said by leaving a parameter out."""
+    schema = dict(parameter["schema"])
+    choices = [choice for choice in schema.pop("anyOf", ()) if choice != {"type": "null"}]
+    return {
+        **parameter,
+        "schema": {**schema, **(choices[0] if len(choices) == 1 else {"anyOf": choices} if choices else {})},
+    }
 
 
 def _config_body() -> dict[str, Any]:
@@ -107,6 +141,6 @@ def _config_body() -> dict[str, Any]:
         "description": "The tree of a configuration file. Every key has a default; unknown keys are refused.",
         "content": {
             JSON: {"schema": schema, "example": _SHORT},
-            YAML: {"schema": {"type": "string"}, "example": preset_text("quickstart")},
+            YAML: {"schema": schema, "example": preset_tree("quickstart")},
         },
     }

@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from anyio import to_thread
+from matplotlib import colormaps
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -26,7 +27,7 @@ from model_core.page import PictureStyle
 from model_core.records.attention import AttentionRecord
 from model_core.records.files import Layout
 from model_core.records.run import Run
-from model_core.requests import AttentionRequest, Count, Wanted
+from model_core.requests import AttentionRequest, Count, JsonNumber, TokenCount, Wanted
 from service.body import JSON, check
 from service.deps import Services
 from service.errors import InferenceUnavailable
@@ -40,17 +41,24 @@ _BY_HASH = re.compile(r"sha256=([0-9a-f]{64})")
 _EDITION = 1  # raise it when the same weights are drawn differently
 _FOREVER = "private, max-age=31536000, immutable"
 
+Index = Annotated[int, Field(ge=0, le=65_536), JsonNumber]
+
 
 class PictureQuery(Config):
     """What to look at, and how it is drawn."""
 
     checkpoint: Wanted = Field(default="best", description="best, final, latest, step=N, a file name or sha256=HASH")
-    layer: Count | None = Field(default=None, ge=0, description="one layer; else all of them")
-    head: Count | None = Field(default=None, ge=0, description="one head of that layer")
+    layer: Index | None = Field(default=None, description="one layer; else all of them")
+    head: Index | None = Field(default=None, description="one head of that layer")
     format: Literal["png", "svg", "pdf"] | None = Field(default=None, description="else what Accept prefers")
-    cmap: str = Field(default="viridis", max_length=50, description="a matplotlib colour map")
+    cmap: str = Field(
+        default="viridis",
+        max_length=50,
+        description="a matplotlib colour map",
+        json_schema_extra={"enum": [*sorted(colormaps)]},
+    )
     dpi: Count = Field(default=150, ge=10, le=600)
-    max_tokens: Count | None = Field(default=None, ge=1, le=2**17, description="else as the run's configuration says")
+    max_tokens: TokenCount | None = Field(default=None, description="else as the run's configuration says")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from starlette.concurrency import run_in_threadpool
 
-from model_core.errors import ModelCoreError
+from model_core.errors import ModelCoreError, RunNotFound
 from model_core.records.run import Run, runs_in
 from service.deps import Services
 from service.views import CheckpointView, Listed, RunDetail, RunView, run_links
@@ -28,7 +28,7 @@ async def page(services: Services, *, after: str | None, limit: int) -> Listed[R
     rest = [run for run in every if after is None or run.name > after]
     chosen = rest[:limit]
     statuses = await _statuses(services, chosen)
-    data = await run_in_threadpool(lambda: [_view(run, statuses) for run in chosen])
+    data = await run_in_threadpool(lambda: list(_views(chosen, statuses)))
     return Listed[RunView].of(data, [run.name for run in chosen], has_more=len(rest) > limit)
 
 
@@ -40,7 +40,7 @@ async def one(services: Services, name: str) -> RunDetail:
     """
     run = await run_in_threadpool(lambda: Run.open(services.layout.run(name)))
     statuses = await _statuses(services, [run])
-    return await run_in_threadpool(lambda: RunDetail(**dict(_view(run, statuses)), config=run.config()))
+    return await run_in_threadpool(_detail, run, statuses)
 
 
 async def _statuses(services: Services, runs: Sequence[Run]) -> Mapping[str, str]:
@@ -60,6 +60,19 @@ def _ask_each(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
         except JobNotFound:
             continue  # records may be lost; the run is not
     return statuses
+
+
+def _views(runs: Sequence[Run], statuses: Mapping[str, str]) -> Iterator[RunView]:
+    for run in runs:
+        with contextlib.suppress(FileNotFoundError):  # deleted while it was read
+            yield _view(run, statuses)
+
+
+def _detail(run: Run, statuses: Mapping[str, str]) -> RunDetail:
+    try:
+        return RunDetail(**dict(_view(run, statuses)), config=run.config())
+    except FileNotFoundError:
+        raise RunNotFound(run.name) from None
 
 
 def _view(run: Run, statuses: Mapping[str, str]) -> RunView:

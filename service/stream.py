@@ -28,11 +28,13 @@ log = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"
 PING = b": ping\n\n"
+RETRY = b"retry: 1000\n\n"
 _BATCH = 500
-_CALM_S = 0.05  # between two looks, so that a quick training costs few of them
+_NEEDED = {"seq", "time", "attempt", "type"}
+CALM_S = 0.05  # between two looks, so that a quick training costs few of them
 
 
-def frame(data: Any, *, event: str | None = None, id: int | None = None) -> bytes:  # noqa: A002 - its name in SSE
+def frame(data: Any, *, event: str | None = None, id: int | str | None = None) -> bytes:  # noqa: A002 - its name in SSE
     """One event as bytes."""
     lines = [f"id: {id}"] if id is not None else []
     lines += [f"event: {event}"] if event is not None else []
@@ -69,7 +71,7 @@ def _on_disk(layout: Layout, job: Job, after: int, limit: int) -> list[Event]:
     last = last_event(path)
     if last is None or last["seq"] <= after:
         return []
-    return list(islice(read_events(path, after), limit))
+    return list(islice((event for event in read_events(path, after) if event.keys() >= _NEEDED), limit))
 
 
 async def follow(services: Services, job: Job, after: int) -> AsyncIterator[bytes]:
@@ -82,10 +84,10 @@ async def follow(services: Services, job: Job, after: int) -> AsyncIterator[byte
     """
     seen = job.history
     with services.live.follow(job.id) as changed:
-        yield b"retry: 1000\n\n" + _status(job, seen[-1] if seen else None)
+        yield RETRY + status_frame(job, seen[-1] if seen else None)
         while not services.live.closing:
             changed.clear()
-            present = await _present(services, job)
+            present = await present_job(services, job)
             if present is None:
                 return
             job = present
@@ -93,17 +95,17 @@ async def follow(services: Services, job: Job, after: int) -> AsyncIterator[byte
                 after = events[-1]["seq"]
                 yield b"".join(frame(event, event=event["type"], id=event["seq"]) for event in events)
             for transition in _since(seen, job.history):
-                yield _status(job, transition)
+                yield status_frame(job, transition)
             seen = job.history
             if job.terminal:
                 return
-            await asyncio.sleep(_CALM_S)
-            if not await _set_within(changed, services.settings.ping_s):
+            await asyncio.sleep(CALM_S)
+            if not await set_within(changed, services.settings.ping_s):
                 yield PING
 
 
-async def _present(services: Services, job: Job) -> Job | None:
-    """The job as it is now; as it was, while Redis does not say; None when its record is gone."""
+async def present_job(services: Services, job: Job) -> Job | None:
+    """A job as it is now; as it was, while Redis does not say; None when its record is gone."""
     try:
         return await services.ask(services.store.get, job.id)
     except JobNotFound:
@@ -120,7 +122,8 @@ def _since(seen: Sequence[Transition], history: Sequence[Transition]) -> Sequenc
     return history[len(history) - history[::-1].index(seen[-1]) :]
 
 
-def _status(job: Job, transition: Transition | None) -> bytes:
+def status_frame(job: Job, transition: Transition | None) -> bytes:
+    """A change of status, or the present one, as an event without a number."""
     status = transition.to if transition else job.status
     facts: Mapping[str, Any] = {
         "status": status,
@@ -133,7 +136,8 @@ def _status(job: Job, transition: Transition | None) -> bytes:
     return frame(facts, event="status")
 
 
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+async def set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event; whether it came in time."""
     try:
         await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:

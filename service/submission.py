@@ -29,8 +29,8 @@ from model_core.records.run import Run
 from service.deps import Services
 from service.errors import DoesNotFit
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.spec import JobSpec, parse_spec
 from worker.jobs.job import Submission
+from worker.jobs.spec import JobSpec, parse_spec
 
 _REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
 
@@ -99,8 +99,9 @@ async def warnings(services: Services, order: Order) -> list[Advice]:
 
 
 async def _obstacles(services: Services, order: Order) -> AsyncIterator[ModelCoreError]:
-    for obstacle in await run_in_threadpool(lambda: list(_missing(order.spec, services.layout))):
-        yield obstacle
+    if not order.spec.job.depends_on:  # else what is missing now may be what it waits for
+        for obstacle in await run_in_threadpool(lambda: list(_missing(order.spec, services.layout))):
+            yield obstacle
     try:
         workers = await services.ask(services.registry.alive, "workers")
     except QueueUnavailable as error:

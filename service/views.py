@@ -12,7 +12,7 @@ from model_core.budget import Budget
 from model_core.config import ExperimentConfig
 from model_core.loading import Advice
 from model_core.records.checkpoint import CheckpointInfo
-from worker.jobs.job import Job, Warned
+from worker.jobs.job import Job, JobDetail, Warned
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ class JobLinks(View):
     self_: str = Field(serialization_alias="self")
     events: str
     logs: str
+    metrics: str
     run: str
     cancel: str
 
@@ -62,13 +63,30 @@ class JobView(Job):
     links: JobLinks
 
     @classmethod
-    def of(cls, job: Job) -> JobView:
+    def of(cls, job: Job) -> Self:
         """Add the links to a record."""
-        here = f"/jobs/{job.id}"
-        links = JobLinks(
-            self_=here, events=f"{here}/events", logs=f"{here}/logs", run=f"/runs/{job.run}", cancel=f"{here}/cancel"
-        )
-        return cls.model_construct(**{name: getattr(job, name) for name in Job.model_fields}, links=links)
+        return cls.model_construct(**_fields(job), links=_job_links(job))
+
+
+class JobDetailView(JobDetail):
+    """A job with its attempts and its links."""
+
+    links: JobLinks
+
+    @classmethod
+    def of(cls, job: JobDetail) -> Self:
+        """Add the links to a record."""
+        return cls.model_construct(**_fields(job), links=_job_links(job))
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in type(job).model_fields}
+
+
+def _job_links(job: Job) -> JobLinks:
+    here = f"/jobs/{job.id}"
+    more = {name: f"{here}/{name}" for name in ("events", "logs", "metrics", "cancel")}
+    return JobLinks(self_=here, run=f"/runs/{job.run}", **more)
 
 
 class EventView(BaseModel):

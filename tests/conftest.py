@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -17,10 +18,10 @@ from worker.jobs.connection import connect
 
 
 class RedisServer:
-    """A server of our own, on a loopback port or a Unix socket; ended by its pid."""
+    """A server of our own, on a port of loopback addresses or a Unix socket; ended by its pid."""
 
-    def __init__(self, directory: Path, *, unix: bool = False) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, *, unix: bool = False, addresses: tuple[str, ...] = ("127.0.0.1",)) -> None:
+        self.directory, self._addresses = directory, addresses
         self._socket = directory / "redis.sock"
         self._port = 0 if unix else _free_port()
         self.url = f"unix://{self._socket}?db=0" if unix else f"redis://127.0.0.1:{self._port}/0"
@@ -28,7 +29,7 @@ class RedisServer:
 
     def start(self) -> "RedisServer":
         """Start, or start again with the data that was there."""
-        where = ["--port", str(self._port), "--bind", "127.0.0.1"]
+        where = ["--port", str(self._port), "--bind", *self._addresses]
         where += [] if self._port else ["--unixsocket", str(self._socket), "--unixsocketperm", "700"]
         keep = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
         with (self.directory / "redis.log").open("ab") as log:
@@ -80,9 +81,9 @@ def start_redis() -> Iterator[Callable[..., RedisServer]]:
     """Start servers of a test's own, which it may stop and kill: ``start_redis(unix=True)``."""
     servers: list[RedisServer] = []
 
-    def start(*, unix: bool = False) -> RedisServer:
+    def start(**options: Any) -> RedisServer:
         directory = Path(tempfile.mkdtemp(prefix="headcount-redis-"))  # short: a socket path has at most 107 bytes
-        servers.append(RedisServer(directory, unix=unix))
+        servers.append(RedisServer(directory, **options))
         return servers[-1].start()
 
     yield start
@@ -108,4 +109,10 @@ def redis_url(_shared_redis: RedisServer) -> str:
 def connected() -> Iterator[Callable[..., redis.Redis]]:
     """Connect as the programs do, ``connected(url, for_api=False)``; all is closed in the end."""
     with contextlib.ExitStack() as stack:
-        yield lambda url, *, for_api: stack.enter_context(connect(url, for_api=for_api))
+
+        def open_client(url: str, *, for_api: bool) -> redis.Redis:
+            client = connect(url, for_api=for_api)
+            stack.callback(client.connection_pool.disconnect)  # closing a client leaves the pool it was given
+            return client
+
+        yield open_client

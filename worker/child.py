@@ -6,6 +6,7 @@ It sees only the variables named here, so a secret of the worker's environment s
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -17,12 +18,15 @@ from pathlib import Path
 
 import psutil
 
+log = logging.getLogger(__name__)
+
 _PASSED_ON = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
     "LD_LIBRARY_PATH", "CUDA_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
     "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
-    "http_proxy", "https_proxy", "no_proxy", "HF_HOME", "HF_ENDPOINT", "HF_TOKEN",
+    "http_proxy", "https_proxy", "no_proxy", "HF_HOME", "HF_ENDPOINT",
 )  # fmt: skip
+_TOKEN = "HF_TOKEN"
 # Freed blocks are kept: filling fresh memory costs seven times as much as memory in hand.
 _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -33,7 +37,7 @@ _ALLOCATOR = {
 
 def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, str]:
     """Variables of a child that has these GPUs."""
-    passed = {name: parent[name] for name in _PASSED_ON if parent.get(name)}
+    passed = {name: parent[name] for name in _PASSED_ON if parent.get(name)} | _token(parent.get(_TOKEN, "").strip())
     checkout = Path(__file__).resolve().parents[1]
     if checkout.name != "site-packages":  # not installed: the child must find the sources too
         passed["PYTHONPATH"] = os.pathsep.join(filter(None, (passed.get("PYTHONPATH"), str(checkout))))
@@ -45,6 +49,14 @@ def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, s
         "PYTHONFAULTHANDLER": "1",  # a fatal signal leaves the stacks in the log
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _token(token: str) -> dict[str, str]:
+    """The token, if a header can hold it: else the HTTP client's error would repeat it, and a log the error."""
+    if token.isascii() and token.isprintable() and " " not in token:
+        return {_TOKEN: token} if token else {}
+    log.warning("token not handed on name=%s reason=it holds a character that no header can have", _TOKEN)
+    return {}
 
 
 _MARK = "CHILD_MARK"  # a variable that a child hands on to all it starts, by which they are found when it is dead
@@ -67,7 +79,7 @@ class Child:
             log: Its output is appended here.
             env: All its variables.
         """
-        self._log, self._mark = log, uuid.uuid4().hex
+        self._log, self._mark, self._token = log, uuid.uuid4().hex, env.get(_TOKEN)
         with log.open("ab") as output:
             self._log_begin = output.tell()
             self._process = subprocess.Popen(
@@ -99,10 +111,11 @@ class Child:
         time.sleep(_STACKS_S)
 
     def last_line(self) -> str:
-        """The last line of its output; empty if it said nothing."""
+        """The last line of its output, without its token; empty if it said nothing."""
         with self._log.open("rb") as file:
             file.seek(max(self._log_begin, self._log.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").split("\n")
+            text = file.read().decode(errors="replace")
+        lines = (text.replace(self._token, f"[{_TOKEN}]") if self._token else text).split("\n")
         return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
 
     def kill(self) -> int:

@@ -12,10 +12,11 @@ import json
 import logging
 import math
 import os
+import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from model_core.errors import DiskFull
 from model_core.records.files import now
@@ -23,6 +24,8 @@ from model_core.records.files import now
 log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
+
+_BLOCK = 1 << 18  # bytes that are parsed together
 
 
 class EventWriter:
@@ -94,15 +97,31 @@ class EventReader:
         except FileNotFoundError:
             return []
         complete = data[: data.rfind(b"\n") + 1]
+        events = _parse(complete.splitlines(keepends=True), self._path, self._offset)
         self._offset += len(complete)
-        return [event for line in complete.split(b"\n") if (event := _event(line, self._path)) is not None]
+        return events
 
 
-def read_events(path: Path, after: int = 0) -> Iterator[Event]:
-    """Every complete event with a `seq` above `after`, in order; none if there is no file."""
-    for event in EventReader(path).read_new():
-        if event["seq"] > after:
-            yield event
+def read_events(path: Path, after: int = 0, *, types: Collection[str] | None = None) -> Iterator[Event]:
+    """Every complete event with a `seq` above `after`, in order; none if there is no file.
+
+    Args:
+        path: The file; a line that is no event is passed over.
+        after: The last number that is known.
+        types: Only these; most of the others are not even parsed.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    wanted = _mentions(types) if types is not None else None
+    with file:
+        file.seek(offset := _offset_after(file, after))
+        for lines in _blocks(file):
+            for event in _parse(lines, path, offset, wanted):
+                if event["seq"] > after and (types is None or event.get("type") in types):
+                    yield event
+            offset += sum(map(len, lines))
 
 
 def last_event(path: Path) -> Event | None:
@@ -116,23 +135,10 @@ def last_event(path: Path) -> Event | None:
             file.seek(start)
             lines = file.read().split(b"\n")[:-1]
             whole = reversed(lines if start == 0 else lines[1:])
-            event = next((event for line in whole if (event := _event(line, path)) is not None), None)
+            event = next((event for line in whole if (event := _event(line)) is not None), None)
             if event is not None or start == 0:
                 return event
             block *= 4
-
-
-def _event(line: bytes, path: Path) -> Event | None:
-    if not line:
-        return None
-    try:
-        event = json.loads(line)
-    except ValueError:
-        event = None
-    if isinstance(event, dict) and isinstance(event.get("seq"), int):
-        return event
-    log.warning("line passed over path=%s begins=%r", path, line[:40])
-    return None
 
 
 def series(events: Iterable[Event], type: str, field: str) -> dict[int, Any]:  # noqa: A002 - the name on disk
@@ -142,6 +148,71 @@ def series(events: Iterable[Event], type: str, field: str) -> dict[int, Any]:  #
         if event["type"] == type and field in event:
             values[event["step"]] = event[field]
     return dict(sorted(values.items()))
+
+
+def _blocks(file: BinaryIO) -> Iterator[list[bytes]]:
+    """Complete lines, many at a time, up to one that is still being written."""
+    is_whole = True
+    while is_whole and (lines := file.readlines(_BLOCK)):
+        is_whole = lines[-1].endswith(b"\n")
+        yield lines if is_whole else lines[:-1]
+
+
+def _mentions(types: Collection[str]) -> re.Pattern[bytes]:
+    """What a line of one of these types must contain: a quote inside a string would stand behind a backslash."""
+    names = "|".join(map(re.escape, types))
+    return re.compile(rf'"type":\s*"(?:{names})"'.encode())
+
+
+def _parse(lines: Sequence[bytes], path: Path, offset: int, wanted: re.Pattern[bytes] | None = None) -> list[Event]:
+    """Parse complete lines; those that are no events, or in which `wanted` is not found, are left out."""
+    shown = lines if wanted is None else [line for line in lines if wanted.search(line)]
+    try:
+        events: list[Any] = json.loads(b"[%b]" % b",".join(shown))  # in half the time of one by one
+    except (ValueError, RecursionError):
+        events = []
+    if len(events) == len(shown) and all(map(_is_event, events)):
+        return events
+    return list(_parse_each(lines, path, offset, wanted))
+
+
+def _parse_each(lines: Sequence[bytes], path: Path, offset: int, wanted: re.Pattern[bytes] | None) -> Iterator[Event]:
+    for line in lines:
+        if wanted is None or wanted.search(line):
+            event = _event(line)
+            if event is not None:
+                yield event
+            elif line.strip():
+                log.warning("line passed over path=%s offset=%d begins=%r", path, offset, line[:40])
+        offset += len(line)
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if _is_event(event) else None
+
+
+def _is_event(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("seq"), int)
+
+
+def _offset_after(file: BinaryIO, after: int) -> int:
+    """Where to begin to read: at most a block before the first higher number. Numbers grow, so halving finds it."""
+    low, high = 0, file.seek(0, os.SEEK_END) if after > 0 else 0
+    while high - low > _BLOCK:
+        middle = (low + high) // 2
+        file.seek(middle)
+        file.readline()  # the rest of a line
+        begin, line = file.tell(), file.readline()
+        event = _event(line) if line.endswith(b"\n") else None
+        if event is not None and event["seq"] <= after:
+            low = begin
+        else:
+            high = middle
+    return low
 
 
 def _cut_torn_line(descriptor: int, path: Path) -> None:

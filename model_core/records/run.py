@@ -125,8 +125,10 @@ class Run:
 
     def attempt(self) -> dict[str, Any]:
         """The attempt that owns the run: ``{attempt, job_id}``; attempt 0 before the first."""
-        file = self.path / "attempt"
-        return read_json(file) if file.exists() else {"attempt": 0, "job_id": None}
+        try:
+            return read_json(self.path / "attempt")  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            return {"attempt": 0, "job_id": None}
 
     def begin_attempt(self, attempt: int, job_id: str | None = None) -> None:
         """Make an attempt the owner."""
@@ -134,8 +136,10 @@ class Run:
 
     def outcome(self) -> dict[str, Any] | None:
         """How the last attempt that said so ended."""
-        file = self.path / "outcome.json"
-        return read_json(file) if file.exists() else None
+        try:
+            return read_json(self.path / "outcome.json")  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            return None
 
     def publish(
         self, file: str, write: Callable[[Any], None], *, attempt: int, step: int, full: bool,

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from model_core.config import Name
+from model_core.requests import ExampleId
 from service.body import JSON, parameters_of, query
 from service.deps import Door
 from service.openapi import problems
-from service.pictures import MEDIA_TYPES, PictureQuery, answer
+from service.pictures import MEDIA_TYPES, Index, PictureQuery, answer
 from service.views import AttentionView
 
 router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"])
@@ -32,7 +34,11 @@ _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The clie
     openapi_extra={"parameters": parameters_of(PictureQuery)},
 )
 async def attention(
-    run: str, example: str, wanted: Annotated[PictureQuery, query(PictureQuery)], services: Door, request: Request
+    run: Name,
+    example: ExampleId,
+    wanted: Annotated[PictureQuery, query(PictureQuery)],
+    services: Door,
+    request: Request,
 ) -> Response:
     """All layers, or one with `?layer=`, or one head; with `Accept: application/json` the manifest.
 
@@ -49,9 +55,9 @@ async def attention(
     openapi_extra={"parameters": parameters_of(PictureQuery, leave_out=("layer", "format"))},
 )
 async def layer(
-    run: str,
-    example: str,
-    layer: int,
+    run: Name,
+    example: ExampleId,
+    layer: Index,
     format: Literal["png", "svg", "pdf"],  # noqa: A002 - the suffix of the address
     wanted: Annotated[PictureQuery, query(PictureQuery)],
     services: Door,

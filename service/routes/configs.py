@@ -32,7 +32,7 @@ def configs() -> Listed[PresetView]:
     summary="Read a configuration",
     response_class=Response,
     responses={
-        200: {"content": {YAML: {"schema": {"type": "string"}}, JSON: {"schema": {"type": "object"}}}},
+        200: {"content": {kind: {"schema": {"type": "object"}} for kind in (YAML, JSON)}},
         **problems(404, 406),
     },
 )

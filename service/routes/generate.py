@@ -10,7 +10,7 @@ from starlette.responses import Response
 from model_core.requests import GenerateRequest, GenerateResult
 from service.body import JSON, ConfigTree, check, parameters_of, query
 from service.deps import Door
-from service.generation import TEXT, answer
+from service.generation import LONGEST_QUERY_PROMPT, TEXT, answer
 from service.openapi import problems
 from service.stream import EVENT_STREAM
 
@@ -21,6 +21,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": GenerateResult, "content": {JSON: {}, TEXT: _TEXT, EVENT_STREAM: _TEXT}},
     **problems(404, 406, 409, 422, 503),
 }
+_SHORT = {"prompt": {"maxLength": LONGEST_QUERY_PROMPT}}
+_PARAMETERS = [
+    {**part, "schema": part["schema"] | _SHORT.get(part["name"], {})} for part in parameters_of(GenerateRequest)
+]
 _BODY: dict[str, Any] = {
     "required": True,
     "content": {
@@ -37,7 +41,7 @@ _BODY: dict[str, Any] = {
     summary="Continue a text",
     response_class=Response,
     responses=_RESPONSES | problems(414),
-    openapi_extra={"parameters": parameters_of(GenerateRequest)},
+    openapi_extra={"parameters": _PARAMETERS},
 )
 async def generate(
     wanted: Annotated[GenerateRequest, query(GenerateRequest, lists=("stop",))], services: Door, request: Request
@@ -55,4 +59,4 @@ async def generate(
 )
 async def generate_from_body(tree: ConfigTree, services: Door, request: Request) -> Response:
     """The same with the parameters in a body, for long prompts."""
-    return await answer(services, request, check(GenerateRequest, tree))
+    return await answer(services, request, check(GenerateRequest, tree, strict=True))

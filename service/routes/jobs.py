@@ -1,4 +1,4 @@
-"""Jobs: submit, list, look, cancel, and what they say while they run."""
+"""Jobs: submit, list, look, change, delete."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
 from pydantic import Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
 
 from model_core.config import Config, Name
-from service import submission
-from service.body import JSON, ConfigTree, parameters_of, query
-from service.deps import Door
-from service.job_files import log_of, read_log
-from service.negotiate import choose
+from model_core.requests import JsonNumber
+from service import deletion, submission
+from service.body import JSON, ConfigTree, check, parameters_of, query
+from service.deps import Door, Services
+from service.negotiate import tags_of
 from service.openapi import problems
-from service.stream import EVENT_STREAM, events_after, follow, stream
-from service.views import EventView, JobView, Listed, Validation
+from service.views import JobDetailView, JobView, Listed, Validation
+from worker.jobs.job import JobDetail
 from worker.jobs.queue import wake
-from worker.jobs.spec import Kind
+from worker.jobs.spec import MOST_METADATA, Kind, Label, Text
 from worker.jobs.states import Status
 
 router = APIRouter(tags=["jobs"])
@@ -42,20 +41,29 @@ class JobsQuery(Config):
     run: Name | None = None
 
 
-class EventsQuery(Config):
-    """Which events."""
+class DeleteQuery(Config):
+    """What goes with a job."""
 
-    after: int = Field(default=0, ge=0, lt=2**63, description="the last seq that is known")
-    limit: int = Field(default=100, ge=1, le=1000)
+    artifacts: bool = Field(default=False, description="free the bytes too: run, pictures, output")
 
 
-class LogsQuery(Config):
-    """How much of the log."""
+class JobPatch(Config):
+    """What may change of a job; a key that is left out stays as it is."""
 
-    tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only so many lines from the end")
+    priority: Annotated[int, Field(strict=True, ge=-1000, le=1000), JsonNumber] = Field(
+        default_factory=int, description="higher runs earlier"
+    )
+    metadata: dict[Label, Text | None] = Field(
+        default_factory=dict, max_length=2 * MOST_METADATA, description="merged into what is there; null removes a key"
+    )
 
 
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1000, description="the ETag that was seen, or `*`")]
+MERGE_PATCH = "application/merge-patch+json"
+_NONE = -1  # no job has that revision
+_PATCH: dict[str, Any] = {"schema": JobPatch.model_json_schema(), "example": {"priority": 10}}
+_PATCH_BODY: dict[str, Any] = {"required": True, "content": {MERGE_PATCH: _PATCH, JSON: _PATCH}}
 
 
 @router.post(
@@ -107,70 +115,55 @@ async def jobs(
 
 
 @router.get("/jobs/{job_id}", summary="Look at a job", responses=problems(404, 503))
-async def job(job_id: str, services: Door) -> JobView:
-    """Status, progress and what can be done now."""
-    return JobView.of(await services.ask(services.store.get, job_id))
+async def job(job_id: str, services: Door, response: Response) -> JobDetailView:
+    """Status, progress, attempts and what can be done now; the ETag is for If-Match."""
+    return _tagged(await services.ask(services.store.detail, job_id), response)
 
 
-@router.post(
-    "/jobs/{job_id}/cancel",
-    status_code=202,
-    summary="Cancel a job",
-    responses={200: {"model": JobView}, **problems(404, 409, 503)},
+@router.patch(
+    "/jobs/{job_id}",
+    summary="Change a job's priority or metadata",
+    responses=problems(400, 404, 412, 413, 415, 422, 503),
+    openapi_extra={"requestBody": _PATCH_BODY},
 )
-async def cancel(job_id: str, services: Door, response: Response) -> JobView:
-    """A queued job is cancelled at once, a running one when its process has saved and gone.
+async def amend(
+    job_id: str, tree: ConfigTree, services: Door, response: Response, if_match: IfMatch = None
+) -> JobDetailView:
+    """A JSON merge patch (RFC 7396): what is left out stays; null removes a key of `metadata`.
 
-    202 when this changed its status; 200 when it was there already, or on its way.
+    A queued job takes its new place at once. With If-Match nothing is changed once somebody else changed the job.
     """
-    wish = await services.ask(services.store.cancel, job_id)
-    response.status_code = 202 if wish.is_new else 200
-    return JobView.of(wish.job)
+    patch = check(JobPatch, tree).model_dump(exclude_unset=True)
+    expected = await _expected(services, job_id, if_match)
+    await services.ask(services.store.amend, job_id, **patch, expected=expected)
+    return _tagged(await services.ask(services.store.detail, job_id), response)
 
 
-@router.get(
-    "/jobs/{job_id}/events",
-    summary="What a job has told",
-    response_model=Listed[EventView],
-    responses={
-        200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
-        **problems(404, 406, 422, 503),
-    },
-    openapi_extra={"parameters": parameters_of(EventsQuery)},
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    summary="Delete a job that is over",
+    responses=problems(404, 409, 422, 503),
+    openapi_extra={"parameters": parameters_of(DeleteQuery)},
 )
-async def events(
-    job_id: str,
-    wanted: Annotated[EventsQuery, query(EventsQuery)],
-    services: Door,
-    accept: Annotated[str | None, Header()] = None,
-    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63)] = None,
-) -> Any:
-    """A list; with `Accept: text/event-stream` a stream that can be resumed by Last-Event-ID, each event once."""
-    kind = choose(accept, (JSON, EVENT_STREAM))
-    found = await services.ask(services.store.get, job_id)
-    after = max(wanted.after, last_event_id or 0)
-    if kind == EVENT_STREAM:
-        return stream(follow(services, found, after))
-    told = await events_after(services, found, after, wanted.limit + 1)
-    shown = told[: wanted.limit]
-    return Listed[dict[str, Any]].of(shown, [event["seq"] for event in shown], has_more=len(told) > wanted.limit)
+async def delete(job_id: str, wanted: Annotated[DeleteQuery, query(DeleteQuery)], services: Door) -> None:
+    """Its record; with `artifacts=true` also the run that it made, pictures of that run, and its own directory."""
+    await deletion.delete(services, job_id, artifacts=wanted.artifacts)
 
 
-@router.get(
-    "/jobs/{job_id}/logs",
-    summary="The log for people",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems(404, 406, 422, 503)},
-    openapi_extra={"parameters": parameters_of(LogsQuery)},
-)
-async def logs(
-    job_id: str,
-    wanted: Annotated[LogsQuery, query(LogsQuery)],
-    services: Door,
-    accept: Annotated[str | None, Header()] = None,
-) -> StreamingResponse:
-    """Plain text, as far as it is written now."""
-    kind = choose(accept, ("text/plain",))
-    found = await services.ask(services.store.get, job_id)
-    path = await run_in_threadpool(log_of, services.layout, found)
-    return StreamingResponse(read_log(path, wanted.tail), media_type=kind, headers={"Cache-Control": "no-store"})
+def _tagged(job: JobDetail, response: Response) -> JobDetailView:
+    response.headers["ETag"] = f'"{job.revision}"'
+    response.headers["Cache-Control"] = "no-store"
+    return JobDetailView.of(job)
+
+
+async def _expected(services: Services, job_id: str, if_match: str | None) -> int | None:
+    """The revision that a change may begin from; None: any."""
+    tags = tags_of(if_match)
+    if tags is None:
+        return None
+    revisions = [int(tag) if tag.isdecimal() else _NONE for tag in tags]
+    if len(revisions) == 1:
+        return revisions[0]
+    present = (await services.ask(services.store.get, job_id)).revision
+    return present if present in revisions else _NONE

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from model_core.config import Config
+from model_core.config import Config, Name
 from service import runs as records
 from service.body import parameters_of, query
 from service.deps import Door
@@ -41,6 +41,6 @@ async def runs(
 
 
 @router.get("/runs/{run}", summary="Look at a run", responses=problems(404, 422))
-async def run(run: str, services: Door) -> RunDetail:
+async def run(run: Name, services: Door) -> RunDetail:
     """Configuration, checkpoints, how it ended, and where to go from here."""
     return await records.one(services, run)

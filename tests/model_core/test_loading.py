@@ -137,6 +137,7 @@ def test_what_is_not_built_is_refused_as_such(setting: str) -> None:
         ("a: &a [1, 1]\nb: [*a, *a]", "aliases"),
         ("[" * 5000, "nested too deeply"),
         ("just text", "expected a mapping"),
+        ("# only a comment", "got nothing"),
         ("a: [1", "line 1"),
     ],
 )

@@ -129,21 +129,6 @@ def test_a_supervised_run_saves_when_its_supervisor_is_gone(tiny: Tiny, tmp_path
     assert (outcome["outcome"], outcome["attempt"], outcome["reason"]) == ("stopped", 3, "supervisor gone")
 
 
-def test_a_damaged_state_is_passed_over_and_named(tiny: Tiny, tmp_path: Path) -> None:
-    file, run = tiny(training={"max_steps": 40}), tmp_path / "exp" / "tiny"
-    main(["--config", str(file)])
-    straight = losses(run)
-    for name in ("model_latest.pt", "model_00040.pt"):
-        with (run / name).open("r+b") as weights:
-            weights.seek(2000)
-            weights.write(b"\xff\x00\xff")
-    assert main(["--config", str(file), "--resume"]) == 0
-    damaged = [event["detail"] for event in of_type(run, "warning") if event["code"] == "checkpoint_damaged"]
-    assert len(damaged) == 2
-    assert of_type(run, "resumed")[0]["file"] == "model_00035.pt"
-    assert losses(run) == straight
-
-
 def test_a_new_run_can_begin_where_another_stands(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny("straight"))])
     main(["--config", str(tiny("first", training={"max_steps": 20}))])

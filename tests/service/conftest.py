@@ -123,15 +123,17 @@ class FakeHost:
     async def _capture(self, request: Request) -> Response:
         asked = await request.json()
         self.asked.append(asked)
-        if int(asked["id"]) > 9:
+        if not asked["id"].isdecimal() or int(asked["id"]) > 9:
             return JSONResponse({"code": "example_not_found", "detail": "numbered 0 to 9"}, status_code=404)
         info = Run.open(self.layout.run(asked["run"])).resolve(asked["checkpoint"])
-        return JSONResponse(capture(self.layout, asked["run"], asked["id"], info.sha256).manifest)
+        most = asked["max_tokens"] or 5
+        return JSONResponse(capture(self.layout, asked["run"], asked["id"], info.sha256, most=most).manifest)
 
 
-def capture(layout: Layout, run: str, example: str, sha256: str) -> AttentionRecord:
+def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 5) -> AttentionRecord:
     """Write a record of made-up weights."""
-    tokens = ["One", "·day", ",", "·a", "·cat"]
+    tokens = ["One", "·day", ",", "·a", "·cat"][:most]
+    cut_from = 5 if most < 5 else None
     writer = RecordWriter(home_of(layout, run, example) / sha256[:8], len(HEADS))
     generator = np.random.default_rng(0)
     for heads in HEADS:
@@ -142,7 +144,8 @@ def capture(layout: Layout, run: str, example: str, sha256: str) -> AttentionRec
         {
             "run": run, "id": example, "checkpoint": "model_best.pt", "step": 3, "sha256": sha256,
             "text": "One day, a cat",
-            "tokens": tokens, "token_ids": [1, 2, 3, 4, 5], "max_tokens": 5, "truncated_from": None, "block_size": 64,
+            "tokens": tokens, "token_ids": [1, 2, 3, 4, 5][:most], "max_tokens": most, "truncated_from": cut_from,
+            "block_size": 64,
             "layers": layers,
         }
     )  # fmt: skip

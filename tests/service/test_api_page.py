@@ -11,6 +11,7 @@ from service.app import create_app
 from service.errors import PROBLEMS
 from service.settings import ServiceSettings
 from worker.inference.settings import InferenceSettings
+from worker.jobs.states import ACTIONS, STATUSES
 from worker.settings import WorkerSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -42,3 +43,17 @@ def test_every_setting_stands_with_its_default(settings: type[BaseSettings]) -> 
 
 def test_every_statistic_stands_with_its_formula() -> None:
     assert all(f"| `{name}` | {formula} |" in PAGE for name, formula in FORMULAS.items())
+
+
+def test_the_table_of_actions_is_that_of_the_states() -> None:
+    """`stopping` stands there twice: what it stops for can be changed from pause to cancel, not back."""
+    split = {"stopping": ("`stopping` to cancel", "`stopping` to pause")}
+    rows = {name: status for status in STATUSES for name in split.get(status, (f"`{status}`",))}
+    changed = {"`stopping` to cancel": {"pause": "409"}, "`stopping` to pause": {"cancel": "202 stopping"}}
+    for name, status in rows.items():
+        answers = {action: _answer(status, table.get(status)) for action, table in ACTIONS.items()}
+        assert f"| {name} | {' | '.join((answers | changed.get(name, {})).values())} |" in PAGE
+
+
+def _answer(status: str, target: str | None) -> str:
+    return {None: "409", status: "200", "deleted": "204"}.get(target, f"202 {target}")

@@ -2,13 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from service.job_files import read_log
+from service.job_files import read_blocks, size_of, start_of_tail
+
+
+def read_tail(path: Path, lines: int) -> str:
+    size = size_of(path)
+    return b"".join(read_blocks(path, start_of_tail(path, lines, size), size)).decode()
 
 
 @pytest.mark.parametrize(
     ("text", "tail", "expected"),
     [
-        ("a\nb\nc\n", None, "a\nb\nc\n"),
         ("a\nb\nc\n", 0, ""),
         ("a\nb\nc\n", 1, "c\n"),
         ("a\nb\nc", 1, "c"),
@@ -18,10 +22,10 @@ from service.job_files import read_log
         ("", 5, ""),
     ],
 )
-def test_the_last_lines_are_found(tmp_path: Path, text: str, tail: int | None, expected: str) -> None:
+def test_the_last_lines_are_found(tmp_path: Path, text: str, tail: int, expected: str) -> None:
     path = tmp_path / "log.txt"
     path.write_text(text)
-    assert b"".join(read_log(path, tail)).decode() == expected
+    assert read_tail(path, tail) == expected
 
 
 def test_lines_are_found_across_blocks(tmp_path: Path) -> None:
@@ -29,8 +33,17 @@ def test_lines_are_found_across_blocks(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     path.write_text("".join(lines))
     for tail in (1, 14, 50, 99, 100, 101):
-        assert b"".join(read_log(path, tail)).decode() == "".join(lines[-tail:])
+        assert read_tail(path, tail) == "".join(lines[-tail:])
 
 
 def test_no_log_is_an_empty_log(tmp_path: Path) -> None:
-    assert list(read_log(tmp_path / "log.txt")) == []
+    assert read_tail(tmp_path / "log.txt", 5) == ""
+
+
+def test_a_part_ends_where_it_was_said_to_end_even_if_the_file_grows(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_bytes(b"x" * 200_000)
+    blocks = read_blocks(path, 10, 150_000)
+    first = next(blocks)
+    path.write_bytes(b"x" * 300_000)
+    assert len(first) + sum(map(len, blocks)) == 149_990

@@ -1,7 +1,7 @@
 import pytest
 
 from service.errors import NotAcceptable
-from service.negotiate import choose, has_already
+from service.negotiate import choose, has_already, tags_of
 
 OFFERED = ("image/png", "application/json", "image/svg+xml")
 
@@ -33,3 +33,14 @@ def test_a_known_tag_is_found_in_a_list() -> None:
     assert has_already('"a", W/"b"', '"b"')
     assert not has_already('"a"', '"b"')
     assert not has_already(None, '"b"')
+
+
+@pytest.mark.parametrize(
+    ("if_match", "tags"),
+    [
+        (None, None), ("*", None), (" * ", None), ('"1"', ["1"]), ('"1", "22"', ["1", "22"]), ('W/"1"', []),
+        ("1", []), ('"', []), ("", []), ('1, "2"', ["2"]),
+    ],
+)  # fmt: skip
+def test_only_what_stands_in_quotes_is_a_strong_tag(if_match: str | None, tags: list[str] | None) -> None:
+    assert tags_of(if_match) == tags

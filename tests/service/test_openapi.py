@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
+import yaml
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -28,7 +29,7 @@ def test_every_reference_leads_somewhere_and_every_operation_declares_problems(s
 @pytest.mark.parametrize("path", ["/jobs", "/configs/validate"])
 def test_the_examples_of_a_body_work_when_they_are_sent(site, schema, path: str, kind: str) -> None:
     content = schema["paths"][path]["post"]["requestBody"]["content"][kind]
-    body = content["example"] if kind.endswith("yaml") else json.dumps(content["example"])
+    body = yaml.safe_dump(content["example"]) if kind.endswith("yaml") else json.dumps(content["example"])
     reply = site.http.post(path, content=body, headers={"Content-Type": kind})
     assert reply.status_code in {200, 202}, reply.text
 
@@ -49,6 +50,7 @@ def test_answers_are_what_the_schema_says(site, schema) -> None:
         ("/runs", "/runs"),
         ("/configs", "/configs"),
         (f"{job['links']['events']}", "/jobs/{job_id}/events"),
+        (f"{job['links']['metrics']}?name=loss,val_loss", "/jobs/{job_id}/metrics"),
     ):
         answer = schema["paths"][template]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         text = json.dumps({**answer, "components": schema["components"]})

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import redis
 
-from worker.jobs.store import EVENT_TAIL
+from worker.jobs.worker_store import EVENT_TAIL
 
 STREAM = {"Accept": "text/event-stream"}
 

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,11 +12,12 @@ from model_core.attempt import DONE, STOPPED, Attempt, exit_code, make_attempt
 from model_core.config import ExperimentConfig
 from model_core.errors import InvalidData, RunBusy
 from model_core.loading import load_config
-from model_core.records.files import Layout, read_json, write_json
+from model_core.records.files import Layout, read_json, replacing
 from model_core.records.run import Run
 from model_core.stopping import StopRequest
 
-SAVE_EVERY = 5
+SAVE_EVERY, STATE, SLOW_S = 5, "state.json", 1.5
+SCRIBBLE = b'{"seq": \nnot json\n{"seq": "x"}\n[]\n{"seq": 2, "type": "step", "step": "two"}\n\xff\n'
 
 
 def main() -> int:
@@ -26,6 +29,8 @@ def main() -> int:
     parser.add_argument("--seq-after", type=int, default=0)
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
+    if arguments.run.startswith("starts-slowly"):
+        time.sleep(SLOW_S)
     stop = StopRequest()
     stop.listen(stdin=True)
     return exit_code(lambda: work(arguments, stop))
@@ -48,26 +53,50 @@ def work(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
 def train(run: Run, config: ExperimentConfig, attempt: Attempt, stop: StopRequest) -> int:
     attempt.emit("start", max_steps=config.training.max_steps, environment=sorted(os.environ))
-    state = run.path / "state.json"
+    state = run.path / STATE
     step = read_json(state)["step"] if state.exists() else 0
     if step:
         attempt.emit("resumed", file=state.name, step=step)
-    if run.name.startswith("hangs") and not step:
+    misbehave(run, step)
+    while step < config.training.max_steps:
+        time.sleep(config.training.max_lr)
+        step += 1
+        attempt.emit("step", step=step, loss=1 / step, tokens_per_s=1000.0)
+        if step == 7 and run.name.startswith("hangs-once") and attempt.number == 1:
+            time.sleep(600)
+        if stop() or step % SAVE_EVERY == 0:
+            save(run, step, attempt)
+        if stop():
+            attempt.finish("stopped")
+            return STOPPED
+    return DONE
+
+
+def misbehave(run: Run, step: int) -> None:
+    """What the beginning of a run's name asks for."""
+    if run.name.startswith("hangs-always"):
         time.sleep(600)
     if run.name.startswith("refuses"):
         raise InvalidData("the numbers are wrong")
     if run.name.startswith("dies"):
         os.abort()
-    while step < config.training.max_steps:
-        time.sleep(config.training.max_lr)
-        step += 1
-        attempt.emit("step", step=step, loss=1 / step, tokens_per_s=1000.0)
-        if stop() or step % SAVE_EVERY == 0:
-            write_json(state, {"step": step})
-        if stop():
-            attempt.finish("stopped")
-            return STOPPED
-    return DONE
+    if run.name.startswith("deaf"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if run.name.startswith("scribbles") and not step:
+        with run.events.open("ab") as events:
+            events.write(SCRIBBLE)
+    if run.name.startswith("launches"):
+        rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        (run.path / "rank").write_text(str(rank.pid))
+
+
+def save(run: Run, step: int, attempt: Attempt) -> None:
+    with replacing(run.path / STATE) as file:
+        file.write(b'{"step": ')
+        file.flush()
+        time.sleep(SLOW_S if run.name.startswith("saves-slowly") else 0)
+        file.write(b"%d}" % step)
+    attempt.emit("checkpoint", step=step, file=STATE, sha256="")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import sys
 import time
 
 import psutil
+import pytest
 
 from worker.child import Child, environment
 
@@ -14,12 +15,36 @@ time.sleep(60)
 """
 
 
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_child_gets_only_what_is_listed():
     passed = environment({"PATH": "/bin", "HF_TOKEN": "t", "AWS_SECRET": "s", "OMP_NUM_THREADS": "3"}, (2, 3))
     assert (passed["PATH"], passed["HF_TOKEN"], passed["CUDA_VISIBLE_DEVICES"]) == ("/bin", "t", "2,3")
     assert not {"AWS_SECRET", "OMP_NUM_THREADS"} & passed.keys()
     assert "HF_TOKEN" not in environment({"PATH": "/bin"}, ())
     assert environment({}, ())["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(("token", "passed"), [(" hf_a\n", "hf_a"), ("hf_a\nb", None), ("hf_ä", None), ("\n", None)])
+def test_a_token_that_no_header_can_hold_is_not_handed_on(token: str, passed: str | None, caplog):
+    assert environment({"HF_TOKEN": token}, ()).get("HF_TOKEN") == passed
+    assert "hf_" not in caplog.text
+
+
+def test_the_last_line_is_told_without_the_token(tmp_path):
+    command = [sys.executable, "-c", "import os; print('bad header', os.environ['HF_TOKEN'])"]
+    env = environment({"HF_TOKEN": "hf_canary", "PATH": "/bin"}, ())
+    child = Child(command, directory=tmp_path, log=tmp_path / "child.log", env=env)
+    deadline = time.monotonic() + 10
+    while child.exit_code() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert child.last_line() == "bad header [HF_TOKEN]"
+    child.kill()
 
 
 def test_allocator_keeps_freed_blocks():
@@ -35,9 +60,7 @@ def test_allocator_keeps_freed_blocks():
 def test_kill_ends_ranks_in_sessions_of_their_own(tmp_path):
     log = tmp_path / "child.log"
     child = Child([sys.executable, "-u", "-c", LAUNCHER], directory=tmp_path, log=log, env=environment({}, ()))
-    deadline = time.monotonic() + 10
-    while not log.read_text().strip() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: log.read_text().strip())
     rank = psutil.Process(int(log.read_text()))
 
     code = child.kill()
@@ -46,3 +69,44 @@ def test_kill_ends_ranks_in_sessions_of_their_own(tmp_path):
     assert code < 0
     assert not psutil.pid_exists(child.pid)
     assert child.kill() == code
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a child that runs some Python."""
+    children = []
+
+    def run(script):
+        log = tmp_path / "child.log"
+        command = [sys.executable, "-u", "-c", script]
+        children.append(Child(command, directory=tmp_path, log=log, env=environment({}, ())))
+        return children[-1]
+
+    yield run
+    for child in children:
+        child.kill()
+
+
+def test_last_line_is_not_that_of_a_child_before(start):
+    first = start("print('error: no')")
+    wait_for(lambda: first.exit_code() is not None)
+    second = start("")
+    wait_for(lambda: second.exit_code() is not None)
+    assert (first.last_line(), second.last_line()) == ("error: no", "")
+
+
+def test_child_that_does_not_know_the_signal_survives_a_look_at_its_stacks(start):
+    child = start("print('ready'); import time; time.sleep(60)")
+    wait_for(lambda: child.last_line() == "ready")
+    child.dump_stacks()
+    assert child.exit_code() is None
+
+
+def test_stacks_of_what_a_child_started_are_written_too(start):
+    rank = (
+        "from model_core.stopping import *; StopRequest().listen(stdin=False); print('up'); import time; time.sleep(9)"
+    )
+    child = start(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}], start_new_session=True)")
+    wait_for(lambda: child.last_line() == "up")
+    child.dump_stacks()
+    assert "<module>" in child.last_line()

@@ -1,9 +1,13 @@
 """Events on their way from the disk to Redis."""
 
+import contextlib
 import time
 
 from model_core.records.events import EventWriter
 from model_core.records.run import Run
+from worker.jobs.errors import QueueUnavailable
+from worker.jobs.job import WorkerView
+from worker.jobs.worker_store import WorkerStore
 from worker.mirror import Mirror
 
 
@@ -24,3 +28,40 @@ def test_what_cannot_be_read_for_a_moment_is_read_later(store, settings, make_sp
     time.sleep(1.05)
     mirror.pump()
     assert [event["step"] for event in store.events(claim.id)] == [1]
+
+
+class Forgetful(WorkerStore):
+    """A Redis that goes away once and comes back without its last second."""
+
+    away = False
+
+    def mirror(self, claim, events, progress=None):
+        if self.away:
+            self.away = False
+            self._redis.xdel(f"headcount:job:{claim.id}:events", "3-0")
+            self._redis.execute_command("XSETID", f"headcount:job:{claim.id}:events", "2-0")
+            self._redis.hset(f"headcount:job:{claim.id}", "mirrored", 2)
+            raise QueueUnavailable("ConnectionError")
+        return super().mirror(claim, events, progress)
+
+
+def test_what_a_restarted_redis_has_lost_is_told_again(settings, make_spec, connected):
+    store = Forgetful(connected(settings.redis_url, for_api=False), settings)
+    store.submit(make_spec("one"), fingerprint="f")
+    claim = store.claim("token", WorkerView(id="w1", host="here"))
+    run = Run(settings.layout.run("one"))
+    run.begin_attempt(claim.attempt, claim.id)
+    mirror, writer = Mirror(store, claim, settings.layout, tokens_per_step=1), EventWriter(run.events, claim.attempt)
+    for step in (1, 2, 3):
+        writer.append("step", step=step, loss=1.0)
+    mirror.drain()
+
+    store.away = True
+    writer.append("step", step=4, loss=1.0)
+    with contextlib.suppress(QueueUnavailable):
+        mirror.drain()
+    mirror.drain()
+    writer.close()
+
+    assert [event["seq"] for event in store.events(claim.id)] == [1, 2, 3, 4]
+    assert store.get(claim.id).progress.step == 4

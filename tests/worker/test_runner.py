@@ -1,6 +1,9 @@
 """Jobs that the worker itself cannot run: they end, and nobody waits for the lease."""
 
+import os
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +40,14 @@ def test_child_that_cannot_be_started_is_a_crash(settings, store, make_spec):
     job = store.get(job_id)
     assert (job.status, job.error.code) == ("failed", "crash_budget")
     assert "the worker could not run it" in job.history[-1].reason
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_disk_that_is_full_before_the_child_starts_is_named(settings, store, make_spec):
+    job_id = store.submit(make_spec("one"), fingerprint="f").job.id
+    directory = settings.data / "jobs" / job_id
+    directory.mkdir(parents=True)
+    (directory / f".config.yaml.{os.getpid()}-{threading.get_ident()}.tmp").symlink_to("/dev/full")
+    Runner(store, settings, Devices(()), slots=1).run_next()
+    job = store.get(job_id)
+    assert (job.status, job.error.code) == ("failed", "disk_full")

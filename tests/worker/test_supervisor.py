@@ -12,7 +12,8 @@ FAILED = {"outcome": "failed", "error": {"code": "cuda_oom", "detail": "no memor
         (0, {"outcome": "succeeded"}, "cancel", "", "succeeded", None),
         (0, None, None, "", "crashed", None),
         (1, FAILED, None, "", "failed", "cuda_oom"),
-        (75, {"outcome": "stopped"}, None, "", "stopped", None),
+        (75, {"outcome": "stopped"}, "pause", "", "stopped", None),
+        (75, {"outcome": "stopped", "reason": "SIGTERM"}, None, "", "crashed", None),  # by itself, again and again
         (75, None, "cancel", "", "stopped", None),
         (-15, None, "worker stopping", "", "stopped", None),  # asked before it could listen
         (-9, None, "cancel", "", "stopped", None),
@@ -26,9 +27,9 @@ FAILED = {"outcome": "failed", "error": {"code": "cuda_oom", "detail": "no memor
     ],
 )
 def test_outcome_is_what_the_child_said_else_what_was_seen(code, record, asked, last_line, result, error):
-    outcome = outcome_of(code, record, asked, last_line, 900.0)
+    outcome = outcome_of(code, record, asked=asked, last_line=last_line, job_id="job_1", stall_s=900.0)
     assert (outcome.result, outcome.error.code if outcome.error else None) == (result, error)
 
 
 def test_reason_names_the_signal():
-    assert "SIGSEGV" in outcome_of(-11, None, None, "", 900.0).reason
+    assert "SIGSEGV" in outcome_of(-11, None, asked=None, last_line="", job_id="job_1", stall_s=900.0).reason

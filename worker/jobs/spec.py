@@ -93,14 +93,13 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
     merged = {key: value for key, value in tree.items() if key != "job"}
     if job.preset is not None:
         merged = merge_patch(preset_tree(job.preset), merged)
-    if run is not None:
-        merged["experiment_name"] = checked_name("run", run)
+    renamed = {} if run is None else {"experiment_name": checked_name("run", run)}
     parsed, more = _experiment(merged)
     if parsed is not None:
         more += [*_source_stays_inside(parsed.config, data_root), *_kind_fits(job, parsed.config)]
     if problems or more or parsed is None:
         raise _refusal((*problems, *more))
-    config, replaced = _without_paths(parsed.config, merged)
+    config, replaced = _without_paths(parsed.config.model_copy(update=renamed), merged)
     kind = "train" if config.execution.train else "test"
     return JobSpec(kind, config.experiment_name, config, job, (*parsed.warnings, *replaced, *_idle_gpus(job)))
 

@@ -1,0 +1,169 @@
+"""A job's log as text: whole, in part, or told line by line while it grows."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from model_core.records.files import Layout
+from service.deps import Services
+from service.job_files import LogFile, Source, log_of, read_blocks, size_of, start_of_tail
+from service.ranges import Part, part_of
+from service.stream import CALM_S, PING, RETRY, frame, present_job, set_within, status_frame
+from worker.jobs.job import Job
+
+TEXT = "text/plain"
+PLACE = r"^([A-Za-z0-9_-]{1,63}:)?\d{1,18}$"
+_LOOK_S = 0.5  # a file does not say that it has grown
+_MOST_BYTES = 1 << 16  # of a frame; a longer line comes in several
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a client has read, as it stands in `id:` and Last-Event-ID.
+
+    Attributes:
+        text: Which text: empty for the one that is meant without a word, ``process`` while there is no log, and the
+            name of a run that the job began from scratch later.
+        offset: The byte behind what was told.
+    """
+
+    text: str = ""
+    offset: int = 0
+
+    @classmethod
+    def of(cls, told: str) -> Place:
+        """Read it back."""
+        text, _, offset = told.rpartition(":")
+        return cls(text, int(offset))
+
+    def __str__(self) -> str:
+        return f"{self.text}:{self.offset}" if self.text else str(self.offset)
+
+
+def text_response(
+    layout: Layout, job: Job, source: Source | None, *, tail: int | None, byte_range: str | None
+) -> Response:
+    """As much of a log as is wanted, up to the end that it has now.
+
+    Args:
+        layout: Where things lie.
+        job: Whose log.
+        source: Which one; None: the log for people, or what the process printed while there is none.
+        tail: Only so many lines from the end; a range is ignored then.
+        byte_range: The Range header.
+
+    Raises:
+        RangeNotSatisfiable: It begins behind the end.
+    """
+    path = log_of(layout, job, source).path
+    size = size_of(path)
+    part = part_of(byte_range, size) if tail is None else None
+    begin = 0 if tail is None else start_of_tail(path, tail, size)
+    whole = Part(begin, size, size)
+    shown = part or whole
+    headers = {
+        "Cache-Control": "no-store",
+        "Accept-Ranges": "bytes" if tail is None else "none",
+        "Content-Length": str(shown.end - shown.begin),
+    }
+    return StreamingResponse(
+        read_blocks(path, shown.begin, shown.end),
+        status_code=206 if part else 200,
+        media_type=TEXT,
+        headers={**headers, **({"Content-Range": part.content_range} if part else {})},
+    )
+
+
+@dataclass(frozen=True)
+class LogReader:
+    """Reads the log of a job whose files and whose run may change meanwhile.
+
+    Attributes:
+        layout: Where things lie.
+        source: See `text_response`.
+        first_run: The run that the job began with.
+    """
+
+    layout: Layout
+    source: Source | None
+    first_run: str
+
+    def before_the_end(self, job: Job, tail: int) -> Place:
+        """The place so many lines before the end."""
+        log = self._log(job)
+        return Place(self._text(job, log), start_of_tail(log.path, tail, size_of(log.path)))
+
+    def news(self, job: Job, place: Place) -> tuple[str, Place] | None:
+        """The next lines and the place behind them; None while there are none."""
+        log = self._log(job)
+        text, size = self._text(job, log), size_of(log.path)
+        offset = place.offset if place.text == text and place.offset <= size else 0  # else it is another file's
+        data = b""
+        with contextlib.suppress(FileNotFoundError):
+            data = b"".join(read_blocks(log.path, offset, min(size, offset + _MOST_BYTES)))
+        lines, told_bytes = _whole_lines(data, is_over=job.terminal)
+        if log.source == "process" and self._log(job) != log:
+            return self.news(job, place)  # the log came to be, with the same lines in it
+        return (lines, Place(text, offset + told_bytes)) if told_bytes else None
+
+    def _log(self, job: Job) -> LogFile:
+        return log_of(self.layout, job, self.source)
+
+    def _text(self, job: Job, log: LogFile) -> str:
+        if log.source == "process":
+            return "process" if self.source is None else ""
+        return job.run if job.run != self.first_run else ""
+
+
+async def follow_log(services: Services, job: Job, reader: LogReader, place: Place) -> AsyncIterator[bytes]:
+    """Frames of whole lines until the job is over and everything has been told; the last is its status.
+
+    Args:
+        services: Where to ask.
+        job: As it is now.
+        reader: Of its log.
+        place: How far the client is.
+    """
+    ping_s = services.settings.ping_s
+    with services.live.follow(job.id) as changed:
+        yield RETRY
+        changed.set()  # it may have changed before anybody listened
+        told_at = time.monotonic()
+        while not services.live.closing:
+            if changed.is_set():
+                changed.clear()
+                present = await present_job(services, job)
+                if present is None:
+                    return
+                job = present
+            while news := await run_in_threadpool(reader.news, job, place):
+                text, place = news
+                yield frame({"text": text}, event="log", id=str(place))
+                told_at = time.monotonic()
+            if job.terminal:
+                yield status_frame(job, job.history[-1] if job.history else None)
+                return
+            if time.monotonic() - told_at >= ping_s:
+                yield PING
+                told_at = time.monotonic()
+            await asyncio.sleep(CALM_S)
+            await set_within(changed, min(_LOOK_S, ping_s))
+
+
+def _whole_lines(data: bytes, *, is_over: bool) -> tuple[str, int]:
+    """As much of a block as can be told, and its length in bytes: no line is cut that fits, and never a character."""
+    end = data.rfind(b"\n") + 1
+    is_full = len(data) == _MOST_BYTES
+    if (is_full and end == 0) or (is_over and not is_full):
+        end = len(data)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data[:end])
+    return text, end - len(decoder.getstate()[0])

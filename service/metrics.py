@@ -1,0 +1,149 @@
+"""A job's curves: metrics by step out of its events, thinned to what a picture can show, as JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from anyio import CapacityLimiter
+from pydantic import BeforeValidator, Field
+from starlette.responses import Response
+
+from model_core.config import Config
+from model_core.records.events import finite
+from model_core.records.files import Layout
+from model_core.records.series import METRICS, Metric, Series, SeriesReader
+from service.body import JSON
+from service.job_files import events_of
+from service.views import View
+from worker.jobs.job import Job, Number
+
+CSV = "text/csv"
+MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "csv": CSV}
+_MOST_VALUES = 8_000_000  # kept in memory, of 16 bytes each
+_MOST_FILES = 100
+_THREADS = 2
+
+
+def _split(value: Any) -> Any:
+    return tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[Metric, ...], Field(min_length=1)]
+
+
+class MetricsQuery(Config):
+    """Which curves, and how many points of each."""
+
+    name: Annotated[Names | None, BeforeValidator(_split)] = Field(
+        default=None, description="names with commas between them; else all that the job has told"
+    )
+    max_points: int = Field(
+        default=1000,
+        ge=2,
+        le=100_000,
+        description="most finite points of a curve; which are left out, its shape shows least",
+    )
+    format: Literal["json", "csv"] | None = Field(default=None, description="else what Accept prefers")
+
+
+class CurveView(View):
+    """One metric: a value at each of some steps."""
+
+    steps: list[int]
+    values: list[Number]
+    points_total: int = Field(description="how many steps have a value, those that are not shown included")
+
+
+class MetricsView(View):
+    """A job's curves."""
+
+    object: Literal["metrics"] = "metrics"
+    job: str
+    run: str
+    series: dict[str, CurveView]
+
+
+class Curves:
+    """Event files that were asked for lately, so that looking again costs only what is new in them.
+
+    Attributes:
+        threads: Bounds how many are read at the same time.
+    """
+
+    def __init__(self, *, most_values: int = _MOST_VALUES) -> None:
+        self.threads, self._most_values = CapacityLimiter(_THREADS), most_values
+        self._readers: OrderedDict[tuple[str, Path, int], SeriesReader] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """How many values are kept."""
+        return sum(map(len, self._readers.values()))
+
+    def read(self, layout: Layout, job: Job, names: Collection[Metric] | None) -> dict[Metric, Series]:
+        """Series of a job; without names all that have a point."""
+        reader = self._reader(job.id, events_of(layout, job))
+        series = reader.read(METRICS if names is None else names)
+        self._forget_the_oldest()
+        return {name: points for name, points in series.items() if len(points) or names is not None}
+
+    def _reader(self, job_id: str, path: Path) -> SeriesReader:
+        if not path.is_file():
+            return SeriesReader(path)
+        key = (job_id, path, path.stat().st_ino)  # a name may come to mean another file
+        with self._lock:
+            reader = self._readers.setdefault(key, SeriesReader(path))
+            self._readers.move_to_end(key)
+        return reader
+
+    def _forget_the_oldest(self) -> None:
+        with self._lock:
+            while len(self._readers) > 1 and (len(self) > self._most_values or len(self._readers) > _MOST_FILES):
+                self._readers.popitem(last=False)
+
+
+def render(curves: Curves, layout: Layout, job: Job, wanted: MetricsQuery, media_type: str) -> Response:
+    """Answer with the curves of a job.
+
+    Args:
+        curves: Where they are read.
+        layout: Where things lie.
+        job: Whose curves.
+        wanted: Which.
+        media_type: JSON or CSV.
+    """
+    series = curves.read(layout, job, wanted.name)
+    shown = {name: points.downsample(wanted.max_points) for name, points in series.items()}
+    headers = {"Cache-Control": "no-store", "Vary": "Accept"}
+    if media_type == CSV:
+        named = {"Content-Disposition": f'attachment; filename="{job.run}-metrics.csv"'}
+        return Response(_csv(shown), media_type=CSV, headers=headers | named)
+    found = {
+        name: {"steps": points.steps.tolist(), "values": _values(points), "points_total": len(series[name])}
+        for name, points in shown.items()
+    }
+    body = {"object": "metrics", "job": job.id, "run": job.run, "series": found}
+    return Response(json.dumps(body, allow_nan=False), media_type=JSON, headers=headers)
+
+
+def _values(points: Series) -> list[Number]:
+    values: list[Number] = finite(points.values.tolist())
+    return values
+
+
+def _csv(series: Mapping[Metric, Series]) -> str:
+    """RFC 4180: a row a step that any series has; Python writes floats so that they read back bit for bit."""
+    columns = [dict(zip(points.steps.tolist(), _values(points), strict=True)) for points in series.values()]
+    steps = np.unique(np.concatenate([points.steps for points in series.values()])) if series else np.array([])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["step", *series])
+    writer.writerows([step, *(column.get(step) for column in columns)] for step in steps.tolist())
+    return text.getvalue()

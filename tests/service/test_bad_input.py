@@ -1,0 +1,113 @@
+"""What is refused, and what is understood as it was meant: the cases that need more than a line of test_errors.py."""
+
+import time
+from typing import Any
+
+import pytest
+
+YAML = {"Content-Type": "application/yaml"}
+
+
+def validated(site: Any, text: str) -> Any:
+    return site.http.post("/configs/validate", content=text, headers=YAML)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "", "x" * 64, ".hidden", "a b", "a/b", "a\\b", "naïve", "x\n", "-x", "CON:", 7, ["x"], {"x": 1}]
+)
+def test_a_name_that_could_leave_its_place_is_refused(site, name: Any) -> None:
+    tree = {"experiment_name": name, "data": {"dataset": name}, "job": {"preset": name}}
+    reply = site.http.post("/jobs", json=tree)
+    assert reply.status_code == 422
+    assert {error["pointer"] for error in reply.json()["errors"]} == {
+        "/experiment_name", "/data/dataset", "/job/preset",
+    }  # fmt: skip
+
+
+def test_a_wrong_name_is_refused_also_where_another_takes_its_place(site) -> None:
+    reply = site.http.post("/jobs", json={"experiment_name": 7}, params={"run": "fine", "validate_only": "true"})
+    assert [error["pointer"] for error in reply.json()["errors"]] == ["/experiment_name"]
+
+
+def test_a_source_is_followed_to_where_it_really_lies(site) -> None:
+    uploads = site.settings.data / "uploads"
+    uploads.mkdir()
+    (uploads / "fine.txt").write_text("Once upon a time.")
+    (uploads / "out").symlink_to("/etc")
+    (uploads / "in").symlink_to(uploads / "fine.txt")
+    codes = {
+        source: validated(site, f"data: {{source: 'file:{source}'}}").status_code
+        for source in ("uploads/fine.txt", "uploads/in", "uploads/out/passwd", "uploads/../exp/x", "uploads/out")
+    }
+    assert codes == {
+        "uploads/fine.txt": 200, "uploads/in": 200, "uploads/out/passwd": 422, "uploads/../exp/x": 422,
+        "uploads/out": 422,
+    }  # fmt: skip
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(site) -> None:
+    reply = validated(site, "training: {max_lr: 1e-4, min_lr: 1E-5, eps: 1e-8}")
+    training = reply.json()["config"]["training"]
+    assert (training["max_lr"], training["min_lr"], training["eps"]) == (1e-4, 1e-5, 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("text", "pointer"),
+    [
+        ("experiment_name: no", "/experiment_name"),
+        ("data: {text_column: off}", "/data/text_column"),
+        ("job: {metadata: {answer: no}}", "/job/metadata/answer"),
+        ("job: {preset: no}", "/job/preset"),
+        ("model: {n_layer: yes}", "/model/n_layer"),
+        ("training: {grad_clip: no}", "/training/grad_clip"),
+    ],
+)
+def test_a_word_that_yaml_reads_as_true_or_false_is_not_taken_for_text_or_a_number(
+    site, text: str, pointer: str
+) -> None:
+    reply = validated(site, text)
+    assert reply.status_code == 422
+    assert pointer in [error["pointer"] for error in reply.json()["errors"]]
+
+
+def test_a_key_that_yaml_reads_as_false_is_refused(site) -> None:
+    reply = validated(site, "no: 1")
+    assert (reply.status_code, reply.json()["code"]) == (400, "malformed_body")
+
+
+def test_a_model_of_gpt3s_size_is_counted_and_never_built(site) -> None:
+    tree = {
+        "experiment_name": "gpt3",
+        "model": {"n_layer": 96, "n_embd": 12288, "n_head": 96, "block_size": 2048},
+        "training": {"sequence_length": 2048},
+        "data": {"source": "stories"},
+    }
+    began = time.monotonic()
+    counted = site.http.post("/configs/validate", json=tree)
+    assert time.monotonic() - began < 1
+    assert counted.json()["budget"]["parameters"] > 174e9
+
+    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 64 << 30}, 60)
+    refused = site.http.post("/jobs", json=tree)
+    assert (refused.status_code, refused.json()["code"]) == (422, "does_not_fit")
+    assert site.http.get("/jobs").json()["data"] == []
+
+
+def test_no_other_origin_is_let_in(site) -> None:
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for reply in (site.http.get("/jobs", headers=origin), site.http.options("/jobs", headers=origin)):
+        assert [name for name in reply.headers if name.startswith("access-control")] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/jobs/job_0/events", "job_not_found"),
+        ("/jobs/job_0/logs", "job_not_found"),
+        ("/generate?run=nowhere&stream=true", "run_not_found"),
+    ],
+)
+def test_what_cannot_be_streamed_is_said_before_the_stream_begins(site, path: str, code: str) -> None:
+    reply = site.http.get(path, headers={"Accept": "text/event-stream"})
+    assert (reply.status_code, reply.json()["code"]) == (404, code)
+    assert reply.headers["content-type"] == "application/problem+json"

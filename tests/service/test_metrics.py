@@ -1,0 +1,163 @@
+"""A job's curves over HTTP: JSON and CSV, thinned, exact, and of this job alone."""
+
+import csv
+import io
+import struct
+from typing import Any
+
+import pytest
+
+from service.metrics import Curves
+
+ODD = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 1e16, 123456789.12345678]
+
+
+def tell(site: Any, claim: Any, events: list[tuple[str, dict[str, Any]]]) -> None:
+    writer = site.writer(claim)
+    for kind, fields in events:
+        writer.append(kind, **fields)
+    writer.close()
+
+
+def steps(losses: list[float], begin: int = 1) -> list[tuple[str, dict[str, Any]]]:
+    return [("step", {"step": step, "loss": loss}) for step, loss in enumerate(losses, begin)]
+
+
+def bits(values: Any) -> list[bytes]:
+    return [struct.pack("d", float(value)) for value in values]
+
+
+@pytest.fixture
+def started(site) -> tuple[str, Any]:
+    """Address of the metrics of a running job, and its claim."""
+    return f"{site.submit('tiny')['links']['self']}/metrics", site.claim()
+
+
+def test_every_metric_that_was_told_is_a_series(site, started) -> None:
+    path, claim = started
+    tell(
+        site,
+        claim,
+        [
+            ("start", {"max_steps": 3}),
+            ("step", {"step": 1, "loss": 6.25, "lr": 1e-4, "grad_norm": 2.5, "tokens_per_s": 1000.0}),
+            ("step", {"step": 2, "loss": float("nan"), "lr": 2e-4, "grad_norm": float("inf"), "tokens_per_s": 900.0}),
+            ("validation", {"step": 2, "val_loss": 6.5, "bits_per_byte": None}),
+        ],
+    )
+    assert site.http.get(path).json() == {
+        "object": "metrics",
+        "job": claim.id,
+        "run": "tiny",
+        "series": {
+            "loss": {"steps": [1, 2], "values": [6.25, "nan"], "points_total": 2},
+            "lr": {"steps": [1, 2], "values": [1e-4, 2e-4], "points_total": 2},
+            "grad_norm": {"steps": [1, 2], "values": [2.5, "inf"], "points_total": 2},
+            "tokens_per_s": {"steps": [1, 2], "values": [1000.0, 900.0], "points_total": 2},
+            "val_loss": {"steps": [2], "values": [6.5], "points_total": 1},
+        },
+    }
+    chosen = site.http.get(path, params={"name": "val_loss,bits_per_byte,val_loss"}).json()["series"]
+    assert chosen == {
+        "val_loss": {"steps": [2], "values": [6.5], "points_total": 1},
+        "bits_per_byte": {"steps": [], "values": [], "points_total": 0},
+    }
+
+
+def test_csv_has_a_row_a_step_and_empty_cells(site, started) -> None:
+    path, claim = started
+    validation = ("validation", {"step": 2, "val_loss": 6.5})
+    tell(site, claim, [*steps([6.25, float("-inf"), 6.0]), validation])
+    by_accept = site.http.get(path, headers={"Accept": "text/csv"})
+    assert by_accept.headers["content-type"] == "text/csv; charset=utf-8"
+    assert by_accept.text == "step,loss,val_loss\r\n1,6.25,\r\n2,-inf,6.5\r\n3,6.0,\r\n"
+    by_name = site.http.get(path, params={"format": "csv", "name": "val_loss"}, headers={"Accept": "text/html"})
+    assert by_name.text == "step,val_loss\r\n2,6.5\r\n"
+    refused = site.http.get(path, headers={"Accept": "text/html"})
+    assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
+
+
+def test_floats_are_exact_in_both_forms(site, started) -> None:
+    path, claim = started
+    tell(site, claim, steps(ODD))
+    table = csv.DictReader(io.StringIO(site.http.get(path, params={"format": "csv"}).text))
+    assert bits(site.http.get(path).json()["series"]["loss"]["values"]) == bits(ODD)
+    assert bits(row["loss"] for row in table) == bits(ODD)
+
+
+def test_a_resumed_attempt_replaces_the_steps_that_it_tells_again(site, started) -> None:
+    path, claim = started
+    tell(site, claim, steps([9.0, 8.0, 7.0, 6.5]))
+    assert site.http.get(path).json()["series"]["loss"]["values"] == [9.0, 8.0, 7.0, 6.5]
+    site.finish(claim, "crashed")
+    tell(site, site.claim(), steps([6.0, 5.0], begin=3))
+    assert site.http.get(path).json()["series"]["loss"] == {
+        "steps": [1, 2, 3, 4],
+        "values": [9.0, 8.0, 6.0, 5.0],
+        "points_total": 4,
+    }
+
+
+def test_a_long_curve_is_thinned_and_keeps_what_matters(site, started) -> None:
+    path, claim = started
+    losses = [10 / (step + 1) for step in range(3000)]
+    losses[1234], losses[2345] = 50.0, float("nan")
+    tell(site, claim, steps(losses, begin=0))
+    loss = site.http.get(path, params={"max_points": 50}).json()["series"]["loss"]
+    assert (len(loss["steps"]), loss["points_total"]) == (51, 3000)
+    points = dict(zip(loss["steps"], loss["values"], strict=True))
+    assert {0: losses[0], 1234: 50.0, 2345: "nan", 2999: losses[2999]}.items() <= points.items()
+    assert len(site.http.get(path).json()["series"]["loss"]["steps"]) == 1001
+    assert len(site.http.get(path, params={"max_points": 100_000}).json()["series"]["loss"]["steps"]) == 3000
+
+
+def test_a_job_that_has_told_nothing_has_no_points(site, started) -> None:
+    path, _ = started
+    assert site.http.get(path).json()["series"] == {}
+    empty = {"steps": [], "values": [], "points_total": 0}
+    assert site.http.get(path, params={"name": "loss"}).json()["series"] == {"loss": empty}
+    csvs = [site.http.get(path, params={"format": "csv", **query}).text for query in ({}, {"name": "loss,lr"})]
+    assert csvs == ["step\r\n", "step,loss,lr\r\n"]
+
+
+def test_a_name_that_is_none_is_refused_with_those_that_are(site, started) -> None:
+    reply = site.http.get(started[0], params={"name": "loss,val_los"})
+    (error,) = reply.json()["errors"]
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid_parameter")
+    assert (error["value"], error["nearest"][0]) == ("val_los", "val_loss")
+    assert all(name in error["detail"] for name in ("loss", "lr", "grad_norm", "tokens_per_s", "bits_per_byte"))
+
+
+@pytest.mark.parametrize("query", [{"max_points": 1}, {"max_points": 100_001}, {"format": "xml"}, {"name": ""}])
+def test_other_parameters_have_bounds(site, started, query: dict[str, Any]) -> None:
+    reply = site.http.get(started[0], params=query)
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid_parameter")
+
+
+def test_a_job_does_not_show_the_curves_of_another_that_took_its_run(site) -> None:
+    first = site.submit("tiny")
+    site.http.post(first["links"]["cancel"])
+    second = site.submit("tiny")
+    tell(site, site.claim(), steps([3.0]))
+    found = [site.http.get(f"{job['links']['self']}/metrics").json()["series"] for job in (first, second)]
+    assert [list(series) for series in found] == [[], ["loss"]]
+
+
+def test_an_unknown_job_has_no_curves(site) -> None:
+    reply = site.http.get("/jobs/job_0/metrics")
+    assert (reply.status_code, reply.json()["code"]) == (404, "job_not_found")
+
+
+def test_no_more_is_kept_in_memory_than_was_allowed(site) -> None:
+    jobs = []
+    for number in range(3):
+        site.submit(f"run-{number}")
+        claim = site.claim()
+        tell(site, claim, steps([3.0, 2.0]))
+        site.finish(claim)
+        jobs.append(site.store.get(claim.id))
+    curves = Curves(most_values=5)
+    for job in [*jobs, *jobs]:
+        assert curves.read(site.layout, job, ["loss"])["loss"].values.tolist() == [3.0, 2.0]
+        assert len(curves) <= 5
+    assert len(curves) == 4

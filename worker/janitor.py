@@ -87,9 +87,10 @@ class Janitor:
 
     def _watch_the_clock(self) -> None:
         server_s, seen_s = self._store.time_s(), self._seen_s
-        if seen_s is not None and server_s - seen_s > self._settings.lease_s / 2:
+        gap_s = 0.0 if seen_s is None else server_s - seen_s - _TICK_S
+        if gap_s > self._settings.lease_s / 2:
             self._patient_until_s = server_s + self._settings.lease_s
-            log.warning("reaping postponed gap_s=%.1f", server_s - seen_s)
+            log.warning("reaping postponed gap_s=%.1f", gap_s)
         self._seen_s = server_s
 
     def _reap(self) -> None:

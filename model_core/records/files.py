@@ -116,9 +116,9 @@ def replacing(path: Path, *, just_before: Callable[[], None] | None = None) -> I
     Raises:
         DiskFull: No space; what stood at `path` is intact and the temporary file is gone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()

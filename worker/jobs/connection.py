@@ -17,6 +17,7 @@ from redis.retry import Retry
 from worker.jobs.errors import QueueUnavailable
 
 PREFIX = "headcount:"  # of every key
+_UNABLE = ("MISCONF", "OOM", "BUSY", "LOADING", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")  # its disk is full, ...
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError)
 
 
@@ -44,6 +45,6 @@ def reaching() -> Iterator[None]:
     except _AWAY as error:
         raise QueueUnavailable(type(error).__name__) from error
     except redis.ResponseError as error:
-        if not str(error).startswith(("MISCONF", "OOM")):  # its disk or its memory is full
+        if not str(error).startswith(_UNABLE):
             raise
         raise QueueUnavailable(str(error).split(maxsplit=1)[0]) from error

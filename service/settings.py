@@ -18,6 +18,6 @@ class ServiceSettings(JobSettings):
     """
 
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    deadline_s: float = Field(default=1.8, gt=0)
+    deadline_s: float = Field(default=1.4, gt=0)
     ping_s: float = Field(default=15.0, gt=0)
     drawing_threads: int = Field(default=2, ge=1)

@@ -13,7 +13,7 @@ from service.app import create_app
 from service.settings import ServiceSettings
 
 STREAM = {"Accept": "text/event-stream"}
-LIMIT_S = 2.5  # two, and what so many at once cost a busy machine
+LIMIT_S = 2.0
 FREEZE: dict[str, Callable[[Any], None]] = {
     "frozen": lambda server: server.send(signal.SIGSTOP),
     "gone": lambda server: server.kill(),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from pathlib import Path
 
+from model_core.config import NAME_PATTERN
 from model_core.errors import UnknownPreset
 from model_core.loading import Tree, parse_yaml
 
@@ -27,15 +30,27 @@ def preset_text(name: str) -> str:
     Raises:
         UnknownPreset: Naming those that exist.
     """
-    if name not in preset_names():
-        raise UnknownPreset(name, preset_names())
-    return (_directory() / f"{name}.yaml").read_text(encoding="utf-8")
+    return _file(name).read_text(encoding="utf-8")
 
 
 def preset_tree(name: str) -> Tree:
-    """A preset's sections, unchecked.
+    """A preset's sections, unchecked. Shared by all who ask: nobody changes it.
 
     Raises:
         UnknownPreset: Naming those that exist.
     """
-    return parse_yaml(preset_text(name))
+    file = _file(name)
+    facts = file.stat()
+    return _parsed(file, facts.st_mtime_ns, facts.st_size)
+
+
+def _file(name: str) -> Path:
+    file = _directory() / f"{name}.yaml"
+    if not re.fullmatch(NAME_PATTERN, name) or not file.is_file():
+        raise UnknownPreset(name, preset_names())
+    return file
+
+
+@lru_cache(maxsize=64)
+def _parsed(file: Path, _changed_ns: int, _size_bytes: int) -> Tree:
+    return parse_yaml(file.read_text(encoding="utf-8"))

@@ -36,11 +36,15 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(OSError):  # /readyz says it when the data root cannot be used
             settings.data.mkdir(parents=True, exist_ok=True)
-        listener = asyncio.create_task(services.live.listen(), name="live")
+        tasks = [
+            asyncio.create_task(services.live.listen(), name="live"),
+            asyncio.create_task(services.ringer.run(), name="ringer"),
+        ]
         with _noticing_signals(services.live.close):
             yield
-        listener.cancel()
-        await asyncio.gather(listener, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await services.close()
 
     app = FastAPI(

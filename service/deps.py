@@ -16,7 +16,9 @@ from model_core.records.files import Layout
 from service.inference import Hosts
 from service.live import Live
 from service.metrics import Curves
+from service.ringer import Ringer
 from service.settings import ServiceSettings
+from service.wire import Wire
 from worker.jobs.connection import connect
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.registry import Registry
@@ -25,6 +27,7 @@ from worker.jobs.store import JobStore
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _REDIS_THREADS = 32  # as many as the pool has connections
+_CHECKING_THREADS = 2  # more would only wait for the same interpreter
 
 
 class Asker:
@@ -57,6 +60,9 @@ class Services:
         store: The jobs.
         registry: Workers and inference processes.
         ask: The way to call the two above.
+        wire: The short way, for what is asked most often.
+        checking: Bounds the configurations that are checked at the same time.
+        ringer: Wakes workers.
         live: Who hears of changes.
         hosts: Inference processes, reached over HTTP.
         drawing: Bounds the pictures that are drawn at the same time.
@@ -68,6 +74,9 @@ class Services:
     store: JobStore
     registry: Registry
     ask: Asker
+    wire: Wire
+    checking: CapacityLimiter
+    ringer: Ringer
     live: Live
     hosts: Hosts
     drawing: CapacityLimiter
@@ -85,6 +94,9 @@ class Services:
             store=JobStore(client, settings),
             registry=registry,
             ask=ask,
+            wire=Wire(settings.redis_url, settings.deadline_s),
+            checking=CapacityLimiter(_CHECKING_THREADS),
+            ringer=Ringer(settings.redis_url),
             live=Live(settings.redis_url),
             hosts=Hosts(partial(ask, registry.alive, "inference")),
             drawing=CapacityLimiter(settings.drawing_threads),
@@ -96,10 +108,11 @@ class Services:
         """Leave: streams end, connections close."""
         self.live.close()
         await self.hosts.close()
+        await self.wire.close()
         self._redis.connection_pool.disconnect()
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

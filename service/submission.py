@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
-
 from model_core.budget import Budget, budget_of
 from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig
 from model_core.errors import (
@@ -28,6 +26,7 @@ from model_core.records.files import Layout, next_free_name
 from model_core.records.run import Run
 from service.deps import Services
 from service.errors import DoesNotFit
+from worker.jobs import questions
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.job import Submission
 from worker.jobs.spec import JobSpec, parse_spec
@@ -37,10 +36,19 @@ _REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
 
 @dataclass(frozen=True)
 class Order:
-    """A request that is right in itself, and what it would cost."""
+    """A request that is right in itself, and what it would cost.
+
+    Attributes:
+        spec: What is asked for.
+        budget: What it costs.
+        is_taken: Whether a directory has the run's name.
+        missing: What the job needs and the disk does not have.
+    """
 
     spec: JobSpec
     budget: Budget
+    is_taken: bool
+    missing: tuple[ModelCoreError, ...]
 
     @property
     def fingerprint(self) -> str:
@@ -66,7 +74,10 @@ def take(tree: Tree, layout: Layout, *, run: str | None) -> Order:
     if refused:
         raise InvalidConfig(refused)
     manifest = dataset_of(spec.config, layout).manifest() or {}
-    return Order(spec, budget_of(spec.config, train_tokens=_train_tokens(manifest)))
+    budget = budget_of(spec.config, train_tokens=_train_tokens(manifest))
+    # What is missing now may be what it waits for.
+    missing = () if spec.job.depends_on else tuple(_missing(spec, layout))
+    return Order(spec, budget, layout.run(spec.run).exists(), missing)
 
 
 async def submit(services: Services, order: Order, *, key: str | None) -> Submission:
@@ -80,13 +91,25 @@ async def submit(services: Services, order: Order, *, key: str | None) -> Submis
     Raises:
         ModelCoreError: Whatever stands against it.
     """
-    if key is not None:
-        known = await services.ask(services.store.known, key, order.fingerprint)
-        if known is not None:
-            return Submission(known, created=False)
     async for obstacle in _obstacles(services, order):
-        raise obstacle
-    return await services.ask(services.store.submit, order.spec, key=key, fingerprint=order.fingerprint)
+        if key is None or isinstance(obstacle, QueueUnavailable):  # who does not answer knows no key either
+            raise obstacle
+        known = await services.ask(services.store.known, key, order.fingerprint)
+        if known is None:
+            raise obstacle
+        return Submission(known, created=False)
+    submitted = await services.wire.ask(
+        questions.submission(
+            order.spec,
+            key=key,
+            fingerprint=order.fingerprint,
+            is_taken=order.is_taken,
+            max_queued=services.settings.max_queued,
+        )
+    )
+    if submitted is None:
+        raise RunExists(order.spec.run, await services.ask(services.store.next_free_run, order.spec.run))
+    return submitted
 
 
 async def warnings(services: Services, order: Order) -> list[Advice]:
@@ -99,11 +122,10 @@ async def warnings(services: Services, order: Order) -> list[Advice]:
 
 
 async def _obstacles(services: Services, order: Order) -> AsyncIterator[ModelCoreError]:
-    if not order.spec.job.depends_on:  # else what is missing now may be what it waits for
-        for obstacle in await run_in_threadpool(lambda: list(_missing(order.spec, services.layout))):
-            yield obstacle
+    for obstacle in order.missing:
+        yield obstacle
     try:
-        workers = await services.ask(services.registry.alive, "workers")
+        workers = await services.wire.ask(questions.alive("workers"))
     except QueueUnavailable as error:
         yield error
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Generic, Literal, Self, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -65,7 +66,7 @@ class JobView(Job):
     @classmethod
     def of(cls, job: Job) -> Self:
         """Add the links to a record."""
-        return cls.model_construct(**_fields(job), links=_job_links(job))
+        return cls(**job.__dict__, links=_job_links(job.id, job.run))
 
 
 class JobDetailView(JobDetail):
@@ -76,17 +77,14 @@ class JobDetailView(JobDetail):
     @classmethod
     def of(cls, job: JobDetail) -> Self:
         """Add the links to a record."""
-        return cls.model_construct(**_fields(job), links=_job_links(job))
+        return cls(**job.__dict__, links=_job_links(job.id, job.run))
 
 
-def _fields(job: Job) -> dict[str, Any]:
-    return {name: getattr(job, name) for name in type(job).model_fields}
-
-
-def _job_links(job: Job) -> JobLinks:
-    here = f"/jobs/{job.id}"
+@lru_cache(maxsize=2048)
+def _job_links(job_id: str, run: str) -> JobLinks:
+    here = f"/jobs/{job_id}"
     more = {name: f"{here}/{name}" for name in ("events", "logs", "metrics", "cancel")}
-    return JobLinks(self_=here, run=f"/runs/{job.run}", **more)
+    return JobLinks(self_=here, run=f"/runs/{run}", **more)
 
 
 class EventView(BaseModel):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks, Response
+from fastapi import APIRouter, Response
 from pydantic import Field
 
 from model_core.config import Config
@@ -16,7 +16,6 @@ from service.deps import Door
 from service.openapi import problems
 from service.views import JobView
 from worker.jobs.job import Wish
-from worker.jobs.queue import wake
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 
@@ -47,10 +46,10 @@ async def pause(job_id: str, services: Door, response: Response) -> JobView:
 
 
 @router.post("/resume", summary="Go on with a job that was paused or cancelled", **_ANSWERS)
-async def resume(job_id: str, services: Door, response: Response, after: BackgroundTasks) -> JobView:
+async def resume(job_id: str, services: Door, response: Response) -> JobView:
     """It is queued again, and goes on from its last full state."""
     wish = await services.ask(services.store.want, job_id, "resume")
-    after.add_task(wake, services.settings.redis_url)
+    services.ringer.ring()
     return _answer(wish, response)
 
 
@@ -65,11 +64,10 @@ async def retry(
     wanted: Annotated[RetryQuery, query(RetryQuery)],
     services: Door,
     response: Response,
-    after: BackgroundTasks,
 ) -> JobView:
     """With a new crash budget: from its last full state, or from scratch in a run of a new name."""
     wish = await services.ask(services.store.retry, job_id, scratch=wanted.from_ == "scratch")
-    after.add_task(wake, services.settings.redis_url)
+    services.ringer.ring()
     return _answer(wish, response)
 
 

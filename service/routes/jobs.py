@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
+from anyio import to_thread
+from fastapi import APIRouter, Header, Request, Response
 from pydantic import Field, StringConstraints
-from starlette.concurrency import run_in_threadpool
 
 from model_core.config import Config, Name
 from model_core.requests import JsonNumber
@@ -16,8 +17,8 @@ from service.deps import Door, Services
 from service.negotiate import tags_of
 from service.openapi import problems
 from service.views import JobDetailView, JobView, Listed, Validation
+from worker.jobs import questions
 from worker.jobs.job import JobDetail
-from worker.jobs.queue import wake
 from worker.jobs.spec import MOST_METADATA, Kind, Label, Text
 from worker.jobs.states import Status
 
@@ -78,14 +79,14 @@ async def submit(
     wanted: Annotated[SubmitQuery, query(SubmitQuery)],
     services: Door,
     response: Response,
-    after: BackgroundTasks,
     idempotency_key: Annotated[Key | None, Header(alias="Idempotency-Key")] = None,
 ) -> JobView | Validation:
     """Train or test what the body configures: the YAML file's tree, as YAML or as JSON.
 
     202 with the job and its Location. The same Idempotency-Key with the same body answers 200 with the same job.
     """
-    order = await run_in_threadpool(submission.take, tree, services.layout, run=wanted.run)
+    check_it = partial(submission.take, tree, services.layout, run=wanted.run)
+    order = await to_thread.run_sync(check_it, limiter=services.checking)
     if wanted.validate_only:
         response.status_code = 200
         found = await submission.warnings(services, order)
@@ -93,7 +94,7 @@ async def submit(
     submitted = await submission.submit(services, order, key=idempotency_key)
     response.status_code = 202 if submitted.created else 200
     response.headers["Location"] = f"/jobs/{submitted.job.id}"
-    after.add_task(wake, services.settings.redis_url)
+    services.ringer.ring()
     return JobView.of(submitted.job)
 
 
@@ -107,7 +108,7 @@ async def jobs(
     wanted: Annotated[JobsQuery, query(JobsQuery)], services: Door, request: Request, response: Response
 ) -> Listed[JobView]:
     """One page; `last_id` is the next page's `after`."""
-    page = await services.ask(services.store.page, **wanted.model_dump())
+    page = await services.wire.ask(questions.page(**wanted.model_dump()))
     if page.has_more:
         response.headers["Link"] = f'<{request.url.include_query_params(after=page.jobs[-1].id)}>; rel="next"'
     views = [JobView.of(job) for job in page.jobs]
@@ -117,7 +118,7 @@ async def jobs(
 @router.get("/jobs/{job_id}", summary="Look at a job", responses=problems(404, 503))
 async def job(job_id: str, services: Door, response: Response) -> JobDetailView:
     """Status, progress, attempts and what can be done now; the ETag is for If-Match."""
-    return _tagged(await services.ask(services.store.detail, job_id), response)
+    return _tagged(await services.wire.ask(questions.detail(job_id)), response)
 
 
 @router.patch(
@@ -136,7 +137,7 @@ async def amend(
     patch = check(JobPatch, tree).model_dump(exclude_unset=True)
     expected = await _expected(services, job_id, if_match)
     await services.ask(services.store.amend, job_id, **patch, expected=expected)
-    return _tagged(await services.ask(services.store.detail, job_id), response)
+    return _tagged(await services.wire.ask(questions.detail(job_id)), response)
 
 
 @router.delete(

@@ -3,148 +3,171 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from model_core.records.events import Event
-from worker.jobs.job import (
-    AttemptView,
-    Job,
-    JobDetail,
-    JobError,
-    Progress,
-    QueueView,
-    ResumedFrom,
-    Transition,
-    Warned,
-    WorkerView,
-)
+from worker.jobs.errors import JobNotFound
+from worker.jobs.job import Job, JobDetail, Progress, QueueView
 from worker.jobs.outlook import read_outlook
-from worker.jobs.scripts import VIEW
+from worker.jobs.scripts import DETAIL, VIEW
+from worker.jobs.spec import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
 
-DETAIL = ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step")  # what `detail_of` needs beside
+J = TypeVar("J", bound=Job)
+View = tuple[str, int | None]
 
 
+@lru_cache(maxsize=4096)
 def rfc3339(milliseconds: str | int) -> str:
     """A time of the store as clients see it."""
     moment = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def job_of(reply: Sequence[Any], outlook: str) -> Job | None:
+def job_of(view: View, outlook: str) -> Job | None:
     """Build a job.
 
     Args:
-        reply: What `view` of lib.lua returns: fields, history, place among the ready jobs.
+        view: What `view` of lib.lua returns: fields and history as JSON, and the place in the line.
         outlook: As `Outlook.to_json` wrote it; empty when no worker is there.
 
     Returns:
         The job, or None if there is none.
     """
-    fields, history, rank = reply
-    record = dict(zip(VIEW, fields, strict=True))
-    return Job.model_construct(**_facts(record, history, rank, outlook)) if record["id"] is not None else None
+    known, place = view
+    job = _apart_from_the_queue(known)
+    return job if job is None or place is None else job.model_copy(update={"queue": _queue(place, outlook)})
 
 
-def detail_of(reply: Sequence[Any], outlook: str, more: Mapping[str, Any], attempts: Sequence[str]) -> JobDetail | None:
+def jobs_of(views: Sequence[View], outlook: str) -> list[Job]:
+    """Build the jobs of a list; those that are gone are left out.
+
+    Args:
+        views: What `views` of lib.lua returns.
+        outlook: As for `job_of`.
+    """
+    every = (job_of(view, outlook) for view in views)
+    return [job for job in every if job is not None]
+
+
+def detail_of(view: View, outlook: str, more: str) -> JobDetail | None:
     """Build a job with its attempts.
 
     Args:
-        reply: As for `job_of`.
+        view: As for `job_of`.
         outlook: As for `job_of`.
-        more: The fields of `DETAIL`.
-        attempts: Those that have ended, JSON each.
+        more: The fields of `DETAIL` and the attempts that have ended, as JSON.
     """
-    fields, history, rank = reply
-    record = dict(zip(VIEW, fields, strict=True))
-    if record["id"] is None:
+    known, place = view
+    record, history = _record(known)
+    if not record["id"]:
         return None
-    every = [_attempt(json.loads(line)) for line in attempts]
+    values, attempts = json.loads(more)
+    rest = dict(zip(DETAIL, values, strict=True))
+    every = [_attempt(json.loads(line)) for line in attempts]  # an empty list arrives as an empty object
     if record["status"] in HOLDING:
-        every.append(_present_attempt(record, more))
-    return JobDetail.model_construct(
-        **_facts(record, history, rank, outlook),
-        attempts=tuple(every),
-        depends_on=tuple((more["depends_on"] or "").split()),
-        gpus=int(more["gpus"]) if more["gpus"] else None,
-    )
+        every.append(_present_attempt(record, rest))
+    facts = _facts(record, history)
+    facts["queue"] = None if place is None else _queue(place, outlook)
+    facts["attempts"], facts["depends_on"] = every, (rest["depends_on"] or "").split()
+    facts["gpus"] = int(rest["gpus"]) if rest["gpus"] else None
+    return JobDetail.model_validate(facts)
 
 
-def _facts(record: Mapping[str, str], history: Sequence[str], rank: int | None, outlook: str) -> dict[str, Any]:
-    """Fields of the view. What the scripts wrote is not checked again: a list builds many."""
-    status: Status = record["status"]  # type: ignore[assignment]
-    return {
-        "object": "job",
+@lru_cache(maxsize=2048)  # who looks at a list again sees mostly what has not changed
+def _apart_from_the_queue(known: str) -> Job | None:
+    record, history = _record(known)
+    return Job.model_validate(_facts(record, history)) if record["id"] else None
+
+
+def _record(known: str) -> tuple[dict[str, Any], Sequence[str]]:
+    """Fields and history; what Lua does not have is False."""
+    fields, history = json.loads(known)
+    return dict(zip(VIEW, fields, strict=True)), history
+
+
+def _queue(place: int, outlook: str) -> QueueView:
+    future = read_outlook(outlook)
+    return QueueView(position=place + 1, jobs_ahead=place, eta_s=future.start_of(place) if future is not None else None)
+
+
+def _facts(record: Mapping[str, Any], history: Sequence[str]) -> dict[str, Any]:
+    """A job as plain values; the model builds all of its parts in one go, which is quicker than one by one."""
+    status: Status = record["status"]
+    facts: dict[str, Any] = {
         "id": record["id"],
         "kind": record["kind"],
         "run": record["run"],
         "status": status,
         "terminal": status in TERMINAL,
         "allowed_actions": allowed_actions(status),
-        "attempt": int(record["epoch"]),
+        "attempt": record["epoch"],
         "created_at": rfc3339(record["created_at"]),
-        "started_at": rfc3339(record["started_at"]) if record["started_at"] else None,
-        "finished_at": rfc3339(record["finished_at"]) if record["finished_at"] else None,
-        "progress": _progress(record["progress"], status),
-        "error": _part(JobError, record["error"]),
-        "worker": _part(WorkerView, record["worker"]),
-        "queue": _place(rank, outlook) if rank is not None else None,
-        "waiting_for": tuple((record["waiting_for"] or "").split()),
-        "history": tuple(_transition(json.loads(line)) for line in history),
-        "warnings": tuple(Warned.model_construct(**item) for item in json.loads(record["warnings"])),
+        "history": _history(f"[{','.join(history)}]"),
+        "warnings": json.loads(record["warnings"]),
         "metadata": json.loads(record["metadata"]),
-        "priority": int(record["priority"]),
-        "revision": int(record["revision"]),
+        "priority": record["priority"],
+        "revision": record["revision"],
     }
+    facts |= {name: rfc3339(record[name]) for name in ("started_at", "finished_at") if record[name]}
+    facts |= {name: json.loads(record[name]) for name in ("error", "worker") if record[name]}
+    if record["waiting_for"]:
+        facts["waiting_for"] = record["waiting_for"].split()
+    if record["progress"]:
+        progress = json.loads(record["progress"])
+        facts["progress"] = progress if status in HOLDING else {**progress, "eta_s": None}  # only what moves arrives
+    return facts
 
 
-def _progress(text: str | None, status: Status) -> Progress:
-    facts = json.loads(text) if text else {}
-    return Progress(**facts if status in HOLDING else {**facts, "eta_s": None})  # only what moves arrives
+def _history(text: str) -> list[dict[str, Any]]:
+    return [
+        {"time": rfc3339(entry["time"]), "from_": entry.get("from"), "to": entry["to"], "reason": entry["reason"]}
+        for entry in json.loads(text)
+    ]
 
 
-def _part(model: Any, text: str | None) -> Any:
-    return model(**json.loads(text)) if text else None
+def _attempt(entry: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: entry[name] for name in ("attempt", "run", "result", "reason", "step")}
+    times = {name: rfc3339(entry[name]) for name in ("started_at", "ended_at")}
+    parts = {name: json.loads(entry[name]) for name in ("worker", "resumed_from") if entry.get(name)}
+    return {**kept, **times, **parts}
 
 
-def _place(rank: int, outlook: str) -> QueueView:
-    future = read_outlook(outlook)
-    return QueueView.model_construct(
-        position=rank + 1, jobs_ahead=rank, eta_s=future.start_of(rank) if future is not None else None
-    )
+def _present_attempt(record: Mapping[str, str], more: Mapping[str, Any]) -> dict[str, Any]:
+    present = {
+        "attempt": more["claimed_epoch"],
+        "run": record["run"],
+        "started_at": rfc3339(more["claimed_at"]),
+        "step": more["step"] or 0,
+    }
+    parts = {"worker": record["worker"], "resumed_from": more["resumed"]}
+    return {**present, **{name: json.loads(text) for name, text in parts.items() if text}}
 
 
-def _transition(entry: dict[str, Any]) -> Transition:
-    return Transition.model_construct(
-        time=rfc3339(entry["time"]), from_=entry.get("from"), to=entry["to"], reason=entry["reason"]
-    )
+def checked_id(job_id: str) -> str:
+    """Refuse what cannot be a job's id.
+
+    Raises:
+        JobNotFound: Naming it.
+    """
+    if not re.fullmatch(JOB_ID, job_id):
+        raise JobNotFound(job_id)
+    return job_id
 
 
-def _attempt(entry: dict[str, Any]) -> AttemptView:
-    return AttemptView(
-        attempt=entry["attempt"],
-        run=entry["run"],
-        worker=_part(WorkerView, entry.get("worker") or None),
-        started_at=rfc3339(entry["started_at"]),
-        ended_at=rfc3339(entry["ended_at"]),
-        result=entry["result"],
-        reason=entry["reason"],
-        step=entry["step"],
-        resumed_from=_part(ResumedFrom, entry.get("resumed_from") or None),
-    )
+def known_job(job: J | None, job_id: str) -> J:
+    """Refuse an id that no job has.
 
-
-def _present_attempt(record: Mapping[str, str], more: Mapping[str, Any]) -> AttemptView:
-    return AttemptView(
-        attempt=int(more["claimed_epoch"]),
-        run=record["run"],
-        worker=_part(WorkerView, record["worker"]),
-        started_at=rfc3339(more["claimed_at"]),
-        step=int(more["step"] or 0),
-        resumed_from=_part(ResumedFrom, more["resumed"]),
-    )
+    Raises:
+        JobNotFound: Naming it.
+    """
+    if job is None:
+        raise JobNotFound(job_id)
+    return job
 
 
 def progressed(progress: Progress, event: Event, tokens_per_step: int) -> Progress:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 
 from worker.jobs.connection import PREFIX, reaching
 from worker.jobs.states import as_lua
 
+if TYPE_CHECKING:
+    from worker.jobs.questions import Question
+
+T = TypeVar("T")
 _LUA = Path(__file__).parent / "lua"
 _SHARED, _CHOOSING = {"lib", "fit"}, {"claim", "fitting"}
 
@@ -23,13 +27,23 @@ VIEW = (
     "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error", "worker",
     "warnings", "metadata", "priority", "waiting_for", "revision",
 )  # fmt: skip
+# Fields that only a look at one job needs beside.
+DETAIL = ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step")
 
 
 class Scripts:
     """Runs scripts by name."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._scripts = {name: client.register_script(text) for name, text in _sources().items()}
+        self._scripts = {name: client.register_script(text) for name, text in sources().items()}
+
+    def ask(self, question: Question[T]) -> T:
+        """Ask a question.
+
+        Raises:
+            QueueUnavailable: Redis does not answer; the script may have run all the same.
+        """
+        return question.read(self.run(question.script, *question.arguments))
 
     def run(self, name: str, *args: str | int | float) -> Any:
         """Run one.
@@ -42,10 +56,11 @@ class Scripts:
 
 
 @cache
-def _sources() -> dict[str, str]:
+def sources() -> dict[str, str]:
+    """Every script's whole text, by name."""
     texts = {path.stem: path.read_text(encoding="utf-8") for path in _LUA.glob("*.lua")}
-    fields = ", ".join(f"'{field}'" for field in VIEW)
-    head = f"local P = '{PREFIX}'\nlocal VIEW = {{{fields}}}\n{as_lua()}\n{texts['lib']}"
+    view, detail = (", ".join(f"'{field}'" for field in fields) for fields in (VIEW, DETAIL))
+    head = f"local P = '{PREFIX}'\nlocal VIEW, DETAIL = {{{view}}}, {{{detail}}}\n{as_lua()}\n{texts['lib']}"
     return {
         name: head + (texts["fit"] if name in _CHOOSING else "") + text
         for name, text in texts.items()

@@ -6,24 +6,23 @@ stands here and in reader.py, what workers may in worker_store.py.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import redis
 
-from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter, RunBusy, RunExists
+from model_core.errors import InvalidParameter, RunBusy, RunExists
 from model_core.records.events import last_event
 from model_core.records.files import further_names
 from model_core.records.run import Run
+from worker.jobs import questions
 from worker.jobs.connection import PREFIX, reaching
-from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, PreconditionFailed, QueueFull
+from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, PreconditionFailed
 from worker.jobs.job import Job, Restored, Submission, Wish
-from worker.jobs.reader import JobReader, checked_id, known_job
-from worker.jobs.reading import job_of
+from worker.jobs.questions import hash_of
+from worker.jobs.reader import JobReader
+from worker.jobs.reading import checked_id, job_of, known_job
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import MOST_METADATA, JobSpec
 from worker.jobs.states import Action, allowed_actions
@@ -57,25 +56,14 @@ class JobStore(JobReader):
             QueueFull: Too many jobs wait.
             InvalidConfig: It is to wait for a job that is not there.
         """
-        taken = self._settings.layout.run(spec.run).exists()
-        config = json.dumps(spec.config.model_dump(mode="json", exclude_unset=True), separators=(",", ":"))
-        awaited = list(dict.fromkeys(spec.job.depends_on))
-        verdict, fact, *seen = self._scripts.run(
-            "submit", f"job_{uuid.uuid4().hex}", _hash(key) if key else "", fingerprint, spec.kind, spec.run,
-            "" if spec.gpus is None else spec.gpus, spec.job.priority, config,
-            json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), int(taken),
-            self._settings.max_queued, " ".join(awaited),
-        )  # fmt: skip
-        if verdict == "conflict":
-            raise IdempotencyConflict(key or "", fact)
-        if verdict == "run_exists":
+        is_taken = self._settings.layout.run(spec.run).exists()
+        asked = questions.submission(
+            spec, key=key, fingerprint=fingerprint, is_taken=is_taken, max_queued=self._settings.max_queued
+        )
+        submitted = self._scripts.ask(asked)
+        if submitted is None:
             raise RunExists(spec.run, self.next_free_run(spec.run))
-        if verdict == "full":
-            raise QueueFull(self._settings.max_queued)
-        if verdict == "no_dependency":
-            pointer = f"/job/depends_on/{spec.job.depends_on.index(fact)}"
-            raise InvalidConfig((FieldProblem(pointer, f"there is no job {fact!r}", fact),))
-        return Submission(known_job(job_of(*seen), fact), created=verdict == "created")
+        return submitted
 
     def known(self, key: str, fingerprint: str) -> Job | None:
         """The job that a request with this key made, if one did.
@@ -84,7 +72,7 @@ class JobStore(JobReader):
             IdempotencyConflict: The key came with another fingerprint before.
         """
         with reaching():
-            record: Any = self._redis.hmget(f"{PREFIX}key:{_hash(key)}", ("job", "fingerprint"))
+            record: Any = self._redis.hmget(f"{PREFIX}key:{hash_of(key)}", ("job", "fingerprint"))
         job_id, before = record
         if job_id is None:
             return None
@@ -252,7 +240,3 @@ class JobStore(JobReader):
         }  # fmt: skip
         pairs = [item for pair in fields.items() for item in pair]
         return bool(self._scripts.run("restore", record.id, record.status, record.created_at_ms, *pairs))
-
-
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()

@@ -28,6 +28,4 @@ repeat
 until #ids < 200 or #found >= count
 local more = #found == count
 if more then found[#found] = nil end
-local views = {}
-for i, id in ipairs(found) do views[i] = view(id) end
-return {'ok', views, outlook(), more and 1 or 0}
+return {'ok', views(found), outlook(), more and 1 or 0}

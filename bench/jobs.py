@@ -1,0 +1,328 @@
+"""How fast jobs go in, are looked at and begin, beside GET /healthz of the same server in the same run.
+
+    make bench NAME=jobs
+
+A real Redis, a real uvicorn and, for the last figure, a real worker, as `headcount up` starts them; the client is
+this process. Every figure is measured in turns with /healthz by the same clients, and the ratio is the median over
+the turns, because a machine is never quiet. Exits 1 when a target is missed or an answer is not what it should be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from headcount import redis_server
+from headcount.processes import Family, Program
+from worker.jobs.connection import connect
+from worker.jobs.registry import Registry
+from worker.jobs.settings import JobSettings
+from worker.jobs.spec import parse_spec
+from worker.jobs.store import JobStore
+
+REPOSITORY = Path(__file__).parents[1]
+CLIENTS, SUBMITS, TURNS = 200, 2000, 5
+JOBS, LIMIT, LOOKS, LOOK_TURNS = 10_000, 50, 300, 6
+STARTS = 10
+BASELINE = "/healthz"
+START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """Requests of one kind: how long each took and all of them together, and every reply that was not as expected."""
+
+    seconds: float
+    latencies_s: list[float]
+    errors: list[str]
+
+    @property
+    def rate(self) -> float:
+        """Replies a second."""
+        return len(self.latencies_s) / self.seconds
+
+    @property
+    def p50_ms(self) -> float:
+        """Median latency."""
+        return statistics.median(self.latencies_s) * 1000
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    what: str
+    figure: str
+    baseline: str
+    value: float
+    target: float
+    higher_is_better: bool = False
+    unit: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the target is met."""
+        return self.value >= self.target if self.higher_is_better else self.value <= self.target
+
+    def __str__(self) -> str:
+        target = f"{'>=' if self.higher_is_better else '<='} {self.target:g}{self.unit}"
+        verdict, ratio = "ok" if self.is_met else "NOT", f"{self.value:>8.2f}{self.unit:2}"
+        return f"{self.what:<44}{self.figure:>14}{self.baseline:>14}{ratio}{target:>9}  {verdict}"
+
+
+# --- the client: raw sockets, one request under way on each --------------------------------------------------------
+
+
+def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+    """A request as bytes."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: bench", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
+    lines += [f"Content-Length: {len(body)}"] if body else []
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class _Line:
+    """A connection and what it waits for."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.socket = socket.create_connection(address)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.began, self.received = 0.0, b""
+
+    def ask(self, message: bytes) -> None:
+        self.received, self.began = b"", time.perf_counter()
+        self.socket.sendall(message)
+
+    def reply(self) -> bytes | None:
+        """The whole reply, once it is there."""
+        piece = self.socket.recv(1 << 18)
+        self.received += piece
+        head, end, body = self.received.partition(b"\r\n\r\n")
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        is_whole = bool(end) and len(body) >= int(length or 0)
+        if not piece and not is_whole:
+            raise ConnectionError("the server closed a connection before it had answered")
+        return self.received if is_whole else None
+
+
+def exchange(address: tuple[str, int], messages: Sequence[bytes], status: int, *, clients: int) -> Round:
+    """Send every message and wait for every reply.
+
+    Args:
+        address: Of the server.
+        messages: Requests; each is sent once.
+        status: What the replies should have.
+        clients: Connections, each with one request under way; opened before the clock starts.
+    """
+    lines = [_Line(address) for _ in range(clients)]
+    waiting, latencies, errors = iter(messages), [], []
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for line in lines:
+            stack.enter_context(line.socket)
+            selector.register(line.socket, selectors.EVENT_READ, line)
+        began, missing = time.perf_counter(), len(messages)
+        for line, message in zip(lines, waiting, strict=False):
+            line.ask(message)
+        while missing:
+            for key, _ in selector.select():
+                line = key.data
+                reply = line.reply()
+                if reply is None:
+                    continue
+                latencies.append(time.perf_counter() - line.began)
+                missing -= 1
+                if not reply.startswith(b"HTTP/1.1 %d " % status):
+                    errors.append(reply[:300].decode(errors="replace"))
+                if message := next(waiting, None):
+                    line.ask(message)
+                else:
+                    selector.unregister(line.socket)  # the server closes what it has not heard of for a while
+        return Round(time.perf_counter() - began, latencies, errors)
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+class Site:
+    """Redis, the API and a worker on a data root of their own, as `headcount up` starts them."""
+
+    def __init__(self, data: Path) -> None:
+        self._data, self._family = data, Family(print)
+        socket_file = redis_server.socket_path(data)
+        self.redis_url = redis_server.socket_url(socket_file)
+        self._environment = {
+            **os.environ, "HEADCOUNT_DATA": str(data), "HEADCOUNT_REDIS_URL": self.redis_url, "HEADCOUNT_SLOTS": "1",
+            "HEADCOUNT_KIND_MODULES": json.dumps({"train": "first_statement"}),
+            "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "bench" / "child"))),
+        }  # fmt: skip
+        self._start("redis", redis_server.arguments(redis_server.server_binary(), socket_file), cwd=data)
+        _until(lambda: redis_server.answers(self.redis_url), "Redis")
+        self.settings = JobSettings(data=data, redis_url=self.redis_url)
+        client = connect(self.redis_url, for_api=False)
+        self.store, self.registry = JobStore(client, self.settings), Registry(client)
+
+    def _start(self, name: str, argv: Sequence[str], *, cwd: Path = REPOSITORY) -> None:
+        self._family.start(Program(name, tuple(argv), self._environment, self._data / f"{name}.log", cwd))
+
+    def start_api(self) -> tuple[str, int]:
+        """Start uvicorn; its address."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address: tuple[str, int] = probe.getsockname()
+        options = ("--host", address[0], "--port", str(address[1]), "--timeout-graceful-shutdown", "5")
+        self._start("api", (sys.executable, "-m", "uvicorn", "service.app:app", *options))
+        _until(lambda: _answers(address), "the API")
+        return address
+
+    def start_worker(self) -> None:
+        """Start a worker with one slot, whose child only says when it began."""
+        options = ("-P", "threads", "-c", "1", "-l", "INFO", "--without-gossip", "--without-mingle")
+        self._start("worker", (sys.executable, "-m", "celery", "-A", "worker.tasks", "worker", *options))
+        _until(lambda: self.registry.alive("workers"), "the worker")
+
+    def stop(self) -> None:
+        """End everything by its pid; Redis goes last."""
+        for names in (("api", "worker"), ("redis",)):
+            self._family.stop(names, 15, lambda: False)
+        self._family.close()
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"http://{address[0]}:{address[1]}{BASELINE}", trust_env=False).is_success
+    return False
+
+
+def _until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{what} did not answer in {START_TIMEOUT_S:g} s")
+        time.sleep(0.02)
+
+
+def tree_of(number: int) -> dict[str, Any]:
+    """A request as the documentation shows it."""
+    training = {"max_steps": 60, "warmup_steps": 10}
+    job = {"preset": "quickstart", "metadata": {"why": "to see how fast it goes"}}
+    return {"experiment_name": f"run-{number}", "training": training, "job": job}
+
+
+def submission(number: int) -> bytes:
+    """POST /jobs of a run of its own."""
+    body = json.dumps(tree_of(number)).encode()
+    return request("POST", "/jobs", body, Content_Type="application/json", Idempotency_Key=f"bench-{number}")
+
+
+def measure_submits(address: tuple[str, int]) -> Iterator[Line]:
+    """Many clients at once, in turns with the same clients at /healthz."""
+    each = SUBMITS // TURNS
+    calm, rounds = [], []
+    exchange(address, [request("GET", BASELINE)] * each, 200, clients=CLIENTS)  # warms up
+    exchange(address, [submission(-n) for n in range(1, 21)], 202, clients=1)
+    for turn in range(TURNS):
+        calm.append(exchange(address, [request("GET", BASELINE)] * each, 200, clients=CLIENTS))
+        messages = [submission(n) for n in range(turn * each, (turn + 1) * each)]
+        rounds.append(exchange(address, messages, 202, clients=CLIENTS))
+    ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in zip(rounds, calm, strict=True))
+    rate, best = (statistics.median(r.rate for r in some) for some in (rounds, calm))
+    what = f"{CLIENTS} clients submit {SUBMITS:,} jobs"
+    yield Line(what, f"{rate:,.0f}/s", f"{best:,.0f}/s", ratio, 0.3, higher_is_better=True)
+    yield _errors("errors", rounds + calm)
+
+
+def fill(store: JobStore) -> None:
+    """Up to 10,000 jobs; every other one has a history."""
+    for number in range(SUBMITS, JOBS):
+        made = store.submit(parse_spec(tree_of(number)), fingerprint=str(number)).job
+        if number % 2:
+            store.want(made.id, "cancel")
+
+
+def measure_looks(address: tuple[str, int], store: JobStore) -> Iterator[Line]:
+    """One client, one request after the other, in turns with /healthz."""
+    some = store.page(limit=LIMIT).jobs
+    messages = {
+        f"list of {LIMIT} among {JOBS:,} jobs, p50": ([request("GET", f"/jobs?limit={LIMIT}")], 6.0),
+        f"status of one of {JOBS:,} jobs, p50": ([request("GET", f"/jobs/{job.id}") for job in some], 2.0),
+    }
+    each = LOOKS // LOOK_TURNS
+    for what, (kinds, target) in messages.items():
+        calm, rounds = [], []
+        for _ in range(LOOK_TURNS):
+            calm.append(exchange(address, [request("GET", BASELINE)] * each, 200, clients=1))
+            rounds.append(exchange(address, (kinds * each)[:each], 200, clients=1))
+        ratio = statistics.median(ours.p50_ms / theirs.p50_ms for ours, theirs in zip(rounds, calm, strict=True))
+        figure, plain = (statistics.median(r.p50_ms for r in some) for some in (rounds, calm))
+        yield Line(what, f"{figure:.2f} ms", f"{plain:.2f} ms", ratio, target)
+        yield _errors("errors", rounds + calm)
+
+
+def _errors(what: str, rounds: list[Round]) -> Line:
+    errors = [error for one in rounds for error in one.errors]
+    for error in errors[:3]:
+        print(error, file=sys.stderr)
+    return Line(f"  {what} of {sum(len(one.latencies_s) for one in rounds):,}", "", "", len(errors), 0)
+
+
+def measure_starts(address: tuple[str, int], site: Site) -> Iterator[Line]:
+    """From the 202 to the first statement of the child, on an idle worker."""
+    waits = []
+    for number in range(STARTS):
+        reply = httpx.post(f"http://{address[0]}:{address[1]}/jobs", json=tree_of(JOBS + number), trust_env=False)
+        told_ns, job_id = time.time_ns(), reply.raise_for_status().json()["id"]
+        _until(lambda job_id=job_id: site.store.get(job_id).terminal, job_id)
+        began_ns = int((site.settings.data / "jobs" / job_id / "began_ns").read_text())
+        waits.append((began_ns - told_ns) / 1e9)
+        time.sleep(0.3)  # the worker is idle again
+    figure = statistics.median(waits)
+    spread = f"{min(waits):.2f}-{max(waits):.2f} s"
+    yield Line(f"202 to the child's first statement, of {STARTS}", f"{figure:.2f} s", spread, figure, 1.2, unit=" s")
+
+
+def main() -> int:
+    """Print the table; the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    print(f"{'':<44}{'figure':>14}{'healthz':>14}{'ratio':>8}{'target':>11}")
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="hc-bench-", ignore_cleanup_errors=True) as directory:
+        site = Site(Path(directory))
+        try:
+            for line in _lines(site):
+                print(line, flush=True)
+                lines.append(line)
+        finally:
+            site.stop()
+    return 0 if all(line.is_met for line in lines) else 1
+
+
+def _lines(site: Site) -> Iterator[Line]:
+    address = site.start_api()
+    facts = {"host": "bench", "pid": 0, "slots": 1, "busy": 0, "gpus": [], "memory_bytes": 64 << 30}
+    site.registry.announce("workers", "bench", facts, 3600)
+    yield from measure_submits(address)
+    fill(site.store)
+    yield from measure_looks(address, site.store)
+    site.registry.withdraw("workers", "bench")
+    connect(site.redis_url, for_api=False).flushall()
+    site.start_worker()
+    yield from measure_starts(address, site)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        raise SystemExit(main())
+    raise SystemExit(130)

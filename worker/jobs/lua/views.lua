@@ -1,0 +1,2 @@
+-- ARGV ids -> {views, outlook}
+return {views(ARGV), outlook()}

@@ -1,0 +1,137 @@
+"""What the API asks of the job store most often, apart from the connection that carries it.
+
+A question is a script, what it is given, and what its reply means; a thread or an event loop can ask it alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+from model_core.errors import FieldProblem, InvalidConfig
+from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
+from worker.jobs.job import Job, JobDetail, Page, Submission
+from worker.jobs.reading import checked_id, detail_of, job_of, jobs_of, known_job
+from worker.jobs.spec import JobSpec
+from worker.jobs.states import Status
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Question(Generic[T]):
+    """One run of a script.
+
+    Attributes:
+        script: Its name.
+        arguments: What it is given.
+        read: Turns its reply into the answer, or raises what the reply says.
+    """
+
+    script: str
+    arguments: tuple[str | int, ...]
+    read: Callable[[Any], T]
+
+
+def submission(
+    spec: JobSpec, *, key: str | None, fingerprint: str, is_taken: bool, max_queued: int
+) -> Question[Submission | None]:
+    """Record a job, unless its key was used before. The answer None: the run's name is taken.
+
+    Args:
+        spec: What to do.
+        key: The client's Idempotency-Key, kept for a day.
+        fingerprint: Equal for equal requests.
+        is_taken: Whether a directory has the run's name.
+        max_queued: Jobs that may wait.
+
+    The answer may be:
+        IdempotencyConflict: The key came with another fingerprint before.
+        QueueFull: Too many jobs wait.
+        InvalidConfig: It is to wait for a job that is not there.
+    """
+
+    def read(reply: Any) -> Submission | None:
+        verdict, fact, *seen = reply
+        if verdict == "run_exists":
+            return None
+        if verdict == "conflict":
+            raise IdempotencyConflict(key or "", fact)
+        if verdict == "full":
+            raise QueueFull(max_queued)
+        if verdict == "no_dependency":
+            pointer = f"/job/depends_on/{spec.job.depends_on.index(fact)}"
+            raise InvalidConfig((FieldProblem(pointer, f"there is no job {fact!r}", fact),))
+        return Submission(known_job(job_of(*seen), fact), created=verdict == "created")
+
+    arguments = (
+        f"job_{uuid.uuid4().hex}", hash_of(key) if key else "", fingerprint, spec.kind, spec.run,
+        "" if spec.gpus is None else spec.gpus, spec.job.priority, spec.config.model_dump_json(exclude_unset=True),
+        json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), int(is_taken), max_queued,
+        " ".join(dict.fromkeys(spec.job.depends_on)),
+    )  # fmt: skip
+    return Question("submit", arguments, read)
+
+
+def detail(job_id: str) -> Question[JobDetail]:
+    """Read a job with its attempts.
+
+    Raises:
+        JobNotFound: There is none of that id; also as the answer.
+    """
+
+    def read(reply: Any) -> JobDetail:
+        return known_job(detail_of(*reply), job_id)
+
+    return Question("detail", (checked_id(job_id),), read)
+
+
+def jobs(ids: Sequence[str]) -> Question[list[Job]]:
+    """Read jobs; those that there are not are left out."""
+    return Question("views", tuple(ids), lambda reply: jobs_of(*reply))
+
+
+def page(
+    *,
+    after: str | None = None,
+    limit: int = 20,
+    status: Status | None = None,
+    kind: str | None = None,
+    run: str | None = None,
+) -> Question[Page]:
+    """List jobs, newest first.
+
+    Args:
+        after: The last job of the page before.
+        limit: How many at most.
+        status: Only these.
+        kind: Only these.
+        run: Only these.
+
+    Raises:
+        JobNotFound: `after` is no job; also as the answer.
+    """
+    cursor = checked_id(after) if after else ""
+
+    def read(reply: Any) -> Page:
+        verdict, *rest = reply
+        if verdict == "missing":
+            raise JobNotFound(cursor)
+        seen, outlook, has_more = rest
+        return Page(tuple(jobs_of(seen, outlook)), has_more=bool(has_more))
+
+    return Question("page", (cursor, limit + 1, status or "", kind or "", run or ""), read)
+
+
+def alive(kind: str) -> Question[list[dict[str, Any]]]:
+    """Facts of the processes of a kind that are there, by id."""
+    return Question("alive", (kind,), lambda bodies: [json.loads(body) for body in bodies])
+
+
+def hash_of(key: str) -> str:
+    """An Idempotency-Key as the store keeps it."""
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -127,6 +127,7 @@ local function move(id, to, reason)
 end
 
 local function fail_for(id, awaited, how)
+  if how == 'cancelled' then how = 'was cancelled' end
   set(id, 'error', cjson.encode({code = 'dependency_failed', detail = 'it waits for ' .. awaited .. ', which ' .. how,
     hint = 'bring that job to success and retry this one, or submit it again without depends_on'}))
   move(id, 'failed', awaited .. ' ' .. how)

@@ -50,12 +50,12 @@ def parse_body(data: bytes, content_type: str) -> Tree:
         tree = _parse_json(_text(data))
     else:
         raise UnsupportedMediaType(kind, (YAML, JSON))
-    if _holds_more_than(tree, _MOST_VALUES):
+    if holds_more_than(tree, _MOST_VALUES):
         raise BodyTooLarge(f"a body may hold at most {_MOST_VALUES:,} values")
     return tree
 
 
-def _holds_more_than(tree: Any, most: int) -> bool:
+def holds_more_than(tree: Any, most: int) -> bool:
     """Whether a tree has more nodes; every wrong one would be compared with every right one."""
     waiting, seen = [tree], 0
     while waiting and seen <= most:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ParamSpec, TypeVar
@@ -16,12 +16,15 @@ from model_core.records.files import Layout
 from service.inference import Hosts
 from service.live import Live
 from service.metrics import Curves
+from service.orders import Order, orders_of
 from service.ringer import Ringer
 from service.settings import ServiceSettings
+from service.together import Together
 from service.wire import Wire
 from worker.jobs.connection import connect
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.registry import Registry
+from worker.jobs.spec import JobSpec
 from worker.jobs.store import JobStore
 
 _P = ParamSpec("_P")
@@ -61,7 +64,8 @@ class Services:
         registry: Workers and inference processes.
         ask: The way to call the two above.
         wire: The short way, for what is asked most often.
-        checking: Bounds the configurations that are checked at the same time.
+        checking: Bounds the large configurations that are checked at the same time.
+        orders: Looks at the disk for what is asked for.
         ringer: Wakes workers.
         live: Who hears of changes.
         hosts: Inference processes, reached over HTTP.
@@ -76,6 +80,7 @@ class Services:
     ask: Asker
     wire: Wire
     checking: CapacityLimiter
+    orders: Together[JobSpec, Order]
     ringer: Ringer
     live: Live
     hosts: Hosts
@@ -96,6 +101,7 @@ class Services:
             ask=ask,
             wire=Wire(settings.redis_url, settings.deadline_s),
             checking=CapacityLimiter(_CHECKING_THREADS),
+            orders=Together(partial(_orders, settings.layout, CapacityLimiter(1))),
             ringer=Ringer(settings.redis_url),
             live=Live(settings.redis_url),
             hosts=Hosts(partial(ask, registry.alive, "inference")),
@@ -108,8 +114,13 @@ class Services:
         """Leave: streams end, connections close."""
         self.live.close()
         await self.hosts.close()
+        await self.orders.close()
         await self.wire.close()
         self._redis.connection_pool.disconnect()
+
+
+async def _orders(layout: Layout, limiter: CapacityLimiter, specs: Sequence[JobSpec]) -> list[Order | Exception]:
+    return await to_thread.run_sync(orders_of, layout, specs, limiter=limiter)
 
 
 async def _services(request: Request) -> Services:

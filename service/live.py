@@ -1,7 +1,8 @@
 """One Redis connection that hears of every change and wakes whoever follows that job.
 
-However many event streams are open, Redis sees one listener a process. A wake-up carries nothing: who is woken
-reads what is new. While Redis is away everybody is woken each second, because the files may still grow.
+However many event streams are open, Redis sees one listener a process, and none while nobody follows. A wake-up
+carries nothing: who is woken reads what is new. While Redis is away everybody is woken each second, because the files
+may still grow.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK_MS = 5000
 _AGAIN_S = 1.0
+_CALM_S = 0.02  # a storm of changes is heard of at this pace
 
 
 class Live:
@@ -30,6 +32,7 @@ class Live:
     def __init__(self, redis_url: str) -> None:
         self._url = redis_url
         self._followers: dict[str, set[asyncio.Event]] = {}
+        self._followed = asyncio.Event()
         self._closing = False
 
     @property
@@ -47,6 +50,7 @@ class Live:
         """An event that is set whenever the job may have changed."""
         event = asyncio.Event()
         self._followers.setdefault(job_id, set()).add(event)
+        self._followed.set()
         try:
             yield event
         finally:
@@ -56,18 +60,24 @@ class Live:
 
     async def listen(self) -> None:
         """Wake followers until cancelled."""
-        last: str | None = None
         while True:
+            await self._followed.wait()
             try:
                 async with self._connect() as client:
-                    self._wake_all()  # something may have happened while nobody listened
-                    last = last or await _newest(client)
-                    while True:
-                        last = await self._hear(client, last)
+                    await self._listen(client)
             except (redis.RedisError, OSError) as error:
                 log.info("listener lost redis reason=%s", type(error).__name__)
-            self._wake_all()
-            await asyncio.sleep(_AGAIN_S)
+                self._wake_all()
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _listen(self, client: redis.asyncio.Redis) -> None:
+        """Wake followers while there are any."""
+        last = await _newest(client)
+        self._wake_all()  # something may have happened while nobody listened
+        while self._followers:
+            last = await self._hear(client, last)
+            await asyncio.sleep(_CALM_S)
+        self._followed.clear()
 
     def _connect(self) -> redis.asyncio.Redis:
         return redis.asyncio.Redis.from_url(

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from worker.jobs.queue import wake
 
-_PAUSE_S = 0.01
+_PAUSE_S = 0.05
 _MOST_OWED = 16
 
 

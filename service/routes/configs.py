@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from model_core.presets import preset_names, preset_text, preset_tree
@@ -49,5 +48,5 @@ def config(name: str, accept: Annotated[str | None, Header()] = None) -> Respons
 @router.post("/validate", summary="Check a configuration", responses=problems(400, 413, 415, 422))
 async def validate(tree: ConfigTree, services: Door) -> Validation:
     """The resolved configuration, its budget and warnings; or every wrong value."""
-    order = await run_in_threadpool(submission.take, tree, services.layout, run=None)
+    order = await submission.take(services, tree, run=None)
     return Validation.of(order.spec.kind, order.spec.config, order.budget, order.spec.warnings)

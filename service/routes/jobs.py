@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import Field, StringConstraints
 
@@ -14,6 +12,7 @@ from model_core.requests import JsonNumber
 from service import deletion, submission
 from service.body import JSON, ConfigTree, check, parameters_of, query
 from service.deps import Door, Services
+from service.listing import listing_of
 from service.negotiate import tags_of
 from service.openapi import problems
 from service.views import JobDetailView, JobView, Listed, Validation
@@ -85,8 +84,7 @@ async def submit(
 
     202 with the job and its Location. The same Idempotency-Key with the same body answers 200 with the same job.
     """
-    check_it = partial(submission.take, tree, services.layout, run=wanted.run)
-    order = await to_thread.run_sync(check_it, limiter=services.checking)
+    order = await submission.take(services, tree, run=wanted.run)
     if wanted.validate_only:
         response.status_code = 200
         found = await submission.warnings(services, order)
@@ -101,18 +99,18 @@ async def submit(
 @router.get(
     "/jobs",
     summary="List jobs, newest first",
+    response_model=Listed[JobView],
     responses=problems(404, 422, 503),
     openapi_extra={"parameters": parameters_of(JobsQuery)},
 )
-async def jobs(
-    wanted: Annotated[JobsQuery, query(JobsQuery)], services: Door, request: Request, response: Response
-) -> Listed[JobView]:
+async def jobs(wanted: Annotated[JobsQuery, query(JobsQuery)], services: Door, request: Request) -> Response:
     """One page; `last_id` is the next page's `after`."""
-    page = await services.wire.ask(questions.page(**wanted.model_dump()))
-    if page.has_more:
-        response.headers["Link"] = f'<{request.url.include_query_params(after=page.jobs[-1].id)}>; rel="next"'
-    views = [JobView.of(job) for job in page.jobs]
-    return Listed[JobView].of(views, [job.id for job in page.jobs], has_more=page.has_more)
+    found = await services.wire.ask(questions.page(**wanted.__dict__))
+    body, last_id = listing_of(found)
+    response = Response(body, media_type=JSON)
+    if found.has_more:
+        response.headers["Link"] = f'<{request.url.include_query_params(after=last_id)}>; rel="next"'
+    return response
 
 
 @router.get("/jobs/{job_id}", summary="Look at a job", responses=problems(404, 503))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -200,11 +200,64 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What the known workers could run; None where nobody can say.
+
+    Attributes:
+        gpus: Of the worker that has most.
+        memory_bytes: The largest for one job: a worker's, or its largest GPU's.
+    """
+
+    gpus: int | None
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a job was not recorded.
+
+    Attributes:
+        why: The run's name is taken; the disk lacks what the job needs; no known worker could run it.
+        capacity: For the last of these.
+    """
+
+    why: Literal["run_exists", "lacking", "unfit"]
+    capacity: Capacity | None = None
+
+
+@dataclass(frozen=True)
 class Wish:
     """A job that a client wished something of, and whether that changed its status."""
 
     job: Job
     is_new: bool
+
+
+class Row(NamedTuple):
+    """A job as the store keeps it, and where it stands in line; `reading` makes a job of it.
+
+    Attributes:
+        record: Fields and history as JSON; equal for as long as nothing changes.
+        place: In the line of ready jobs, from 0.
+    """
+
+    record: str
+    place: int | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Jobs, newest first.
+
+    Attributes:
+        rows: One a job.
+        outlook: When those in line will start, as `Outlook.to_json` wrote it; empty when no worker is there.
+        has_more: Whether older ones follow.
+    """
+
+    rows: tuple[Row, ...]
+    outlook: str
+    has_more: bool
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
-from worker.jobs.job import Job, JobDetail, Page, Submission
+from worker.jobs.job import Capacity, Job, JobDetail, Refusal, Row, Rows, Submission
 from worker.jobs.reading import checked_id, detail_of, job_of, jobs_of, known_job
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status
@@ -38,9 +38,16 @@ class Question(Generic[T]):
 
 
 def submission(
-    spec: JobSpec, *, key: str | None, fingerprint: str, is_taken: bool, max_queued: int
-) -> Question[Submission | None]:
-    """Record a job, unless its key was used before. The answer None: the run's name is taken.
+    spec: JobSpec,
+    *,
+    key: str | None,
+    fingerprint: str,
+    is_taken: bool,
+    max_queued: int,
+    is_lacking: bool = False,
+    memory_bytes: int = 0,
+) -> Question[Submission | Refusal]:
+    """Record a job, unless its key was used before, or something stands against it.
 
     Args:
         spec: What to do.
@@ -48,6 +55,8 @@ def submission(
         fingerprint: Equal for equal requests.
         is_taken: Whether a directory has the run's name.
         max_queued: Jobs that may wait.
+        is_lacking: Whether the disk lacks what the job needs.
+        memory_bytes: What it needs of a worker; the known one with most must have as much.
 
     The answer may be:
         IdempotencyConflict: The key came with another fingerprint before.
@@ -55,10 +64,12 @@ def submission(
         InvalidConfig: It is to wait for a job that is not there.
     """
 
-    def read(reply: Any) -> Submission | None:
+    def read(reply: Any) -> Submission | Refusal:
         verdict, fact, *seen = reply
-        if verdict == "run_exists":
-            return None
+        if verdict in {"run_exists", "lacking"}:
+            return Refusal(verdict)
+        if verdict == "unfit":
+            return Refusal(verdict, _capacity_of(fact))
         if verdict == "conflict":
             raise IdempotencyConflict(key or "", fact)
         if verdict == "full":
@@ -72,7 +83,7 @@ def submission(
         f"job_{uuid.uuid4().hex}", hash_of(key) if key else "", fingerprint, spec.kind, spec.run,
         "" if spec.gpus is None else spec.gpus, spec.job.priority, spec.config.model_dump_json(exclude_unset=True),
         json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), int(is_taken), max_queued,
-        " ".join(dict.fromkeys(spec.job.depends_on)),
+        " ".join(dict.fromkeys(spec.job.depends_on)), int(is_lacking), memory_bytes,
     )  # fmt: skip
     return Question("submit", arguments, read)
 
@@ -102,7 +113,7 @@ def page(
     status: Status | None = None,
     kind: str | None = None,
     run: str | None = None,
-) -> Question[Page]:
+) -> Question[Rows]:
     """List jobs, newest first.
 
     Args:
@@ -117,19 +128,24 @@ def page(
     """
     cursor = checked_id(after) if after else ""
 
-    def read(reply: Any) -> Page:
+    def read(reply: Any) -> Rows:
         verdict, *rest = reply
         if verdict == "missing":
             raise JobNotFound(cursor)
         seen, outlook, has_more = rest
-        return Page(tuple(jobs_of(seen, outlook)), has_more=bool(has_more))
+        return Rows(tuple(Row(*row) for row in seen), outlook, has_more=bool(has_more))
 
     return Question("page", (cursor, limit + 1, status or "", kind or "", run or ""), read)
 
 
-def alive(kind: str) -> Question[list[dict[str, Any]]]:
-    """Facts of the processes of a kind that are there, by id."""
-    return Question("alive", (kind,), lambda bodies: [json.loads(body) for body in bodies])
+def capacity() -> Question[Capacity]:
+    """What the known workers could run."""
+    return Question("capacity", (), _capacity_of)
+
+
+def _capacity_of(reply: Sequence[Any]) -> Capacity:
+    gpus, memory_bytes = (None if number == "" else int(number) for number in reply)
+    return Capacity(gpus, memory_bytes)
 
 
 def hash_of(key: str) -> str:

@@ -11,7 +11,7 @@ from model_core.records.events import Event
 from worker.jobs import questions
 from worker.jobs.connection import PREFIX, reaching
 from worker.jobs.job import Job, JobDetail, Page, QueueState
-from worker.jobs.reading import checked_id, known_job
+from worker.jobs.reading import checked_id, jobs_of, known_job
 from worker.jobs.scripts import Scripts
 from worker.jobs.states import Status
 
@@ -60,7 +60,8 @@ class JobReader:
         Raises:
             JobNotFound: `after` is no job.
         """
-        return self._scripts.ask(questions.page(after=after, limit=limit, status=status, kind=kind, run=run))
+        found = self._scripts.ask(questions.page(after=after, limit=limit, status=status, kind=kind, run=run))
+        return Page(tuple(jobs_of(found.rows, found.outlook)), found.has_more)
 
     def queue(self, limit: int = 20) -> QueueState:
         """Count what is queued and running, and list the first ready jobs in the order of their turn."""

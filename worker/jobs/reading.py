@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 
 from model_core.records.events import Event
 from worker.jobs.errors import JobNotFound
-from worker.jobs.job import Job, JobDetail, Progress, QueueView
+from worker.jobs.job import Job, JobDetail, Progress, QueueView, Row
 from worker.jobs.outlook import read_outlook
 from worker.jobs.scripts import DETAIL, VIEW
 from worker.jobs.spec import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
 
 J = TypeVar("J", bound=Job)
-View = tuple[str, int | None]
 
 
 @lru_cache(maxsize=4096)
@@ -28,41 +27,41 @@ def rfc3339(milliseconds: str | int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def job_of(view: View, outlook: str) -> Job | None:
+def job_of(row: Row, outlook: str) -> Job | None:
     """Build a job.
 
     Args:
-        view: What `view` of lib.lua returns: fields and history as JSON, and the place in the line.
+        row: What `view` of lib.lua returns.
         outlook: As `Outlook.to_json` wrote it; empty when no worker is there.
 
     Returns:
         The job, or None if there is none.
     """
-    known, place = view
-    job = _apart_from_the_queue(known)
-    return job if job is None or place is None else job.model_copy(update={"queue": _queue(place, outlook)})
+    record, place = row
+    job = apart_from_the_queue(record)
+    return job if job is None or place is None else job.model_copy(update={"queue": queue_of(place, outlook)})
 
 
-def jobs_of(views: Sequence[View], outlook: str) -> list[Job]:
+def jobs_of(rows: Sequence[Row], outlook: str) -> list[Job]:
     """Build the jobs of a list; those that are gone are left out.
 
     Args:
-        views: What `views` of lib.lua returns.
+        rows: What `views` of lib.lua returns.
         outlook: As for `job_of`.
     """
-    every = (job_of(view, outlook) for view in views)
+    every = (job_of(row, outlook) for row in rows)
     return [job for job in every if job is not None]
 
 
-def detail_of(view: View, outlook: str, more: str) -> JobDetail | None:
+def detail_of(row: Row, outlook: str, more: str) -> JobDetail | None:
     """Build a job with its attempts.
 
     Args:
-        view: As for `job_of`.
+        row: As for `job_of`.
         outlook: As for `job_of`.
         more: The fields of `DETAIL` and the attempts that have ended, as JSON.
     """
-    known, place = view
+    known, place = row
     record, history = _record(known)
     if not record["id"]:
         return None
@@ -72,14 +71,15 @@ def detail_of(view: View, outlook: str, more: str) -> JobDetail | None:
     if record["status"] in HOLDING:
         every.append(_present_attempt(record, rest))
     facts = _facts(record, history)
-    facts["queue"] = None if place is None else _queue(place, outlook)
+    facts["queue"] = None if place is None else queue_of(place, outlook)
     facts["attempts"], facts["depends_on"] = every, (rest["depends_on"] or "").split()
     facts["gpus"] = int(rest["gpus"]) if rest["gpus"] else None
     return JobDetail.model_validate(facts)
 
 
 @lru_cache(maxsize=2048)  # who looks at a list again sees mostly what has not changed
-def _apart_from_the_queue(known: str) -> Job | None:
+def apart_from_the_queue(known: str) -> Job | None:
+    """Build a job from its record; where it stands in line is not in it."""
     record, history = _record(known)
     return Job.model_validate(_facts(record, history)) if record["id"] else None
 
@@ -90,7 +90,8 @@ def _record(known: str) -> tuple[dict[str, Any], Sequence[str]]:
     return dict(zip(VIEW, fields, strict=True)), history
 
 
-def _queue(place: int, outlook: str) -> QueueView:
+def queue_of(place: int, outlook: str) -> QueueView:
+    """Build what a client sees of a place in line."""
     future = read_outlook(outlook)
     return QueueView(position=place + 1, jobs_ahead=place, eta_s=future.start_of(place) if future is not None else None)
 

@@ -1,11 +1,12 @@
 """The Lua scripts, each a transition or a question that Redis answers in one go.
 
 In front of every script stand the prefix of all keys, the fields that clients see, the tables of states.py and what
-the scripts share (lib.lua; fit.lua for the two that choose a job).
+the scripts share: lib.lua, fit.lua for those that choose a job, room.lua for those that ask what workers could run.
 """
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LUA = Path(__file__).parent / "lua"
-_SHARED, _CHOOSING = {"lib", "fit"}, {"claim", "fitting"}
+_BESIDE = {"claim": "fit", "fitting": "fit", "submit": "room", "capacity": "room"}
+_SHARED = {"lib", *_BESIDE.values()}
 
 # Fields of a record, in the order in which `view` of lib.lua returns them.
 VIEW = (
@@ -62,7 +64,13 @@ def sources() -> dict[str, str]:
     view, detail = (", ".join(f"'{field}'" for field in fields) for fields in (VIEW, DETAIL))
     head = f"local P = '{PREFIX}'\nlocal VIEW, DETAIL = {{{view}}}, {{{detail}}}\n{as_lua()}\n{texts['lib']}"
     return {
-        name: head + (texts["fit"] if name in _CHOOSING else "") + text
+        name: head + (texts[_BESIDE[name]] if name in _BESIDE else "") + text
         for name, text in texts.items()
         if name not in _SHARED
     }
+
+
+@cache
+def digests() -> dict[str, str]:
+    """What Redis knows each script by once it has run."""
+    return {name: hashlib.sha1(text.encode()).hexdigest() for name, text in sources().items()}

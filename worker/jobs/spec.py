@@ -93,13 +93,14 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
     merged = {key: value for key, value in tree.items() if key != "job"}
     if job.preset is not None:
         merged = merge_patch(preset_tree(job.preset), merged)
+    merged, replaced = _without_paths(merged)
     renamed = {} if run is None else {"experiment_name": checked_name("run", run)}
     parsed, more = _experiment(merged)
     if parsed is not None:
         more += [*_source_stays_inside(parsed.config, data_root), *_kind_fits(job, parsed.config)]
     if problems or more or parsed is None:
         raise _refusal((*problems, *more))
-    config, replaced = _without_paths(parsed.config.model_copy(update=renamed), merged)
+    config = parsed.config.model_copy(update=renamed)
     kind = "train" if config.execution.train else "test"
     return JobSpec(kind, config.experiment_name, config, job, (*parsed.warnings, *replaced, *_idle_gpus(job)))
 
@@ -182,18 +183,18 @@ def _refusal(problems: tuple[FieldProblem, ...]) -> InvalidConfig:
 _PATHS = (("data", "data_dir"), ("output", "exp_dir"), ("output", "attention_dir"))
 
 
-def _without_paths(config: ExperimentConfig, tree: Tree) -> tuple[ExperimentConfig, tuple[Advice, ...]]:
+def _without_paths(tree: Tree) -> tuple[Tree, tuple[Advice, ...]]:
     """Paths of the author's machine mean nothing here: everything lies below the data root."""
-    written = [(section, key) for section, key in _PATHS if key in (tree.get(section) or {})]
+    written = [(name, key) for name, key in _PATHS if isinstance(_section(tree, name).get(key), str)]
     if not written:
-        return config, ()
-    dump = config.model_dump(mode="json", exclude_unset=True)
+        return tree, ()
     kept = {
-        name: {key: value for key, value in section.items() if (name, key) not in written}
-        if isinstance(section, dict)
-        else section
-        for name, section in dump.items()
+        name: {key: value for key, value in tree[name].items() if (name, key) not in written} for name, _ in written
     }
-    names = ", ".join(f"{section}.{key}" for section, key in written)
-    advice = Advice("paths_replaced", f"{names}: replaced by the directories of the data root")
-    return parse_config(kept).config, (advice,)
+    names = ", ".join(f"{name}.{key}" for name, key in written)
+    return {**tree, **kept}, (Advice("paths_replaced", f"{names}: replaced by the directories of the data root"),)
+
+
+def _section(tree: Tree, name: str) -> Tree:
+    section = tree.get(name)
+    return section if isinstance(section, dict) else {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import redis
 
@@ -18,9 +17,8 @@ from model_core.records.files import further_names
 from model_core.records.run import Run
 from worker.jobs import questions
 from worker.jobs.connection import PREFIX, reaching
-from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, PreconditionFailed
-from worker.jobs.job import Job, Restored, Submission, Wish
-from worker.jobs.questions import hash_of
+from worker.jobs.errors import ActionNotAllowed, JobNotFound, PreconditionFailed
+from worker.jobs.job import Job, Refusal, Restored, Submission, Wish
 from worker.jobs.reader import JobReader
 from worker.jobs.reading import checked_id, job_of, known_job
 from worker.jobs.settings import JobSettings
@@ -61,24 +59,9 @@ class JobStore(JobReader):
             spec, key=key, fingerprint=fingerprint, is_taken=is_taken, max_queued=self._settings.max_queued
         )
         submitted = self._scripts.ask(asked)
-        if submitted is None:
+        if isinstance(submitted, Refusal):
             raise RunExists(spec.run, self.next_free_run(spec.run))
         return submitted
-
-    def known(self, key: str, fingerprint: str) -> Job | None:
-        """The job that a request with this key made, if one did.
-
-        Raises:
-            IdempotencyConflict: The key came with another fingerprint before.
-        """
-        with reaching():
-            record: Any = self._redis.hmget(f"{PREFIX}key:{hash_of(key)}", ("job", "fingerprint"))
-        job_id, before = record
-        if job_id is None:
-            return None
-        if before != fingerprint:
-            raise IdempotencyConflict(key, job_id)
-        return self.get(job_id)
 
     def next_free_run(self, run: str) -> str:
         """The first of run-2, run-3 ... that neither a directory nor a job that is not over has."""

@@ -1,6 +1,7 @@
 -- ARGV id, key hash or '', fingerprint, kind, run, gpus or '', priority, spec, warnings, metadata, taken ('1': the run
--- exists on disk), max_queued, ids it waits for -> {verdict, fact, view, outlook}. A reply that got lost is asked for
--- again with the same id.
+-- exists on disk), max_queued, ids it waits for, lacking ('1': the disk lacks what it needs), bytes of memory it needs
+-- -> {verdict, fact, view, outlook}; with verdict 'unfit', fact is what the known workers could run. A reply that got lost
+-- is asked for again with the same id, and a known key comes before everything that stands against the request now.
 local id, hash, fingerprint, kind, run, gpus = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local function told(verdict, job) return {verdict, job, view(job), outlook()} end
 
@@ -13,6 +14,9 @@ if hash ~= '' then
     return told('duplicate', known[1])
   end
 end
+if ARGV[14] == '1' then return {'lacking', ''} end
+local most, room = capacity()
+if most and (most < (tonumber(gpus) or 0) or room < tonumber(ARGV[15])) then return {'unfit', told_capacity(most, room)} end
 if kind == 'train' and (ARGV[11] == '1' or keeper(run)) then return {'run_exists', run} end
 if redis.call('ZCARD', P .. 'jobs:status:queued') >= tonumber(ARGV[12]) then return {'full', ''} end
 

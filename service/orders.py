@@ -1,0 +1,149 @@
+"""A request for a job, and what the disk says of it: what can be known without asking the queue."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_core.budget import Budget, budget_of
+from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig
+from model_core.errors import CheckpointMismatch, DatasetNotReady, FieldProblem, InvalidConfig, ModelCoreError
+from model_core.loading import Tree
+from model_core.records.dataset import dataset_of
+from model_core.records.files import Layout
+from model_core.records.run import Run
+from worker.jobs.spec import JobSpec, parse_spec
+
+_REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request that is right in itself, and what the disk says of it.
+
+    Attributes:
+        spec: What is asked for.
+        budget: What it costs.
+        is_taken: Whether a directory has the run's name.
+        missing: What the job needs and the disk does not have.
+    """
+
+    spec: JobSpec
+    budget: Budget
+    is_taken: bool
+    missing: tuple[ModelCoreError, ...]
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it needs of a worker; the budget is a training's."""
+        return self.budget.memory.required_bytes if self.spec.kind == "train" else 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for requests that ask for the same, however they are written."""
+        spec = self.spec
+        job = json.dumps(spec.job.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256("\n".join((spec.kind, spec.run, spec.config.model_dump_json(), job)).encode()).hexdigest()
+
+
+def read_spec(tree: Tree, *, run: str | None, data_root: Path) -> JobSpec:
+    """Read a request.
+
+    Args:
+        tree: As the body has it.
+        run: Renames the run.
+        data_root: Below its ``uploads`` a ``file:`` source may lie.
+
+    Raises:
+        InvalidConfig: With every wrong value.
+    """
+    spec = parse_spec(tree, run=run, data_root=data_root)
+    if refused := tuple(_reference_is_a_name(spec.config)):
+        raise InvalidConfig(refused)
+    return spec
+
+
+def orders_of(layout: Layout, specs: Sequence[JobSpec]) -> list[Order | Exception]:
+    """What the disk says of each request; what it cannot say is an error in its place."""
+    found: list[Order | Exception] = []
+    for spec in specs:
+        try:
+            found.append(_order_of(layout, spec))
+        except Exception as error:  # noqa: BLE001 - it belongs to the one who asked
+            found.append(error)
+    return found
+
+
+def _order_of(layout: Layout, spec: JobSpec) -> Order:
+    manifest = dataset_of(spec.config, layout).manifest() or {}
+    budget = budget_of(spec.config, train_tokens=_train_tokens(manifest))
+    # What is missing now may be what it waits for.
+    missing = () if spec.job.depends_on else tuple(_missing(spec, layout))
+    return Order(spec, budget, layout.run(spec.run).exists(), missing)
+
+
+def _missing(spec: JobSpec, layout: Layout) -> Iterator[ModelCoreError]:
+    """What the job needs and the disk does not have."""
+    config = spec.config
+    try:
+        if spec.kind == "test":
+            config = _tested(config, layout)
+        if config.checkpoint.load_checkpoint is not None and spec.kind == "train":
+            _continued(config, layout)
+    except ModelCoreError as error:
+        yield error
+        return
+    if config.data.source is not None:
+        return
+    dataset = dataset_of(config, layout)
+    if missing := dataset.missing():
+        yield DatasetNotReady(
+            f"dataset {dataset.name!r} lacks {', '.join(path.name for path in missing)}, and data.source is not set; "
+            f"set data.source to stories, or put the files below datasets/{dataset.name} of the data root"
+        )
+
+
+def _tested(written: ExperimentConfig, layout: Layout) -> ExperimentConfig:
+    """A test reads a run that exists, with the model of its checkpoint."""
+    run = Run.open(layout.run(written.experiment_name))
+    run.resolve(written.testing.checkpoint_path)
+    trained = run.config()
+    if "model" in written.model_fields_set:
+        _same_model(written.model, trained.model, written.model.model_fields_set, f"run {run.name!r}")
+    return trained if "data" not in written.model_fields_set else written
+
+
+def _continued(config: ExperimentConfig, layout: Layout) -> None:
+    """A training that begins with another run's checkpoint has its model."""
+    reference = config.checkpoint.load_checkpoint or ""
+    name, _, file = reference.partition("/")
+    run = Run.open(layout.run(name))
+    run.resolve(file or ("latest" if run.full_states() else "best"))
+    _same_model(config.model, run.config().model, ModelConfig.model_fields, f"checkpoint.load_checkpoint {reference!r}")
+
+
+def _same_model(ours: ModelConfig, theirs: ModelConfig, keys: Iterable[str], whose: str) -> None:
+    different = [
+        f"model.{key} is {getattr(ours, key)} here and {getattr(theirs, key)} in {whose}"
+        for key in sorted(keys)
+        if getattr(ours, key) != getattr(theirs, key)
+    ]
+    if different:
+        raise CheckpointMismatch("; ".join(different))
+
+
+def _reference_is_a_name(config: ExperimentConfig) -> Iterator[FieldProblem]:
+    reference = config.checkpoint.load_checkpoint
+    if reference is not None and not _REFERENCE.fullmatch(reference):
+        detail = f"{reference!r} is not RUN or RUN/FILE, for example quickstart/model_latest.pt"
+        yield FieldProblem("/checkpoint/load_checkpoint", detail, reference)
+
+
+def _train_tokens(manifest: Mapping[str, Any]) -> int | None:
+    tokens = manifest.get("splits", {}).get("train", {}).get("tokens")
+    return tokens if isinstance(tokens, int) and tokens > 0 else None

@@ -125,6 +125,23 @@ def test_many_followers_share_one_listener_and_leave_the_pool_alone(site, redis_
     assert all(numbers == list(range(1, 21)) for numbers in results)
 
 
+def followed(site: Any, run: str) -> tuple[list[int], float]:
+    """Numbers of the events that a follower of a short job is told, and how long it took."""
+    job = site.submit(run)
+    stream = read(site, job["links"]["events"])
+    next(stream)
+    claim, began = site.claim(), time.monotonic()
+    tell(site, claim, 3)
+    site.finish(claim)
+    return [number for _, number, _ in stream if number], time.monotonic() - began
+
+
+def test_changes_are_heard_of_again_after_a_time_when_nobody_followed(site) -> None:
+    (first, _), (second, seconds) = followed(site, "first"), followed(site, "second")
+    assert first == second == [1, 2, 3]
+    assert seconds < 5  # what is not heard of shows with a ping, after 15 s
+
+
 def test_a_silent_stream_says_that_it_is_there(make_site) -> None:
     site = make_site(ping_s=0.1)
     job = site.submit()

@@ -255,3 +255,12 @@ def test_a_kind_that_is_none_names_the_nearest(site) -> None:
     assert reply.status_code == 422
     (error,) = reply.json()["errors"]
     assert (error["pointer"], error["nearest"][0]) == ("/kind", "train")
+
+
+def test_a_list_shows_each_job_as_a_look_at_it_does(site) -> None:
+    ended, first, second = site.submit("ended"), site.submit("first"), site.submit("second")
+    site.http.post(ended["links"]["cancel"])
+    listed, again = (site.http.get("/jobs").json()["data"] for _ in range(2))  # again: what has not changed is known
+    looks = [site.http.get(job["links"]["self"]).json() for job in (second, first, ended)]
+    assert listed == again == [{key: look[key] for key in job} for job, look in zip(listed, looks, strict=True)]
+    assert [job["queue"] and job["queue"]["position"] for job in listed] == [2, 1, None]

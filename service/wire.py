@@ -62,9 +62,7 @@ class Wire:
     async def _carry(self, questions: Sequence[Question[Any]]) -> list[Any]:
         """Run scripts; one that Redis does not know is sent whole, and known from then on."""
         async with asyncio.timeout(self._deadline_s):
-            if self._connection.is_connected and await self._connection.can_read():
-                await self._connection.disconnect(nowait=True)  # nothing was asked: this is its end
-            await self._connection.connect()  # type: ignore[no-untyped-call]
+            await self._connected()
             shas, texts = digests(), sources()
             replies = await self._transfer([("EVALSHA", shas[q.script], 0, *q.arguments) for q in questions])
             unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -72,6 +70,12 @@ class Wire:
             for place, reply in zip(unknown, await self._transfer(whole), strict=True):
                 replies[place] = reply
             return replies
+
+    async def _connected(self) -> None:
+        if self._connection.is_connected and await self._connection.can_read():
+            await self._connection.disconnect(nowait=True)  # nothing was asked: this is its end
+        if not self._connection.is_connected:
+            await self._connection.connect()  # type: ignore[no-untyped-call]
 
     async def _transfer(self, commands: Sequence[_Command]) -> list[Any]:
         if commands:

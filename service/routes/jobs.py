@@ -113,21 +113,20 @@ async def jobs(wanted: Annotated[JobsQuery, query(JobsQuery)], services: Door, r
     return response
 
 
-@router.get("/jobs/{job_id}", summary="Look at a job", responses=problems(404, 503))
-async def job(job_id: str, services: Door, response: Response) -> JobDetailView:
+@router.get("/jobs/{job_id}", summary="Look at a job", response_model=JobDetailView, responses=problems(404, 503))
+async def job(job_id: str, services: Door) -> Response:
     """Status, progress, attempts and what can be done now; the ETag is for If-Match."""
-    return _tagged(await services.wire.ask(questions.detail(job_id)), response)
+    return _tagged(await services.wire.ask(questions.detail(job_id)))
 
 
 @router.patch(
     "/jobs/{job_id}",
     summary="Change a job's priority or metadata",
+    response_model=JobDetailView,
     responses=problems(400, 404, 412, 413, 415, 422, 503),
     openapi_extra={"requestBody": _PATCH_BODY},
 )
-async def amend(
-    job_id: str, tree: ConfigTree, services: Door, response: Response, if_match: IfMatch = None
-) -> JobDetailView:
+async def amend(job_id: str, tree: ConfigTree, services: Door, if_match: IfMatch = None) -> Response:
     """A JSON merge patch (RFC 7396): what is left out stays; null removes a key of `metadata`.
 
     A queued job takes its new place at once. With If-Match nothing is changed once somebody else changed the job.
@@ -135,7 +134,7 @@ async def amend(
     patch = check(JobPatch, tree).model_dump(exclude_unset=True)
     expected = await _expected(services, job_id, if_match)
     await services.ask(services.store.amend, job_id, **patch, expected=expected)
-    return _tagged(await services.wire.ask(questions.detail(job_id)), response)
+    return _tagged(await services.wire.ask(questions.detail(job_id)))
 
 
 @router.delete(
@@ -150,10 +149,9 @@ async def delete(job_id: str, wanted: Annotated[DeleteQuery, query(DeleteQuery)]
     await deletion.delete(services, job_id, artifacts=wanted.artifacts)
 
 
-def _tagged(job: JobDetail, response: Response) -> JobDetailView:
-    response.headers["ETag"] = f'"{job.revision}"'
-    response.headers["Cache-Control"] = "no-store"
-    return JobDetailView.of(job)
+def _tagged(job: JobDetail) -> Response:
+    headers = {"ETag": f'"{job.revision}"', "Cache-Control": "no-store"}
+    return Response(JobDetailView.of(job).model_dump_json(), media_type=JSON, headers=headers)
 
 
 async def _expected(services: Services, job_id: str, if_match: str | None) -> int | None:

@@ -1,0 +1,119 @@
+"""Questions that travel together, and the connection that carries them."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis import ResponseError
+
+from service.together import Together
+from service.wire import Wire
+from worker.jobs import questions
+from worker.jobs.errors import JobNotFound, QueueUnavailable
+from worker.jobs.questions import Question
+
+NOBODY = f"job_{0:032x}"
+
+
+class Way:
+    """A slow way that doubles numbers, refuses negative ones, and is closed to zero."""
+
+    def __init__(self) -> None:
+        self.journeys: list[list[int]] = []
+
+    async def __call__(self, asked: Sequence[int]) -> list[int | Exception]:
+        self.journeys.append(list(asked))
+        await asyncio.sleep(0.02)
+        if 0 in asked:
+            raise ConnectionError("closed")
+        return [2 * number if number > 0 else ValueError(str(number)) for number in asked]
+
+
+async def ask_all(crowd: Together[int, int], numbers: Sequence[int]) -> list[Any]:
+    return await asyncio.gather(*(crowd.ask(number) for number in numbers), return_exceptions=True)
+
+
+def test_who_comes_while_others_are_under_way_travels_with_the_next() -> None:
+    async def journeys() -> list[list[int]]:
+        way = Way()
+        crowd = Together(way)
+        first = asyncio.create_task(crowd.ask(1))
+        await asyncio.sleep(0.01)
+        assert await ask_all(crowd, [2, 3, 4]) == [4, 6, 8]
+        assert await first == 2
+        return way.journeys
+
+    assert asyncio.run(journeys()) == [[1], [2, 3, 4]]
+
+
+def test_an_error_reaches_the_one_it_is_about() -> None:
+    answers = asyncio.run(ask_all(Together(Way()), [1, -2, 3]))
+    assert (answers[0], str(answers[1]), answers[2]) == (2, "-2", 6)
+
+
+def test_a_way_that_is_closed_is_closed_to_all_and_open_again_later() -> None:
+    async def both() -> tuple[list[Any], int]:
+        crowd = Together(Way())
+        return await ask_all(crowd, [1, 0]), await crowd.ask(5)
+
+    refused, later = asyncio.run(both())
+    assert [type(error) for error in refused] == [ConnectionError, ConnectionError]
+    assert later == 10
+
+
+def test_who_gives_up_holds_nobody_else_up() -> None:
+    async def impatient() -> int:
+        crowd = Together(Way())
+        first = asyncio.create_task(crowd.ask(1))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        return await crowd.ask(2)
+
+    assert asyncio.run(impatient()) == 4
+
+
+def test_closing_leaves_nobody_waiting() -> None:
+    async def closed() -> list[Any]:
+        crowd = Together(Way())
+        waiting = asyncio.create_task(ask_all(crowd, [1, 2]))
+        await asyncio.sleep(0.01)
+        await crowd.close()
+        return await asyncio.wait_for(waiting, 1)
+
+    assert [type(answer) for answer in asyncio.run(closed())] == [asyncio.CancelledError] * 2
+
+
+async def asked_on(url: str, *asked: Question[Any], between: Callable[[], object] = bool) -> list[Any]:
+    """Answers to questions asked one after the other, with something happening after each."""
+    wire = Wire(url, deadline_s=1.0)
+    answers: list[Any] = []
+    for question in asked:
+        answers += await asyncio.gather(wire.ask(question), return_exceptions=True)
+        between()
+        await asyncio.sleep(0.05)  # the loop hears of a connection that ended
+    await wire.close()
+    return answers
+
+
+def test_a_question_that_fails_leaves_the_connection_to_others(redis_url: str) -> None:
+    bad: Question[Any] = Question("submit", (), lambda reply: reply)  # its arguments are missing
+    refused, page, unknown = asyncio.run(asked_on(redis_url, bad, questions.page(), questions.detail(NOBODY)))
+    assert isinstance(refused, ResponseError)
+    assert (page.rows, type(unknown)) == ((), JobNotFound)
+
+
+def test_a_redis_that_started_again_is_asked_again(start_redis: Callable[..., Any]) -> None:
+    server = start_redis()
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    first, second = asyncio.run(asked_on(server.url, questions.page(), questions.page(), between=restart))
+    assert (first.rows, second.rows) == ((), ())
+
+
+def test_a_redis_that_is_gone_is_unavailable(start_redis: Callable[..., Any]) -> None:
+    server = start_redis()
+    first, second = asyncio.run(asked_on(server.url, questions.page(), questions.page(), between=server.kill))
+    assert (first.rows, type(second)) == ((), QueueUnavailable)

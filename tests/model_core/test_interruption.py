@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_core.device import describe_machine
 from model_core.gpt import GPT
 from model_core.records.events import Event, read_events, series
 from model_core.records.run import Run
@@ -73,6 +74,14 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(t
     assert resumed["step"] in {told[-1], told[-1] + 1}  # one more, where it had all its bytes and only lacked its name
     assert not list(run.path.glob(".*.tmp"))
     assert losses(run) == losses(Run(tmp_path / "exp" / "straight"))
+
+
+def test_the_number_of_threads_is_decided_once_and_stored(tiny: Tiny, tmp_path: Path) -> None:
+    short = {"training": {"max_steps": 1, "warmup_steps": 0}, "device": {"threads": None}}
+    main(["--config", str(tiny(**short))])
+    run, cores = Run(tmp_path / "exp" / "tiny"), describe_machine().cores
+    state = torch.load(run.path / "model_latest.pt", weights_only=True)
+    assert run.config().device.threads == state["config"]["device"]["threads"] == torch.get_num_threads() == cores
 
 
 COMPILED = {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from model_core.gpt import GPT
 from model_core.records.events import read_events, series
 from model_core.records.run import Run
 from model_core.train import main
@@ -38,6 +39,14 @@ def test_a_run_of_one_step_without_a_periodic_state_passes(trained: Callable[...
     run = trained(max_steps=1, checkpoint_every=1000)
     assert names(run) == {"model_best.pt", "model_final.pt", "model_latest.pt"}
     assert {info.step for info in run.checkpoints()} == {1}
+
+
+def test_the_start_says_how_many_parameters_decay(trained: Callable[..., Run]) -> None:
+    run = trained(max_steps=1)
+    (start,) = [event for event in read_events(run.events) if event["type"] == "start"]
+    sizes = [(p.dim(), p.numel()) for p in GPT(run.config().model).parameters()]
+    assert start["parameters"] == sum(size for _, size in sizes)
+    assert start["parameters_decayed"] == sum(size for dim, size in sizes if dim == 2)
 
 
 @pytest.mark.parametrize("word", ["best", "final"])

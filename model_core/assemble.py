@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model_core.checkpoint import clean, newest_full_state, read_state
+from model_core.checkpoint import newest_full_state
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, TokenLoader, load_tokens
 from model_core.device import Runtime
-from model_core.errors import CheckpointMismatch, FieldProblem, InvalidConfig
+from model_core.errors import CheckpointMismatch
 from model_core.gpt import GPT
+from model_core.loading import parse_config
 from model_core.optim import make_optimizer
-from model_core.records.checkpoint import CheckpointInfo
+from model_core.origin import check_tokenizer
 from model_core.records.dataset import Dataset
-from model_core.records.files import Layout, portable
 from model_core.records.run import Run
 from model_core.trainer import Forward, TrainState
 
@@ -63,67 +62,34 @@ def assemble(config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit:
 
 
 def resume(state: TrainState, run: Run, emit: Emit) -> None:
-    """Go on from the run's newest intact full state; from the start if there is none."""
+    """Go on from the run's newest intact full state; from the start if there is none.
+
+    Args:
+        state: Assembled from the run's configuration.
+        run: Where states are looked for.
+        emit: Told ``resumed``, and ``warning`` about every state that is damaged.
+
+    Raises:
+        CheckpointMismatch: Configuration or tokenizer are not those of the state.
+    """
 
     def on_damaged(detail: str) -> None:
         emit("warning", code="checkpoint_damaged", detail=detail)
         log.warning("state passed over: %s", detail)
 
     found = newest_full_state(run, on_damaged)
-    if found is not None:
-        info, saved = found
-        if different := differences(saved["config"], state.config.model_dump(mode="json")):
-            raise CheckpointMismatch(f"{info.file} and config.yaml differ: {'; '.join(different)}")
-        state.restore(saved)
-        emit("resumed", file=info.file, step=info.step)
-        log.info("resumed run=%s file=%s step=%d", run.name, info.file, info.step)
-
-
-def start_from(state: TrainState, reference: str, layout: Layout, emit: Emit) -> None:
-    """Begin a new run with the state of another.
-
-    Args:
-        state: The new run's.
-        reference: ``RUN[/FILE]``, or the path of a checkpoint in a run directory.
-        layout: Where runs lie.
-        emit: Told ``resumed``, or ``warning`` when the file holds weights alone.
-
-    Raises:
-        CheckpointMismatch: The model there has another shape.
-        InvalidConfig: The state there is at or beyond this run's last step.
-    """
-    run, wanted = referred(reference, layout)
-    info, saved = read_state(run, wanted)
-    if different := differences(saved["config"]["model"], state.config.model.model_dump(mode="json")):
-        raise CheckpointMismatch(f"checkpoint.load_checkpoint {reference!r}: {'; '.join(different)}")
-    if info.full:
-        if saved["step"] >= state.max_steps:
-            detail = f"{state.max_steps} is not above the {saved['step']} steps that {reference!r} has done"
-            raise InvalidConfig((FieldProblem("/training/max_steps", detail, state.max_steps),))
-        state.restore(saved)
-        state.val_loss, state.val_step, state.best_val_loss, state.best_step = None, -1, math.inf, -1
-        emit("resumed", file=f"{run.name}/{info.file}", step=info.step)
-    else:
-        state.model.load_state_dict(clean(saved["model"]))
-        detail = f"{run.name}/{info.file} holds weights alone: a new optimizer begins at step 0"
-        emit("warning", code="weights_only", detail=detail)
-
-
-def referred(reference: str, layout: Layout) -> tuple[Run, CheckpointInfo]:
-    """Find what `checkpoint.load_checkpoint` names.
-
-    Raises:
-        RunNotFound: There is no such run.
-        CheckpointNotFound: It has no such checkpoint.
-        CheckpointNotReady: It has none.
-    """
-    path = portable(reference)
-    if path.is_file():
-        run, file = Run.open(path.parent), path.name
-    else:
-        name, _, file = reference.partition("/")
-        run = Run.open(layout.run(name))
-    return run, run.resolve_start(file)
+    if found is None:
+        if run.full_states():
+            on_damaged(f"no full state of run {run.name!r} is intact: training begins anew")
+        return
+    info, saved = found
+    theirs = parse_config(saved["config"]).config  # keys that an earlier version did not have get their defaults
+    if different := differences(theirs.model_dump(mode="json"), state.config.model_dump(mode="json")):
+        raise CheckpointMismatch(f"{info.file} and config.yaml differ: {'; '.join(different)}")
+    check_tokenizer(state, saved, info.file)
+    state.restore(saved)
+    emit("resumed", file=info.file, step=info.step)
+    log.info("resumed run=%s file=%s step=%d", run.name, info.file, info.step)
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str = "") -> list[str]:

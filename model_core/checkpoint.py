@@ -8,15 +8,18 @@ after their sha256 was checked: torch would load flipped bits silently.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+import re
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from model_core.config import ExperimentConfig
-from model_core.errors import CheckpointDamaged, ModelCoreError
+from model_core.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
 from model_core.gpt import GPT
 from model_core.loading import parse_config
 from model_core.records.checkpoint import CheckpointInfo
@@ -24,7 +27,11 @@ from model_core.records.run import Run
 from model_core.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
-_WRAPPERS = ("_orig_mod.", "module.")  # added by torch.compile and DDP; never part of a name
+_WRAPPERS = frozenset({"_orig_mod", "module"})  # added by torch.compile and DDP; never part of a name
+_UNREADABLE = (
+    pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError,
+)  # fmt: skip
+_OBJECT = re.compile(r"GLOBAL (\S+)")  # what torch.load says it met, and would have to run code for
 
 State = dict[str, Any]
 
@@ -66,13 +73,33 @@ def read_state(run: Run, info: CheckpointInfo) -> tuple[CheckpointInfo, State]:
         CheckpointNotFound: It was pruned meanwhile.
     """
     with run.opened(info) as (file, found):
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise CheckpointDamaged(info.file, str(error).partition("\n")[0]) from None
+        state = load_file(file, info.file)
     if not isinstance(state, dict) or not {"model", "config", "tokenizer"} <= state.keys():
         raise CheckpointDamaged(info.file, "it lacks the model, the configuration or the tokenizer")
+    if (version := state.get("schema_version", SCHEMA_VERSION)) > SCHEMA_VERSION:
+        detail = f"has schema_version {version}, from a later version of this program; this one reads {SCHEMA_VERSION}"
+        raise CheckpointMismatch(f"{info.file} {detail}")
     return found, state
+
+
+def load_file(file: BinaryIO, name: str) -> Any:
+    """Load what a file holds, on the CPU, without running code from it.
+
+    Args:
+        file: Open for reading.
+        name: For messages.
+
+    Raises:
+        CheckpointRefused: It holds objects that only their own code could build.
+        CheckpointDamaged: It is no file of torch.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        if met := _OBJECT.search(str(error)):
+            reason = f"it holds a pickled {met[1]}, and unpickling one can run any code"
+            raise CheckpointRefused(name, reason) from None
+        raise CheckpointDamaged(name, f"torch cannot read it ({type(error).__name__})") from None
 
 
 def newest_full_state(run: Run, on_damaged: Callable[[str], None]) -> tuple[CheckpointInfo, State] | None:
@@ -81,11 +108,14 @@ def newest_full_state(run: Run, on_damaged: Callable[[str], None]) -> tuple[Chec
     Args:
         run: The run.
         on_damaged: Told about every newer state that could not be used.
+
+    Raises:
+        CheckpointMismatch: A state is intact, but from a later version of this program.
     """
     for info in run.full_states():
         try:
             return read_state(run, info)
-        except ModelCoreError as error:
+        except (CheckpointDamaged, CheckpointNotFound, CheckpointRefused) as error:
             on_damaged(str(error))
     return None
 
@@ -102,15 +132,52 @@ def load_model(run: Run, wanted: str = "best", *, device: str = "cpu") -> Loaded
         CheckpointNotReady: The run has none.
         CheckpointNotFound: It has others.
         CheckpointDamaged: Its bytes are wrong.
+        CheckpointMismatch: Its weights are not those of its configuration.
     """
     info, state = read_state(run, run.resolve(wanted))
     config = parse_config(state["config"]).config
     with torch.device("meta"), _Uninitialised():  # shapes alone: the numbers come from the file
         model = GPT(config.model)
-    model.load_state_dict(clean(state["model"]), assign=True)
+    load_weights(model, clean(state["model"]), info.file, assign=True)
     model.tie_head()
     model.requires_grad_(requires_grad=False).to(device).eval()
     return LoadedModel(model, config, Tokenizer.from_dict(state["tokenizer"]), info)
+
+
+def load_weights(model: GPT, weights: Mapping[str, Tensor], file: str, *, assign: bool = False) -> None:
+    """Put weights into a model.
+
+    Args:
+        model: Takes them.
+        weights: By our names.
+        file: Where they come from, for messages.
+        assign: Take the tensors themselves instead of their numbers.
+
+    Raises:
+        CheckpointMismatch: A parameter is missing, unknown or of another shape; the model is as it was.
+    """
+    ours = model.state_dict()
+    wrong = [f"it lacks {name}" for name in ours if name not in weights]
+    wrong += [f"{name} is no parameter of the model" for name in weights if name not in ours]
+    wrong += [
+        f"{name} is {tuple(tensor.shape)} there and {tuple(ours[name].shape)} here"
+        for name, tensor in weights.items()
+        if name in ours and tensor.shape != ours[name].shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointMismatch(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
+    model.load_state_dict(weights, assign=assign)
+
+
+def clean(state: State) -> State:
+    """Parameter names without the prefixes of wrappers."""
+    return {clean_name(name): value for name, value in state.items()}
+
+
+def clean_name(name: str) -> str:
+    """One parameter name without the prefixes of wrappers."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -122,15 +189,3 @@ class _Uninitialised(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
-
-
-def clean(state: State) -> State:
-    """Parameter names without the prefixes of wrappers."""
-    return {clean_name(name): value for name, value in state.items()}
-
-
-def clean_name(name: str) -> str:
-    """One parameter name without the prefixes of wrappers."""
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name

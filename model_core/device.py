@@ -154,6 +154,8 @@ def apply(runtime: Runtime) -> None:
     """Make the process-wide settings of a decision."""
     torch.set_num_threads(runtime.threads)
     torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
+    # compiled for the CPU, an embedding's gradient is summed in whatever order threads finish, unless told not to
+    torch.use_deterministic_algorithms(runtime.compile and runtime.device_type == "cpu", warn_only=True)
 
 
 def _device(asked: str, machine: Machine, gpu: int | None) -> str:

@@ -148,6 +148,28 @@ class CheckpointDamaged(ModelCoreError):
         super().__init__(f"checkpoint {file!r} is damaged: {reason}")
 
 
+class CheckpointFileNotFound(ModelCoreError):
+    """There is no checkpoint at that path, and no run of that name."""
+
+    code = "checkpoint_not_found"
+
+    def __init__(self, reference: str) -> None:
+        super().__init__(f"checkpoint.load_checkpoint {reference!r}: no run has that name, and no file lies there")
+
+
+class CheckpointRefused(ModelCoreError):
+    """A file that is intact, but is not loaded for what it holds."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"checkpoint {file!r} is refused: {reason}")
+        self.hint = (
+            "write it anew in the program that made it: torch.save({'model': model.state_dict(), 'model_args': "
+            "{'n_layer': 12, 'n_head': 12, 'n_embd': 768, 'vocab_size': 50304, 'block_size': 1024}}, 'converted.pt')"
+        )
+
+
 class CheckpointMismatch(ModelCoreError):
     """A written configuration and the checkpoint's own differ."""
 

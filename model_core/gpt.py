@@ -68,7 +68,7 @@ class CausalSelfAttention(nn.Module):
         Returns:
             (B, T, C).
         """
-        q, k, v = self.qkv(x)
+        q, k, v = self.qkv(x)  # 3 x (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
         return self.merge(y)
@@ -207,7 +207,8 @@ class GPT(nn.Module):
         logits = self.lm_head(self.hidden(idx))  # (B, T, V)
         if targets is None:
             return logits, None
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+        exact = torch.promote_types(logits.dtype, torch.float32)  # autocast's scores are too coarse for a softmax
+        loss = F.cross_entropy(logits.flatten(0, 1).to(exact), targets.flatten(), ignore_index=-1)  # ()
         return logits, loss
 
     def _scale_residual_projections(self) -> None:

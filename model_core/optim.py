@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -23,6 +25,16 @@ def make_optimizer(model: nn.Module, training: TrainingConfig, *, fused: bool) -
         {"params": vectors(model), "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=training.max_lr, betas=BETAS, eps=training.eps, fused=fused)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Go on with the moments of another optimizer of the same parameters.
+
+    Args:
+        optimizer: Keeps its own settings: a new run may decay more, or update on another device.
+        saved: The other's `state_dict`.
+    """
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

@@ -138,12 +138,12 @@ def _check_that_it_can_begin(config: ExperimentConfig, layout: Layout, gpu: int 
         else:
             open_source(config.data.source, DEFAULT_SEED)
 
-    from model_core.assemble import referred
     from model_core.device import decide, describe_machine
+    from model_core.origin import find_origin
 
     decide(config, describe_machine(), gpu)
     if config.checkpoint.load_checkpoint:
-        referred(config.checkpoint.load_checkpoint, layout)
+        find_origin(config, layout)
 
 
 def _begin(arguments: argparse.Namespace, run: Run) -> int:
@@ -163,9 +163,10 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
         return _stopped(attempt, stop)
 
     from model_core import device
-    from model_core.assemble import assemble, resume, start_from
+    from model_core.assemble import assemble, resume
     from model_core.observers import observers
     from model_core.optim import parameter_counts
+    from model_core.origin import find_origin, start_from
     from model_core.trainer import train
 
     runtime = device.decide(config, device.describe_machine(), arguments.gpu)
@@ -179,7 +180,7 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
         attempt.emit("warning", code=f"{what}_off", detail=runtime.off[what])
     resume(state, run, attempt.emit)
     if state.step == 0 and config.checkpoint.load_checkpoint:
-        start_from(state, config.checkpoint.load_checkpoint, layout, attempt.emit)
+        start_from(state, find_origin(config, layout), attempt.emit)
 
     listeners = observers(config, run, attempt=attempt.number, dataset=dataset, emit=attempt.emit)
     finished = train(state, listeners, stop)

@@ -21,6 +21,7 @@ from model_core.data.loader import TokenLoader
 from model_core.device import Runtime
 from model_core.errors import NonFiniteLoss
 from model_core.gpt import GPT
+from model_core.optim import load_moments
 from model_core.schedule import get_lr
 from model_core.tokenizer import Tokenizer
 
@@ -80,7 +81,7 @@ class TrainState:
     def restore(self, state: State) -> None:
         """Go on from a full state."""
         self.model.load_state_dict(clean(state["model"]))
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_moments(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         _restore_rng(state["rng"], self.runtime.device)
@@ -167,7 +168,7 @@ def take_step(state: TrainState) -> StepResult:
             _, loss = state.forward(idx, targets)
         assert loss is not None
         loss = loss / config.accumulation
-        total += loss.detach()
+        total = total + loss.detach()
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     loss_value = total.item()
     grad_norm = _clip_gradients(state)
@@ -199,10 +200,13 @@ def _update(state: TrainState) -> None:
 
 def _rng_state(device: str) -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    mps = torch.mps.get_rng_state() if device == "mps" else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda, "mps": mps}
 
 
 def _restore_rng(state: dict[str, Any], device: str) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None and device.startswith("cuda"):
         torch.cuda.set_rng_state(state["cuda"], device)
+    if state.get("mps") is not None and device == "mps":
+        torch.mps.set_rng_state(state["mps"])

@@ -1,12 +1,20 @@
 """The model: sizes, initialisation, and that heads may differ by layer."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
 from model_core.config import ModelConfig
 from model_core.gpt import GPT
 
 TINY = ModelConfig(n_layer=3, n_embd=24, n_head_list=(6, 3, 1), vocab_size=40, block_size=16)
+ROOT = Path(__file__).parents[2]
+RESHAPES = re.compile(
+    r"\.(view|transpose|permute|flatten|unbind)\(|F\.(scaled_dot|gelu)| @ |self\.(qkv|lm_head|c_\w+)\("
+)
 
 
 def build(config: ModelConfig, seed: int = 0) -> GPT:
@@ -22,10 +30,18 @@ def test_gpt2_has_as_many_parameters_as_it_should(heads: tuple[int, ...] | None)
 
 
 def test_every_layer_has_its_own_heads() -> None:
-    model = build(TINY)
+    model = build(TINY.model_copy(update={"n_layer": 4, "n_head_list": (12, 8, 6, 4)}))
     x = torch.randn(2, 5, 24)  # (B, T, C)
-    shapes = [tuple(block.attn.qkv(x)[0].shape) for block in model.blocks]
-    assert shapes == [(2, 6, 5, 4), (2, 3, 5, 8), (2, 1, 5, 24)]
+    shapes = [[tuple(part.shape) for part in block.attn.qkv(x)] for block in model.blocks]
+    assert shapes == [[(2, heads, 5, 24 // heads)] * 3 for heads in (12, 8, 6, 4)]
+    assert [tuple(block.attn(x).shape) for block in model.blocks] == [(2, 5, 24)] * 4
+
+
+@pytest.mark.parametrize("file", ["gpt.py", "capture.py"])
+def test_every_line_that_changes_a_shape_ends_with_the_new_one(file: str) -> None:
+    code = (ROOT / "model_core" / file).read_text().splitlines()
+    silent = [line for line in code if RESHAPES.search(line) and not re.search(r"# (\d x )?\(.*\)$", line)]
+    assert silent == []
 
 
 def test_a_list_of_equal_heads_is_the_uniform_model() -> None:
@@ -69,15 +85,49 @@ def test_the_loss_is_the_mean_over_counted_targets() -> None:
     torch.testing.assert_close(loss, -torch.stack(counted).mean())
 
 
-def test_recomputing_activations_changes_no_gradient() -> None:
-    gradients = []
-    for recompute in (False, True):
-        model = build(TINY).train()
-        model.gradient_checkpointing = recompute
-        idx = torch.arange(16).view(2, 8)
-        model(idx, idx)[1].backward()
-        gradients.append([p.grad for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+def learnt(*, recompute: bool) -> tuple[float, list[Tensor], int]:
+    """Loss and gradients of one batch, and the bytes that the forward pass keeps for the backward pass."""
+    model = build(TINY.model_copy(update={"dropout": 0.2})).train()
+    model.gradient_checkpointing = recompute
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    idx = torch.arange(32).view(4, 8) % 40  # (B, T)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _, loss = model(idx, idx)
+    loss.backward()
+    return loss.item(), [p.grad for p in model.parameters()], sum(kept.values())
+
+
+def test_recomputing_activations_gives_the_same_bits_and_keeps_less() -> None:
+    loss, gradients, kept = learnt(recompute=False)
+    same_loss, same_gradients, less = learnt(recompute=True)
+    assert same_loss == loss
+    assert all(torch.equal(a, b) for a, b in zip(gradients, same_gradients, strict=True))
+    assert less < kept / 4
+
+
+def test_dropout_works_in_training_alone_and_wherever_gpt2_has_it() -> None:
+    model = build(TINY.model_copy(update={"dropout": 0.5}))
+    idx = torch.arange(8)[None]  # (B, T)
+    assert torch.equal(model(idx)[0], model(idx)[0])
+    zeros = []
+    for module in (model.transformer["drop"], *(m for b in model.blocks for m in (b.attn, b.mlp))):
+        module.register_forward_hook(lambda _, __, out: zeros.append((out == 0).float().mean().item()))
+    model.train()(idx)
+    assert zeros == pytest.approx([0.5] * 7, abs=0.15)
+
+
+def test_attention_weights_are_dropped_in_training() -> None:
+    attention = build(TINY.model_copy(update={"dropout": 0.5})).blocks[0].attn
+    attention.resid_dropout.p = 0.0
+    x = torch.randn(1, 6, 24)  # (B, T, C)
+    assert torch.equal(attention(x), attention(x))
+    assert not torch.equal(attention.train()(x), attention(x))
 
 
 def test_more_tokens_than_positions_are_refused() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from model_core.config import TrainingConfig
 from model_core.errors import InvalidConfig
+from model_core.loading import parse_config
 from model_core.schedule import effective_steps, get_lr
 
 TRAINING = TrainingConfig(max_lr=1.0, min_lr=0.1, warmup_steps=10, max_steps=110, total_batch_size=1000)
@@ -35,3 +36,8 @@ def test_the_smallest_budget_decides(budget: dict, steps: int) -> None:
 def test_a_budget_shorter_than_the_warm_up_is_refused() -> None:
     with pytest.raises(InvalidConfig, match=r"below the 5 steps that training\.max_tokens allows"):
         effective_steps(TRAINING.model_copy(update={"max_tokens": 5000}), 20_000)
+
+
+def test_a_lowest_rate_above_the_highest_is_refused_with_both() -> None:
+    with pytest.raises(InvalidConfig, match=r"/training/min_lr: 0\.002 is above max_lr 0\.001"):
+        parse_config({"training": {"max_lr": 0.001, "min_lr": 0.002}})

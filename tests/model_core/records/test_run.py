@@ -132,10 +132,12 @@ def test_a_kill_between_any_two_changes_of_the_disk_loses_no_state(
 
 def test_pruning_deletes_the_oldest_periodic_ones_alone(run: Run) -> None:
     publish(run, BEST, 1, full=False)
-    for step in (5, 100_000, 20):
+    for step in (5, 100_000, 99_999):
         publish(run, periodic_name(step), step)
     run.prune(keep=2)
-    assert [info.file for info in run.checkpoints()] == [BEST, "model_00020.pt", "model_100000.pt"]
+    assert [info.file for info in run.checkpoints()] == [BEST, "model_99999.pt", "model_100000.pt"]
+    run.prune(keep=1)
+    assert [info.file for info in run.checkpoints()] == [BEST, "model_100000.pt"]
 
 
 def test_a_superseded_attempt_publishes_nothing(run: Run) -> None:

@@ -1,0 +1,114 @@
+"""By hand, with nothing around it: a run that is killed while it writes goes on, and so does one that is compiled."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_core.device import describe_machine
+from model_core.gpt import GPT
+from model_core.records.events import Event, read_events, series
+from model_core.records.run import Run
+from model_core.train import main
+
+pytestmark = [pytest.mark.usefixtures("signals"), pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
+Tiny = Callable[..., Path]
+
+
+def losses(run: Run) -> dict[int, float]:
+    return series(read_events(run.events), "step", "loss")
+
+
+def of_type(run: Run, kind: str) -> list[Event]:
+    return [event for event in read_events(run.events) if event["type"] == kind]
+
+
+def start(file: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "model_core.train", "--config", str(file), *more]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, **quiet)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 250, every_s: float = 0.01) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(every_s)
+
+
+def frozen_in_a_write(process: subprocess.Popen[bytes], run: Run) -> bool:
+    """Stop a process; it stays stopped only if a checkpoint was half written at that moment."""
+    os.kill(process.pid, signal.SIGSTOP)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), "the run ended before it was caught"
+    if any(path.stat().st_size for path in run.path.glob(".model_*.tmp")):
+        return True
+    os.kill(process.pid, signal.SIGCONT)
+    return False
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(tiny: Tiny, tmp_path: Path) -> None:
+    often = {
+        "training": {"max_steps": 30},
+        "evaluation": {"checkpoint_every": 1, "sample_num": 0},
+        "model": {"dropout": 0.1},
+    }
+    assert main(["--config", str(tiny("straight", **often))]) == 0
+    file, run = tiny("cut", **often), Run(tmp_path / "exp" / "cut")
+    process = start(file)
+    until(lambda: run.events.exists() and len(of_type(run, "checkpoint")) >= 2)
+    until(lambda: frozen_in_a_write(process, run), every_s=0.001)
+    process.kill()
+    process.wait()
+    told = [event["step"] for event in of_type(run, "checkpoint") if event["file"] != "model_best.pt"]
+
+    assert main(["--config", str(file), "--resume"]) == 0
+
+    (resumed,) = of_type(run, "resumed")
+    assert resumed["step"] in {told[-1], told[-1] + 1}  # one more, where it had all its bytes and only lacked its name
+    assert not list(run.path.glob(".*.tmp"))
+    assert losses(run) == losses(Run(tmp_path / "exp" / "straight"))
+
+
+def test_the_number_of_threads_is_decided_once_and_stored(tiny: Tiny, tmp_path: Path) -> None:
+    short = {"training": {"max_steps": 1, "warmup_steps": 0}, "device": {"threads": None}}
+    main(["--config", str(tiny(**short))])
+    run, cores = Run(tmp_path / "exp" / "tiny"), describe_machine().cores
+    state = torch.load(run.path / "model_latest.pt", weights_only=True)
+    assert run.config().device.threads == state["config"]["device"]["threads"] == torch.get_num_threads() == cores
+
+
+COMPILED = {
+    "model": {"dropout": 0.1},
+    "training": {"batch_size": 4, "sequence_length": 32, "total_batch_size": 1024, "max_steps": 40},
+    "evaluation": {"sample_every": 1000, "sample_num": 0},
+    "execution": {"use_compile": True},
+    "device": {"dtype": "bfloat16", "threads": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_run_goes_on_bit_for_bit_and_shares_its_states_with_eager_ones(tiny: Tiny, tmp_path: Path) -> None:
+    straight, cut, eager = (Run(tmp_path / "exp" / name) for name in ("straight", "cut", "eager"))
+    assert start(tiny("straight", **COMPILED)).wait() == 0
+    process = start(tiny("cut", **COMPILED))
+    until(lambda: cut.events.exists() and len(of_type(cut, "step")) >= 8)
+    process.terminate()
+    assert process.wait() == 75
+    assert start(tiny("cut", **COMPILED), "--resume").wait() == 0
+    assert of_type(cut, "resumed")[0]["step"] >= 8
+    assert losses(cut) == losses(straight)
+    assert not [event for event in of_type(straight, "warning") if event["code"] == "compile_failed"]
+
+    state = torch.load(straight.path / "model_00035.pt", weights_only=True)
+    assert state["model"].keys() == GPT(straight.config().model).state_dict().keys()
+    from_35 = {"execution": {"use_compile": False}, "checkpoint": {"load_checkpoint": "straight/model_00035.pt"}}
+    assert start(tiny("eager", **{**COMPILED, **from_35})).wait() == 0
+    assert losses(eager) == pytest.approx({step: losses(straight)[step] for step in range(36, 41)}, rel=1e-2)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class Machine:
     cores: int
     gpus: tuple[Gpu, ...] = ()
     mps: bool = False
-    fused: tuple[str, ...] = ("cpu", "cuda", "mps")
+    fused: Collection[str] = ("cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,7 @@ def describe_machine() -> Machine:
         facts = torch.cuda.get_device_properties(index)
         uuid = str(getattr(facts, "uuid", ""))
         gpus.append(Gpu(facts.name, (facts.major, facts.minor), facts.total_memory, uuid))
-    mps = torch.backends.mps.is_available()
-    present = {"cpu": True, "cuda": bool(gpus), "mps": mps}
-    fused = tuple(kind for kind, is_there in present.items() if is_there and _has_fused_adamw(kind))
-    return Machine(platform.system(), cores, tuple(gpus), mps, fused)
+    return Machine(platform.system(), cores, tuple(gpus), torch.backends.mps.is_available(), _fused_kinds())
 
 
 def decide(config: ExperimentConfig, machine: Machine, gpu: int | None = None) -> Runtime:
@@ -267,9 +264,10 @@ def _kernels(config: ExperimentConfig, hardware: Hardware, notes: _Notes) -> tup
     return kernels
 
 
-def _has_fused_adamw(kind: str) -> bool:
+def _fused_kinds() -> tuple[str, ...]:
+    """Kinds of device with a fused AdamW; trying it out would take memory of a GPU that is not used."""
     try:
-        torch.optim.AdamW([torch.zeros(1, device=kind, requires_grad=True)], fused=True)
-    except RuntimeError:
-        return False
-    return True
+        from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+    except ImportError:
+        return ("cuda",)  # what every PyTorch 2 has
+    return tuple(_get_fused_kernels_supported_devices())

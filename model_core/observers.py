@@ -22,7 +22,7 @@ from model_core.data.loader import LoaderConfig, load_tokens
 from model_core.errors import NonFiniteLoss, is_out_of_memory
 from model_core.evaluate import Emit, bits_per_byte, mean_loss
 from model_core.generation.engine import generate
-from model_core.memory import fewer_rows
+from model_core.memory import fewer_rows, out_of_memory
 from model_core.records.checkpoint import BEST, FINAL, LATEST, PREVIOUS, periodic_name
 from model_core.records.dataset import Dataset
 from model_core.records.run import Run
@@ -145,9 +145,11 @@ class Validation(Listener):
         try:
             return self._loss_by(rows, state)
         except (RuntimeError, MemoryError) as error:
-            smaller = fewer_rows(state.config, rows)
-            if not is_out_of_memory(error) or state.config.training.on_oom == "fail" or smaller is None:
+            if not is_out_of_memory(error):
                 raise
+            smaller = fewer_rows(state.config, rows)
+            if state.config.training.on_oom == "fail" or smaller is None:
+                raise out_of_memory(state.config, state.runtime, step=state.step, batch_size=rows) from None
         self._most_rows = smaller
         state.model.train(was_training)
         return self._mean_loss(state)

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from model_core.config import ExperimentConfig, ModelConfig
+from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.device import Gpu, Machine, Runtime, apply, decide, describe_machine
 from model_core.errors import DeviceUnavailable
 from model_core.gpt import GPT
@@ -194,3 +196,13 @@ def test_a_decision_for_cuda_is_applied_to_the_process() -> None:
     assert torch.backends.cuda.matmul.allow_tf32 == runtime.tf32
     assert runtime.gpu is not None
     assert runtime.gpu.name == torch.cuda.get_device_name(last)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_batches_reach_the_gpu_from_page_locked_memory_unchanged() -> None:
+    tokens, config = np.arange(100, dtype=np.uint16), LoaderConfig(2, 8)
+    idx, targets = TokenLoader(tokens, config, device="cuda", pinned=on(describe_machine()).pinned).next_batch()
+    expected = TokenLoader(tokens, config).next_batch()
+    assert (idx.device.type, targets.device.type) == ("cuda", "cuda")
+    assert [torch.equal(a.cpu(), b) for a, b in zip((idx, targets), expected, strict=True)] == [True, True]

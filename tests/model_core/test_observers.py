@@ -16,7 +16,7 @@ from model_core.assemble import assemble
 from model_core.checkpoint import newest_full_state, weights_state
 from model_core.data.preparation import ensure_dataset
 from model_core.device import Machine, apply, decide
-from model_core.errors import DiskFull
+from model_core.errors import DiskFull, OutOfMemory
 from model_core.loading import load_config
 from model_core.observers import Listener, ProgressBar, Validation, observers, size_bytes
 from model_core.records.dataset import Dataset
@@ -99,6 +99,13 @@ def test_losses_are_the_same_bits_with_all_that_listen_and_with_nobody(bench: Ca
     assert loud.state.loader.position == quiet.state.loader.position
 
 
+def test_activations_are_recomputed_when_the_configuration_says_so(bench: Callable[..., Bench]) -> None:
+    kept, recomputed = bench("kept"), bench("recomputed", training={"gradient_checkpointing": True})
+    flags = [one.state.model.gradient_checkpointing for one in (kept, recomputed)]
+    assert flags == [False, True]
+    assert run_with(kept.state) == run_with(recomputed.state)
+
+
 def test_a_halved_micro_batch_is_told_before_its_step_and_at_every_resume(bench: Callable[..., Bench]) -> None:
     small = bench(training={"on_oom": "halve", "max_steps": 4, "batch_size": 4})
     model = small.state.model
@@ -141,7 +148,7 @@ def test_a_halved_training_validates_with_as_few_rows(bench: Callable[..., Bench
 def test_validation_without_memory_ends_the_run_unless_told_otherwise(bench: Callable[..., Bench]) -> None:
     full = bench()
     less_memory(full.state.model, rows=1)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemory, match="cpu ran out of memory at step 0 with batch_size 2"):
         train(full.state, full.listeners(), lambda: False)
 
 

@@ -236,11 +236,11 @@ def test_a_held_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_the_start_event_says_what_was_asked_and_used(tiny: Tiny, tmp_path: Path) -> None:
-    main(["--config", str(tiny(training={"max_tokens": 640}, device={"tf32": True}))])
+    main(["--config", str(tiny(training={"max_tokens": 640, "batch_size": 1}, device={"tf32": True}))])
     (event,) = of_type(tmp_path / "exp" / "tiny", "start")
     assert event["max_steps"] == 10
     assert event["asked"]["tf32"] is True
-    assert (event["batch_size"], event["accumulation"]) == (2, 2)
+    assert (event["batch_size"], event["accumulation"]) == (1, 4)
     assert (event["asked"]["device"], event["used"]["device"]) == ("cpu", "cpu")
     assert "tf32" in event["used"]["off"]
 
@@ -289,11 +289,12 @@ def test_one_step_is_a_run(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFix
 def test_log_lines_and_samples_come_as_often_and_as_long_as_asked_for(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    samples = {"sample_every": 20, "sample_num": 3, "sample_length": 4, "sample_top_k": 1}
-    main(["--config", str(tiny(logging={"log_interval": 7}, evaluation=samples))])
+    evaluation = {"sample_every": 20, "sample_num": 3, "sample_length": 4, "sample_top_k": 1, "val_loss_every": 15}
+    main(["--config", str(tiny(logging={"log_interval": 7}, evaluation=evaluation))])
     log = (tmp_path / "exp" / "tiny" / "logs" / "log.txt").read_text()
     assert [n for n in range(1, 21) if f" step={n}/20 " in log] == [7, 14]
     assert " step=7/20 " in capsys.readouterr().err
+    assert [event["step"] for event in of_type(tmp_path / "exp" / "tiny", "validation")] == [0, 15, 20]
     (sample,) = of_type(tmp_path / "exp" / "tiny", "sample")
     text, *others = sample["texts"]
     assert others == [text, text]  # of the likeliest tokens alone, whatever the seed

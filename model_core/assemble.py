@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from model_core.checkpoint import newest_full_state
+from model_core.compiled import compiled
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, TokenLoader, load_tokens
 from model_core.device import Runtime
@@ -20,7 +20,7 @@ from model_core.optim import make_optimizer
 from model_core.origin import check_tokenizer
 from model_core.records.dataset import Dataset
 from model_core.records.run import Run
-from model_core.trainer import Forward, TrainState
+from model_core.trainer import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def assemble(config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit:
         loader=TokenLoader(
             load_tokens(dataset.train), loader, device=runtime.device, pinned=runtime.pinned, name=dataset.train.name
         ),
-        forward=_compiled(model, emit) if runtime.compile else model,
+        forward=compiled(model, runtime.compile_mode, emit) if runtime.compile_mode else model,
     )
 
 
@@ -102,20 +102,3 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str =
         elif there != here:
             found.append(f"{place}{key} is {there} there and {here} here")
     return found
-
-
-def _compiled(model: GPT, emit: Emit) -> Forward:
-    """torch.compile, with the eager model in reserve: the first call shows whether it works here."""
-    compiled: list[Forward] = [torch.compile(model)]
-
-    def forward(idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        try:
-            return compiled[0](idx, targets)
-        except Exception as error:
-            if compiled[0] is model:
-                raise
-            emit("warning", code="compile_failed", detail=f"{type(error).__name__}: {str(error)[:300]}")
-            compiled[0] = model
-            return forward(idx, targets)
-
-    return forward

@@ -10,13 +10,17 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from model_core.errors import AttemptSuperseded, ModelCoreError, NonFiniteLoss, RunBusy
+from model_core.config import ExperimentConfig
+from model_core.data.preparation import ensure_dataset
+from model_core.errors import AttemptSuperseded, ModelCoreError, OutOfMemory, RunBusy, is_out_of_memory
+from model_core.loading import Advice
+from model_core.records.dataset import Dataset, dataset_of
 from model_core.records.events import EventWriter, finite, last_event
-from model_core.records.files import now, write_json
+from model_core.records.files import Layout, now, write_json
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,30 @@ class Attempt:
             log.warning("%s: %s", fields["code"], fields["detail"])
         return self._events.append(type, **fields)
 
+    def warn(self, advices: Iterable[Advice]) -> None:
+        """Tell what the author of the configuration should know about it."""
+        for advice in advices:
+            self.emit("warning", code=advice.code, detail=advice.detail)
+
+    def dataset(self, config: ExperimentConfig, layout: Layout) -> Dataset:
+        """Open the configuration's dataset; when it is missing, prepare it and tell how that goes on."""
+        was_missing = bool(dataset_of(config, layout).missing())
+
+        def report(done: int, of: int, unit: str) -> None:
+            self.emit("progress", done=done, of=of, unit=unit)
+
+        dataset = ensure_dataset(config, layout, report=report)
+        if was_missing:
+            self.emit("prepared", dataset=dataset.name)
+            log.info("dataset prepared name=%s", dataset.name)
+        return dataset
+
+    def stopped(self, reason: str | None) -> int:
+        """End as somebody asked; returns the exit code."""
+        self.facts["reason"] = reason
+        self.finish("stopped")
+        return STOPPED
+
     def finish(self, outcome: str, error: dict[str, Any] | None = None) -> None:
         """Write the `end` event and the outcome file."""
         self.outcome = outcome
@@ -97,6 +125,7 @@ def make_attempt(
             raise
         except Exception as error:
             log.error("attempt failed number=%d", number, exc_info=not isinstance(error, ModelCoreError))
+            attempt.facts |= error.facts if isinstance(error, ModelCoreError) else {}
             with contextlib.suppress(ModelCoreError, OSError):  # on a full disk stderr alone can say it
                 attempt.finish("failed", describe(error))
             return _say(error)
@@ -119,18 +148,13 @@ def next_attempt(events: Path) -> int:
 
 def describe(error: BaseException) -> dict[str, Any]:
     """An error as it stands in a record: code, detail, step, hint."""
-    code, hint, detail = "internal_error", None, f"{type(error).__name__}: {error}"
+    code, hint, step, detail = "internal_error", None, None, f"{type(error).__name__}: {error}"
     if isinstance(error, ModelCoreError):
-        code, hint, detail = error.code, error.hint, str(error)
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        code, detail = "cuda_oom", str(error).partition("\n")[0] or type(error).__name__
-        hint = "halve training.batch_size, or shorten training.sequence_length; total_batch_size can stay"
-    return {
-        "code": code,
-        "detail": detail,
-        "step": error.step if isinstance(error, NonFiniteLoss) else None,
-        "hint": hint,
-    }
+        code, hint, step, detail = error.code, error.hint, error.step, str(error)
+    elif is_out_of_memory(error):
+        code, detail = OutOfMemory.code, str(error).partition("\n")[0] or type(error).__name__
+        hint = f"halve training.batch_size, {OutOfMemory.REMEDIES}"
+    return {"code": code, "detail": detail, "step": step, "hint": hint}
 
 
 def exit_code(main: Callable[[], int], on_refusal: Callable[[ModelCoreError], None] | None = None) -> int:

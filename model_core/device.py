@@ -3,6 +3,9 @@
 The decision is a pure function of the configuration and a description of the machine, so it can be tested for
 machines that are not at hand. What was asked, what is used and what is off, with the reason, all go into the
 run's `start` event.
+
+Explicit wishes are honoured or refused, with two exceptions that resolve with a warning: bfloat16 becomes float16
+where there is none, and what is only slow (float16 on a CPU, which works with the scaler) is done as asked.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,15 +22,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model_core.config import ExperimentConfig
 from model_core.errors import DeviceUnavailable
+from model_core.kernels import AMPERE, ORDER, Hardware, LayerKernel, layer_kernels, summary
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BACKENDS = {
-    "flash": [SDPBackend.FLASH_ATTENTION],
-    "efficient": [SDPBackend.EFFICIENT_ATTENTION],
-    "math": [SDPBackend.MATH],
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
 }
-_AMPERE = (8, 0)
-_FLASH_MAX_HEAD_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,21 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a decision needs to know of a machine."""
+    """What a decision needs to know of a machine.
+
+    Attributes:
+        system: As `platform.system` names it.
+        cores: That this process may use.
+        gpus: The visible CUDA devices, in their order.
+        mps: Whether there is a Metal device.
+        fused: Kinds of device for which this PyTorch has a fused AdamW.
+    """
 
     system: str
     cores: int
     gpus: tuple[Gpu, ...] = ()
     mps: bool = False
+    fused: Collection[str] = ("cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -58,27 +69,31 @@ class Runtime:
         device: As torch writes it, for example ``cuda:0``.
         dtype: Number format of the matrix products.
         threads: CPU threads of one operation.
-        compile: Whether torch.compile is tried.
+        compile_mode: How torch.compile is tried; None: not at all.
         fused_adamw: Whether the optimizer updates in one kernel.
         scaler: Whether gradients are scaled (float16 alone).
-        pinned: Whether batches travel from page-locked memory.
+        pinned: Whether batches travel from page-locked memory while the device computes.
         tf32: Whether float32 products may round to TF32.
         attention_backend: As configured.
+        kernels: What computes the attention of each layer.
         gpu: The device used, if it is one.
         off: Accelerations that are off, with the reason.
+        warnings: Code and detail of what was asked for and is otherwise, or is slow.
     """
 
     device: str
     dtype: str
     threads: int
-    compile: bool
+    compile_mode: str | None
     fused_adamw: bool
     scaler: bool
     pinned: bool
     tf32: bool
     attention_backend: str
+    kernels: tuple[LayerKernel, ...]
     gpu: Gpu | None = None
     off: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[tuple[str, str], ...] = ()
 
     @property
     def device_type(self) -> str:
@@ -93,16 +108,20 @@ class Runtime:
 
     @contextlib.contextmanager
     def attention(self) -> Iterator[None]:
-        """Context in which the configured attention kernel is chosen."""
-        if self.attention_backend == "auto":
+        """Context in which every layer gets the kernel that `kernels` says."""
+        if self.device_type == "mps":
             yield
             return
-        with sdpa_kernel(_BACKENDS[self.attention_backend]):
+        with sdpa_kernel([_BACKENDS[name] for name in ORDER[self.attention_backend]], set_priority=True):
             yield
 
     def describe(self) -> dict[str, Any]:
         """For the `start` event."""
-        return asdict(self)
+        facts = asdict(self)
+        facts.pop("warnings")
+        if self.gpu is not None:
+            facts["gpu"]["index"] = int(self.device.partition(":")[2])
+        return facts
 
 
 def describe_machine() -> Machine:
@@ -113,7 +132,7 @@ def describe_machine() -> Machine:
         facts = torch.cuda.get_device_properties(index)
         uuid = str(getattr(facts, "uuid", ""))
         gpus.append(Gpu(facts.name, (facts.major, facts.minor), facts.total_memory, uuid))
-    return Machine(platform.system(), cores, tuple(gpus), torch.backends.mps.is_available())
+    return Machine(platform.system(), cores, tuple(gpus), torch.backends.mps.is_available(), _fused_kinds())
 
 
 def decide(config: ExperimentConfig, machine: Machine, gpu: int | None = None) -> Runtime:
@@ -127,26 +146,26 @@ def decide(config: ExperimentConfig, machine: Machine, gpu: int | None = None) -
     Raises:
         DeviceUnavailable: What was asked for explicitly is not there.
     """
-    off: dict[str, str] = {}
-    kind = _device(config.device.device, machine, gpu)
+    asked, notes = config.device, _Notes()
+    kind = _device(asked.device, machine, gpu)
     index = (gpu or 0) if kind == "cuda" else None
     card = machine.gpus[index] if index is not None else None
-    dtype = _dtype(config.device.dtype, kind, card, off)
-    tf32 = kind == "cuda" and config.device.tf32 and card is not None and card.capability >= _AMPERE
-    if config.device.tf32 and not tf32:
-        off["tf32"] = "needs an NVIDIA GPU of compute capability 8.0 or above"
+    dtype = _dtype(asked.dtype, kind, card, notes)
+    hardware = Hardware(kind, dtype, card.capability if card else None)
     return Runtime(
         device=f"cuda:{index}" if kind == "cuda" else kind,
         dtype=dtype,
-        threads=config.device.threads or machine.cores,
-        compile=_compiles(config, machine, off),
-        fused_adamw=kind in {"cpu", "cuda"},
+        threads=asked.threads or machine.cores,
+        compile_mode=_compile_mode(config, machine, kind, notes),
+        fused_adamw=_fused_adamw(machine, kind, notes),
         scaler=dtype == "float16",
-        pinned=kind == "cuda",
-        tf32=tf32,
-        attention_backend=_backend(config, kind, dtype, off),
+        pinned=_pinned(kind, notes),
+        tf32=_tf32(asked.tf32, card, notes),
+        attention_backend=asked.attention_backend,
+        kernels=_kernels(config, hardware, notes),
         gpu=card,
-        off=off,
+        off=notes.off,
+        warnings=tuple(notes.warnings),
     )
 
 
@@ -155,13 +174,31 @@ def apply(runtime: Runtime) -> None:
     torch.set_num_threads(runtime.threads)
     torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
     # compiled for the CPU, an embedding's gradient is summed in whatever order threads finish, unless told not to
-    torch.use_deterministic_algorithms(runtime.compile and runtime.device_type == "cpu", warn_only=True)
+    torch.use_deterministic_algorithms(bool(runtime.compile_mode) and runtime.device_type == "cpu", warn_only=True)
+    if runtime.device_type == "cuda":
+        torch.cuda.set_device(runtime.device)  # else page-locked memory would be taken through the first GPU
+
+
+class _Notes:
+    """What a decision has to say beside its result."""
+
+    def __init__(self) -> None:
+        self.off: dict[str, str] = {}
+        self.warnings: list[tuple[str, str]] = []
+
+    def turn_off(self, what: str, reason: str, *, is_asked_for: bool = False) -> None:
+        """An acceleration is not to be had; the author of the configuration is warned if he asked for it by name."""
+        self.off[what] = reason
+        if is_asked_for:
+            self.warnings.append((f"{what}_off", reason))
 
 
 def _device(asked: str, machine: Machine, gpu: int | None) -> str:
     present = ", ".join(f"{i}: {g.name}" for i, g in enumerate(machine.gpus)) or "none"
     if gpu is not None and not 0 <= gpu < len(machine.gpus):
         raise DeviceUnavailable(f"no GPU {gpu}; visible GPUs are {present}")
+    if gpu is not None and asked not in {"auto", "cuda"}:
+        raise DeviceUnavailable(f"GPU {gpu} is asked for, and device.device is {asked}; set it to auto or cuda")
     if asked == "cuda" and not machine.gpus:
         raise DeviceUnavailable("device.device is cuda, and no CUDA device is visible; use auto or cpu")
     if asked == "mps" and not machine.mps:
@@ -171,44 +208,68 @@ def _device(asked: str, machine: Machine, gpu: int | None) -> str:
     return asked
 
 
-def _dtype(asked: str, kind: str, card: Gpu | None, off: dict[str, str]) -> str:
-    old_card = card is not None and card.capability < _AMPERE
-    if asked == "auto":
-        return "float16" if old_card or kind == "mps" else "bfloat16"
-    if asked == "bfloat16" and old_card:
-        off["bfloat16"] = f"{card.name if card else kind} has no bfloat16 units; float16 is used"
+def _dtype(asked: str, kind: str, card: Gpu | None, notes: _Notes) -> str:
+    why = None
+    if card is not None and card.capability < AMPERE:
+        why = f"{card.name} has no bfloat16 units; float16 is used"
+    elif kind == "mps":
+        why = "Metal autocast works in float16, which is used"
+    if why is not None and asked in {"auto", "bfloat16"}:
+        notes.turn_off("bfloat16", why, is_asked_for=asked == "bfloat16")
         return "float16"
-    if asked == "bfloat16" and kind == "mps":
-        off["bfloat16"] = "Metal autocast works in float16, which is used"
-        return "float16"
-    return asked
+    if asked == "float16" and kind == "cpu":
+        notes.warnings.append(("float16_slow", "float16 is emulated on a CPU and many times slower than bfloat16"))
+    if asked == "float32":
+        notes.turn_off("half_precision", "device.dtype is float32")
+    return "bfloat16" if asked == "auto" else asked
 
 
-def _compiles(config: ExperimentConfig, machine: Machine, off: dict[str, str]) -> bool:
+def _compile_mode(config: ExperimentConfig, machine: Machine, kind: str, notes: _Notes) -> str | None:
     if not config.execution.use_compile:
-        return False
+        notes.turn_off("compile", "execution.use_compile is false")
+        return None
     if machine.system == "Windows":
-        off["compile"] = "torch.compile is not supported on Windows"
-        return False
-    return True
+        notes.turn_off("compile", "torch.compile is not supported on Windows", is_asked_for=True)
+        return None
+    return "max-autotune" if kind == "cuda" and machine.system == "Linux" else "default"
 
 
-def _backend(config: ExperimentConfig, kind: str, dtype: str, off: dict[str, str]) -> str:
+def _fused_adamw(machine: Machine, kind: str, notes: _Notes) -> bool:
+    if kind not in machine.fused:
+        notes.turn_off("fused_adamw", f"this PyTorch has no fused AdamW for {kind}; the plain one is used")
+    return kind in machine.fused
+
+
+def _pinned(kind: str, notes: _Notes) -> bool:
+    if kind != "cuda":
+        notes.turn_off("pinned_batches", f"batches need no page-locked memory on {kind}")
+    return kind == "cuda"
+
+
+def _tf32(is_wanted: bool, card: Gpu | None, notes: _Notes) -> bool:
+    is_able = card is not None and card.capability >= AMPERE
+    if not is_wanted:
+        notes.turn_off("tf32", "device.tf32 is false")
+    elif not is_able:
+        notes.turn_off("tf32", "needs an NVIDIA GPU of compute capability 8.0 or above")
+    return is_wanted and is_able
+
+
+def _kernels(config: ExperimentConfig, hardware: Hardware, notes: _Notes) -> tuple[LayerKernel, ...]:
     asked = config.device.attention_backend
-    if asked == "flash":
-        reasons = []
-        if kind == "cuda" and dtype == "float32":
-            reasons.append("float32")
-        reasons += [
-            f"layer {i}: head size {d}" for i, d in enumerate(config.model.head_dims) if d > _FLASH_MAX_HEAD_DIM
-        ]
-        if kind == "cuda" and reasons:
-            off["flash"] = f"the flash kernel does not take {'; '.join(reasons)}"
-            return "auto"
-    if asked in {"flash", "efficient"} and kind == "mps":
-        off[asked] = "Metal has one attention kernel of its own"
-        return "auto"
-    if asked == "efficient" and kind == "cpu":
-        off["efficient"] = "the CPU has a flash and a math kernel only"
-        return "auto"
-    return asked
+    kernels = layer_kernels(config.model, hardware, asked)
+    reasons = summary(kernels)
+    if reasons is not None:
+        notes.turn_off("flash" if asked == "auto" else asked, reasons, is_asked_for=asked != "auto")
+    if asked in {"efficient", "math"}:
+        notes.off.setdefault("flash", f"device.attention_backend is {asked}")
+    return kernels
+
+
+def _fused_kinds() -> tuple[str, ...]:
+    """Kinds of device with a fused AdamW; trying it out would take memory of a GPU that is not used."""
+    try:
+        from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+    except ImportError:
+        return ("cuda",)  # what every PyTorch 2 has
+    return tuple(_get_fused_kernels_supported_devices())

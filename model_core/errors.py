@@ -6,8 +6,10 @@ service turns it into a problem document; neither needs a stack trace.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -31,10 +33,19 @@ class FieldProblem:
 
 
 class ModelCoreError(Exception):
-    """Base of every error that a caller can act on."""
+    """Base of every error that a caller can act on.
+
+    Attributes:
+        code: Stable for programs.
+        hint: What would help.
+        step: Of the training, where it broke.
+        facts: What else was measured; they go into the `end` event.
+    """
 
     code: ClassVar[str] = "failed"
     hint: str | None = None
+    step: int | None = None
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 class InvalidConfig(ModelCoreError):
@@ -227,7 +238,39 @@ class NonFiniteLoss(ModelCoreError):
         norm = "unknown" if grad_norm is None else f"{grad_norm:.4g}"
         super().__init__(f"the loss is {loss:.6g} at step {step}, the gradient norm {norm}")
         self.hint = "lower training.max_lr, keep training.grad_clip above 0, or use device.dtype float32"
+        self.step, self.facts = step, {"grad_norm": grad_norm}
+
+
+class OutOfMemory(ModelCoreError):
+    """A training step does not fit in the memory of its device."""
+
+    code = "cuda_oom"
+    REMEDIES: ClassVar[str] = "shorten training.sequence_length, or set training.gradient_checkpointing to true"
+
+    def __init__(self, device: str, step: int, batch_size: int, *, peak_bytes: int | None, fitting: int | None) -> None:
+        peak = "unknown" if peak_bytes is None else f"{peak_bytes / 2**30:.2f} GiB"
+        fits = "no smaller batch_size is left" if fitting is None else f"batch_size {fitting} should fit"
+        super().__init__(f"{device} ran out of memory at step {step} with batch_size {batch_size}: peak {peak}; {fits}")
+        smaller = "" if fitting is None else f"set training.batch_size to {fitting}, "
+        self.hint = smaller + self.REMEDIES
         self.step = step
+        self.facts = {"batch_size": batch_size, "fitting_batch_size": fitting, "peak_memory_bytes": peak_bytes}
+
+
+# What allocators without an exception class of their own say.
+_SAID_BY_ALLOCATORS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "out of memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed, on whichever device."""
+    if isinstance(error, OutOfMemory | MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_BY_ALLOCATORS)
 
 
 class DiskFull(ModelCoreError):
@@ -235,5 +278,6 @@ class DiskFull(ModelCoreError):
 
     code = "disk_full"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"no space is left to write {path.name!r}; the previous file is intact")
+    def __init__(self, path: Path, *, needed_bytes: int | None = None, free_bytes: int | None = None) -> None:
+        sizes = "" if needed_bytes is None else f": {needed_bytes} bytes are needed, {free_bytes} are free"
+        super().__init__(f"no space is left to write {path.name!r}{sizes}; the previous file is intact")

@@ -10,22 +10,29 @@ import logging
 import math
 import sys
 import time
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model_core.checkpoint import State, weights_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, load_tokens
-from model_core.errors import NonFiniteLoss
+from model_core.errors import NonFiniteLoss, is_out_of_memory
 from model_core.evaluate import Emit, bits_per_byte, mean_loss
 from model_core.generation.engine import generate
+from model_core.memory import fewer_rows, out_of_memory
 from model_core.records.checkpoint import BEST, FINAL, LATEST, PREVIOUS, periodic_name
 from model_core.records.dataset import Dataset
 from model_core.records.run import Run
+from model_core.records.space import require_space
 from model_core.trainer import Observer, StepResult, TrainState
 
 log = logging.getLogger(__name__)
+
+_AROUND_TENSORS = 64 << 10  # bytes of a checkpoint for names, configuration and the archive itself
+_AROUND_TEXT = 16
 
 
 def observers(config: ExperimentConfig, run: Run, *, attempt: int, dataset: Dataset, emit: Emit) -> list[Observer]:
@@ -45,6 +52,9 @@ class Listener:
     def on_start(self, state: TrainState) -> None:
         """Nothing."""
 
+    def on_halved(self, state: TrainState, before: int) -> None:
+        """Nothing."""
+
     def on_step(self, state: TrainState, result: StepResult) -> None:
         """Nothing."""
 
@@ -56,13 +66,33 @@ class Listener:
 
 
 class Events(Listener):
-    """Writes every step."""
+    """Writes every step, and what became of it."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
 
+    def on_start(self, state: TrainState) -> None:
+        """Warn that the micro batch is still smaller than configured."""
+        configured = state.config.training.batch_size
+        if state.batch_size < configured:
+            detail = f"memory ran out earlier in this run: batch_size stays {state.batch_size} instead of {configured}"
+            self._emit_halved(state, configured, detail)
+
+    def on_halved(self, state: TrainState, before: int) -> None:
+        """Warn that the micro batch is smaller from here on."""
+        where = f"memory ran out at step {state.step + 1} with batch_size {before}"
+        self._emit_halved(state, before, f"{where}; going on with {state.batch_size} at the same total")
+
+    def _emit_halved(self, state: TrainState, old: int, detail: str) -> None:
+        self._emit("warning", code="batch_halved", detail=detail, step=state.step, old=old, new=state.batch_size)
+
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Write loss, learning rate, gradient norm and speed."""
+        """Write loss, learning rate, gradient norm and speed; warn when nothing was updated."""
+        if result.overflowed_scale is not None:
+            detail = (
+                f"gradients overflowed float16 at scale {result.overflowed_scale:g}; step {state.step} updated nothing"
+            )
+            self._emit("warning", code="step_skipped", detail=detail, step=state.step)
         self._emit(
             "step",
             step=state.step,
@@ -74,11 +104,15 @@ class Events(Listener):
 
 
 class Validation(Listener):
-    """Measures the validation loss before the first step, every so many steps, and after the last."""
+    """Measures the validation loss before the first step, every so many steps, and after the last.
+
+    It has a micro batch of its own: always of the same windows, with fewer rows at once when memory ran out.
+    """
 
     def __init__(self, dataset: Dataset, emit: Emit) -> None:
         self._dataset, self._emit = dataset, emit
         self._tokens = load_tokens(dataset.val)
+        self._most_rows: int | None = None
 
     def on_start(self, state: TrainState) -> None:
         """Measure the untrained model."""
@@ -94,9 +128,7 @@ class Validation(Listener):
             state.best_val_loss, state.best_step = state.val_loss, state.step
 
     def _validate(self, state: TrainState) -> None:
-        training, model = state.config.training, state.config.model
-        loader = LoaderConfig(training.batch_size, training.sequence_length, vocab_size=model.vocab_size)
-        loss = mean_loss(state.model, self._tokens, loader, state.runtime, state.config.evaluation.val_max_steps)
+        loss = self._mean_loss(state)
         if loss is None:
             detail = f"the validation split has {len(self._tokens)} tokens, fewer than one row takes"
             self._emit("warning", code="no_val_loss", detail=detail)
@@ -107,6 +139,31 @@ class Validation(Listener):
         bits = bits_per_byte(loss, self._dataset, "val")
         self._emit("validation", step=state.step, val_loss=loss, bits_per_byte=bits)
         log.info("validated step=%d val_loss=%.4f bits_per_byte=%s", state.step, loss, bits and f"{bits:.4f}")
+
+    def _mean_loss(self, state: TrainState) -> float | None:
+        rows, was_training = min(state.batch_size, self._most_rows or state.batch_size), state.model.training
+        try:
+            return self._loss_by(rows, state)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = fewer_rows(state.config, rows)
+            if state.config.training.on_oom == "fail" or smaller is None:
+                raise out_of_memory(state.config, state.runtime, step=state.step, batch_size=rows) from None
+        self._most_rows = smaller
+        state.model.train(was_training)
+        return self._mean_loss(state)
+
+    def _loss_by(self, rows: int, state: TrainState) -> float | None:
+        training, most = state.config.training, state.config.evaluation.val_max_steps
+        windows = (len(self._tokens) - 1) // training.sequence_length
+        if windows < 1:
+            return None
+        whole = min(training.batch_size, windows)
+        rows = min(rows, whole)
+        batches = min(most, windows // whole) * whole // rows
+        loader = LoaderConfig(rows, training.sequence_length, vocab_size=state.config.model.vocab_size)
+        return mean_loss(state.model, self._tokens, loader, state.runtime, batches)
 
 
 class Samples(Listener):
@@ -161,6 +218,7 @@ class Checkpoints(Listener):
         self._save(state, LATEST, state.full(), full=True, keep_as=PREVIOUS)
 
     def _save(self, state: TrainState, file: str, content: State, *, full: bool, keep_as: str | None = None) -> None:
+        require_space(self._run.path / file, size_bytes(content))
         info = self._run.publish(
             file, writer(content), attempt=self._attempt, step=state.step, full=full,
             loss=state.loss, val_loss=state.val_loss, keep_as=keep_as,
@@ -169,6 +227,22 @@ class Checkpoints(Listener):
             self._last_full = time.monotonic()
         self._emit("checkpoint", step=state.step, file=file, sha256=info.sha256)
         log.info("checkpoint saved run=%s file=%s step=%d", self._run.name, file, state.step)
+
+
+def size_bytes(state: State) -> int:
+    """How large the file of a state will be at most: numbers, shared ones once, texts, and a little around them."""
+    numbers: dict[int, int] = {}
+    texts, waiting = 0, [state]
+    while waiting:
+        value: Any = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            numbers[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, str):
+            texts += len(value) + _AROUND_TEXT
+        elif isinstance(value, dict | list | tuple):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return sum(numbers.values()) + texts + _AROUND_TENSORS
 
 
 def _weights(state: TrainState) -> State:

@@ -12,13 +12,11 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_core.attempt import (
     DONE,
-    STOPPED,
     Attempt,
     OneLineParser,
     exit_code,
@@ -27,21 +25,23 @@ from model_core.attempt import (
     next_attempt,
     refuse,
 )
+from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
 from model_core.data.preparation import DEFAULT_SEED, ensure_dataset
 from model_core.data.sources import open_source
-from model_core.environment import start_facts
-from model_core.errors import CheckpointMismatch, InvalidParameter, ModelCoreError, RunBusy, RunExists
+from model_core.environment import announce
+from model_core.errors import InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.loading import ParsedConfig, parse_config, read_config
 from model_core.records.dataset import Dataset, dataset_of
 from model_core.records.files import Layout, next_free_name
 from model_core.records.run import Run
 from model_core.schedule import effective_steps
 from model_core.stopping import StopRequest
+from model_core.testing import draw, test
 
 if TYPE_CHECKING:
-    from model_core.checkpoint import LoadedModel
     from model_core.device import Runtime
+    from model_core.trainer import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     parsed = read_config(arguments.config, [*arguments.overrides, *renamed])
     log_to_stderr(verbose=parsed.config.logging.verbose)
     layout = Layout.under(arguments.data_root) if arguments.data_root else Layout.of(parsed.config)
-    program = _train if parsed.config.execution.train else _test
+    program = _train if parsed.config.execution.train else test
     return program(arguments, parsed, layout, stop)
 
 
@@ -104,7 +104,7 @@ def _train(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, 
         run.recover()
 
         def body(attempt: Attempt) -> int:
-            _warn(parsed, attempt)
+            attempt.warn(parsed.warnings)
             return _train_attempt(arguments, run, layout, attempt, stop)
 
         return make_attempt(
@@ -158,9 +158,9 @@ def _begin(arguments: argparse.Namespace, run: Run) -> int:
 
 def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, attempt: Attempt, stop: StopRequest) -> int:
     config = run.config()
-    dataset = _dataset(config, layout, attempt)
+    dataset = attempt.dataset(config, layout)
     if stop():
-        return _stopped(attempt, stop)
+        return attempt.stopped(stop.reason)
 
     from model_core import device
     from model_core.assemble import assemble, resume
@@ -169,26 +169,47 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
     from model_core.origin import find_origin, start_from
     from model_core.trainer import train
 
-    runtime = device.decide(config, device.describe_machine(), arguments.gpu)
-    facts = start_facts(config, runtime)
+    asked = config
+    runtime = device.decide(asked, device.describe_machine(), arguments.gpu)
     config = _resolve(config, dataset, runtime)
     run.write_config(config)
     device.apply(runtime)
     state = assemble(config, runtime, dataset, attempt.emit)
-    attempt.emit("start", **facts, **parameter_counts(state.model), max_steps=state.max_steps)
-    for what in runtime.off.keys() & {"bfloat16", "compile", "flash", "efficient"}:
-        attempt.emit("warning", code=f"{what}_off", detail=runtime.off[what])
+    sizes = {"max_steps": state.max_steps, "batch_size": state.batch_size, "accumulation": state.accumulation}
+    announce(attempt.emit, asked, runtime, arguments.gpu, **parameter_counts(state.model), **sizes)
     resume(state, run, attempt.emit)
     if state.step == 0 and config.checkpoint.load_checkpoint:
         start_from(state, find_origin(config, layout), attempt.emit)
+        state.resize(config.training.batch_size)  # what did not fit elsewhere may fit here
 
     listeners = observers(config, run, attempt=attempt.number, dataset=dataset, emit=attempt.emit)
-    finished = train(state, listeners, stop)
-    attempt.facts = {"step": state.step, "loss": state.loss, "val_loss": state.val_loss}
-    attempt.facts |= {"epochs": round(state.loader.epoch, 3), "training_seconds": round(state.seconds, 3)}
+    try:
+        finished = train(state, listeners, stop)
+    finally:
+        attempt.facts |= _summary(state)
     if finished and config.execution.test:
-        finished = _draw(run, config, layout, dataset, runtime, attempt, stop)
-    return DONE if finished else _stopped(attempt, stop)
+        finished = draw(run, config, layout, dataset, runtime, attempt, stop)
+    return DONE if finished else attempt.stopped(stop.reason)
+
+
+def _summary(state: TrainState) -> dict[str, Any]:
+    """What a training came to, however it ended."""
+    from model_core.memory import peak_bytes
+    from model_core.throughput import summarise
+
+    runtime, flops = state.runtime, budget_of(state.config).flops_per_token
+    gpu = runtime.gpu.name if runtime.gpu else None
+    speed = summarise(state.pace, flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
+    log.info("trained step=%d loss=%s %s", state.step, state.loss, " ".join(f"{k}={v!r}" for k, v in speed.items()))
+    return {
+        "step": state.step,
+        "loss": state.loss,
+        "val_loss": state.val_loss,
+        "epochs": round(state.loader.epoch, 3),
+        "training_seconds": round(state.seconds, 3),
+        "peak_memory_bytes": peak_bytes(runtime),
+        **speed,
+    }
 
 
 def _resolve(config: ExperimentConfig, dataset: Dataset, runtime: Runtime) -> ExperimentConfig:
@@ -200,103 +221,6 @@ def _resolve(config: ExperimentConfig, dataset: Dataset, runtime: Runtime) -> Ex
     tree["training"]["max_steps"] = steps
     tree["device"]["threads"] = runtime.threads
     return parse_config(tree).config
-
-
-def _test(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, stop: StopRequest) -> int:
-    run = Run.open(layout.run(parsed.config.experiment_name))
-    directory = arguments.record or layout.attention_of(run.name)
-    number = arguments.attempt or next_attempt(directory / "events.jsonl")
-
-    def body(attempt: Attempt) -> int:
-        _warn(parsed, attempt)
-        return _test_attempt(arguments, parsed.config, run, layout, attempt, stop)
-
-    return make_attempt(directory, number, body, log_to_file=parsed.config.logging.log_to_file)
-
-
-def _test_attempt(
-    arguments: argparse.Namespace,
-    written: ExperimentConfig,
-    run: Run,
-    layout: Layout,
-    attempt: Attempt,
-    stop: StopRequest,
-) -> int:
-    from model_core import device
-    from model_core.checkpoint import load_model
-
-    loaded = load_model(run, written.testing.checkpoint_path)
-    config = _agreed(written, loaded)
-    if not arguments.data_root:
-        layout = replace(layout, data_dir=Layout.of(config).data_dir)
-    dataset = _dataset(config, layout, attempt)
-    runtime = device.decide(config, device.describe_machine(), arguments.gpu)
-    device.apply(runtime)
-    attempt.emit("start", **start_facts(config, runtime), checkpoint=loaded.info.file, step=loaded.info.step)
-    done = _draw(run, config, layout, dataset, runtime, attempt, stop, loaded=loaded)
-    return DONE if done else _stopped(attempt, stop)
-
-
-def _agreed(written: ExperimentConfig, loaded: LoadedModel) -> ExperimentConfig:
-    """The test configuration with the checkpoint's model, and its data unless other data is written.
-
-    Raises:
-        CheckpointMismatch: A model key is written and differs; both values are named.
-    """
-    theirs, ours = loaded.config.model, written.model
-    different = [
-        f"model.{key} is {getattr(ours, key)} in the file and {getattr(theirs, key)} in {loaded.info.file}"
-        for key in sorted(ours.model_fields_set)
-        if "model" in written.model_fields_set and getattr(ours, key) != getattr(theirs, key)
-    ]
-    if different:
-        raise CheckpointMismatch("; ".join(different))
-    changes: dict[str, Any] = {"model": theirs}
-    if "data" not in written.model_fields_set:
-        changes["data"] = loaded.config.data
-    return written.model_copy(update=changes)
-
-
-def _draw(
-    run: Run, config: ExperimentConfig, layout: Layout, dataset: Dataset, runtime: Runtime,
-    attempt: Attempt, stop: StopRequest, *, loaded: LoadedModel | None = None,
-) -> bool:  # fmt: skip
-    """Test mode; true if it came to its end."""
-    from model_core.checkpoint import load_model
-    from model_core.evaluate import test_run
-
-    loaded = loaded or load_model(run, config.testing.checkpoint_path)
-    facts = test_run(
-        loaded, run.name, config.testing,
-        dataset=dataset, layout=layout, runtime=runtime, emit=attempt.emit, should_stop=stop,
-    )  # fmt: skip
-    attempt.facts |= facts
-    log.info("tested run=%s checkpoint=%s test_loss=%s", run.name, loaded.info.file, facts["test_loss"])
-    return not stop()
-
-
-def _dataset(config: ExperimentConfig, layout: Layout, attempt: Attempt) -> Dataset:
-    was_missing = bool(dataset_of(config, layout).missing())
-
-    def report(done: int, of: int, unit: str) -> None:
-        attempt.emit("progress", done=done, of=of, unit=unit)
-
-    dataset = ensure_dataset(config, layout, report=report)
-    if was_missing:
-        attempt.emit("prepared", dataset=dataset.name)
-        log.info("dataset prepared name=%s", dataset.name)
-    return dataset
-
-
-def _warn(parsed: ParsedConfig, attempt: Attempt) -> None:
-    for advice in parsed.warnings:
-        attempt.emit("warning", code=advice.code, detail=advice.detail)
-
-
-def _stopped(attempt: Attempt, stop: StopRequest) -> int:
-    attempt.facts["reason"] = stop.reason
-    attempt.finish("stopped")
-    return STOPPED
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The training loop: take a step, tell the observers, stop when asked.
 
 The loop knows nothing of files, logs or pictures. It changes a `TrainState` and hands it, with what the step
-measured, to an ordered list of observers; losses are the same whichever of them listen.
+measured, to an ordered list of observers; losses are the same whichever of them listen. A step that fails, for lack
+of memory or because its loss is not a number, leaves the state as it was before.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from model_core.checkpoint import State, clean, weights_state
 from model_core.config import ExperimentConfig
 from model_core.data.loader import TokenLoader
 from model_core.device import Runtime
-from model_core.errors import NonFiniteLoss
+from model_core.errors import NonFiniteLoss, OutOfMemory, is_out_of_memory
 from model_core.gpt import GPT
+from model_core.memory import fewer_rows, out_of_memory
 from model_core.optim import load_moments
 from model_core.schedule import get_lr
+from model_core.throughput import Pace
 from model_core.tokenizer import Tokenizer
 
 Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+_LEAST_SCALE = 1.0  # gradients that overflow float16 without being scaled up are not the scaler's doing
 
 
 @dataclass
@@ -33,6 +38,9 @@ class TrainState:
     """Everything that a step changes, or that the next one depends on.
 
     Attributes:
+        forward: What a micro batch goes through: the model, or what a compiler made of it.
+        batch_size: Rows of a micro batch; less than configured after memory ran out.
+        pace: What the steps of this process took.
         step: Optimizer updates done.
         loss: Training loss of the last step.
         val_loss: Last validation loss, and `val_step` when it was measured.
@@ -54,12 +62,28 @@ class TrainState:
     val_step: int = -1
     best_val_loss: float = math.inf
     best_step: int = -1
-    seconds: float = field(default=0.0)
+    seconds: float = 0.0
+    pace: Pace = field(default_factory=Pace)
+    batch_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.batch_size = self.config.training.batch_size
 
     @property
     def max_steps(self) -> int:
         """Where the run ends: resolved before step 0."""
         return self.config.training.max_steps
+
+    @property
+    def accumulation(self) -> int:
+        """Micro batches in one step."""
+        training = self.config.training
+        return training.total_batch_size // (self.batch_size * training.sequence_length)
+
+    def resize(self, batch_size: int) -> None:
+        """Take a step's rows in micro batches of another size."""
+        self.batch_size = batch_size
+        self.loader.resize(batch_size)
 
     def full(self) -> State:
         """Everything needed to go on exactly."""
@@ -69,6 +93,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "rng": _rng_state(self.runtime.device),
             "position": self.loader.position,
+            "batch_size": self.batch_size,
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "val_loss": self.val_loss,
@@ -86,6 +111,7 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
         _restore_rng(state["rng"], self.runtime.device)
         self.loader.position = state["position"]
+        self.resize(state.get("batch_size", self.config.training.batch_size))
         self.step, self.loss, self.grad_norm = state["step"], state["loss"], state["grad_norm"]
         self.val_loss, self.val_step = state["val_loss"], state["val_step"]
         self.best_val_loss, self.best_step = state["best_val_loss"], state["best_step"]
@@ -94,12 +120,17 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step measured."""
+    """What one step measured.
+
+    Attributes:
+        overflowed_scale: With float16, the scale at which the gradients overflowed, so that nothing was updated.
+    """
 
     loss: float
     lr: float
     grad_norm: float
     tokens_per_s: float
+    overflowed_scale: float | None = None
 
 
 class Observer(Protocol):
@@ -107,6 +138,9 @@ class Observer(Protocol):
 
     def on_start(self, state: TrainState) -> None:
         """Called before the first step of the attempt."""
+
+    def on_halved(self, state: TrainState, before: int) -> None:
+        """Called when a step did not fit with `before` rows at once, before it is taken again with fewer."""
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
         """Called after every step."""
@@ -131,13 +165,14 @@ def train(state: TrainState, observers: Sequence[Observer], should_stop: Callabl
 
     Raises:
         NonFiniteLoss: The loss is not a number; the state is that of the step before.
+        OutOfMemory: A step does not fit, and may not or cannot be cut smaller; likewise.
     """
     try:
         for observer in observers:
             observer.on_start(state)
         stopped = should_stop()
         while not stopped and state.step < state.max_steps:
-            result = take_step(state)
+            result = _fitting_step(state, observers)
             for observer in observers:
                 observer.on_step(state, result)
             stopped = should_stop() and state.step < state.max_steps
@@ -149,39 +184,82 @@ def train(state: TrainState, observers: Sequence[Observer], should_stop: Callabl
     return not stopped
 
 
+def _fitting_step(state: TrainState, observers: Sequence[Observer]) -> StepResult:
+    """Take a step, with fewer rows at once for as long as memory runs out and the configuration allows it."""
+    while True:
+        try:
+            return take_step(state)
+        except OutOfMemory:
+            smaller = fewer_rows(state.config, state.batch_size)
+            if state.config.training.on_oom == "fail" or smaller is None:
+                raise
+        before = state.batch_size  # only here, without the error, is its memory free
+        state.resize(smaller)
+        if state.runtime.device_type == "cuda":
+            torch.cuda.empty_cache()
+        for observer in observers:
+            observer.on_halved(state, before)
+
+
 def take_step(state: TrainState) -> StepResult:
     """Accumulate gradients over the micro batches and update once.
 
+    With float16, gradients that overflow are no error: the scaler skips the update and lowers its scale.
+
     Raises:
-        NonFiniteLoss: The loss, or the gradient, is not finite; nothing was updated.
+        NonFiniteLoss: The loss, or the gradient, is not finite; the state is as before.
+        OutOfMemory: The micro batch does not fit; the state is as before.
     """
-    began, position = time.perf_counter(), state.loader.position
-    config, runtime = state.config, state.runtime
+    began, config = time.perf_counter(), state.config
+    position, rng = state.loader.position, _rng_state(state.runtime.device)
     lr = get_lr(state.step, config.training, state.max_steps)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
 
-    total = torch.zeros((), device=runtime.device)
-    for _ in range(config.accumulation):
-        idx, targets = state.loader.next_batch()
-        with runtime.autocast(), runtime.attention():
-            _, loss = state.forward(idx, targets)
-        assert loss is not None
-        loss = loss / config.accumulation
-        total = total + loss.detach()
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    loss_value = total.item()
-    grad_norm = _clip_gradients(state)
-    if not math.isfinite(loss_value) or not (math.isfinite(grad_norm) or state.runtime.scaler):
-        state.loader.position = position
-        raise NonFiniteLoss(state.step + 1, loss_value, grad_norm)
+    try:
+        loss, waiting_s = _accumulate(state)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _undo(state, position, rng)
+        raise out_of_memory(config, state.runtime, step=state.step + 1, batch_size=state.batch_size) from None
+    grad_norm, scale = _clip_gradients(state), state.scaler.get_scale()
+    is_skipped = state.runtime.scaler and not math.isfinite(grad_norm)
+    if not math.isfinite(loss) or not (math.isfinite(grad_norm) or (is_skipped and scale >= _LEAST_SCALE)):
+        _undo(state, position, rng)
+        raise NonFiniteLoss(state.step + 1, loss, grad_norm)
     _update(state)
 
     state.step += 1
-    state.loss, state.grad_norm = loss_value, grad_norm
+    state.loss, state.grad_norm = loss, grad_norm
     elapsed = time.perf_counter() - began
     state.seconds += elapsed
-    return StepResult(loss_value, lr, grad_norm, config.training.total_batch_size / elapsed)
+    state.pace.add(config.training.total_batch_size, elapsed, waiting_s)
+    speed = config.training.total_batch_size / elapsed
+    return StepResult(loss, lr, grad_norm, speed, scale if is_skipped else None)
+
+
+def _accumulate(state: TrainState) -> tuple[float, float]:
+    """Add up the gradients of a step's micro batches; returns the loss, and the seconds spent on waiting for data."""
+    total, waiting_s = torch.zeros((), device=state.runtime.device), 0.0
+    for _ in range(state.accumulation):
+        asked = time.perf_counter()
+        idx, targets = state.loader.next_batch()
+        waiting_s += time.perf_counter() - asked
+        with state.runtime.autocast(), state.runtime.attention():
+            loss = state.forward(idx, targets)[1]  # the logits, named, would stay through the backward pass
+        assert loss is not None
+        loss = loss / state.accumulation
+        total = total + loss.detach()
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    return total.item(), waiting_s
+
+
+def _undo(state: TrainState, position: int, rng: dict[str, Any]) -> None:
+    """Put back what a step that did not update has changed."""
+    state.optimizer.zero_grad(set_to_none=True)
+    state.loader.position = position
+    _restore_rng(rng, state.runtime.device)
 
 
 def _clip_gradients(state: TrainState) -> float:

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,10 @@ class TokenLoader:
     def epoch(self) -> float:
         """Passes over the file so far."""
         return self.position / self.windows
+
+    def resize(self, batch_size: int) -> None:
+        """Hand out batches of another size from here on; the windows keep their order."""
+        self._config = replace(self._config, batch_size=batch_size)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Hand out the next batch.

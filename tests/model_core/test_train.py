@@ -1,7 +1,7 @@
 """The program that a person runs by hand: what it leaves on disk, and that it goes on exactly."""
 
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from model_core.checkpoint import newest_full_state, read_state, writer
+from model_core.records.dataset import Dataset
 from model_core.records.events import read_events, series
 from model_core.records.run import Run
 from model_core.train import main
@@ -26,6 +29,10 @@ def losses(run: Path) -> dict[int, float]:
 
 def of_type(run: Path, kind: str) -> list[dict]:
     return [event for event in read_events(run / "events.jsonl") if event["type"] == kind]
+
+
+def warnings(run: Path, code: str) -> list[dict]:
+    return [event for event in of_type(run, "warning") if event["code"] == code]
 
 
 def start(file: Path, *more: str) -> subprocess.Popen:
@@ -206,11 +213,19 @@ def test_bad_input_is_one_line_and_code_2(
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(tiny: Tiny, tmp_path: Path) -> None:
-    file = tiny(training={"max_lr": 1e30, "min_lr": 0, "grad_clip": 0, "warmup_steps": 0})
+    training = {"max_lr": 1e30, "min_lr": 0, "grad_clip": 0, "warmup_steps": 0}
+    file = tiny(training=training, evaluation={"checkpoint_every": 1})
     assert main(["--config", str(file)]) == 1
-    outcome = json.loads((tmp_path / "exp" / "tiny" / "outcome.json").read_text())
-    assert outcome["error"]["code"] == "non_finite_loss"
-    assert outcome["error"]["step"] == len(losses(tmp_path / "exp" / "tiny")) + 1
+    run = Run(tmp_path / "exp" / "tiny")
+    (end,) = of_type(run.path, "end")
+    last = len(losses(run.path))
+    assert (end["error"]["code"], end["error"]["step"], end["step"]) == ("non_finite_loss", last + 1, last)
+    assert end["grad_norm"] in {"nan", "inf"}
+    assert "the gradient norm" in end["error"]["detail"]
+    assert json.loads((run.path / "outcome.json").read_text())["grad_norm"] == end["grad_norm"]
+    kept = newest_full_state(run, pytest.fail)
+    assert kept is not None
+    assert kept[1]["step"] == last
 
 
 def test_a_held_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
@@ -221,9 +236,103 @@ def test_a_held_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_the_start_event_says_what_was_asked_and_used(tiny: Tiny, tmp_path: Path) -> None:
-    main(["--config", str(tiny(training={"max_tokens": 640}, device={"tf32": True}))])
+    main(["--config", str(tiny(training={"max_tokens": 640, "batch_size": 1}, device={"tf32": True}))])
     (event,) = of_type(tmp_path / "exp" / "tiny", "start")
     assert event["max_steps"] == 10
     assert event["asked"]["tf32"] is True
-    assert event["used"]["device"] == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert (event["batch_size"], event["accumulation"]) == (1, 4)
+    assert (event["asked"]["device"], event["used"]["device"]) == ("cpu", "cpu")
     assert "tf32" in event["used"]["off"]
+
+
+def test_the_end_tells_speed_waiting_and_use_of_the_hardware(tiny: Tiny, tmp_path: Path) -> None:
+    main(["--config", str(tiny(training={"max_steps": 3}, device={"device": "auto", "dtype": "auto"}))])
+    run = tmp_path / "exp" / "tiny"
+    (end,), outcome = of_type(run, "end"), json.loads((run / "outcome.json").read_text())
+    assert end["tokens_per_s"] > 0
+    assert 0 < end["data_wait_share"] < 1
+    assert end["mfu"] is None
+    assert end["mfu_reason"]
+    assert end["peak_memory_bytes"] > 0
+    assert {
+        key: outcome[key] for key in ("tokens_per_s", "data_wait_share", "mfu", "mfu_reason")
+    }.items() <= end.items()
+    (line,) = [line for line in (run / "logs" / "log.txt").read_text().splitlines() if "trained step=3" in line]
+    assert f"tokens_per_s={end['tokens_per_s']!r}" in line
+
+
+def test_a_run_that_was_halved_goes_on_so_and_another_run_does_not(tiny: Tiny, tmp_path: Path) -> None:
+    halving = {"on_oom": "halve", "batch_size": 2}
+    file, run = tiny("halved", training=halving), Run(tmp_path / "exp" / "halved")
+    main(["--config", str(file)])
+    info, state = read_state(run, run.resolve("step=15"))
+    state["batch_size"] = 1  # as if memory had run out
+    run.publish(info.file, writer(state), attempt=1, step=15, full=True, loss=info.loss, val_loss=info.val_loss)
+    for later in ("model_00020.pt", "model_latest.pt"):
+        (run.path / later).unlink()
+    assert main(["--config", str(file), "--resume"]) == 0
+    assert [(event["old"], event["new"]) for event in warnings(run.path, "batch_halved")] == [(2, 1)]
+    assert read_state(run, run.resolve("latest"))[1]["batch_size"] == 1
+    other = tiny("other", training=halving, checkpoint={"load_checkpoint": "halved/model_00015.pt"})
+    assert main(["--config", str(other)]) == 0
+    assert of_type(tmp_path / "exp" / "other", "resumed")
+    assert warnings(tmp_path / "exp" / "other", "batch_halved") == []
+
+
+def test_one_step_is_a_run(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tiny(training={"max_steps": 1, "warmup_steps": 0}, logging={"verbose": False})
+    assert main(["--config", str(file)]) == 0
+    assert list(losses(tmp_path / "exp" / "tiny")) == [1]
+    assert "step=" not in capsys.readouterr().err
+
+
+def test_log_lines_and_samples_come_as_often_and_as_long_as_asked_for(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    evaluation = {"sample_every": 20, "sample_num": 3, "sample_length": 4, "sample_top_k": 1, "val_loss_every": 15}
+    main(["--config", str(tiny(logging={"log_interval": 7}, evaluation=evaluation))])
+    log = (tmp_path / "exp" / "tiny" / "logs" / "log.txt").read_text()
+    assert [n for n in range(1, 21) if f" step={n}/20 " in log] == [7, 14]
+    assert " step=7/20 " in capsys.readouterr().err
+    assert [event["step"] for event in of_type(tmp_path / "exp" / "tiny", "validation")] == [0, 15, 20]
+    (sample,) = of_type(tmp_path / "exp" / "tiny", "sample")
+    text, *others = sample["texts"]
+    assert others == [text, text]  # of the likeliest tokens alone, whatever the seed
+    tokenizer = Dataset.named("text", tmp_path / "text_data").tokenizer()
+    assert len(tokenizer.encode(text)) == 4
+
+
+def test_a_dataset_too_short_for_one_batch_says_so(tiny: Tiny, capsys: pytest.CaptureFixture) -> None:
+    file = tiny(training={"batch_size": 4096, "total_batch_size": 65536})
+    assert main(["--config", str(file)]) == 2
+    assert re.search(r"text_train\.npy has \d+ tokens; one batch takes 65537", capsys.readouterr().err)
+
+
+def test_splits_too_small_to_measure_give_null_with_the_reason(tiny: Tiny, tmp_path: Path) -> None:
+    main(["--config", str(tiny(training={"max_steps": 3}))])
+    for split in ("val", "test"):
+        np.save(tmp_path / "text_data" / f"text_{split}.npy", np.array([1], np.uint16))
+    file = tiny("small", training={"max_steps": 3}, execution={"test": True}, testing={"checkpoint_path": "final"})
+    assert main(["--config", str(file)]) == 0
+    outcome = json.loads((tmp_path / "exp" / "small" / "outcome.json").read_text())
+    assert (outcome["val_loss"], outcome["test_loss"], outcome["test_bits_per_byte"]) == (None, None, None)
+    assert outcome["reason"] == "the test split has 1 tokens, too few for one row"
+    assert len(warnings(tmp_path / "exp" / "small", "no_val_loss")) == 2  # before step 1 and after the last
+    assert len(warnings(tmp_path / "exp" / "small", "no_test_loss")) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
+@pytest.mark.parametrize(("on_oom", "code", "error_code"), [("fail", 1, "cuda_oom"), ("halve", 0, None)])
+def test_memory_of_a_gpu_that_runs_out(
+    tiny: Tiny, tmp_path: Path, on_oom: str, code: int, error_code: str | None
+) -> None:
+    rows = {"batch_size": 128, "sequence_length": 32, "total_batch_size": 4096, "max_steps": 3, "on_oom": on_oom}
+    model = {"n_layer": 4, "n_embd": 512, "n_head_list": [8, 8, 4, 4]}
+    file = tiny(model=model, training=rows, device={"device": "cuda", "dtype": "auto"})
+    torch.cuda.set_per_process_memory_fraction(380 * 2**20 / torch.cuda.get_device_properties(0).total_memory)
+    assert main(["--config", str(file)]) == code
+    run = tmp_path / "exp" / "tiny"
+    error = json.loads((run / "outcome.json").read_text())["error"] or {"code": None}
+    assert error["code"] == error_code
+    assert bool(warnings(run, "batch_halved")) == (on_oom == "halve")

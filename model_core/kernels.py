@@ -1,0 +1,160 @@
+"""Which attention kernel every layer gets, and why not a faster one.
+
+PyTorch falls back silently, layer by layer: head sizes differ, and each kernel takes some of them. Its conditions
+are written down here as a pure function, so that the `start` event can tell them for machines that are not at
+hand. They are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` of PyTorch 2.13 and its CPU twin.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from model_core.config import ModelConfig
+
+Kernel = Literal["flash", "efficient", "math", "metal"]
+Capability = tuple[int, int]
+
+AMPERE: Capability = (8, 0)
+_NEWEST: Capability = (12, 1)
+_FLASH_MAX_HEAD_DIM = 256
+# Training needs more shared memory than these cards have: up to 192 always fits, above 224 only without dropout.
+_SMALL_CARDS: tuple[tuple[Capability, Capability], ...] = (((8, 6), (8, 9)), ((12, 0), (12, 1)))
+_SMALL_HEAD_DIM, _MIDDLE_HEAD_DIM = 192, 224
+
+# Tried in this order; cuDNN's kernel, which PyTorch may prefer on Hopper, is left out so that the choice is known.
+ORDER: dict[str, tuple[Kernel, ...]] = {
+    "auto": ("flash", "efficient", "math"),
+    "flash": ("flash", "efficient", "math"),
+    "efficient": ("efficient", "math"),
+    "math": ("math",),
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the kernels ask of a device: ``cpu``, ``cuda`` or ``mps``, its number format, and a GPU's capability."""
+
+    kind: str
+    dtype: str
+    capability: Capability | None = None
+
+
+@dataclass(frozen=True)
+class LayerKernel:
+    """The kernel of one layer.
+
+    Attributes:
+        layer: Its index.
+        n_head: Its heads.
+        head_dim: Their size.
+        kernel: What computes its attention while training.
+        reason: Why it is not the first choice of the configured backend; None when it is.
+    """
+
+    layer: int
+    n_head: int
+    head_dim: int
+    kernel: Kernel
+    reason: str | None
+
+
+def layer_kernels(model: ModelConfig, hardware: Hardware, asked: str) -> tuple[LayerKernel, ...]:
+    """Choose for every layer.
+
+    Args:
+        model: Heads, head sizes and dropout.
+        hardware: Where it trains.
+        asked: `device.attention_backend`.
+    """
+    shapes = enumerate(zip(model.heads, model.head_dims, strict=True))
+    return tuple(LayerKernel(i, h, d, *_choose(d, model.dropout, hardware, asked)) for i, (h, d) in shapes)
+
+
+def summary(kernels: Iterable[LayerKernel]) -> str | None:
+    """The reasons of all layers on one line, equal ones together; None when there is none."""
+    layers = defaultdict(list)
+    for kernel in kernels:
+        if kernel.reason is not None:
+            layers[kernel.reason].append(kernel.layer)
+    told = [f"layer{'s' * (len(found) > 1)} {_ranges(found)}: {reason}" for reason, found in layers.items()]
+    return "; ".join(told) or None
+
+
+def _choose(head_dim: int, dropout: float, hardware: Hardware, asked: str) -> tuple[Kernel, str | None]:
+    if hardware.kind == "mps":
+        return "metal", "Metal has one attention kernel of its own"
+    first, *others = ORDER[asked]
+    reason = refusal(first, head_dim, dropout, hardware)
+    if reason is None:
+        return first, None
+    return next(k for k in others if refusal(k, head_dim, dropout, hardware) is None), reason
+
+
+def refusal(kernel: Kernel, head_dim: int, dropout: float, hardware: Hardware) -> str | None:
+    """Why a kernel does not take a layer that trains; None when it does.
+
+    Args:
+        kernel: ``flash``, ``efficient`` or ``math``, which takes everything.
+        head_dim: Size of the layer's heads.
+        dropout: Share of the attention weights that are dropped.
+        hardware: A CPU or an NVIDIA GPU.
+    """
+    if kernel == "math":
+        return None
+    if hardware.kind == "cpu":
+        return _refusal_of_cpu(kernel, dropout)
+    assert hardware.capability is not None
+    if kernel == "efficient":
+        return _refusal_of_efficient(head_dim, hardware.dtype, hardware.capability)
+    return _refusal_of_flash(head_dim, dropout, hardware.dtype, hardware.capability)
+
+
+def _refusal_of_cpu(kernel: Kernel, dropout: float) -> str | None:
+    if kernel == "efficient":
+        return "the CPU has a flash and a math kernel only"
+    return "dropout takes the math kernel on the CPU" if dropout else None
+
+
+def _refusal_of_flash(head_dim: int, dropout: float, dtype: str, capability: Capability) -> str | None:
+    if not AMPERE <= capability <= _NEWEST:
+        return f"the GPU's compute capability {_version(capability)} is not between 8.0 and {_version(_NEWEST)}"
+    if dtype == "float32":
+        return "float32, and the flash kernel takes bfloat16 and float16"
+    if head_dim > _FLASH_MAX_HEAD_DIM:
+        return f"head size {head_dim} is above {_FLASH_MAX_HEAD_DIM}"
+    is_small = any(low <= capability <= high for low, high in _SMALL_CARDS)
+    if is_small and head_dim > _SMALL_HEAD_DIM and (dropout or head_dim <= _MIDDLE_HEAD_DIM):
+        return f"head size {head_dim} does not train on compute capability {_version(capability)}"
+    return None
+
+
+def _refusal_of_efficient(head_dim: int, dtype: str, capability: Capability) -> str | None:
+    if capability < (5, 0) or capability > _NEWEST:
+        return f"the GPU's compute capability {_version(capability)} is not between 5.0 and {_version(_NEWEST)}"
+    multiple = _alignment(dtype, capability)
+    return f"head size {head_dim} is not a multiple of {multiple}" if head_dim % multiple else None
+
+
+def _alignment(dtype: str, capability: Capability) -> int:
+    """What a head size must be a multiple of: tensor cores read 16 bytes at once."""
+    if capability >= AMPERE:
+        return 4 if dtype == "float32" else 8
+    return 8 if capability >= (7, 0) and dtype != "float32" else 1
+
+
+def _version(capability: Capability) -> str:
+    return ".".join(map(str, capability))
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Growing numbers, neighbours joined: ``0-3, 7``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

@@ -33,6 +33,7 @@ from model_core.data.sources import open_source
 from model_core.environment import start_facts
 from model_core.errors import CheckpointMismatch, InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.loading import ParsedConfig, parse_config, read_config
+from model_core.preflight import preflight
 from model_core.records.dataset import Dataset, dataset_of
 from model_core.records.files import Layout, next_free_name
 from model_core.records.run import Run
@@ -174,7 +175,10 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
     run.write_config(config)
     device.apply(runtime)
     state = assemble(config, runtime, dataset, attempt.emit)
-    attempt.emit("start", **facts, **parameter_counts(state.model), max_steps=state.max_steps)
+    length, cautions = preflight(config, dataset, run.path)
+    attempt.emit("start", **facts, **parameter_counts(state.model), **length)
+    for caution in cautions:
+        attempt.emit("warning", code=caution.code, detail=caution.detail)
     for what in runtime.off.keys() & {"bfloat16", "compile", "flash", "efficient"}:
         attempt.emit("warning", code=f"{what}_off", detail=runtime.off[what])
     resume(state, run, attempt.emit)

@@ -7,10 +7,10 @@ import json
 import math
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from model_core.budget import Budget, budget_of
+from model_core.budget import Budget, budget_of, fitting_batch_size
 from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig
 from model_core.errors import (
     CheckpointMismatch,
@@ -21,9 +21,11 @@ from model_core.errors import (
     RunExists,
 )
 from model_core.loading import Advice, Tree
+from model_core.preflight import disk_shortage
 from model_core.records.dataset import dataset_of
 from model_core.records.files import Layout, next_free_name
 from model_core.records.run import Run
+from model_core.report import train_tokens_of
 from service.deps import Services
 from service.errors import DoesNotFit
 from worker.jobs import questions
@@ -73,8 +75,9 @@ def take(tree: Tree, layout: Layout, *, run: str | None) -> Order:
     refused = tuple(_reference_is_a_name(spec.config))
     if refused:
         raise InvalidConfig(refused)
-    manifest = dataset_of(spec.config, layout).manifest() or {}
-    budget = budget_of(spec.config, train_tokens=_train_tokens(manifest))
+    budget = budget_of(spec.config, train_tokens=train_tokens_of(dataset_of(spec.config, layout)))
+    if spec.kind == "train":
+        spec = replace(spec, warnings=(*spec.warnings, *disk_shortage(budget.disk, layout.run(spec.run))))
     # What is missing now may be what it waits for.
     missing = () if spec.job.depends_on else tuple(_missing(spec, layout))
     return Order(spec, budget, layout.run(spec.run).exists(), missing)
@@ -114,7 +117,8 @@ async def submit(services: Services, order: Order, *, key: str | None) -> Submis
 
 async def warnings(services: Services, order: Order) -> list[Advice]:
     """What the author of a request should know, and what would stand against submitting it now."""
-    found = [Advice(obstacle.code, str(obstacle)) async for obstacle in _obstacles(services, order)]
+    obstacles = [obstacle async for obstacle in _obstacles(services, order)]
+    found = [Advice(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
     path = services.layout.run(order.spec.run)
     if order.spec.kind == "train" and path.exists():
         found.append(Advice(RunExists.code, str(RunExists(path.name, next_free_name(path)))))
@@ -217,7 +221,7 @@ def _room(worker: Mapping[str, Any]) -> float:
 def _too_large(order: Order, largest: float) -> DoesNotFit:
     needed = order.budget.memory.required_bytes
     error = DoesNotFit(f"training needs about {_gib(needed)}; the largest known worker has {_gib(largest)}")
-    smaller = _fitting_batch(order.spec.config, largest)
+    smaller = fitting_batch_size(order.spec.config, largest)
     if smaller is not None:
         error.hint = f"training.batch_size {smaller} would fit, at the same total_batch_size"
     else:
@@ -225,20 +229,5 @@ def _too_large(order: Order, largest: float) -> DoesNotFit:
     return error
 
 
-def _fitting_batch(config: ExperimentConfig, room_bytes: float) -> int | None:
-    size = config.training.batch_size
-    while size % 2 == 0:
-        size //= 2
-        training = config.training.model_copy(update={"batch_size": size})
-        if budget_of(config.model_copy(update={"training": training})).memory.required_bytes <= room_bytes:
-            return size
-    return None
-
-
 def _gib(size_bytes: float) -> str:
     return f"{size_bytes / 2**30:,.1f} GiB"
-
-
-def _train_tokens(manifest: Mapping[str, Any]) -> int | None:
-    tokens = manifest.get("splits", {}).get("train", {}).get("tokens")
-    return tokens if isinstance(tokens, int) and tokens > 0 else None

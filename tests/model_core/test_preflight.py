@@ -33,7 +33,7 @@ def test_what_lies_there_already_is_not_counted_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("signals")
-def test_the_trainer_warns_before_its_first_step_and_tells_the_epochs(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_trainer_warns_before_its_first_step_and_tells_epochs(tiny: Callable[..., Path], tmp_path: Path) -> None:
     endless = {"max_steps": 2**40, "max_lr": 1e30, "grad_clip": 0, "warmup_steps": 0}  # it diverges, so it ends
     everything = {"checkpoint_every": 1, "max_checkpoints_to_keep": 2**40}
     assert main(["--config", str(tiny(training=endless, evaluation=everything))]) == 1

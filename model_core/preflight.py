@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,25 @@ from model_core.loading import Advice
 from model_core.records.dataset import Dataset
 from model_core.report import train_tokens_of
 
+log = logging.getLogger(__name__)
+
 _GIB = 1 << 30
 
 
-def preflight(config: ExperimentConfig, dataset: Dataset, run: Path) -> tuple[dict[str, Any], tuple[Advice, ...]]:
-    """What the `start` event says of a run's length, and what there is to warn of.
+def preflight(config: ExperimentConfig, dataset: Dataset, run: Path, emit: Callable[..., Any]) -> None:
+    """Say how long the run will be, in steps, tokens and passes over the data, and warn of what may run out.
 
     Args:
         config: Resolved: max_steps is what will be done.
         dataset: Ready.
         run: Directory of the run.
+        emit: Told ``warning``.
     """
     budget = budget_of(config, train_tokens=train_tokens_of(dataset))
-    length = {"max_steps": budget.schedule.steps, "epochs": budget.schedule.epochs}
-    return length, tuple(disk_shortage(budget.disk, run))
+    length = budget.schedule
+    log.info("planned steps=%d tokens=%d epochs=%.2f", length.steps, length.tokens, length.epochs or 0.0)
+    for advice in disk_shortage(budget.disk, run):
+        emit("warning", code=advice.code, detail=advice.detail)
 
 
 def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[Advice]:

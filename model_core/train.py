@@ -173,12 +173,10 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
     facts = start_facts(config, runtime)
     config = _resolve(config, dataset, runtime)
     run.write_config(config)
+    preflight(config, dataset, run.path, attempt.emit)
     device.apply(runtime)
     state = assemble(config, runtime, dataset, attempt.emit)
-    length, cautions = preflight(config, dataset, run.path)
-    attempt.emit("start", **facts, **parameter_counts(state.model), **length)
-    for caution in cautions:
-        attempt.emit("warning", code=caution.code, detail=caution.detail)
+    attempt.emit("start", **facts, **parameter_counts(state.model), max_steps=state.max_steps)
     for what in runtime.off.keys() & {"bfloat16", "compile", "flash", "efficient"}:
         attempt.emit("warning", code=f"{what}_off", detail=runtime.off[what])
     resume(state, run, attempt.emit)

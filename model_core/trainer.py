@@ -164,7 +164,7 @@ def take_step(state: TrainState) -> StepResult:
     for _ in range(config.accumulation):
         idx, targets = state.loader.next_batch()
         with runtime.autocast(), runtime.attention():
-            loss = state.forward(idx, targets)[1]  # the logits, named, would stay through the backward pass
+            _, loss = state.forward(idx, targets)
         assert loss is not None
         loss = loss / config.accumulation
         total += loss.detach()

@@ -9,7 +9,8 @@ L layers, N = B T rows of a micro batch, P parameters.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from model_core.config import ExperimentConfig, ModelConfig, TrainingConfig, divisors
@@ -23,10 +24,7 @@ FORMULAS = {
     "memory_bytes": "48 MiB + P (16 | 18) + L N C (64 | 36) + 12 N V; float32 | bfloat16",
     "checkpoint_bytes": "12 P a full state, 4 P weights alone",
 }
-NO_SAVING = (
-    "At this n_embd the heads share the width, so the number of heads changes neither parameters nor KV bytes nor "
-    "matmul FLOPs; only the softmax gets smaller. Set model.head_dim to save."
-)
+FLASH_MAX_HEAD_DIM = 256  # of PyTorch's flash kernel on a GPU; the one for CPUs takes any size
 MEMORY_MARGIN = 1.2  # the estimate was within 17 % of what was measured
 
 _MIB = 1 << 20
@@ -35,7 +33,10 @@ _BF16_BYTES = 2
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """One block of the model; `FORMULAS` says how each number comes about."""
+    """One block of the model; `FORMULAS` says how each number comes about.
+
+    `flash` says whether PyTorch's fused kernel on a GPU takes the head size.
+    """
 
     layer: int
     n_head: int
@@ -44,32 +45,35 @@ class LayerBudget:
     kv_bytes_per_token: int
     flops_per_token: int
     softmax_elements: int
+    flash: bool
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
     """Memory of one training step on the CPU, above the import of torch, by part.
 
-    `measured` is false where a part was estimated from shapes alone: dropout, checkpointing of activations.
+    `required_bytes` is what must be free: the total with a margin. `measured` is false where a part was estimated
+    from shapes alone: dropout, checkpointing of activations.
     """
 
     base_bytes: int
     weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
     activations_bytes: int
-    cross_entropy_bytes: int
+    logits_bytes: int
     attention_bytes: int
     total_bytes: int
+    required_bytes: int
     measured: bool
-
-    @property
-    def required_bytes(self) -> int:
-        """What must be free: the estimate with its margin."""
-        return int(self.total_bytes * MEMORY_MARGIN)
 
 
 @dataclass(frozen=True)
 class DiskBudget:
-    """Checkpoints of a whole run: at most `periodic` + 2 full states at once, and two files of weights."""
+    """Checkpoints of a whole run, at most.
+
+    Full states: `periodic` of them, two rolling ones, and the one being written. Two files of weights: best and final.
+    """
 
     full_state_bytes: int
     weights_bytes: int
@@ -103,6 +107,7 @@ class Budget:
         memory: Of one training step on the CPU.
         disk: Of the run's checkpoints.
         schedule: Steps, tokens and epochs.
+        formulas: How the numbers come about.
     """
 
     layers: tuple[LayerBudget, ...]
@@ -114,13 +119,11 @@ class Budget:
     memory: MemoryBudget
     disk: DiskBudget
     schedule: ScheduleBudget
+    formulas: Mapping[str, str] = field(default_factory=FORMULAS.copy)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON, with the formulas."""
-        tree = asdict(self)
-        tree["layers"] = list(tree["layers"])
-        tree["memory"]["required_bytes"] = self.memory.required_bytes
-        return {**tree, "formulas": FORMULAS}
+        return asdict(self)
 
 
 def budget_of(config: ExperimentConfig, *, train_tokens: int | None = None) -> Budget:
@@ -147,6 +150,24 @@ def budget_of(config: ExperimentConfig, *, train_tokens: int | None = None) -> B
         disk=_disk(config, parameters, schedule.steps),
         schedule=schedule,
     )
+
+
+def fitting_batch_size(config: ExperimentConfig, room_bytes: float) -> int | None:
+    """The largest micro batch whose training fits, at the same total_batch_size.
+
+    Args:
+        config: The experiment.
+        room_bytes: Memory there is.
+
+    Returns:
+        None when not even the smallest fits.
+    """
+    for size in reversed(divisors(config.training.batch_size)):
+        training = config.training.model_copy(update={"batch_size": size})
+        smaller = config.model_copy(update={"training": training})
+        if budget_of(smaller).memory.required_bytes <= room_bytes:
+            return size
+    return None
 
 
 def uniform_of(config: ExperimentConfig) -> ExperimentConfig:
@@ -177,6 +198,7 @@ def _layer(index: int, heads: int, head_dim: int, n_embd: int, length: int) -> L
         kv_bytes_per_token=2 * width * _BF16_BYTES,
         flops_per_token=6 * parameters + 12 * width * length,
         softmax_elements=heads * length * (length + 1) // 2,
+        flash=head_dim <= FLASH_MAX_HEAD_DIM,
     )
 
 
@@ -191,13 +213,16 @@ def _memory(config: ExperimentConfig, parameters: int) -> MemoryBudget:
         activations = model.n_layer * rows * model.n_embd * 4 + layer
     parts = {
         "base_bytes": 48 * _MIB,
-        "weights_bytes": parameters * (18 if half else 16),
+        "weights_bytes": parameters * (6 if half else 4),  # autocast keeps a copy of every matrix
+        "gradients_bytes": parameters * 4,
+        "optimizer_bytes": parameters * 8,
         "activations_bytes": activations,
-        "cross_entropy_bytes": 12 * rows * model.vocab_size,
+        "logits_bytes": 12 * rows * model.vocab_size,
         "attention_bytes": _explicit_attention(model, training, half=half),
     }
+    total = sum(parts.values())
     measured = not (training.gradient_checkpointing or parts["attention_bytes"])
-    return MemoryBudget(**parts, total_bytes=sum(parts.values()), measured=measured)
+    return MemoryBudget(**parts, total_bytes=total, required_bytes=int(total * MEMORY_MARGIN), measured=measured)
 
 
 def _explicit_attention(model: ModelConfig, training: TrainingConfig, *, half: bool) -> int:
@@ -213,7 +238,7 @@ def _disk(config: ExperimentConfig, parameters: int, steps: int) -> DiskBudget:
     full, weights = 12 * parameters, 4 * parameters
     periodic = min(config.evaluation.max_checkpoints_to_keep, steps // config.evaluation.checkpoint_every)
     saved = config.checkpoint.save_best + config.checkpoint.save_final
-    return DiskBudget(full, weights, periodic, (periodic + 2) * full + saved * weights)
+    return DiskBudget(full, weights, periodic, (periodic + 3) * full + saved * weights)
 
 
 def _schedule(config: ExperimentConfig, train_tokens: int | None) -> ScheduleBudget:
@@ -223,49 +248,7 @@ def _schedule(config: ExperimentConfig, train_tokens: int | None) -> ScheduleBud
     return ScheduleBudget(steps, config.accumulation, config.training.total_batch_size, tokens, train_tokens, epochs)
 
 
-# --- beside the uniform model ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the comparison, ready to be read: what, here, uniform, difference."""
-
-    label: str
-    value: str
-    uniform: str
-    difference: str
-
-
-def comparison(budget: Budget, uniform: Budget) -> list[Row]:
-    """The totals of a model beside those of the uniform one."""
-    return [
-        _row("parameters", budget.parameters, uniform.parameters),
-        _row("KV bytes a token (bf16)", budget.kv_bytes_per_token, uniform.kv_bytes_per_token),
-        _row("FLOPs a token", budget.flops_per_token, uniform.flops_per_token),
-        _row("softmax elements a sequence", budget.softmax_elements, uniform.softmax_elements),
-        _row("training memory on a CPU, MiB", _mib(budget), _mib(uniform)),
-        _row("checkpoints on disk, MiB", budget.disk.total_bytes // _MIB, uniform.disk.total_bytes // _MIB),
-    ]
-
-
-def text_table(budget: Budget, uniform: Budget) -> str:
-    """The comparison as plain text, and what it means where nothing is saved."""
-    head = Row("", "this model", "uniform", "difference")
-    rows = [head, *comparison(budget, uniform)]
-    lines = [f"{r.label:<32}{r.value:>18}{r.uniform:>18}{r.difference:>12}" for r in rows]
-    return "\n".join([*lines, *([NO_SAVING] if saves_nothing(budget, uniform) else [])])
-
-
 def saves_nothing(budget: Budget, uniform: Budget) -> bool:
     """Whether unequal heads leave size and FLOPs as they are."""
     unequal = [layer.n_head for layer in budget.layers] != [layer.n_head for layer in uniform.layers]
     return unequal and budget.parameters == uniform.parameters
-
-
-def _mib(budget: Budget) -> int:
-    return budget.memory.total_bytes // _MIB
-
-
-def _row(label: str, value: int, uniform: int) -> Row:
-    share = 100 * (value - uniform) / uniform if uniform else 0.0
-    return Row(label, f"{value:,}", f"{uniform:,}", "same" if value == uniform else f"{share:+.1f} %")

@@ -185,7 +185,7 @@ def parse_config(tree: Mapping[str, Any]) -> ParsedConfig:
     if problems:
         missing_only = all(problem.code == "not_available" for problem in problems)
         raise (NotAvailable if missing_only else InvalidConfig)(problems)
-    return ParsedConfig(config, (*renamed, *_advice(config)))
+    return ParsedConfig(config, (*renamed, *advice_of(config)))
 
 
 _SECTIONS: Mapping[str, type[Config]] = {
@@ -267,6 +267,11 @@ def _rename_deprecated(tree: Tree) -> tuple[Tree, tuple[Advice, ...]]:
     renamed = {_DEPRECATED.get(key, key): value for key, value in section.items()}
     advice = tuple(Advice("deprecated_key", f"evaluation.{key} is now evaluation.{_DEPRECATED[key]}") for key in old)
     return {**tree, "evaluation": renamed}, advice
+
+
+def advice_of(config: ExperimentConfig) -> tuple[Advice, ...]:
+    """What the author of a configuration should know about it."""
+    return tuple(_advice(config))
 
 
 def _advice(config: ExperimentConfig) -> Iterator[Advice]:

@@ -32,6 +32,7 @@ from model_core.data.sources import open_source
 from model_core.environment import announce
 from model_core.errors import InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.loading import ParsedConfig, parse_config, read_config
+from model_core.preflight import preflight
 from model_core.records.dataset import Dataset, dataset_of
 from model_core.records.files import Layout, next_free_name
 from model_core.records.run import Run
@@ -173,6 +174,7 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
     runtime = device.decide(asked, device.describe_machine(), arguments.gpu)
     config = _resolve(config, dataset, runtime)
     run.write_config(config)
+    preflight(config, dataset, run.path, attempt.emit)
     device.apply(runtime)
     state = assemble(config, runtime, dataset, attempt.emit)
     sizes = {"max_steps": state.max_steps, "batch_size": state.batch_size, "accumulation": state.accumulation}

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from model_core.budget import Budget, budget_of
 from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig
 from model_core.errors import CheckpointMismatch, DatasetNotReady, FieldProblem, InvalidConfig, ModelCoreError
 from model_core.loading import Tree
+from model_core.preflight import disk_shortage
 from model_core.records.dataset import dataset_of
 from model_core.records.files import Layout
 from model_core.records.run import Run
+from model_core.report import train_tokens_of
 from worker.jobs.spec import JobSpec, parse_spec
 
 _REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
@@ -80,8 +81,9 @@ def orders_of(layout: Layout, specs: Sequence[JobSpec]) -> list[Order | Exceptio
 
 
 def _order_of(layout: Layout, spec: JobSpec) -> Order:
-    manifest = dataset_of(spec.config, layout).manifest() or {}
-    budget = budget_of(spec.config, train_tokens=_train_tokens(manifest))
+    budget = budget_of(spec.config, train_tokens=train_tokens_of(dataset_of(spec.config, layout)))
+    if spec.kind == "train":
+        spec = replace(spec, warnings=(*spec.warnings, *disk_shortage(budget.disk, layout.run(spec.run))))
     # What is missing now may be what it waits for.
     missing = () if spec.job.depends_on else tuple(_missing(spec, layout))
     return Order(spec, budget, layout.run(spec.run).exists(), missing)
@@ -142,8 +144,3 @@ def _reference_is_a_name(config: ExperimentConfig) -> Iterator[FieldProblem]:
     if reference is not None and not _REFERENCE.fullmatch(reference):
         detail = f"{reference!r} is not RUN or RUN/FILE, for example quickstart/model_latest.pt"
         yield FieldProblem("/checkpoint/load_checkpoint", detail, reference)
-
-
-def _train_tokens(manifest: Mapping[str, Any]) -> int | None:
-    tokens = manifest.get("splits", {}).get("train", {}).get("tokens")
-    return tokens if isinstance(tokens, int) and tokens > 0 else None

@@ -7,11 +7,8 @@ from functools import partial
 
 from anyio import to_thread
 
-from model_core.budget import budget_of
-from model_core.config import ExperimentConfig
-from model_core.errors import (
-    RunExists,
-)
+from model_core.budget import fitting_batch_size
+from model_core.errors import ModelCoreError, RunExists
 from model_core.loading import Advice, Tree
 from model_core.records.files import next_free_name
 from service.body import holds_more_than
@@ -77,15 +74,14 @@ async def submit(services: Services, order: Order, *, key: str | None) -> Submis
 
 async def warnings(services: Services, order: Order) -> list[Advice]:
     """What the author of a request should know, and what would stand against submitting it now."""
-    found = [Advice(lack.code, str(lack)) for lack in order.missing]
+    obstacles: list[ModelCoreError] = [*order.missing]
     try:
         capacity = await services.wire.ask(questions.capacity())
     except QueueUnavailable as error:
-        found.append(Advice(error.code, str(error)))
+        obstacles.append(error)
     else:
-        if not _fits(order, capacity):
-            unfit = _unfit(order, capacity)
-            found.append(Advice(unfit.code, str(unfit)))
+        obstacles += [] if _fits(order, capacity) else [_unfit(order, capacity)]
+    found = [Advice(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
     path = services.layout.run(order.spec.run)
     if order.spec.kind == "train" and path.exists():
         found.append(Advice(RunExists.code, str(RunExists(path.name, next_free_name(path)))))
@@ -118,22 +114,12 @@ def _gpus(count: int) -> str:
 def _too_large(order: Order, largest: float) -> DoesNotFit:
     needed = order.budget.memory.required_bytes
     error = DoesNotFit(f"training needs about {_gib(needed)}; the largest known worker has {_gib(largest)}")
-    smaller = _fitting_batch(order.spec.config, largest)
+    smaller = fitting_batch_size(order.spec.config, largest)
     if smaller is not None:
         error.hint = f"training.batch_size {smaller} would fit, at the same total_batch_size"
     else:
         error.hint = "no batch size would fit; make the model smaller"
     return error
-
-
-def _fitting_batch(config: ExperimentConfig, room_bytes: float) -> int | None:
-    size = config.training.batch_size
-    while size % 2 == 0:
-        size //= 2
-        training = config.training.model_copy(update={"batch_size": size})
-        if budget_of(config.model_copy(update={"training": training})).memory.required_bytes <= room_bytes:
-            return size
-    return None
 
 
 def _gib(size_bytes: float) -> str:

@@ -1,7 +1,9 @@
 """What is shipped: the wheel holds what the programs need, and the public names are there."""
 
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -10,6 +12,9 @@ import pytest
 import model_core
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("headcount", "service", "worker", "model_core")
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "LICENSE", ROOT / "CITATION.cff"])
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 DOCUMENTED = (
     "CausalSelfAttention MLP Block GPTConfig GPT DataLoaderLiteConfig load_tokens load_config setup_experiment_dirs "
@@ -31,13 +36,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_code_assets_and_presets(installed: Path) -> None:
     program = (
-        "import model_core.data.stories, service.app, worker.jobs.store, headcount.cli;"
+        "import sys, model_core.data.stories, service.app, worker.jobs.store, headcount.cli;"
         "from model_core.tokenizer import gpt2_tokenizer; from model_core.presets import preset_names;"
-        "print(model_core.__file__, gpt2_tokenizer().encode('Hello world'), len(preset_names()))"
+        "print(*(sys.modules[name].__file__ for name in ('model_core.data', 'service', 'worker', 'headcount')));"
+        "print(gpt2_tokenizer().encode('Hello world'), len(preset_names()))"
     )
     command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(installed)!r}); {program}"]
     reply = subprocess.run(command, check=True, capture_output=True, text=True, cwd=installed)
-    assert reply.stdout.split(maxsplit=1) == [f"{installed}/model_core/__init__.py", "[15496, 995] 8\n"]
+    places, facts = reply.stdout.splitlines()
+    assert places.split() == [
+        f"{installed}/{name}/__init__.py" for name in ("model_core/data", "service", "worker", "headcount")
+    ]
+    assert facts == "[15496, 995] 8"
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
@@ -56,3 +66,50 @@ def test_the_readme_names_the_commands_that_ci_runs() -> None:
     for command in ("make test", "make check"):
         assert f"\n{command}" in ci
         assert f"\n{command}" in readme
+
+
+def test_the_base_package_declares_yaml_and_needs_neither_torch_nor_seaborn() -> None:
+    base = {re.split(r"[\[<>=;]", need)[0] for need in PROJECT["dependencies"]}
+    everything = base | {re.split(r"[\[<>=;]", n)[0] for e in PROJECT["optional-dependencies"].values() for n in e}
+    assert {"pyyaml", "numpy", "matplotlib", "tiktoken"} <= base
+    assert "torch" not in base
+    assert "seaborn" not in everything
+    assert PROJECT["requires-python"] == ">=3.11"
+
+
+@pytest.mark.parametrize("file", [".gitignore", ".dockerignore"])
+def test_data_stay_out_of_version_control_and_of_images_but_the_data_package_does_not(file: str) -> None:
+    patterns = (ROOT / file).read_text().split()
+    assert {"/data/", "/data-demo/", "/exp/", "/attention_outputs/", "/*_data/"} <= set(patterns)
+    assert not {"data", "data/", "*_data", "*_data/", "exp", "exp/"} & set(patterns)  # model_core/data is code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_placeholder_is_left(page: Path) -> None:
+    assert re.findall(r"your.?username|your.?name|your.?email|example\.com", page.read_text("utf-8"), re.I) == []
+
+
+def test_licence_and_citation_are_there_and_agree() -> None:
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert {"title:", "authors:", "version:", "license:"} <= set(citation.split())
+    assert f"version: {PROJECT['version']}\n" in citation
+    assert f"license: {PROJECT['license']}\n" in citation
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.name)
+def test_a_configuration_that_a_page_names_is_shipped(page: Path) -> None:
+    named = set(re.findall(r"configs?/(\w+)\.ya?ml", page.read_text("utf-8")))
+    assert named <= {file.stem for file in (ROOT / "configs").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_linter_is_silenced_only_for_a_named_rule_and_with_a_reason(package: str) -> None:
+    lines = {
+        f"{file.relative_to(ROOT)}:{number}": line
+        for file in sorted((ROOT / package).rglob("*.py"))
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1)
+    }
+    silenced = {place: line for place, line in lines.items() if re.search(r"# noqa|# type: ignore", line)}
+    reasoned = r"# noqa: [A-Z]+\d+(, [A-Z]+\d+)* - \w|# type: ignore\[[a-z-]+\]"
+    assert {place: line for place, line in silenced.items() if not re.search(reasoned, line)} == {}

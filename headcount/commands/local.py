@@ -46,12 +46,13 @@ def report(file: FileArgument, settings: Settings = None, as_json: AsJson = Fals
     from rich.console import Console
 
     from headcount.report import report as count
+    from headcount.report import show
 
     result = count(file, settings or ())
     if as_json:
         print_json(result.to_dict())
     else:
-        result.print(Console())
+        show(result, Console())
 
 
 def reindex(data: DataOption = Path("data")) -> int:

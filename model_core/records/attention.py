@@ -82,7 +82,7 @@ class AttentionRecord:
 
     @classmethod
     def find(
-        cls, layout: Layout, run: str, id: str, sha256: str, *, max_tokens: int | None = None  # noqa: A002
+        cls, layout: Layout, run: str, id: str, sha256: str, *, max_tokens: int | None = None  # noqa: A002 - the name in the address
     ) -> AttentionRecord | None:  # fmt: skip
         """Find what was captured.
 

@@ -1,15 +1,17 @@
 """Configurations: what is accepted, and that every refusal names the value and what would be right."""
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_core.config import ExperimentConfig, ModelConfig, divisors
+from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig, divisors
 from model_core.errors import ConfigFileNotFound, InvalidConfig, MalformedConfig, NotAvailable
 from model_core.loading import load_config, merge_patch, override, parse_config, parse_yaml, to_yaml
-from model_core.presets import preset_names, preset_tree
+from model_core.presets import preset_tree
+from model_core.records.files import Layout
 
 VALID_FOR_768 = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 768)
 
@@ -28,32 +30,37 @@ def problems(tree: dict) -> dict:
     return {problem.pointer: problem for problem in caught.value.problems}
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_every_preset_is_valid(name: str) -> None:
-    assert parse_config(preset_tree(name)).config.experiment_name
+@pytest.mark.parametrize("heads", VALID_FOR_768)
+def test_every_divisor_is_a_head_count_of_its_own(heads: int) -> None:
+    config = parse_config({"model": {"n_layer": 1, "n_head_list": [heads]}}).config
+    assert (config.model.heads, config.model.head_dims) == ((heads,), (768 // heads,))
 
 
-def test_the_presets_are_those_of_the_document() -> None:
-    shipped = {
-        "baseline",
-        "variable_heads",
-        "test_attention",
-        "progressive",
-        "hourglass",
-        "efficient_late",
-        "quickstart",
-    }
-    assert shipped | {"babylm"} == set(preset_names())
-
-
-def test_baseline_writes_the_defaults() -> None:
-    assert parse_config(preset_tree("baseline")).config == ExperimentConfig()
-
-
-def test_every_divisor_is_a_head_count_of_its_own() -> None:
+def test_there_are_eighteen_head_counts_for_a_width_of_768() -> None:
     assert divisors(768) == VALID_FOR_768
-    for heads in VALID_FOR_768:
-        assert ModelConfig(n_layer=1, n_head_list=(heads,)).head_dims == (768 // heads,)
+    assert len(VALID_FOR_768) == 18
+
+
+@pytest.mark.parametrize("name", ["../x", "", "x" * 64, ".hidden", "a b", "a/b", "a\\b", "-x", "x\n", 7, None])
+def test_a_name_that_could_leave_its_directory_is_refused_with_the_pattern(name: object) -> None:
+    problem = problems({"experiment_name": name})["/experiment_name"]
+    assert problem.value == name
+    assert NAME_PATTERN in problem.detail or not isinstance(name, str)
+
+
+def test_a_name_of_63_characters_is_taken() -> None:
+    assert parse_config({"experiment_name": "x" * 63}).config.experiment_name == "x" * 63
+
+
+def test_one_count_for_all_layers_is_held_to_the_width_too() -> None:
+    problem = problems({"model": {"n_head": 10}})["/model/n_head"]
+    assert problem.nearest == (8, 12)
+    assert "10 heads do not divide n_embd 768" in problem.detail
+
+
+def test_a_list_of_another_length_states_both_numbers() -> None:
+    problem = problems({"model": {"n_head_list": [12] * 11}})["/model/n_head_list"]
+    assert "has 11 entries for n_layer 12" in problem.detail
 
 
 @pytest.mark.parametrize(("heads", "nearest"), [(5, (4, 6)), (7, (6, 8)), (10, (8, 12)), (769, (768,))])
@@ -104,13 +111,27 @@ def test_all_errors_come_in_one_answer() -> None:
         ({"model": {"n_head_list": [12] * 11}}, "/model/n_head_list", ()),
         ({"model": {"n_head_list": []}}, "/model/n_head_list", ()),
         ({"model": {"n_layer": 10**9}}, "/model/n_layer", ()),
+        ({"model": {"n_layer": 0}}, "/model/n_layer", ()),
+        ({"model": {"n_layer": 1.5}}, "/model/n_layer", ()),
+        (
+            {"model": {"vocab_size": 1000}, "data": {"tokenizer": {"type": "bpe", "vocab_size": 1024}}},
+            "/model/vocab_size",
+            (1024,),
+        ),
         ({"model": {"n_layer": True}}, "/model/n_layer", ()),
         ({"model": {"vocab_size": 50000}}, "/model/vocab_size", (50257, 50304)),
         ({"training": {"sequence_length": 2048}}, "/training/sequence_length", (1024,)),
         ({"training": {"total_batch_size": 100_000}}, "/training/total_batch_size", (98304, 114688)),
+        ({"training": {"total_batch_size": 1000}}, "/training/total_batch_size", (16384,)),
         ({"training": {"min_lr": 0.1}}, "/training/min_lr", (6e-4,)),
+        ({"training": {"max_tokens": 715 * 524_288}}, "/training/warmup_steps", (714,)),
         ({"training": {"warmup_steps": 19073}}, "/training/warmup_steps", (19072,)),
         ({"testing": {"cmap": "viridiss"}}, "/testing/cmap", ("viridis",)),
+        ({"testing": {"format": "gif"}}, "/testing/format", ()),
+        ({"testing": {"dpi": 9}}, "/testing/dpi", ()),
+        ({"testing": {"max_seq_len_viz": 0}}, "/testing/max_seq_len_viz", ()),
+        ({"execution": {"train": False}}, "/execution/train", (True,)),
+        ({"evaluation": {"val_loss_evry": 1}}, "/evaluation/val_loss_evry", ("val_loss_every",)),
         ({"max_lr": 1}, "/max_lr", ("training.max_lr",)),
         ({"data": {"source": "storys"}}, "/data/source", ("stories", "file:PATH")),
     ],
@@ -131,7 +152,12 @@ def test_what_is_not_built_is_refused_as_such(setting: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("model:\n\tn_layer: 2", "line 2, column 1"),
+        ("model:\n\tn_layer: 2", "line 2, column 1.*indent with spaces, not tabs"),
+        ("model:\n  n_layer: 2\n n_head: 1", "line 3, column 2"),
+        (
+            "model: {n_layer: 1}\nmodel: {n_layer: 2}",
+            "line 2, column 1: 'model' stands twice",
+        ),
         ("a: &a [1, 1]\nb: [*a, *a]", "aliases"),
         ("[" * 5000, "nested too deeply"),
         ("just text", "expected a mapping"),
@@ -144,14 +170,24 @@ def test_text_that_is_not_a_configuration_says_where(text: str, says: str) -> No
         parse_yaml(text)
 
 
-def test_scientific_notation_is_a_number() -> None:
-    assert parse_config(parse_yaml("training: {eps: 1e-8}")).config.training.eps == 1e-8
+@pytest.mark.parametrize("written", ["1e-8", "1.0e-8", "'1e-8'", "0.00000001"])
+def test_scientific_notation_is_a_number(written: str) -> None:
+    assert parse_config(parse_yaml(f"training: {{eps: {written}}}")).config.training.eps == 1e-8
 
 
-def test_old_names_of_keys_are_read_with_a_warning() -> None:
-    parsed = parse_config({"evaluation": {"val_interval": 7}})
-    assert parsed.config.evaluation.val_loss_every == 7
+@pytest.mark.parametrize(
+    ("old", "now"), [("val_interval", "val_loss_every"), ("val_loss_steps", "val_max_steps")], ids=lambda name: name
+)
+def test_old_names_of_keys_are_read_with_a_warning(old: str, now: str) -> None:
+    parsed = parse_config({"evaluation": {old: 7}})
+    assert getattr(parsed.config.evaluation, now) == 7
     assert [advice.code for advice in parsed.warnings] == ["deprecated_key"]
+    assert f"evaluation.{old} is now evaluation.{now}" in parsed.warnings[0].detail
+
+
+def test_samples_are_drawn_among_the_50_likeliest_tokens_unless_said() -> None:
+    evaluation = parse_config({}).config.evaluation
+    assert (evaluation.sample_top_k, evaluation.sample_temperature) == (50, 1.0)
 
 
 def test_a_list_wins_over_a_count_and_says_so() -> None:
@@ -167,9 +203,23 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert (config.training.max_steps, config.training.max_lr, config.model.heads) == (900, 0.1, (8, 8))
 
 
-def test_a_missing_file_is_named_whole(tmp_path: Path) -> None:
-    with pytest.raises(ConfigFileNotFound, match=str(tmp_path / "gone.yaml")):
-        load_config(tmp_path / "gone.yaml")
+@pytest.mark.parametrize("name", ["gone.yaml", "there.yml", "folder"])
+def test_a_missing_file_is_named_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "there.yaml").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigFileNotFound, match=re.escape(f"{tmp_path / name}; presets stand in configs/")):
+        load_config(name)
+
+
+def test_either_slash_leads_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.yaml").write_text("output: {exp_dir: some\\exp, attention_dir: 'some\\pictures'}")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("mine\\a.yaml")
+    assert config == load_config("mine/a.yaml")
+    layout = Layout.of(config)
+    assert (layout.exp.as_posix(), layout.attention.as_posix()) == ("some/exp", "some/pictures")
 
 
 def test_a_configuration_survives_its_yaml() -> None:

@@ -47,6 +47,7 @@ def test_answers_are_what_the_schema_says(site, schema) -> None:
         (job["links"]["self"], "/jobs/{job_id}"),
         ("/jobs", "/jobs"),
         ("/runs/tiny", "/runs/{run}"),
+        ("/runs/tiny/report", "/runs/{run}/report"),
         ("/runs", "/runs"),
         ("/configs", "/configs"),
         (f"{job['links']['events']}", "/jobs/{job_id}/events"),

@@ -33,6 +33,7 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("post", "/configs/validate"): (SERVED, "/configs/validate", CONFIG),
     ("get", "/runs"): (SERVED, "/runs", {}),
     ("get", "/runs/{run}"): (SERVED, "/runs/done", {}),
+    ("get", "/runs/{run}/report"): (SERVED, "/runs/done/report", {}),
     ("get", "/generate"): (SERVED, "/generate", {"params": ASK}),
     ("post", "/generate"): (SERVED, "/generate", {"json": ASK}),
     ("get", "/attention/{run}/{example}"): (SERVED, "/attention/done/0", {}),

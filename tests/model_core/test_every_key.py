@@ -1,0 +1,326 @@
+"""Every key of the configuration changes something that can be seen, or is refused because nothing is built for it.
+
+The table names for each key a value unlike the base's, and where to look. A key that is added to the configuration
+and not to the table fails a test.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model_core.assemble import assemble
+from model_core.config import Config, ExperimentConfig
+from model_core.data.preparation import ensure_dataset
+from model_core.data.sources import open_source
+from model_core.device import Gpu, Machine, Runtime, decide
+from model_core.errors import InvalidConfig, NotAvailable
+from model_core.loading import override, parse_config
+from model_core.records.dataset import Dataset, dataset_of
+from model_core.records.events import read_events
+from model_core.records.files import Layout
+from model_core.schedule import effective_steps, get_lr
+from model_core.train import main
+from model_core.trainer import TrainState
+
+pytestmark = pytest.mark.usefixtures("signals")
+
+CPU = Machine(system="Linux", cores=2)
+WITH_A_GPU = Machine(system="Linux", cores=2, gpus=(Gpu("A100", (8, 0), 40 << 30, "GPU-a"),))
+
+
+class Built:
+    """What a configuration makes, made when it is looked at."""
+
+    def __init__(self, tree: dict[str, Any], home: Path, name: str) -> None:
+        self._tree, self._home, self._name = tree, home, name
+        self.config = parse_config(tree).config
+
+    def runtime(self, machine: Machine = WITH_A_GPU) -> Runtime:
+        return decide(self.config, machine)
+
+    @property
+    def dataset(self) -> Dataset:
+        return dataset_of(self.config, Layout.of(self.config))
+
+    @cached_property
+    def prepared(self) -> Any:
+        """The manifest of a dataset of its own, without what differs each time."""
+        manifest = ensure_dataset(self.config, Layout.under(self._home / self._name)).manifest()
+        assert manifest is not None
+        return {name: manifest[name] for name in ("splits", "tokenizer")}
+
+    @cached_property
+    def state(self) -> TrainState:
+        """What the first step would start from."""
+        dataset = ensure_dataset(self.config, Layout.of(self.config))
+        return assemble(self.config, self.runtime(CPU), dataset, lambda *args, **kwargs: None)
+
+    @cached_property
+    def run(self) -> "Left":
+        """A whole run, by hand."""
+        return self._main(self._name, Layout.of(self.config).run(self._name))
+
+    @cached_property
+    def test(self) -> "Left":
+        """A test of the base's run, with pictures of its own."""
+        pictures = self._home / self._name
+        self._tree = override(
+            self._tree, ["execution.train=false", "execution.test=true", f"output.attention_dir={pictures}"]
+        )
+        return self._main("base", pictures / "base")
+
+    def _main(self, run: str, directory: Path) -> "Left":
+        file = self._home / f"{self._name}.yaml"
+        file.write_text(yaml.safe_dump(self._tree), encoding="utf-8")
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            code = main(["--config", str(file), "--run", run])
+        return Left(directory, code, told.getvalue())
+
+
+class Left:
+    """What the program left behind."""
+
+    def __init__(self, directory: Path, code: int, stderr: str) -> None:
+        self.directory, self.code, self.stderr = directory, code, stderr
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {str(f.relative_to(self.directory)): f.read_bytes() for f in self.directory.rglob("*") if f.is_file()}
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.files)
+
+    def pictures(self, suffix: str = "png") -> list[bytes]:
+        return [content for name, content in sorted(self.files.items()) if name.endswith(suffix)]
+
+    def told(self, kind: str, *fields: str) -> list[tuple[Any, ...]]:
+        events = [event for event in read_events(self.directory / "events.jsonl") if event["type"] == kind]
+        return [tuple(event[field] for field in fields) for event in events]
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        tree: dict[str, Any] = json.loads((self.directory / "outcome.json").read_text())
+        return tree
+
+
+Look = Callable[[Built], object]
+
+
+def heads(b: Built) -> object:
+    return [(block.attn.n_head, block.attn.head_dim, block.attn.dropout) for block in b.state.model.blocks]
+
+
+def shapes(b: Built) -> object:
+    return {name: tensor.shape for name, tensor in b.state.model.state_dict().items()}
+
+
+def batch(b: Built) -> object:
+    return b.state.loader.next_batch()[0].tolist()
+
+
+def groups(b: Built) -> object:
+    return [(group["weight_decay"], group["eps"]) for group in b.state.optimizer.param_groups]
+
+
+def steps(b: Built) -> object:
+    return effective_steps(b.config.training, train_tokens=320)
+
+
+def rates(b: Built) -> object:
+    return [get_lr(step, b.config.training, 4) for step in range(5)]
+
+
+def paths(b: Built) -> object:
+    layout = Layout.of(b.config)
+    return b.dataset, layout.run(b.config.experiment_name), layout.attention
+
+
+def losses(b: Built) -> object:
+    return b.run.told("step", "step", "loss")
+
+
+def validations(b: Built) -> object:
+    return b.run.told("validation", "step", "val_loss")
+
+
+def samples(b: Built) -> object:
+    return b.run.told("sample", "step", "texts")
+
+
+def names(b: Built) -> object:
+    return b.run.names
+
+
+def pictures(b: Built) -> object:
+    return b.test.pictures()
+
+
+# key: a value unlike the base's, where the difference shows, and what else both need
+OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
+    "experiment_name": ("other", paths),
+    "model.n_layer": ("3", heads),
+    "model.n_head": ("4", heads),
+    "model.n_embd": ("32", shapes),
+    "model.vocab_size": ("320", shapes),
+    "model.block_size": ("64", shapes),
+    "model.n_head_list": ("[4, 1]", heads),
+    "model.head_dim": ("4", heads),
+    "model.dropout": ("0.5", heads),
+    "training.batch_size": ("1", batch),
+    "training.sequence_length": ("4", batch),
+    "training.total_batch_size": ("64", lambda b: b.config.accumulation),
+    "training.max_lr": ("0.5", rates),
+    "training.min_lr": ("0.0005", rates),
+    "training.warmup_steps": ("2", rates),
+    "training.max_steps": ("3", steps),
+    "training.max_tokens": ("64", steps),
+    "training.max_epochs": ("0.2", steps),
+    "training.weight_decay": ("0.2", groups),
+    "training.grad_clip": ("0.001", losses),
+    "training.eps": ("1.0e-6", groups),
+    "training.gradient_checkpointing": ("true", lambda b: b.state.model.gradient_checkpointing),
+    "data.data_dir": ("./elsewhere", paths),
+    "data.train_file": ("a_train.npy", paths),
+    "data.val_file": ("a_val.npy", paths),
+    "data.test_file": ("a_test.npy", paths),
+    "data.dataset": ("named", paths),
+    "data.source": ("stories", lambda b: open_source(str(b.config.data.source), 0).name),
+    "data.split": ("[0.5, 0.3, 0.2]", lambda b: b.prepared["splits"]),
+    "data.tokenizer": ("{type: bpe, vocab_size: 260}", lambda b: b.prepared["tokenizer"]),
+    "data.shuffle": ("none", batch),
+    "execution.train": ("false", lambda b: b.run.code, "execution.test=true"),
+    "execution.test": ("true", lambda b: "test_loss" in b.run.outcome),
+    "execution.use_compile": ("true", lambda b: b.runtime().compile),
+    "evaluation.val_loss_every": ("1", validations),
+    "evaluation.val_max_steps": ("2", validations),
+    "evaluation.sample_every": ("1", samples),
+    "evaluation.sample_num": ("1", samples),
+    "evaluation.sample_length": ("8", samples),
+    "evaluation.sample_top_k": ("1", samples),
+    "evaluation.sample_temperature": ("0.01", samples),
+    "evaluation.checkpoint_every": ("1", names),
+    "evaluation.max_checkpoints_to_keep": ("1", names, "evaluation.checkpoint_every=1"),
+    "output.exp_dir": ("./elsewhere", paths),
+    "output.attention_dir": ("./elsewhere", paths),
+    "device.device": ("cuda", lambda b: b.runtime().device),
+    "device.dtype": ("bfloat16", lambda b: b.runtime().dtype),
+    "device.seed": ("2", losses),
+    "device.threads": ("2", lambda b: b.runtime().threads),
+    "device.tf32": ("false", lambda b: b.runtime().tf32, "device.device=cuda"),
+    "device.attention_backend": ("math", lambda b: b.runtime().attention_backend),
+    "checkpoint.save_best": ("false", names),
+    "checkpoint.save_final": ("false", names),
+    "checkpoint.load_checkpoint": ("base/model_final.pt", lambda b: b.run.told("warning", "code")),
+    "checkpoint.resume_every_minutes": ("1.0e-9", lambda b: b.run.told("checkpoint", "file")),
+    "testing.checkpoint_path": ("final", lambda b: b.test.told("start", "checkpoint")),
+    "testing.num_test_samples": ("2", lambda b: b.test.told("rendered", "id")),
+    "testing.test_sample_length": ("8", lambda b: b.test.outcome["test_loss"]),
+    "testing.max_seq_len_viz": ("3", pictures),
+    "testing.format": ("svg", lambda b: b.test.told("rendered", "files")),
+    "testing.cmap": ("magma", pictures),
+    "testing.dpi": ("30", pictures),
+    "testing.label_max_tokens": ("0", pictures),
+    "logging.log_interval": ("2", lambda b: b.run.files["logs/log.txt"].count(b" lr=")),
+    "logging.log_to_file": ("false", names),
+    "logging.verbose": ("false", lambda b: "step=1/4" in b.run.stderr),
+}
+# A later version builds these: every value but the default is refused.
+NOT_BUILT = {
+    "training.on_oom": "halve",
+    "data.revision": "main",
+    "data.text_column": "story",
+    "data.dedupe": "true",
+    "logging.tensorboard": "true",
+    "logging.wandb": "offline",
+}
+FIXED = {"schema_version"}  # of the file's form; there is one
+
+
+def every_key() -> set[str]:
+    sections = {
+        name: field.annotation
+        for name, field in ExperimentConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+    }
+    inside = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}
+    return inside | (ExperimentConfig.model_fields.keys() - sections.keys())
+
+
+@pytest.fixture(scope="module")
+def build(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Built]:
+    """Build the base configuration with some settings; equal settings are built once."""
+    home = tmp_path_factory.mktemp("keys")
+    base = {
+        "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 300, "block_size": 32},
+        "training": {
+            "batch_size": 2, "sequence_length": 8, "total_batch_size": 32, "max_lr": 0.01, "min_lr": 0.001,
+            "warmup_steps": 1, "max_steps": 4,
+        },
+        "data": {
+            "data_dir": str(home / "text_data"), "train_file": "text_train.npy", "val_file": "text_val.npy",
+            "test_file": "text_test.npy", "source": f"file:{corpus}", "tokenizer": {"type": "bpe", "vocab_size": 300},
+        },
+        "evaluation": {
+            "val_loss_every": 4, "val_max_steps": 1, "sample_every": 4, "sample_num": 2, "sample_length": 4,
+            "checkpoint_every": 4, "max_checkpoints_to_keep": 5,
+        },
+        "output": {"exp_dir": str(home / "exp"), "attention_dir": str(home / "pictures")},
+        "device": {"device": "cpu", "dtype": "float32", "threads": 1},
+        "testing": {
+            "num_test_samples": 1, "test_sample_length": 16, "max_seq_len_viz": 5, "dpi": 20, "label_max_tokens": 5,
+        },
+    }  # fmt: skip
+    built: dict[tuple[str, ...], Built] = {}
+
+    def make(*settings: str) -> Built:
+        if settings not in built:
+            built[settings] = Built(override(base, settings), home, f"run{len(built)}" if settings else "base")
+        return built[settings]
+
+    assert make().run.code == 0  # others begin with it, or look at it
+    return make
+
+
+def test_every_key_stands_in_one_of_the_tables() -> None:
+    assert every_key() == OBSERVED.keys() | NOT_BUILT.keys() | FIXED
+    assert not OBSERVED.keys() & NOT_BUILT.keys()
+
+
+@pytest.mark.parametrize("key", OBSERVED)
+def test_a_key_changes_what_can_be_seen(build: Callable[..., Built], key: str) -> None:
+    value, look, *needed = OBSERVED[key]
+    before, after = look(build(*needed)), look(build(*needed, f"{key}={value}"))
+    assert before != after
+
+
+@pytest.mark.parametrize(("length", "plotted", "tokens"), [(16, 3, 3), (2, 5, 2)])
+def test_exactly_as_many_examples_and_tokens_are_drawn_as_asked(
+    build: Callable[..., Built], length: int, plotted: int, tokens: int
+) -> None:
+    asked = ("testing.num_test_samples=2", f"testing.test_sample_length={length}", f"testing.max_seq_len_viz={plotted}")
+    test = build(*asked).test
+    assert test.told("rendered", "id") == [("0",), ("1",)]
+    assert {Path(name).parts[0] for name in test.names if name.endswith(".png")} == {"0", "1"}
+    drawn = [len(json.loads(test.files[f"{example}/manifest.json"])["tokens"]) for example in range(2)]
+    assert drawn == [tokens] * 2
+
+
+@pytest.mark.parametrize("key", NOT_BUILT)
+def test_a_key_without_its_feature_is_refused_as_not_available(key: str) -> None:
+    with pytest.raises(NotAvailable) as caught:
+        parse_config(override({}, [f"{key}={NOT_BUILT[key]}"]))
+    (problem,) = caught.value.problems
+    assert (problem.pointer, problem.code) == ("/" + key.replace(".", "/"), "not_available")
+
+
+def test_another_form_of_the_file_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="schema_version"):
+        parse_config({"schema_version": 2})

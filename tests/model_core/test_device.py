@@ -143,7 +143,8 @@ def test_batches_are_pinned_for_cuda_alone() -> None:
 
 def test_tf32_needs_a_card_that_has_it_and_the_setting() -> None:
     assert [on(WITH_TWO, gpu).tf32 for gpu in (0, 1)] == [True, False]
-    assert on(WITH_TWO, tf32=False).off["tf32"] == "device.tf32 is false"
+    unwanted = on(WITH_TWO, tf32=False)
+    assert (unwanted.tf32, unwanted.off["tf32"]) == (False, "device.tf32 is false")
     assert "8.0" in on(CPU).off["tf32"]
 
 

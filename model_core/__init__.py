@@ -18,7 +18,7 @@ _HOMES = {
     "setup_experiment_dirs": "records.run",
     "get_lr": "schedule",
     "extract_attention_patterns": "capture:capture",
-    "plot_layer_attention": "heatmap",
+    "plot_layer_attention": "pictures.heatmap",
 }
 __all__ = tuple(_HOMES)
 

@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, C n_embd, H heads of this layer, D head_dim of this l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model_core.config import ModelConfig
 
+Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]  # a GPT, or what a compiler made of one
 _STD = 0.02  # GPT-2's initial standard deviation
 
 

@@ -29,7 +29,6 @@ from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
 from model_core.data.preparation import DEFAULT_SEED, ensure_dataset
 from model_core.data.sources import open_source
-from model_core.environment import announce
 from model_core.errors import InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.loading import ParsedConfig, parse_config, read_config
 from model_core.preflight import preflight
@@ -38,11 +37,12 @@ from model_core.records.files import Layout, next_free_name
 from model_core.records.run import Run
 from model_core.schedule import effective_steps
 from model_core.stopping import StopRequest
-from model_core.testing import draw, test
+from model_core.training.environment import announce
+from model_core.training.testing import draw, test
 
 if TYPE_CHECKING:
-    from model_core.device import Runtime
-    from model_core.trainer import TrainState
+    from model_core.hardware.device import Runtime
+    from model_core.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +139,8 @@ def _check_that_it_can_begin(config: ExperimentConfig, layout: Layout, gpu: int 
         else:
             open_source(config.data.source, DEFAULT_SEED)
 
-    from model_core.device import decide, describe_machine
-    from model_core.origin import find_origin
+    from model_core.hardware.device import decide, describe_machine
+    from model_core.training.origin import find_origin
 
     decide(config, describe_machine(), gpu)
     if config.checkpoint.load_checkpoint:
@@ -163,12 +163,12 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
     if stop():
         return attempt.stopped(stop.reason)
 
-    from model_core import device
-    from model_core.assemble import assemble, resume
-    from model_core.observers import observers
+    from model_core.hardware import device
     from model_core.optim import parameter_counts
-    from model_core.origin import find_origin, start_from
-    from model_core.trainer import train
+    from model_core.training.assemble import assemble, resume
+    from model_core.training.observers import observers
+    from model_core.training.origin import find_origin, start_from
+    from model_core.training.trainer import train
 
     asked = config
     runtime = device.decide(asked, device.describe_machine(), arguments.gpu)
@@ -196,8 +196,8 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
 
 def _summary(state: TrainState) -> dict[str, Any]:
     """What a training came to, however it ended."""
-    from model_core.memory import peak_bytes
-    from model_core.throughput import summarise
+    from model_core.hardware.memory import peak_bytes
+    from model_core.hardware.throughput import summarise
 
     runtime, flops = state.runtime, budget_of(state.config).flops_per_token
     gpu = runtime.gpu.name if runtime.gpu else None

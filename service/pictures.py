@@ -22,8 +22,8 @@ from starlette.responses import JSONResponse, Response
 
 from model_core.config import Config
 from model_core.errors import CheckpointNotFound
-from model_core.heatmap import record_picture
-from model_core.page import PictureStyle
+from model_core.pictures.heatmap import record_picture
+from model_core.pictures.page import PictureStyle
 from model_core.records.attention import AttentionRecord
 from model_core.records.files import Layout
 from model_core.records.run import Run

@@ -18,19 +18,19 @@ import torch
 import yaml
 from torch import Tensor
 
-from model_core.assemble import assemble
 from model_core.config import Config, ExperimentConfig
 from model_core.data.preparation import ensure_dataset
 from model_core.data.sources import open_source
-from model_core.device import Gpu, Machine, Runtime, decide
 from model_core.errors import InvalidConfig, NotAvailable, OutOfMemory
+from model_core.hardware.device import Gpu, Machine, Runtime, decide
 from model_core.loading import override, parse_config
 from model_core.records.dataset import Dataset, dataset_of
 from model_core.records.events import read_events
 from model_core.records.files import Layout
 from model_core.schedule import effective_steps, get_lr
 from model_core.train import main
-from model_core.trainer import TrainState, train
+from model_core.training.assemble import assemble
+from model_core.training.trainer import TrainState, train
 
 pytestmark = pytest.mark.usefixtures("signals")
 

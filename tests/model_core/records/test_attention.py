@@ -5,8 +5,8 @@ import pytest
 
 from model_core.config import ExperimentConfig, TestingConfig
 from model_core.errors import InvalidParameter
-from model_core.heatmap import record_picture, write_layer_pictures
-from model_core.page import PictureStyle
+from model_core.pictures.heatmap import record_picture, write_layer_pictures
+from model_core.pictures.page import PictureStyle
 from model_core.records.attention import (
     AttentionRecord,
     RecordWriter,

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from model_core.errors import is_out_of_memory
-from model_core.gpt import GPT
-from model_core.trainer import Forward
+from model_core.gpt import GPT, Forward
 
 
 def compiled(model: GPT, mode: str, emit: Callable[..., Any]) -> Forward:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from model_core.config import TestingConfig
 from model_core.errors import InvalidParameter
-from model_core.figure import figure, vector
-from model_core.page import Page, PictureStyle, layer_page, sheet_page
-from model_core.raster import png
+from model_core.pictures.figure import figure, vector
+from model_core.pictures.page import Page, PictureStyle, layer_page, sheet_page
+from model_core.pictures.raster import png
 from model_core.records.attention import AttentionRecord, layer_name, quantized
 from model_core.records.files import read_json, replacing, write_json
 

@@ -24,7 +24,7 @@ from matplotlib.font_manager import get_font
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from model_core.page import Box, Caption, Margins, Page, PictureStyle
+from model_core.pictures.page import Box, Caption, Margins, Page, PictureStyle
 from model_core.records.attention import restored
 
 Greys = NDArray[np.uint8]

@@ -4,7 +4,7 @@ import pytest
 
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
-from model_core.throughput import Pace, peak_flops, summarise
+from model_core.hardware.throughput import Pace, peak_flops, summarise
 
 
 @pytest.mark.parametrize(

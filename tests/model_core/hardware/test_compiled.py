@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_core.compiled import compiled, with_reserve
 from model_core.config import ModelConfig
 from model_core.gpt import GPT
+from model_core.hardware.compiled import compiled, with_reserve
 from model_core.records.events import read_events, series
 
 MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=20, block_size=4)

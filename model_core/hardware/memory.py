@@ -13,8 +13,8 @@ import torch
 
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
-from model_core.device import Runtime
 from model_core.errors import OutOfMemory
+from model_core.hardware.device import Runtime
 
 
 def fewer_rows(config: ExperimentConfig, batch_size: int) -> int | None:

@@ -14,21 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from model_core.checkpoint import State, clean, weights_state
 from model_core.config import ExperimentConfig
 from model_core.data.loader import TokenLoader
-from model_core.device import Runtime
 from model_core.errors import NonFiniteLoss, OutOfMemory, is_out_of_memory
-from model_core.gpt import GPT
-from model_core.memory import fewer_rows, out_of_memory
+from model_core.gpt import GPT, Forward
+from model_core.hardware.device import Runtime
+from model_core.hardware.memory import fewer_rows, out_of_memory
+from model_core.hardware.throughput import Pace
 from model_core.optim import load_moments
 from model_core.schedule import get_lr
-from model_core.throughput import Pace
 from model_core.tokenizer import Tokenizer
-
-Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 _LEAST_SCALE = 1.0  # gradients that overflow float16 without being scaled up are not the scaler's doing
 

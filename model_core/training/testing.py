@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from model_core.attempt import DONE, Attempt, make_attempt, next_attempt
 from model_core.config import ExperimentConfig
-from model_core.environment import announce
 from model_core.errors import CheckpointMismatch
 from model_core.loading import ParsedConfig
 from model_core.records.dataset import Dataset
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.stopping import StopRequest
+from model_core.training.environment import announce
 
 if TYPE_CHECKING:
     from model_core.checkpoint import LoadedModel
-    from model_core.device import Runtime
+    from model_core.hardware.device import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def draw(
 ) -> bool:  # fmt: skip
     """Measure the test loss and draw the attention of test examples; true if it came to its end."""
     from model_core.checkpoint import load_model
-    from model_core.evaluate import test_run
+    from model_core.training.evaluate import test_run
 
     loaded = loaded or load_model(run, config.testing.checkpoint_path)
     facts = test_run(
@@ -76,8 +76,8 @@ def _test_attempt(
     attempt: Attempt,
     stop: StopRequest,
 ) -> int:
-    from model_core import device
     from model_core.checkpoint import load_model
+    from model_core.hardware import device
 
     loaded = load_model(run, written.testing.checkpoint_path)
     config = _agreed(written, loaded)

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_core.figure import FUTURE, empty_bar, empty_panel, ink, shrunk, token_labels
-from model_core.page import Box, Page, PictureStyle
+from model_core.pictures.figure import FUTURE, empty_bar, empty_panel, ink, shrunk, token_labels
+from model_core.pictures.page import Box, Page, PictureStyle
 
 Canvas = NDArray[np.uint8]
 

@@ -22,10 +22,10 @@ from model_core.errors import (
     InvalidConfig,
 )
 from model_core.loading import parse_config
-from model_core.nanogpt import is_nanogpt, model_of, weights_of
 from model_core.records.files import Layout, portable
 from model_core.records.run import Run
-from model_core.trainer import TrainState
+from model_core.training.nanogpt import is_nanogpt, model_of, weights_of
+from model_core.training.trainer import TrainState
 
 Emit = Callable[..., Any]
 

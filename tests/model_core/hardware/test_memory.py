@@ -7,7 +7,7 @@ from model_core.attempt import describe
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
 from model_core.errors import OutOfMemory, is_out_of_memory
-from model_core.memory import fewer_rows, fitting_rows
+from model_core.hardware.memory import fewer_rows, fitting_rows
 
 GIB = 1 << 30
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_core.assemble import assemble
 from model_core.checkpoint import newest_full_state, weights_state
 from model_core.data.preparation import ensure_dataset
-from model_core.device import Machine, apply, decide
 from model_core.errors import DiskFull, OutOfMemory
+from model_core.hardware.device import Machine, apply, decide
 from model_core.loading import load_config
-from model_core.observers import Listener, ProgressBar, Validation, observers, size_bytes
 from model_core.records.dataset import Dataset
 from model_core.records.files import Layout
 from model_core.records.run import Run, setup_experiment_dirs
-from model_core.trainer import Observer, StepResult, TrainState, train
+from model_core.training.assemble import assemble
+from model_core.training.observers import Listener, ProgressBar, Validation, observers, size_bytes
+from model_core.training.trainer import Observer, StepResult, TrainState, train
 
 Tiny = Callable[..., Path]
 

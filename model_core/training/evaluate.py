@@ -14,9 +14,9 @@ from model_core.capture import capture_example
 from model_core.checkpoint import LoadedModel
 from model_core.config import TestingConfig
 from model_core.data.loader import LoaderConfig, TokenLoader, Tokens, load_tokens
-from model_core.device import Runtime
 from model_core.gpt import GPT
-from model_core.heatmap import write_layer_pictures
+from model_core.hardware.device import Runtime
+from model_core.pictures.heatmap import write_layer_pictures
 from model_core.records.dataset import Dataset
 from model_core.records.files import Layout
 from model_core.requests import AttentionRequest

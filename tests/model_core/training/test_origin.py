@@ -11,18 +11,18 @@ from torch import Tensor
 from model_core.checkpoint import State, weights_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, load_tokens
-from model_core.device import Machine, decide
 from model_core.errors import CheckpointFileNotFound, CheckpointMismatch, CheckpointRefused
-from model_core.evaluate import mean_loss
 from model_core.gpt import GPT
+from model_core.hardware.device import Machine, decide
 from model_core.loading import parse_config
-from model_core.nanogpt import model_of, weights_of
-from model_core.origin import find_origin
 from model_core.records.events import read_events, series
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.tokenizer import train_bpe
 from model_core.train import main
+from model_core.training.evaluate import mean_loss
+from model_core.training.nanogpt import model_of, weights_of
+from model_core.training.origin import find_origin
 
 pytestmark = pytest.mark.usefixtures("signals")
 ARGS = {"n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 32, "vocab_size": 384, "dropout": 0.0, "bias": True}

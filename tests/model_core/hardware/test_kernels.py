@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model_core.config import ModelConfig
-from model_core.kernels import Hardware, layer_kernels, refusal, summary
+from model_core.hardware.kernels import Hardware, layer_kernels, refusal, summary
 
 A100 = Hardware("cuda", "bfloat16", (8, 0))
 RTX_4090 = Hardware("cuda", "bfloat16", (8, 9))

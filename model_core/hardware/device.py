@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model_core.config import ExperimentConfig
 from model_core.errors import DeviceUnavailable
-from model_core.kernels import AMPERE, ORDER, Hardware, LayerKernel, layer_kernels, summary
+from model_core.hardware.kernels import AMPERE, ORDER, Hardware, LayerKernel, layer_kernels, summary
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BACKENDS = {

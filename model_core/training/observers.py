@@ -20,14 +20,14 @@ from model_core.checkpoint import State, weights_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, load_tokens
 from model_core.errors import NonFiniteLoss, is_out_of_memory
-from model_core.evaluate import Emit, bits_per_byte, mean_loss
 from model_core.generation.engine import generate
-from model_core.memory import fewer_rows, out_of_memory
+from model_core.hardware.memory import fewer_rows, out_of_memory
 from model_core.records.checkpoint import BEST, FINAL, LATEST, PREVIOUS, periodic_name
 from model_core.records.dataset import Dataset
 from model_core.records.run import Run
 from model_core.records.space import require_space
-from model_core.trainer import Observer, StepResult, TrainState
+from model_core.training.evaluate import Emit, bits_per_byte, mean_loss
+from model_core.training.trainer import Observer, StepResult, TrainState
 
 log = logging.getLogger(__name__)
 

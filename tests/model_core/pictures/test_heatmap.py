@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from model_core.errors import InvalidParameter
-from model_core.heatmap import contact_sheet, head_picture, layer_figure, layer_picture, plot_layer_attention
-from model_core.page import PictureStyle, layer_page, sheet_page
+from model_core.pictures.heatmap import contact_sheet, head_picture, layer_figure, layer_picture, plot_layer_attention
+from model_core.pictures.page import PictureStyle, layer_page, sheet_page
 from model_core.records.attention import quantized
 
 WORDS = [" One", " day", ",", " a$b", "\n", " 中文", "🙂", "\x00", " ", "", "é", "\u202e", "$x_1$", "\\", " %s", "<&>"]
@@ -204,7 +204,7 @@ def test_threads_draw_what_one_thread_draws():
 def test_pyplot_and_torch_are_never_loaded():
     program = (
         "import sys, numpy as np\n"
-        "from model_core.heatmap import layer_picture, PictureStyle\n"
+        "from model_core.pictures.heatmap import layer_picture, PictureStyle\n"
         "for f in ('png', 'svg'): layer_picture(np.eye(3)[None], 'abc', layer=0, style=PictureStyle(format=f))\n"
         "assert not {'matplotlib.pyplot', 'torch'} & sys.modules.keys()"
     )

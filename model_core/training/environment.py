@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from model_core.config import ExperimentConfig
 
 if TYPE_CHECKING:
-    from model_core.device import Runtime
+    from model_core.hardware.device import Runtime
 
 _IGNORED_VARIABLES = {
     "PYTORCH_SDP_KERNEL": "device.attention_backend",

@@ -44,12 +44,15 @@ def test_every_line_that_changes_a_shape_ends_with_the_new_one(file: str) -> Non
     assert silent == []
 
 
-def test_a_list_of_equal_heads_is_the_uniform_model() -> None:
+def test_a_list_of_equal_heads_is_the_uniform_model_whatever_n_head_says() -> None:
     uniform = ModelConfig(n_layer=2, n_head=4, n_embd=16, vocab_size=40, block_size=8)
     listed = uniform.model_copy(update={"n_head_list": (4, 4), "n_head": 1})
-    first, second = build(uniform).state_dict(), build(listed).state_dict()
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = build(uniform), build(listed)
+    tensors, others = first.state_dict(), second.state_dict()
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    idx = torch.arange(8)[None]  # (B, T)
+    assert torch.equal(first(idx)[0], second(idx)[0])
 
 
 def test_a_head_size_of_its_own_changes_the_projections() -> None:

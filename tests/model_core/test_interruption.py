@@ -47,7 +47,7 @@ def frozen_in_a_write(process: subprocess.Popen[bytes], run: Run) -> bool:
     os.kill(process.pid, signal.SIGSTOP)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status), "the run ended before it was caught"
-    if any(path.stat().st_size for path in run.path.glob(".model_*.tmp")):
+    if any(path.stat().st_size for path in run.path.glob(".model_*.pt.*.tmp")):
         return True
     os.kill(process.pid, signal.SIGCONT)
     return False

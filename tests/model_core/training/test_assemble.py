@@ -146,17 +146,26 @@ def in_a_run(dataset: Dataset, tmp_path: Path) -> Callable[..., TrainState]:
     return go
 
 
+def plain(value: Any) -> Any:
+    """With lists in place of tensors."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
 def comparable(state: TrainState) -> State:
-    """A full state as text, but for the time that it took."""
-    return {key: repr(value) for key, value in state.full().items() if key != "seconds"}
+    """A full state but for the time that it took, and the optimizer's rate, which every step sets anew."""
+    full = plain(state.full())
+    return {**full, "seconds": None, "optimizer": full["optimizer"]["state"]}
 
 
 @pytest.mark.parametrize("after", [1, 4, 5, 9])
 def test_everything_that_a_state_holds_is_that_of_an_uninterrupted_run(in_a_run: Any, after: int) -> None:
     straight = comparable(in_a_run("straight"))
-    in_a_run("cut", until=after)
+    stopped = comparable(in_a_run("cut", until=after))
+    assert comparable(in_a_run("cut", until=after)) == stopped  # read back, and stopped again at once
     assert comparable(in_a_run("cut")) == straight
-    assert [event["step"] for event in in_a_run.told.of("resumed")] == [after]
+    assert [event["step"] for event in in_a_run.told.of("resumed")] == [after, after]
 
 
 def test_a_full_state_names_everything(dataset: Dataset) -> None:

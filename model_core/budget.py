@@ -22,7 +22,7 @@ FORMULAS = {
     "flops_per_token": "6 x parameters + 12 W T a layer, 6 (V C + 2 C) for the head; forward and backward",
     "softmax_elements": "H T (T + 1) / 2 a layer and sequence",
     "memory_bytes": "48 MiB + P (16 | 18) + L N C (64 | 36) + 12 N V; float32 | bfloat16",
-    "checkpoint_bytes": "12 P a full state, 4 P weights alone",
+    "checkpoint_bytes": "12 P a full state, 4 P weights alone; at most 3 full states more than the periodic ones",
 }
 FLASH_MAX_HEAD_DIM = 256  # of PyTorch's flash kernel on a GPU; the one for CPUs takes any size
 MEMORY_MARGIN = 1.2  # the estimate was within 17 % of what was measured

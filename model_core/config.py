@@ -71,6 +71,12 @@ class ModelConfig(Config):
         """Head size of every layer."""
         return tuple(self.head_dim or self.n_embd // heads for heads in self.heads)
 
+    @property
+    def shape(self) -> dict[str, int | list[int]]:
+        """What two models must share for the weights of one to mean the same in the other; dropout is not of it."""
+        sizes = {name: getattr(self, name) for name in ("n_layer", "n_embd", "vocab_size", "block_size")}
+        return {**sizes, "n_head_list": list(self.heads), "head_dim": list(self.head_dims)}
+
     @model_validator(mode="after")
     def _one_entry_a_layer(self) -> Self:
         if self.n_head_list is not None and len(self.n_head_list) != self.n_layer:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from model_core.budget import Budget, budget_of
-from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig
+from model_core.config import NAME_PATTERN, ExperimentConfig
 from model_core.errors import CheckpointMismatch, DatasetNotReady, FieldProblem, InvalidConfig, ModelCoreError
 from model_core.loading import Tree
 from model_core.preflight import disk_shortage
@@ -116,7 +117,8 @@ def _tested(written: ExperimentConfig, layout: Layout) -> ExperimentConfig:
     run.resolve(written.testing.checkpoint_path)
     trained = run.config()
     if "model" in written.model_fields_set:
-        _same_model(written.model, trained.model, written.model.model_fields_set, f"run {run.name!r}")
+        ours, theirs = (vars(model) for model in (written.model, trained.model))
+        _same({key: ours[key] for key in written.model.model_fields_set}, theirs, f"run {run.name!r}")
     return trained if "data" not in written.model_fields_set else written
 
 
@@ -126,14 +128,15 @@ def _continued(config: ExperimentConfig, layout: Layout) -> None:
     name, _, file = reference.partition("/")
     run = Run.open(layout.run(name))
     run.resolve(file or ("latest" if run.full_states() else "best"))
-    _same_model(config.model, run.config().model, ModelConfig.model_fields, f"checkpoint.load_checkpoint {reference!r}")
+    _same(config.model.shape, run.config().model.shape, f"checkpoint.load_checkpoint {reference!r}")
 
 
-def _same_model(ours: ModelConfig, theirs: ModelConfig, keys: Iterable[str], whose: str) -> None:
+def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any], whose: str) -> None:
+    """Refuse a model whose keys are not those of another; of the other's, only those of ours count."""
     different = [
-        f"model.{key} is {getattr(ours, key)} here and {getattr(theirs, key)} in {whose}"
-        for key in sorted(keys)
-        if getattr(ours, key) != getattr(theirs, key)
+        f"model.{key} is {value} here and {theirs[key]} in {whose}"
+        for key, value in sorted(ours.items())
+        if value != theirs[key]
     ]
     if different:
         raise CheckpointMismatch("; ".join(different))

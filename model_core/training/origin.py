@@ -63,17 +63,11 @@ def find_origin(config: ExperimentConfig, layout: Layout) -> Origin:
     """
     reference = config.checkpoint.load_checkpoint or ""
     origin = _origin(reference, layout)
-    theirs, ours = shape_of(origin.model), shape_of(config.model)
+    theirs, ours = origin.model.shape, config.model.shape
     different = [f"model.{key} is {theirs[key]} there and {ours[key]} here" for key in ours if theirs[key] != ours[key]]
     if different:
         raise CheckpointMismatch(f"checkpoint.load_checkpoint {reference!r}: {'; '.join(different)}")
     return origin
-
-
-def shape_of(model: ModelConfig) -> dict[str, Any]:
-    """What two models must share for the weights of one to mean the same in the other; dropout is not of it."""
-    sizes = model.model_dump(include={"n_layer", "n_embd", "vocab_size", "block_size"})
-    return {**sizes, "n_head_list": list(model.heads), "head_dim": list(model.head_dims)}
 
 
 def start_from(state: TrainState, origin: Origin, emit: Emit) -> None:

@@ -144,6 +144,12 @@ def test_a_training_can_begin_with_another_run_but_not_with_a_path(site) -> None
     site.make_run("first")
     fine = site.http.post("/jobs", json=named("next", checkpoint={"load_checkpoint": "first/model_best.pt"}))
     assert fine.status_code == 202
+    same = {**TREE["model"], "dropout": 0.1}  # of the same shape
+    assert site.http.post("/jobs", json=named("same", model=same, checkpoint={"load_checkpoint": "first"})).is_success
+    other = {**TREE["model"], "block_size": 128}
+    refused = site.http.post("/jobs", json=named("other", model=other, checkpoint={"load_checkpoint": "first"}))
+    assert (refused.status_code, refused.json()["code"]) == (422, "checkpoint_mismatch")
+    assert "model.block_size is 128 here and 64 in" in refused.json()["detail"]
     missing = site.http.post("/jobs", json=named("lost", checkpoint={"load_checkpoint": "nowhere"}))
     assert missing.json()["code"] == "run_not_found"
     path = site.http.post("/jobs", json=named("path", checkpoint={"load_checkpoint": "/etc/passwd"}))

@@ -12,6 +12,7 @@ from model_core.config import ExperimentConfig
 from model_core.errors import UnknownPreset
 from model_core.loading import load_config, parse_config
 from model_core.presets import preset_names, preset_text, preset_tree
+from model_core.train import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DOCUMENTED = "baseline variable_heads test_attention progressive hourglass efficient_late quickstart babylm".split()
@@ -73,7 +74,8 @@ def test_an_unknown_preset_names_those_there_are() -> None:
         preset_text("trainig")
 
 
-def test_the_baseline_trains_by_hand_where_nothing_of_the_service_is_installed(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("signals")
+def test_the_baseline_trains_by_hand(corpus: Path, tmp_path: Path) -> None:
     settings = {
         "model": "{n_layer: 2, n_head: 2, n_embd: 16, block_size: 16, vocab_size: 300}",
         "training": "{batch_size: 2, sequence_length: 16, total_batch_size: 64, warmup_steps: 1, max_steps: 2}",
@@ -82,10 +84,11 @@ def test_the_baseline_trains_by_hand_where_nothing_of_the_service_is_installed(c
         "evaluation": "{val_max_steps: 1, sample_length: 2}",
         "output.exp_dir": str(tmp_path / "exp"),
     }
-    absent = "import sys; sys.modules.update(dict.fromkeys(('redis', 'celery', 'fastapi', 'uvicorn', 'httpx')))"
-    program = f"{absent}; from model_core.train import main; sys.exit(main())"
     overrides = [word for setting in settings.items() for word in ("--set", "=".join(setting))]
-    command = [sys.executable, "-c", program, "--config", str(CONFIGS / "baseline.yaml"), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main(["--config", str(CONFIGS / "baseline.yaml"), *overrides]) == 0
     assert (tmp_path / "exp" / "baseline" / "model_final.pt").is_file()
+
+
+def test_the_program_needs_nothing_of_the_service() -> None:
+    absent = "import sys; sys.modules.update(dict.fromkeys(('redis', 'celery', 'fastapi', 'uvicorn', 'httpx')))"
+    subprocess.run([sys.executable, "-c", f"{absent}; import model_core.train"], check=True)

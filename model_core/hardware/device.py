@@ -187,7 +187,7 @@ class _Notes:
         self.warnings: list[tuple[str, str]] = []
 
     def turn_off(self, what: str, reason: str, *, is_asked_for: bool = False) -> None:
-        """An acceleration is not to be had; the author of the configuration is warned if he asked for it by name."""
+        """An acceleration is not to be had; whoever asked for it by name is warned."""
         self.off[what] = reason
         if is_asked_for:
             self.warnings.append((f"{what}_off", reason))

@@ -204,7 +204,7 @@ def _layer(index: int, heads: int, head_dim: int, n_embd: int, length: int) -> L
 
 def _memory(config: ExperimentConfig, parameters: int) -> MemoryBudget:
     model, training = config.model, config.training
-    half = config.device.dtype != "float32"
+    half = config.device.dtype in {"bfloat16", "float16"}  # auto may come to be float32
     rows = training.batch_size * training.sequence_length
     kept = 36 if half else 64  # bytes of activations a layer, row and channel
     layer = rows * model.n_embd * kept

@@ -139,7 +139,8 @@ def _check_that_it_can_begin(config: ExperimentConfig, layout: Layout, gpu: int 
         else:
             open_source(config.data.source, DEFAULT_SEED)
 
-    from model_core.hardware.device import decide, describe_machine
+    from model_core.hardware.device import decide
+    from model_core.hardware.machine import describe_machine
     from model_core.training.origin import find_origin
 
     decide(config, describe_machine(), gpu)
@@ -164,6 +165,7 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
         return attempt.stopped(stop.reason)
 
     from model_core.hardware import device
+    from model_core.hardware.machine import describe_machine
     from model_core.optim import parameter_counts
     from model_core.training.assemble import assemble, resume
     from model_core.training.observers import observers
@@ -171,7 +173,7 @@ def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, atte
     from model_core.training.trainer import train
 
     asked = config
-    runtime = device.decide(asked, device.describe_machine(), arguments.gpu)
+    runtime = device.decide(asked, describe_machine(), arguments.gpu)
     config = _resolve(config, dataset, runtime)
     run.write_config(config)
     preflight(config, dataset, run.path, attempt.emit)

@@ -5,15 +5,14 @@ machines that are not at hand. What was asked, what is used and what is off, wit
 run's `start` event.
 
 Explicit wishes are honoured or refused, with two exceptions that resolve with a warning: bfloat16 becomes float16
-where there is none, and what is only slow (float16 on a CPU, which works with the scaler) is done as asked.
+where there is none, and what is only slow (float16 on a CPU, which works with the scaler, or bfloat16 on one that has
+no instructions for it) is done as asked.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from model_core.config import ExperimentConfig
 from model_core.errors import DeviceUnavailable
 from model_core.hardware.kernels import AMPERE, ORDER, Hardware, LayerKernel, layer_kernels, summary
+from model_core.hardware.machine import Gpu, Machine
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BACKENDS = {
@@ -30,35 +30,6 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One visible CUDA device."""
-
-    name: str
-    capability: tuple[int, int]
-    memory_bytes: int
-    uuid: str
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a decision needs to know of a machine.
-
-    Attributes:
-        system: As `platform.system` names it.
-        cores: That this process may use.
-        gpus: The visible CUDA devices, in their order.
-        mps: Whether there is a Metal device.
-        fused: Kinds of device for which this PyTorch has a fused AdamW.
-    """
-
-    system: str
-    cores: int
-    gpus: tuple[Gpu, ...] = ()
-    mps: bool = False
-    fused: Collection[str] = ("cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -124,17 +95,6 @@ class Runtime:
         return facts
 
 
-def describe_machine() -> Machine:
-    """Look at this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = []
-    for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        uuid = str(getattr(facts, "uuid", ""))
-        gpus.append(Gpu(facts.name, (facts.major, facts.minor), facts.total_memory, uuid))
-    return Machine(platform.system(), cores, tuple(gpus), torch.backends.mps.is_available(), _fused_kinds())
-
-
 def decide(config: ExperimentConfig, machine: Machine, gpu: int | None = None) -> Runtime:
     """Choose what a run uses.
 
@@ -150,7 +110,7 @@ def decide(config: ExperimentConfig, machine: Machine, gpu: int | None = None) -
     kind = _device(asked.device, machine, gpu)
     index = (gpu or 0) if kind == "cuda" else None
     card = machine.gpus[index] if index is not None else None
-    dtype = _dtype(asked.dtype, kind, card, notes)
+    dtype = _dtype_of_cpu(asked.dtype, machine, notes) if kind == "cpu" else _dtype(asked.dtype, kind, card, notes)
     hardware = Hardware(kind, dtype, card.capability if card else None)
     return Runtime(
         device=f"cuda:{index}" if kind == "cuda" else kind,
@@ -217,11 +177,23 @@ def _dtype(asked: str, kind: str, card: Gpu | None, notes: _Notes) -> str:
     if why is not None and asked in {"auto", "bfloat16"}:
         notes.turn_off("bfloat16", why, is_asked_for=asked == "bfloat16")
         return "float16"
-    if asked == "float16" and kind == "cpu":
-        notes.warnings.append(("float16_slow", "float16 is emulated on a CPU and many times slower than bfloat16"))
     if asked == "float32":
         notes.turn_off("half_precision", "device.dtype is float32")
     return "bfloat16" if asked == "auto" else asked
+
+
+def _dtype_of_cpu(asked: str, machine: Machine, notes: _Notes) -> str:
+    if asked == "float16":
+        notes.warnings.append(("float16_slow", "float16 is emulated on a CPU and many times slower than float32"))
+    if not machine.cpu_bfloat16:
+        why = "this CPU has no instructions for bfloat16, which is emulated and many times slower than float32"
+        if asked == "bfloat16":
+            notes.warnings.append(("bfloat16_slow", f"{why}; device.dtype auto uses float32"))
+        else:
+            notes.turn_off("bfloat16", why)
+    if asked == "float32":
+        notes.turn_off("half_precision", "device.dtype is float32")
+    return asked if asked != "auto" else "bfloat16" if machine.cpu_bfloat16 else "float32"
 
 
 def _compile_mode(config: ExperimentConfig, machine: Machine, kind: str, notes: _Notes) -> str | None:
@@ -264,12 +236,3 @@ def _kernels(config: ExperimentConfig, hardware: Hardware, notes: _Notes) -> tup
     if asked in {"efficient", "math"}:
         notes.off.setdefault("flash", f"device.attention_backend is {asked}")
     return kernels
-
-
-def _fused_kinds() -> tuple[str, ...]:
-    """Kinds of device with a fused AdamW; trying it out would take memory of a GPU that is not used."""
-    try:
-        from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
-    except ImportError:
-        return ("cuda",)  # what every PyTorch 2 has
-    return tuple(_get_fused_kernels_supported_devices())

@@ -78,13 +78,14 @@ def _test_attempt(
 ) -> int:
     from model_core.checkpoint import load_model
     from model_core.hardware import device
+    from model_core.hardware.machine import describe_machine
 
     loaded = load_model(run, written.testing.checkpoint_path)
     config = _agreed(written, loaded)
     if not arguments.data_root:
         layout = replace(layout, data_dir=Layout.of(config).data_dir)
     dataset = attempt.dataset(config, layout)
-    runtime = device.decide(config, device.describe_machine(), arguments.gpu)
+    runtime = device.decide(config, describe_machine(), arguments.gpu)
     device.apply(runtime)
     announce(attempt.emit, config, runtime, arguments.gpu, checkpoint=loaded.info.file, step=loaded.info.step)
     done = draw(run, config, layout, dataset, runtime, attempt, stop, loaded=loaded)

@@ -22,7 +22,8 @@ from model_core.config import Config, ExperimentConfig
 from model_core.data.preparation import ensure_dataset
 from model_core.data.sources import open_source
 from model_core.errors import InvalidConfig, NotAvailable, OutOfMemory
-from model_core.hardware.device import Gpu, Machine, Runtime, decide
+from model_core.hardware.device import Runtime, decide
+from model_core.hardware.machine import Gpu, Machine
 from model_core.loading import override, parse_config
 from model_core.records.dataset import Dataset, dataset_of
 from model_core.records.events import read_events

@@ -1,6 +1,7 @@
 """Which hardware is used, decided on descriptions of machines that need not be at hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from model_core.config import ExperimentConfig, ModelConfig
 from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.errors import DeviceUnavailable
 from model_core.gpt import GPT
-from model_core.hardware.device import Gpu, Machine, Runtime, apply, decide, describe_machine
+from model_core.hardware.device import Runtime, apply, decide
+from model_core.hardware.machine import Gpu, Machine, describe_machine, multiplies_bfloat16
 
 A100 = Gpu("A100", (8, 0), 40 << 30, "GPU-a")
 T4 = Gpu("T4", (7, 5), 16 << 30, "GPU-b")
 CPU = Machine("Linux", cores=8)
+OLD_CPU = Machine("Linux", cores=8, cpu_bfloat16=False)
 MAC = Machine("Darwin", 8, mps=True)
 WITH_TWO = Machine("Linux", 8, (A100, T4))
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
@@ -84,7 +87,13 @@ def test_a_new_card_gets_what_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("machine", "gpu", "dtype"),
-    [(CPU, None, "bfloat16"), (WITH_TWO, 0, "bfloat16"), (WITH_TWO, 1, "float16"), (MAC, None, "float16")],
+    [
+        (CPU, None, "bfloat16"),
+        (OLD_CPU, None, "float32"),
+        (WITH_TWO, 0, "bfloat16"),
+        (WITH_TWO, 1, "float16"),
+        (MAC, None, "float16"),
+    ],
 )
 def test_an_automatic_number_format_suits_the_device_and_warns_of_nothing(
     machine: Machine, gpu: int | None, dtype: str
@@ -101,6 +110,32 @@ def test_metal_computes_in_float16_with_a_warning() -> None:
 def test_float16_on_a_cpu_is_honoured_with_the_scaler_and_a_warning() -> None:
     runtime = on(CPU, dtype="float16")
     assert (runtime.dtype, runtime.scaler, codes(runtime)) == ("float16", True, ["float16_slow"])
+
+
+def test_bfloat16_on_a_cpu_without_instructions_for_it_is_honoured_with_a_warning() -> None:
+    runtime = on(OLD_CPU, dtype="bfloat16")
+    assert (runtime.dtype, codes(runtime)) == ("bfloat16", ["bfloat16_slow"])
+    assert on(CPU, dtype="bfloat16").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("flags\t\t: fpu avx2 f16c\n", False),
+    ],
+)
+def test_instructions_for_bfloat16_are_looked_up_in_what_the_kernel_tells(
+    tmp_path: Path, text: str, known: bool
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(text)
+    assert multiplies_bfloat16(cpuinfo) is known
+
+
+def test_where_the_kernel_tells_nothing_no_instructions_for_bfloat16_are_assumed(tmp_path: Path) -> None:
+    assert not multiplies_bfloat16(tmp_path / "cpuinfo")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.gpt import GPT
-from model_core.hardware.device import Machine, decide
+from model_core.hardware.device import decide
+from model_core.hardware.machine import Machine
 from model_core.loading import parse_config
 from model_core.optim import load_moments, make_optimizer
 from model_core.tokenizer import train_bpe

@@ -12,7 +12,8 @@ from model_core.config import ExperimentConfig, ModelConfig, TrainingConfig
 from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.errors import NonFiniteLoss, OutOfMemory
 from model_core.gpt import GPT
-from model_core.hardware.device import Machine, decide
+from model_core.hardware.device import decide
+from model_core.hardware.machine import Machine
 from model_core.optim import make_optimizer
 from model_core.tokenizer import train_bpe
 from model_core.training.assemble import differences

@@ -152,17 +152,29 @@ def budget_of(config: ExperimentConfig, *, train_tokens: int | None = None) -> B
     )
 
 
-def fitting_batch_size(config: ExperimentConfig, room_bytes: float) -> int | None:
+def batch_sizes(config: ExperimentConfig, at_most: int) -> tuple[int, ...]:
+    """Micro batches that keep the total_batch_size, largest first.
+
+    Args:
+        config: The experiment.
+        at_most: The largest to name.
+    """
+    rows = config.training.total_batch_size // config.training.sequence_length
+    return tuple(size for size in reversed(divisors(rows)) if size <= at_most)
+
+
+def fitting_batch_size(config: ExperimentConfig, room_bytes: float, at_most: int | None = None) -> int | None:
     """The largest micro batch whose training fits, at the same total_batch_size.
 
     Args:
         config: The experiment.
         room_bytes: Memory there is.
+        at_most: The largest to consider; None: the configured one.
 
     Returns:
         None when not even the smallest fits.
     """
-    for size in reversed(divisors(config.training.batch_size)):
+    for size in batch_sizes(config, at_most or config.training.batch_size):
         training = config.training.model_copy(update={"batch_size": size})
         smaller = config.model_copy(update={"training": training})
         if budget_of(smaller).memory.required_bytes <= room_bytes:

@@ -149,6 +149,7 @@ class RunLinks(View):
     job: str | None
     generate: str
     attention: str
+    report: str
 
 
 class RunView(View):
@@ -178,6 +179,7 @@ def run_links(name: str, job: str | None) -> RunLinks:
         job=f"/jobs/{job}" if job else None,
         generate=f"/generate?{urlencode({'run': name})}",
         attention=f"/attention/{name}/0",
+        report=f"/runs/{name}/report",
     )
 
 

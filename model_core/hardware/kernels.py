@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from model_core.budget import FLASH_MAX_HEAD_DIM
 from model_core.config import ModelConfig
 
 Kernel = Literal["flash", "efficient", "math", "metal"]
@@ -19,7 +20,6 @@ Capability = tuple[int, int]
 
 AMPERE: Capability = (8, 0)
 _NEWEST: Capability = (12, 1)
-_FLASH_MAX_HEAD_DIM = 256
 # Training needs more shared memory than these cards have: up to 192 always fits, above 224 only without dropout.
 _SMALL_CARDS: tuple[tuple[Capability, Capability], ...] = (((8, 6), (8, 9)), ((12, 0), (12, 1)))
 _SMALL_HEAD_DIM, _MIDDLE_HEAD_DIM = 192, 224
@@ -123,8 +123,8 @@ def _refusal_of_flash(head_dim: int, dropout: float, dtype: str, capability: Cap
         return f"the GPU's compute capability {_version(capability)} is not between 8.0 and {_version(_NEWEST)}"
     if dtype == "float32":
         return "float32, and the flash kernel takes bfloat16 and float16"
-    if head_dim > _FLASH_MAX_HEAD_DIM:
-        return f"head size {head_dim} is above {_FLASH_MAX_HEAD_DIM}"
+    if head_dim > FLASH_MAX_HEAD_DIM:
+        return f"head size {head_dim} is above {FLASH_MAX_HEAD_DIM}"
     is_small = any(low <= capability <= high for low, high in _SMALL_CARDS)
     if is_small and head_dim > _SMALL_HEAD_DIM and (dropout or head_dim <= _MIDDLE_HEAD_DIM):
         return f"head size {head_dim} does not train on compute capability {_version(capability)}"

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from model_core.budget import budget_of
+from model_core.budget import batch_sizes, fitting_batch_size
 from model_core.config import ExperimentConfig
 from model_core.errors import OutOfMemory
 from model_core.hardware.device import Runtime
@@ -27,7 +27,7 @@ def fewer_rows(config: ExperimentConfig, batch_size: int) -> int | None:
     Returns:
         None when that was one row.
     """
-    return next(iter(_sizes_below(config, batch_size)), None)
+    return next(iter(batch_sizes(config, batch_size // 2)), None)
 
 
 def fitting_rows(config: ExperimentConfig, batch_size: int, capacity_bytes: int | None) -> int | None:
@@ -41,10 +41,9 @@ def fitting_rows(config: ExperimentConfig, batch_size: int, capacity_bytes: int 
     Returns:
         None when by the estimate not even one row fits, or when one row did not.
     """
-    sizes = _sizes_below(config, batch_size)
-    if capacity_bytes is None:
-        return next(iter(sizes), None)
-    return next((size for size in sizes if _estimate(config, size) <= capacity_bytes), None)
+    if capacity_bytes is None or batch_size == 1:
+        return fewer_rows(config, batch_size)
+    return fitting_batch_size(config, capacity_bytes, at_most=batch_size // 2)
 
 
 def out_of_memory(config: ExperimentConfig, runtime: Runtime, *, step: int, batch_size: int) -> OutOfMemory:
@@ -64,17 +63,6 @@ def peak_bytes(runtime: Runtime) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _sizes_below(config: ExperimentConfig, batch_size: int) -> list[int]:
-    """Micro batches of at most half the rows that a step consists of, largest first."""
-    rows = config.training.total_batch_size // config.training.sequence_length
-    return [size for size in range(batch_size // 2, 0, -1) if rows % size == 0]
-
-
-def _estimate(config: ExperimentConfig, batch_size: int) -> int:
-    training = config.training.model_copy(update={"batch_size": batch_size})
-    return budget_of(config.model_copy(update={"training": training})).memory.required_bytes
 
 
 def _capacity_bytes(runtime: Runtime) -> int | None:

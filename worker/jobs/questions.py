@@ -45,7 +45,7 @@ def submission(
     is_taken: bool,
     max_queued: int,
     is_lacking: bool = False,
-    memory_bytes: int = 0,
+    memory_bytes: int | None = None,
 ) -> Question[Submission | Refusal]:
     """Record a job, unless its key was used before, or something stands against it.
 
@@ -56,7 +56,8 @@ def submission(
         is_taken: Whether a directory has the run's name.
         max_queued: Jobs that may wait.
         is_lacking: Whether the disk lacks what the job needs.
-        memory_bytes: What it needs of a worker; the known one with most must have as much.
+        memory_bytes: What it needs of a worker; the known one with most must have as much, and the GPUs. None: whether
+            a worker could run it is not asked.
 
     The answer may be:
         IdempotencyConflict: The key came with another fingerprint before.
@@ -83,7 +84,8 @@ def submission(
         f"job_{uuid.uuid4().hex}", hash_of(key) if key else "", fingerprint, spec.kind, spec.run,
         "" if spec.gpus is None else spec.gpus, spec.job.priority, spec.config.model_dump_json(exclude_unset=True),
         json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), int(is_taken), max_queued,
-        " ".join(dict.fromkeys(spec.job.depends_on)), int(is_lacking), memory_bytes,
+        " ".join(dict.fromkeys(spec.job.depends_on)), int(is_lacking),
+        "" if memory_bytes is None else memory_bytes,
     )  # fmt: skip
     return Question("submit", arguments, read)
 

@@ -1,7 +1,8 @@
 -- ARGV id, key hash or '', fingerprint, kind, run, gpus or '', priority, spec, warnings, metadata, taken ('1': the run
 -- exists on disk), max_queued, ids it waits for, lacking ('1': the disk lacks what it needs), bytes of memory it needs
--- -> {verdict, fact, view, outlook}; with verdict 'unfit', fact is what the known workers could run. A reply that got lost
--- is asked for again with the same id, and a known key comes before everything that stands against the request now.
+-- or '' (whether a worker could run it is not asked) -> {verdict, fact, view, outlook}; with verdict 'unfit', fact is what
+-- the known workers could run. A reply that got lost is asked for again with the same id, and a known key comes before
+-- everything that stands against the request now.
 local id, hash, fingerprint, kind, run, gpus = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local function told(verdict, job) return {verdict, job, view(job), outlook()} end
 
@@ -15,8 +16,12 @@ if hash ~= '' then
   end
 end
 if ARGV[14] == '1' then return {'lacking', ''} end
-local most, room = capacity()
-if most and (most < (tonumber(gpus) or 0) or room < tonumber(ARGV[15])) then return {'unfit', told_capacity(most, room)} end
+if ARGV[15] ~= '' then
+  local most, room = capacity()
+  if most and (most < (tonumber(gpus) or 0) or room < tonumber(ARGV[15])) then
+    return {'unfit', told_capacity(most, room)}
+  end
+end
 if kind == 'train' and (ARGV[11] == '1' or keeper(run)) then return {'run_exists', run} end
 if redis.call('ZCARD', P .. 'jobs:status:queued') >= tonumber(ARGV[12]) then return {'full', ''} end
 

@@ -123,9 +123,14 @@ async def _orders(layout: Layout, limiter: CapacityLimiter, specs: Sequence[JobS
     return await to_thread.run_sync(orders_of, layout, specs, limiter=limiter)
 
 
-async def _services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
+    """The process' services, without the price of a dependency: for what is asked most often."""
     services: Services = request.app.state.services
     return services
+
+
+async def _services(request: Request) -> Services:
+    return services_of(request)
 
 
 Door = Annotated[Services, Depends(_services)]

@@ -11,13 +11,12 @@ from model_core.config import Config, Name
 from model_core.requests import JsonNumber
 from service import deletion, submission
 from service.body import JSON, ConfigTree, check, parameters_of, query
-from service.deps import Door, Services
-from service.listing import listing_of
+from service.deps import Door, Services, services_of
 from service.negotiate import tags_of
 from service.openapi import problems
+from service.rendering import listing_of, look_of
 from service.views import JobDetailView, JobView, Listed, Validation
 from worker.jobs import questions
-from worker.jobs.job import JobDetail
 from worker.jobs.spec import MOST_METADATA, Kind, Label, Text
 from worker.jobs.states import Status
 
@@ -114,9 +113,9 @@ async def jobs(wanted: Annotated[JobsQuery, query(JobsQuery)], services: Door, r
 
 
 @router.get("/jobs/{job_id}", summary="Look at a job", response_model=JobDetailView, responses=problems(404, 503))
-async def job(job_id: str, services: Door) -> Response:
+async def job(job_id: str, request: Request) -> Response:
     """Status, progress, attempts and what can be done now; the ETag is for If-Match."""
-    return _tagged(await services.wire.ask(questions.detail(job_id)))
+    return await _look(services_of(request), job_id)
 
 
 @router.patch(
@@ -134,7 +133,7 @@ async def amend(job_id: str, tree: ConfigTree, services: Door, if_match: IfMatch
     patch = check(JobPatch, tree).model_dump(exclude_unset=True)
     expected = await _expected(services, job_id, if_match)
     await services.ask(services.store.amend, job_id, **patch, expected=expected)
-    return _tagged(await services.wire.ask(questions.detail(job_id)))
+    return await _look(services, job_id)
 
 
 @router.delete(
@@ -149,9 +148,10 @@ async def delete(job_id: str, wanted: Annotated[DeleteQuery, query(DeleteQuery)]
     await deletion.delete(services, job_id, artifacts=wanted.artifacts)
 
 
-def _tagged(job: JobDetail) -> Response:
-    headers = {"ETag": f'"{job.revision}"', "Cache-Control": "no-store"}
-    return Response(JobDetailView.of(job).model_dump_json(), media_type=JSON, headers=headers)
+async def _look(services: Services, job_id: str) -> Response:
+    body, revision = look_of(job_id, await services.wire.ask(questions.look(job_id)))
+    headers = {"ETag": f'"{revision}"', "Cache-Control": "no-store"}
+    return Response(body, media_type=JSON, headers=headers)
 
 
 async def _expected(services: Services, job_id: str, if_match: str | None) -> int | None:

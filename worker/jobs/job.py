@@ -245,6 +245,20 @@ class Row(NamedTuple):
     place: int | None
 
 
+class Look(NamedTuple):
+    """A job as the store keeps it, with what only a look at one job shows.
+
+    Attributes:
+        row: The job.
+        outlook: As in `Rows`.
+        more: The fields of `scripts.DETAIL` and the attempts that have ended, as JSON; equal while nothing changes.
+    """
+
+    row: Row
+    outlook: str
+    more: str
+
+
 @dataclass(frozen=True)
 class Rows:
     """Jobs, newest first.

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
-from worker.jobs.job import Capacity, Job, JobDetail, Refusal, Row, Rows, Submission
+from worker.jobs.job import Capacity, Job, JobDetail, Look, Refusal, Row, Rows, Submission
 from worker.jobs.reading import checked_id, detail_of, job_of, jobs_of, known_job
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status
@@ -96,11 +96,21 @@ def detail(job_id: str) -> Question[JobDetail]:
     Raises:
         JobNotFound: There is none of that id; also as the answer.
     """
+    return Question("detail", (checked_id(job_id),), lambda reply: known_job(detail_of(_look_of(reply)), job_id))
 
-    def read(reply: Any) -> JobDetail:
-        return known_job(detail_of(*reply), job_id)
 
-    return Question("detail", (checked_id(job_id),), read)
+def look(job_id: str) -> Question[Look]:
+    """The same, as the store keeps it; without a job of that id its record is empty.
+
+    Raises:
+        JobNotFound: No job can have that id.
+    """
+    return Question("detail", (checked_id(job_id),), _look_of)
+
+
+def _look_of(reply: Any) -> Look:
+    row, outlook, more = reply
+    return Look(Row(*row), outlook, more)
 
 
 def jobs(ids: Sequence[str]) -> Question[list[Job]]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from model_core.records.events import Event
 from worker.jobs.errors import JobNotFound
-from worker.jobs.job import Job, JobDetail, Progress, QueueView, Row
+from worker.jobs.job import Job, JobDetail, Look, Progress, QueueView, Row
 from worker.jobs.outlook import read_outlook
 from worker.jobs.scripts import DETAIL, VIEW
 from worker.jobs.spec import JOB_ID
@@ -53,15 +53,15 @@ def jobs_of(rows: Sequence[Row], outlook: str) -> list[Job]:
     return [job for job in every if job is not None]
 
 
-def detail_of(row: Row, outlook: str, more: str) -> JobDetail | None:
-    """Build a job with its attempts.
+def detail_of(look: Look) -> JobDetail | None:
+    """Build a job with its attempts."""
+    (record, place), outlook, more = look
+    job = detail_apart_from_the_queue(record, more)
+    return job if job is None or place is None else job.model_copy(update={"queue": queue_of(place, outlook)})
 
-    Args:
-        row: As for `job_of`.
-        outlook: As for `job_of`.
-        more: The fields of `DETAIL` and the attempts that have ended, as JSON.
-    """
-    known, place = row
+
+def detail_apart_from_the_queue(known: str, more: str) -> JobDetail | None:
+    """Build a job with its attempts from its record; where it stands in line is not in it."""
     record, history = _record(known)
     if not record["id"]:
         return None
@@ -71,7 +71,6 @@ def detail_of(row: Row, outlook: str, more: str) -> JobDetail | None:
     if record["status"] in HOLDING:
         every.append(_present_attempt(record, rest))
     facts = _facts(record, history)
-    facts["queue"] = None if place is None else queue_of(place, outlook)
     facts["attempts"], facts["depends_on"] = every, (rest["depends_on"] or "").split()
     facts["gpus"] = int(rest["gpus"]) if rest["gpus"] else None
     return JobDetail.model_validate(facts)

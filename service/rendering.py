@@ -32,8 +32,7 @@ class Rendered(NamedTuple):
             place: In the line of ready jobs, from 0; None: not in it.
             outlook: When those in line will start.
         """
-        queue = b"null" if place is None else queue_of(place, outlook).model_dump_json().encode()
-        return b'%b,"queue":%b}' % (self.json, queue)
+        return b'%b,"queue":%b}' % (self.json, b"null" if place is None else _queue(place, outlook))
 
 
 class Listing(NamedTuple):
@@ -62,6 +61,11 @@ def look_of(job_id: str, found: Look) -> tuple[bytes, int]:
     if known is None:
         raise JobNotFound(job_id)
     return known.at(found.row.place, found.outlook), known.revision
+
+
+@lru_cache(_KEPT)
+def _queue(place: int, outlook: str) -> bytes:
+    return queue_of(place, outlook).model_dump_json().encode()
 
 
 @lru_cache(_KEPT)

@@ -23,7 +23,7 @@ Tree = dict[str, Any]
 
 SERVICE_SECTIONS = ("job",)  # read by the service, ignored by the trainer
 _DEPRECATED = {"val_interval": "val_loss_every", "val_loss_steps": "val_max_steps"}
-_SMALL_HEAD = 16  # below it the fused kernels lose: see docs/performance
+_SMALL_HEAD = 16  # below it the fused kernels lose speed
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _LOOK_S = 2.0  # between two looks whether a host that says nothing is still there
 _MOST_MISSED = 2  # when Redis comes back, hosts take a moment to announce themselves
+_IDLE_S = 2.0  # the hosts' server closes a connection that was idle for 5 s, and a request must not meet that
 _SILENCE_S = 600.0  # a large model loads and a long text is written within it
 
 
@@ -43,7 +44,7 @@ class Hosts:
         self._client = httpx.AsyncClient(
             trust_env=False,  # a proxy of the environment is not for our own processes
             timeout=httpx.Timeout(_SILENCE_S, connect=1.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_IDLE_S),
         )
 
     async def close(self) -> None:

@@ -96,7 +96,7 @@ def test_what_listens_does_not_change_the_losses(tiny: Tiny, tmp_path: Path) -> 
     assert not (tmp_path / "exp" / "quiet" / "logs").exists()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, dtype: str) -> None:
     changes = {"model": {"dropout": 0.1}, "device": {"dtype": dtype}, "training": {"max_steps": 200}}
     main(["--config", str(tiny("straight", **changes))])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 from anyio import to_thread
@@ -76,11 +75,10 @@ async def warnings(services: Services, order: Order) -> list[Advice]:
     """What the author of a request should know, and what would stand against submitting it now."""
     obstacles: list[ModelCoreError] = [*order.missing]
     try:
-        capacity = await services.wire.ask(questions.capacity())
+        capacity = await services.wire.ask(questions.shortage(order.spec.gpus or 0, order.memory_bytes))
+        obstacles += [_unfit(order, capacity)] if capacity is not None else []
     except QueueUnavailable as error:
         obstacles.append(error)
-    else:
-        obstacles += [] if _fits(order, capacity) else [_unfit(order, capacity)]
     found = [Advice(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
     path = services.layout.run(order.spec.run)
     if order.spec.kind == "train" and path.exists():
@@ -88,15 +86,10 @@ async def warnings(services: Services, order: Order) -> list[Advice]:
     return [*order.spec.warnings, *found]
 
 
-def _fits(order: Order, capacity: Capacity) -> bool:
-    gpus, room = (math.inf if n is None else n for n in (capacity.gpus, capacity.memory_bytes))
-    return (order.spec.gpus or 0) <= gpus and order.memory_bytes <= room
-
-
 def _unfit(order: Order, capacity: Capacity) -> DoesNotFit:
     """Why no known worker could run it, and what would fit."""
     asked = order.spec.gpus or 0
-    if capacity.gpus is not None and asked > capacity.gpus:
+    if asked > capacity.gpus:
         return _too_many_gpus(asked, capacity.gpus)
     return _too_large(order, capacity.memory_bytes or 0)
 

@@ -201,14 +201,14 @@ class Submission:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the known workers could run; None where nobody can say.
+    """What the known workers have.
 
     Attributes:
         gpus: Of the worker that has most.
-        memory_bytes: The largest for one job: a worker's, or its largest GPU's.
+        memory_bytes: The largest for one job: a worker's, or its largest GPU's; None without a bound.
     """
 
-    gpus: int | None
+    gpus: int
     memory_bytes: int | None
 
 

@@ -150,14 +150,14 @@ def page(
     return Question("page", (cursor, limit + 1, status or "", kind or "", run or ""), read)
 
 
-def capacity() -> Question[Capacity]:
-    """What the known workers could run."""
-    return Question("capacity", (), _capacity_of)
+def shortage(gpus: int, memory_bytes: int) -> Question[Capacity | None]:
+    """What the known workers have, if none of them could run a job of that size."""
+    return Question("shortage", (gpus, memory_bytes), lambda reply: _capacity_of(reply) if reply else None)
 
 
 def _capacity_of(reply: Sequence[Any]) -> Capacity:
-    gpus, memory_bytes = (None if number == "" else int(number) for number in reply)
-    return Capacity(gpus, memory_bytes)
+    gpus, memory_bytes = reply
+    return Capacity(int(gpus), int(memory_bytes) if memory_bytes else None)
 
 
 def hash_of(key: str) -> str:

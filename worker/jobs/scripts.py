@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LUA = Path(__file__).parent / "lua"
-_BESIDE = {"claim": "fit", "fitting": "fit", "submit": "room", "capacity": "room"}
+_BESIDE = {"claim": "fit", "fitting": "fit", "submit": "room", "shortage": "room"}
 _SHARED = {"lib", *_BESIDE.values()}
 
 # Fields of a record, in the order in which `view` of lib.lua returns them.

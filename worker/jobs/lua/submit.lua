@@ -16,12 +16,8 @@ if hash ~= '' then
   end
 end
 if ARGV[14] == '1' then return {'lacking', ''} end
-if ARGV[15] ~= '' then
-  local most, room = capacity()
-  if most and (most < (tonumber(gpus) or 0) or room < tonumber(ARGV[15])) then
-    return {'unfit', told_capacity(most, room)}
-  end
-end
+local short = ARGV[15] ~= '' and shortage(tonumber(gpus) or 0, tonumber(ARGV[15]))
+if short then return {'unfit', short} end
 if kind == 'train' and (ARGV[11] == '1' or keeper(run)) then return {'run_exists', run} end
 if redis.call('ZCARD', P .. 'jobs:status:queued') >= tonumber(ARGV[12]) then return {'full', ''} end
 

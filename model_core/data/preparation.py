@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
+from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import BpeTokenizer, ExperimentConfig
 from model_core.data.sources.opening import open_source, revision_of, source_name
 from model_core.data.sources.source import Source
@@ -24,7 +25,6 @@ from model_core.data.writers import ExampleWriter, TokenWriter
 from model_core.errors import DatasetNotReady, InvalidData
 from model_core.records.dataset import EXAMPLE_INDEX, EXAMPLES, MANIFEST, SPLITS, TOKENIZER, Dataset, dataset_of
 from model_core.records.files import Layout, checked_name, now, sync_directory, write_json
-from model_core.rules import SOURCES
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
 
 DEFAULT_SPLIT = (0.90, 0.09, 0.01)
@@ -231,7 +231,7 @@ def _refuse_to_overwrite(dataset: Dataset) -> None:
 
 
 def _command(dataset: Dataset, tokenizer: TokenizerChoice, layout: Layout) -> str:
-    source = dataset.name if dataset.name in SOURCES else "file:PATH"
+    source = dataset.name if dataset.name in {*WITHOUT_COLUMNS, *HUB_DATASETS} else "file:PATH"
     where = f"--data-root {layout.datasets.parent}" if layout.datasets else f"--out {dataset.directory}"
     made_with = "" if tokenizer == "gpt2" else f" --tokenizer {_asked(tokenizer)}"
     return f"python -m model_core.data.prepare --source {source} --name {dataset.name} {where}{made_with}"

@@ -66,7 +66,7 @@ def _revision(paths: Sequence[Path], in_folder: bool) -> str:
 
 def reading(files: Sequence[File], column: str) -> Callable[[int], Iterator[Document]]:
     """What `Source.documents` is for files that are read one after the other."""
-    return lambda skip: _after(skip, (batch for file in files for batch in batches_of(file, column)))
+    return lambda skip: documents_after(skip, (batch for file in files for batch in batches_of(file, column)))
 
 
 def batches_of(file: File, column: str) -> Iterator[Batch]:
@@ -79,7 +79,8 @@ def batches_of(file: File, column: str) -> Iterator[Batch]:
     return text_batches(file)
 
 
-def _after(skip: int, batches: Iterable[Batch]) -> Iterator[Document]:
+def documents_after(skip: int, batches: Iterable[Batch]) -> Iterator[Document]:
+    """All documents but the first `skip`; batches of those are counted and not made."""
     for batch in batches:
         if skip < batch.count:
             yield from islice(batch.documents(), skip, None)

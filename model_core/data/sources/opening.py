@@ -11,6 +11,7 @@ from model_core.config import DataConfig
 from model_core.data.sources.access import Token
 from model_core.data.sources.documentation import documentation, documentation_revision
 from model_core.data.sources.files import name_of, open_files, revision_of_files
+from model_core.data.sources.hub import open_hub
 from model_core.data.sources.source import Document, Source
 from model_core.data.sources.stories import STORY_COUNT, VERSION, stories
 from model_core.errors import InvalidConfig
@@ -21,12 +22,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def open_source(
-    text: str,
-    *,
-    seed: int,
-    revision: str | None = None,
-    text_column: str = "text",
-    token: Token | None = None,  # noqa: ARG001 - for sources of the hub, which follow
+    text: str, *, seed: int, revision: str | None = None, text_column: str = "text", token: Token | None = None
 ) -> Source:
     """Find a source and check what can be checked without reading every document.
 
@@ -41,6 +37,8 @@ def open_source(
         InvalidConfig: There is no such source, or it has no revisions or columns to choose.
         InvalidData: A file is missing, empty, or not what it should be; with file and place. What lies deep
             in a file is found by reading, so iterating raises this too.
+        ModelCoreError: With one of the codes of `refusal`, when the hub does not give a dataset.
+        DiskFull: What the hub gives would not fit in the cache of its library.
     """
     problems = tuple(disagreements({"data": DataConfig(source=text, revision=revision, text_column=text_column)}))
     if problems:
@@ -51,6 +49,8 @@ def open_source(
         documents = documentation()
         text_bytes = sum(len(document.encode()) for document in documents)
         return Source(text, documentation_revision(), len(documents), text_bytes, _again(lambda: documents))
+    if dataset := hub_dataset(text):
+        return open_hub(text, dataset, revision=revision, column=text_column, token=token)
     return open_files(portable(text.removeprefix("file:")), text_column)
 
 

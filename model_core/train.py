@@ -160,7 +160,7 @@ def _begin(arguments: argparse.Namespace, run: Run) -> int:
 
 def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, attempt: Attempt, stop: StopRequest) -> int:
     config = run.config()
-    dataset = attempt.dataset(config, layout)
+    dataset = attempt.dataset(config, layout, stop)
     if stop():
         return attempt.stopped(stop.reason)
 

@@ -24,6 +24,7 @@ from model_core.errors import DatasetNotReady, InvalidData
 from model_core.records.dataset import EXAMPLE_INDEX, EXAMPLES, MANIFEST, SPLITS, TOKENIZER, Dataset, dataset_of
 from model_core.records.files import Layout, checked_name, now, sync_directory, write_json
 from model_core.rules import SOURCES
+from model_core.stopping import StopRequest
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
 
 DEFAULT_SPLIT = (0.90, 0.09, 0.01)
@@ -48,22 +49,26 @@ class Recipe:
     seed: int = DEFAULT_SEED
 
 
-def ensure_dataset(config: ExperimentConfig, layout: Layout, *, report: Report | None = None) -> Dataset:
+def ensure_dataset(
+    config: ExperimentConfig, layout: Layout, *, report: Report | None = None, stop: StopRequest | None = None
+) -> Dataset:
     """Open the dataset that a configuration means, and prepare it first if it is missing.
 
     Args:
         config: Its section `data`.
         layout: Where datasets lie.
         report: Told how much is done, of how much, and the unit.
+        stop: Asked between documents.
 
     Raises:
+        Stopped: Somebody asked for it.
         DatasetNotReady: It is missing and the configuration names no source; with the command that makes it.
         InvalidData: The source cannot be read, or the dataset that is there was made in another way.
     """
     dataset, data = dataset_of(config, layout), config.data
     if data.source is not None and dataset.missing():
         recipe = Recipe(data.source, data.tokenizer, data.split, data.text_column)
-        return _prepare(recipe, dataset, report or _silent)
+        return _prepare(recipe, dataset, report or _silent, stop or StopRequest())
     if missing := dataset.missing():
         raise DatasetNotReady(f"there is no {missing[0]}; make it with: {_command(dataset, data.tokenizer, layout)}")
     if dataset.manifest() is None and data.tokenizer != "gpt2":
@@ -83,6 +88,7 @@ def ensure_dataset(config: ExperimentConfig, layout: Layout, *, report: Report |
 def prepare(
     source: str, directory: Path, *, name: str, tokenizer: TokenizerChoice = "gpt2", split: Shares = DEFAULT_SPLIT,
     text_column: str = "text", seed: int = DEFAULT_SEED, report: Report | None = None,
+    stop: StopRequest | None = None,
 ) -> Dataset:  # fmt: skip
     """Make a dataset; one that is there already and was made in the same way is left as it is.
 
@@ -95,33 +101,37 @@ def prepare(
         text_column: Which column of a source with columns is the text.
         seed: Of the split, and of generated text.
         report: See `ensure_dataset`.
+        stop: See `ensure_dataset`.
 
     Raises:
+        Stopped: Somebody asked for it.
         InvalidConfig: There is no such source.
         InvalidData: The source cannot be read, or the dataset that is there was made in another way.
         DiskFull: Nothing of the dataset is left.
     """
     dataset = Dataset.named(checked_name("dataset", name), directory)
-    return _prepare(Recipe(source, tokenizer, split, text_column, seed), dataset, report or _silent)
+    recipe = Recipe(source, tokenizer, split, text_column, seed)
+    return _prepare(recipe, dataset, report or _silent, stop or StopRequest())
 
 
-def _prepare(recipe: Recipe, dataset: Dataset, report: Report) -> Dataset:
+def _prepare(recipe: Recipe, dataset: Dataset, report: Report, stop: StopRequest) -> Dataset:
     source = open_source(recipe.source, recipe.seed)
     dataset.directory.mkdir(parents=True, exist_ok=True)
-    with _alone(dataset.directory, report):
+    with _alone(dataset.directory, report, stop):
         if dataset.missing():
             _refuse_to_overwrite(dataset)
-            _build(recipe, source, dataset, report)
+            _build(recipe, source, dataset, report, stop)
     same = {"source": source.name, "revision": source.revision, "split": list(recipe.split), "seed": recipe.seed}
     _refuse_other(dataset, {"tokenizer": _asked(recipe.tokenizer), **same})
     return dataset
 
 
 @contextmanager
-def _alone(directory: Path, report: Report) -> Iterator[None]:
+def _alone(directory: Path, report: Report, stop: StopRequest) -> Iterator[None]:
     """Hold the directory; whoever waits says so, and the kernel frees the lock of a killed process."""
     lock = FileLock(directory / _LOCK)
     while not lock.is_locked:
+        stop.check()
         try:
             lock.acquire(timeout=_POLL_S)
         except Timeout:
@@ -132,11 +142,11 @@ def _alone(directory: Path, report: Report) -> Iterator[None]:
         lock.release()
 
 
-def _build(recipe: Recipe, source: Source, dataset: Dataset, report: Report) -> None:
+def _build(recipe: Recipe, source: Source, dataset: Dataset, report: Report, stop: StopRequest) -> None:
     building = dataset.directory / _BUILDING
     shutil.rmtree(building, ignore_errors=True)
     try:
-        manifest = _write(recipe, source, dataset, building, report)
+        manifest = _write(recipe, source, dataset, building, report, stop)
         for split in SPLITS[:2]:
             if recipe.split[SPLITS.index(split)] > 0 and not manifest["splits"][split]["documents"]:
                 detail = f"{source.count} documents are too few for the shares {list(recipe.split)}"
@@ -150,7 +160,9 @@ def _build(recipe: Recipe, source: Source, dataset: Dataset, report: Report) -> 
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write(recipe: Recipe, source: Source, dataset: Dataset, building: Path, report: Report) -> dict[str, Any]:
+def _write(
+    recipe: Recipe, source: Source, dataset: Dataset, building: Path, report: Report, stop: StopRequest
+) -> dict[str, Any]:
     """Write every file of the dataset; returns the manifest."""
     tokenizer = _tokenizer(recipe, source, report)
     dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
@@ -158,6 +170,7 @@ def _write(recipe: Recipe, source: Source, dataset: Dataset, building: Path, rep
         files = {split: stack.enter_context(TokenWriter(building / f"{split}.npy", dtype)) for split in SPLITS}
         examples = stack.enter_context(ExampleWriter(building / EXAMPLES))
         for done, (split, document) in enumerate(assigned(source.documents(), recipe.split, recipe.seed), 1):
+            stop.check()
             tokens = tokenizer.encode(document)
             files[split].add([*tokens, tokenizer.eot], text_bytes=len(document.encode()))
             if split == "test":

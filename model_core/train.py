@@ -28,7 +28,7 @@ from model_core.attempt import (
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
 from model_core.data.preparation import DEFAULT_SEED, ensure_dataset
-from model_core.data.sources import open_source
+from model_core.data.sources.opening import open_source
 from model_core.errors import InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.loading import ParsedConfig, parse_config, read_config
 from model_core.preflight import preflight
@@ -137,7 +137,7 @@ def _check_that_it_can_begin(config: ExperimentConfig, layout: Layout, gpu: int 
         if config.data.source is None:
             ensure_dataset(config, layout)  # raises, with the command that makes it
         else:
-            open_source(config.data.source, DEFAULT_SEED)
+            open_source(config.data.source, seed=DEFAULT_SEED)
 
     from model_core.hardware.device import decide
     from model_core.hardware.machine import describe_machine

@@ -17,7 +17,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from model_core.config import BpeTokenizer, ExperimentConfig
-from model_core.data.sources import Source, open_source, revision_of, source_name
+from model_core.data.sources.opening import open_source, revision_of, source_name
+from model_core.data.sources.source import Source
 from model_core.data.splitting import assigned
 from model_core.data.writers import ExampleWriter, TokenWriter
 from model_core.errors import DatasetNotReady, InvalidData
@@ -79,7 +80,7 @@ def ensure_dataset(
     asked: dict[str, Any] = {"tokenizer": _asked(data.tokenizer)}
     if data.source is not None:
         asked |= {"source": source_name(data.source), "split": list(data.split)}
-        if (revision := revision_of(data.source, DEFAULT_SEED)) is not None:
+        if (revision := revision_of(data.source, seed=DEFAULT_SEED, revision=data.revision)) is not None:
             asked["revision"] = revision
     _refuse_other(dataset, asked)
     return dataset
@@ -115,7 +116,7 @@ def prepare(
 
 
 def _prepare(recipe: Recipe, dataset: Dataset, report: Report, stop: StopRequest) -> Dataset:
-    source = open_source(recipe.source, recipe.seed)
+    source = open_source(recipe.source, seed=recipe.seed)
     dataset.directory.mkdir(parents=True, exist_ok=True)
     with _alone(dataset.directory, report, stop):
         if dataset.missing():
@@ -149,7 +150,8 @@ def _build(recipe: Recipe, source: Source, dataset: Dataset, report: Report, sto
         manifest = _write(recipe, source, dataset, building, report, stop)
         for split in SPLITS[:2]:
             if recipe.split[SPLITS.index(split)] > 0 and not manifest["splits"][split]["documents"]:
-                detail = f"{source.count} documents are too few for the shares {list(recipe.split)}"
+                count = sum(facts["documents"] for facts in manifest["splits"].values())
+                detail = f"{count} documents are too few for the shares {list(recipe.split)}"
                 raise InvalidData(f"source {source.name!r}: {detail}: none falls to {split}")
         places = {MANIFEST: MANIFEST, TOKENIZER: TOKENIZER, EXAMPLES: EXAMPLES, EXAMPLE_INDEX: EXAMPLE_INDEX}
         places |= {f"{split}.npy": dataset.split(split).name for split in reversed(SPLITS)}
@@ -165,18 +167,19 @@ def _write(
 ) -> dict[str, Any]:
     """Write every file of the dataset; returns the manifest."""
     tokenizer = _tokenizer(recipe, source, report)
+    count = sum(1 for _ in source.documents(0)) if source.count is None else source.count
     dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
     with ExitStack() as stack:
         files = {split: stack.enter_context(TokenWriter(building / f"{split}.npy", dtype)) for split in SPLITS}
         examples = stack.enter_context(ExampleWriter(building / EXAMPLES))
-        for done, (split, document) in enumerate(assigned(source.documents(), recipe.split, recipe.seed), 1):
+        for done, (split, document) in enumerate(assigned(_texts(source), recipe.split, recipe.seed), 1):
             stop.check()
             tokens = tokenizer.encode(document)
             files[split].add([*tokens, tokenizer.eot], text_bytes=len(document.encode()))
             if split == "test":
                 examples.add(document, tokens)
-            if done % _REPORT_EVERY == 0 or done == source.count:
-                report(done, source.count, "documents")
+            if done % _REPORT_EVERY == 0 or done == count:
+                report(done, count, "documents")
     examples.write_index(building / EXAMPLE_INDEX)
     tokenizer.write(building / TOKENIZER)
     manifest = {
@@ -196,10 +199,14 @@ def _write(
     return manifest
 
 
+def _texts(source: Source) -> Iterator[str]:
+    return (document.text for document in source.documents(0))
+
+
 def _tokenizer(recipe: Recipe, source: Source, report: Report) -> Tokenizer:
     if not isinstance(recipe.tokenizer, BpeTokenizer):
         return gpt2_tokenizer()
-    documents = assigned(source.documents(), recipe.split, recipe.seed)
+    documents = assigned(_texts(source), recipe.split, recipe.seed)
     report(0, 1, "tokenizer")
     tokenizer = train_bpe((text for split, text in documents if split == "train"), recipe.tokenizer.vocab_size)
     report(1, 1, "tokenizer")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model_core.config import Config, ExperimentConfig
 from model_core.data.preparation import ensure_dataset
-from model_core.data.sources import open_source
+from model_core.data.sources.opening import open_source
 from model_core.errors import InvalidConfig, NotAvailable, OutOfMemory
 from model_core.hardware.device import Runtime, decide
 from model_core.hardware.machine import Gpu, Machine
@@ -211,7 +211,7 @@ OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
     "data.val_file": ("a_val.npy", paths),
     "data.test_file": ("a_test.npy", paths),
     "data.dataset": ("named", paths),
-    "data.source": ("stories", lambda b: open_source(str(b.config.data.source), 0).name),
+    "data.source": ("stories", lambda b: open_source(str(b.config.data.source), seed=0).name),
     "data.split": ("[0.5, 0.3, 0.2]", lambda b: b.prepared["splits"]),
     "data.tokenizer": ("{type: bpe, vocab_size: 260}", lambda b: b.prepared["tokenizer"]),
     "data.shuffle": ("none", batch),

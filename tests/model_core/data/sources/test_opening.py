@@ -2,12 +2,12 @@
 
 import pytest
 
-from model_core.data.sources import open_source
+from model_core.data.sources.opening import open_source
 from model_core.errors import InvalidConfig, InvalidData, NotAvailable
 
 
 def documents(path):
-    return list(open_source(f"file:{path}", 0).documents())
+    return [document.text for document in open_source(f"file:{path}", seed=0).documents(0)]
 
 
 @pytest.mark.parametrize(
@@ -40,27 +40,27 @@ def test_a_text_file_is_cut_at_blank_lines_or_else_by_line(tmp_path, text, expec
 def test_what_is_no_text_is_refused_with_its_place(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidData, match=said):
-        open_source(f"file:{tmp_path / name}", 0)
+        open_source(f"file:{tmp_path / name}", seed=0)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(InvalidData, match=r"there is no file .*nowhere\.txt"):
-        open_source(f"file:{tmp_path / 'nowhere.txt'}", 0)
+        open_source(f"file:{tmp_path / 'nowhere.txt'}", seed=0)
     with pytest.raises(InvalidData, match="is a folder"):
-        open_source(f"file:{tmp_path}", 0)
+        open_source(f"file:{tmp_path}", seed=0)
 
 
 def test_an_unknown_source_is_told_from_one_that_is_not_built():
     with pytest.raises(InvalidConfig, match=r"'storys' is not a source; there are: stories"):
-        open_source("storys", 0)
+        open_source("storys", seed=0)
     with pytest.raises(NotAvailable, match="not available in this version"):
-        open_source("hub:owner/name", 0)
+        open_source("hub:owner/name", seed=0)
 
 
 def test_a_changed_file_has_another_revision(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("One.")
-    before = open_source(f"file:{path}", 0)
+    before = open_source(f"file:{path}", seed=0)
     path.write_text("Two.")
-    assert open_source(f"file:{path}", 0).revision != before.revision
+    assert open_source(f"file:{path}", seed=0).revision != before.revision
     assert before.name == "file:text.txt"

@@ -6,6 +6,7 @@ so a dataset is never half ready. A lock makes two that want the same dataset sh
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import BpeTokenizer, ExperimentConfig
+from model_core.data.sources.access import Token
 from model_core.data.sources.opening import open_source, revision_of, source_name
 from model_core.data.sources.source import Source
 from model_core.data.splitting import assigned
@@ -25,7 +27,10 @@ from model_core.data.writers import ExampleWriter, TokenWriter
 from model_core.errors import DatasetNotReady, InvalidData
 from model_core.records.dataset import EXAMPLE_INDEX, EXAMPLES, MANIFEST, SPLITS, TOKENIZER, Dataset, dataset_of
 from model_core.records.files import Layout, checked_name, now, sync_directory, write_json
+from model_core.stopping import StopRequest
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SPLIT = (0.90, 0.09, 0.01)
 DEFAULT_SEED = 1337  # of every dataset, whatever the seed of the training: runs with other seeds share the data
@@ -47,24 +52,31 @@ class Recipe:
     split: Shares = DEFAULT_SPLIT
     text_column: str = "text"
     seed: int = DEFAULT_SEED
+    revision: str | None = None
 
 
-def ensure_dataset(config: ExperimentConfig, layout: Layout, *, report: Report | None = None) -> Dataset:
+def ensure_dataset(
+    config: ExperimentConfig, layout: Layout, *, token: Token | None = None, report: Report | None = None,
+    stop: StopRequest | None = None,
+) -> Dataset:  # fmt: skip
     """Open the dataset that a configuration means, and prepare it first if it is missing.
 
     Args:
         config: Its section `data`.
         layout: Where datasets lie.
+        token: For a dataset of the hub that not everybody may read.
         report: Told how much is done, of how much, and the unit.
+        stop: Asked between documents.
 
     Raises:
+        Stopped: Somebody asked for it.
         DatasetNotReady: It is missing and the configuration names no source; with the command that makes it.
         InvalidData: The source cannot be read, or the dataset that is there was made in another way.
     """
     dataset, data = dataset_of(config, layout), config.data
     if data.source is not None and dataset.missing():
-        recipe = Recipe(data.source, data.tokenizer, data.split, data.text_column)
-        return _prepare(recipe, dataset, report or _silent)
+        recipe = Recipe(data.source, data.tokenizer, data.split, data.text_column, revision=data.revision)
+        return _prepare(recipe, dataset, token, report or _silent, stop or StopRequest())
     if missing := dataset.missing():
         raise DatasetNotReady(f"there is no {missing[0]}; make it with: {_command(dataset, data.tokenizer, layout)}")
     if dataset.manifest() is None and data.tokenizer != "gpt2":
@@ -74,7 +86,7 @@ def ensure_dataset(config: ExperimentConfig, layout: Layout, *, report: Report |
         )
     asked: dict[str, Any] = {"tokenizer": _asked(data.tokenizer)}
     if data.source is not None:
-        asked |= {"source": source_name(data.source), "split": list(data.split)}
+        asked |= {"source": source_name(data.source), "split": list(data.split), "text_column": data.text_column}
         if (revision := revision_of(data.source, seed=DEFAULT_SEED, revision=data.revision)) is not None:
             asked["revision"] = revision
     _refuse_other(dataset, asked)
@@ -83,46 +95,59 @@ def ensure_dataset(config: ExperimentConfig, layout: Layout, *, report: Report |
 
 def prepare(
     source: str, directory: Path, *, name: str, tokenizer: TokenizerChoice = "gpt2", split: Shares = DEFAULT_SPLIT,
-    text_column: str = "text", seed: int = DEFAULT_SEED, report: Report | None = None,
+    text_column: str = "text", seed: int = DEFAULT_SEED, revision: str | None = None, token: Token | None = None,
+    report: Report | None = None, stop: StopRequest | None = None,
 ) -> Dataset:  # fmt: skip
     """Make a dataset; one that is there already and was made in the same way is left as it is.
 
     Args:
-        source: ``stories`` or ``file:PATH``.
+        source: As a configuration names it.
         directory: Where its files go.
         name: What they are called after.
         tokenizer: ``gpt2``, or a BPE to be trained on the training split.
         split: Shares of training, validation and test documents.
         text_column: Which column of a source with columns is the text.
         seed: Of the split, and of generated text.
+        revision: Commit, branch or tag of a dataset of the hub.
+        token: See `ensure_dataset`.
         report: See `ensure_dataset`.
+        stop: See `ensure_dataset`.
 
     Raises:
+        Stopped: Somebody asked for it.
         InvalidConfig: There is no such source.
         InvalidData: The source cannot be read, or the dataset that is there was made in another way.
         DiskFull: Nothing of the dataset is left.
     """
     dataset = Dataset.named(checked_name("dataset", name), directory)
-    return _prepare(Recipe(source, tokenizer, split, text_column, seed), dataset, report or _silent)
+    recipe = Recipe(source, tokenizer, split, text_column, seed, revision)
+    return _prepare(recipe, dataset, token, report or _silent, stop or StopRequest())
 
 
-def _prepare(recipe: Recipe, dataset: Dataset, report: Report) -> Dataset:
-    source = open_source(recipe.source, seed=recipe.seed)
+def _prepare(
+    recipe: Recipe, dataset: Dataset, token: Token | None, report: Report, stop: StopRequest
+) -> Dataset:  # fmt: skip
+    source = open_source(
+        recipe.source, seed=recipe.seed, revision=recipe.revision, text_column=recipe.text_column, token=token
+    )
+    for advice in source.advice:
+        log.warning("%s: %s", advice.code, advice.detail)
     dataset.directory.mkdir(parents=True, exist_ok=True)
-    with _alone(dataset.directory, report):
+    with _alone(dataset.directory, report, stop):
         if dataset.missing():
             _refuse_to_overwrite(dataset)
-            _build(recipe, source, dataset, report)
+            _build(recipe, source, dataset, report, stop)
     same = {"source": source.name, "revision": source.revision, "split": list(recipe.split), "seed": recipe.seed}
-    _refuse_other(dataset, {"tokenizer": _asked(recipe.tokenizer), **same})
+    _refuse_other(dataset, {"tokenizer": _asked(recipe.tokenizer), "text_column": recipe.text_column, **same})
     return dataset
 
 
 @contextmanager
-def _alone(directory: Path, report: Report) -> Iterator[None]:
+def _alone(directory: Path, report: Report, stop: StopRequest) -> Iterator[None]:
     """Hold the directory; whoever waits says so, and the kernel frees the lock of a killed process."""
     lock = FileLock(directory / _LOCK)
     while not lock.is_locked:
+        stop.check()
         try:
             lock.acquire(timeout=_POLL_S)
         except Timeout:
@@ -133,11 +158,11 @@ def _alone(directory: Path, report: Report) -> Iterator[None]:
         lock.release()
 
 
-def _build(recipe: Recipe, source: Source, dataset: Dataset, report: Report) -> None:
+def _build(recipe: Recipe, source: Source, dataset: Dataset, report: Report, stop: StopRequest) -> None:
     building = dataset.directory / _BUILDING
     shutil.rmtree(building, ignore_errors=True)
     try:
-        manifest = _write(recipe, source, dataset, building, report)
+        manifest = _write(recipe, source, dataset, building, report, stop)
         for split in SPLITS[:2]:
             if recipe.split[SPLITS.index(split)] > 0 and not manifest["splits"][split]["documents"]:
                 count = sum(facts["documents"] for facts in manifest["splits"].values())
@@ -152,7 +177,9 @@ def _build(recipe: Recipe, source: Source, dataset: Dataset, report: Report) -> 
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write(recipe: Recipe, source: Source, dataset: Dataset, building: Path, report: Report) -> dict[str, Any]:
+def _write(
+    recipe: Recipe, source: Source, dataset: Dataset, building: Path, report: Report, stop: StopRequest
+) -> dict[str, Any]:
     """Write every file of the dataset; returns the manifest."""
     tokenizer = _tokenizer(recipe, source, report)
     count = sum(1 for _ in source.documents(0)) if source.count is None else source.count
@@ -161,6 +188,7 @@ def _write(recipe: Recipe, source: Source, dataset: Dataset, building: Path, rep
         files = {split: stack.enter_context(TokenWriter(building / f"{split}.npy", dtype)) for split in SPLITS}
         examples = stack.enter_context(ExampleWriter(building / EXAMPLES))
         for done, (split, document) in enumerate(assigned(_texts(source), recipe.split, recipe.seed), 1):
+            stop.check()
             tokens = tokenizer.encode(document)
             files[split].add([*tokens, tokenizer.eot], text_bytes=len(document.encode()))
             if split == "test":
@@ -174,6 +202,7 @@ def _write(recipe: Recipe, source: Source, dataset: Dataset, building: Path, rep
         "name": dataset.name,
         "source": source.name,
         "revision": source.revision,
+        "origin": dict(source.facts),
         "text_column": recipe.text_column,
         "created_at": now(),
         "tokenizer": _asked_and_made(recipe.tokenizer, tokenizer),

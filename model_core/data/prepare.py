@@ -1,8 +1,15 @@
-"""Make a dataset from the command line: ``python -m model_core.data.prepare --source stories``."""
+"""Make a dataset: the program that a person runs and that a worker starts.
+
+    python -m model_core.data.prepare --source stories
+
+SIGTERM, Ctrl-C, or the end of standard input when a supervisor started it: what is done is kept and the exit code
+is 75; the same command goes on from there.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -10,12 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model_core.attempt import DONE, OneLineParser, exit_code
-from model_core.data.preparation import DEFAULT_SEED, DEFAULT_SPLIT, prepare
-from model_core.errors import InvalidParameter
-from model_core.loading import parse_config
+from model_core.attempt import DONE, Attempt, OneLineParser, exit_code, log_to_stderr, make_attempt, refuse
+from model_core.catalogue import FORMS
+from model_core.config import ExperimentConfig
+from model_core.data.preparation import DEFAULT_SEED, DEFAULT_SPLIT, Report, prepare
+from model_core.data.sources.access import token_from
+from model_core.errors import InvalidParameter, ModelCoreError
+from model_core.loading import parse_config, read_config
 from model_core.records.dataset import Dataset
 from model_core.records.files import Layout, portable
+from model_core.stopping import StopRequest
+
+log = logging.getLogger(__name__)
 
 _EXAMPLES = """
 examples:
@@ -25,15 +38,23 @@ examples:
 
 The dataset's folder gets <name>_train.npy, <name>_val.npy and <name>_test.npy (token ids, one end of text after
 each document), test_examples.json with its index, tokenizer.json and manifest.json. A dataset that is already
-there and was made in the same way is left as it is. Exit codes: 0 done, 1 failed, 2 bad input.
+there and was made in the same way is left as it is. Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare a dataset as asked; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    arguments.token = token_from(os.environ)
+    stop = StopRequest()
+    stop.listen(stdin=arguments.attempt is not None)
+
+    def on_refusal(error: ModelCoreError) -> None:
+        if arguments.record is not None and arguments.attempt is not None:
+            refuse(arguments.record, arguments.attempt, error)
+
     try:
-        return exit_code(lambda: _run(arguments))
+        return exit_code(lambda: (_by_hand if arguments.config is None else _configured)(arguments, stop), on_refusal)
     except KeyboardInterrupt:
         return 130
 
@@ -46,11 +67,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--source", required=True, metavar="SOURCE",
-        help="stories (made from a seed, needs no network), or file:PATH: UTF-8 text with blank lines or lines of "
-        "<|endoftext|> between documents; without either, every line is one",
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=portable, metavar="FILE", help="prepare what the section data of a file means")
+    what.add_argument(
+        "--source", metavar="SOURCE",
+        help=f"one of {', '.join(FORMS)}. stories and pydoc need no network; file: takes a text with blank lines or "
+        "lines of <|endoftext|> between documents (without either, every line is one), .jsonl, .parquet, or a folder",
     )  # fmt: skip
+    add("--revision", metavar="COMMIT", help="commit, branch or tag of a dataset of the hub (default: the newest)")
+    add("--text-column", default="text", metavar="NAME", help="the column that holds the text (default: %(default)s)")
     add("--name", metavar="DATASET", help="what the files are called after (default: the source's name)")
     add(
         "--data-root", type=portable, metavar="DIR", default=os.environ.get("HEADCOUNT_DATA"),
@@ -66,16 +91,58 @@ def _parser() -> argparse.ArgumentParser:
         help="shares of the documents, exact in every hundred of them (default: 0.90,0.09,0.01)",
     )  # fmt: skip
     add("--seed", type=int, default=DEFAULT_SEED, help="of the split, and of made text (default: %(default)s)")
+    add("--run", help=argparse.SUPPRESS)  # every job's command line has it; a preparation makes no run
+    add("--attempt", type=int, help=argparse.SUPPRESS)  # the supervisor's: number of this attempt
+    add("--job-id", help=argparse.SUPPRESS)  # the supervisor's: whose dataset it is
+    add("--seq-after", type=int, default=0, help=argparse.SUPPRESS)  # the supervisor's: events told before
+    add("--record", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # the supervisor's: where events go
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _configured(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    """Make what a configuration means; a supervisor's attempt is recorded in its directory."""
+    config = read_config(arguments.config).config
+    if config.data.source is None:
+        raise InvalidParameter(f"{arguments.config} names no data.source, so there is nothing to prepare from")
+    layout = Layout.under(arguments.data_root) if arguments.data_root else Layout.of(config)
+    if arguments.attempt is None:
+        _describe(_make(arguments, config, layout, _show if sys.stderr.isatty() else None, stop))
+        return DONE
+    log_to_stderr(verbose=True)
+
+    def body(attempt: Attempt) -> int:
+        def report(done: int, of: int, unit: str) -> None:
+            attempt.emit("progress", done=done, of=of, unit=unit)
+
+        dataset = _make(arguments, config, layout, report, stop)
+        attempt.emit("prepared", dataset=dataset.name)
+        log.info("dataset prepared name=%s", dataset.name)
+        return DONE
+
+    return make_attempt(arguments.record or Path(), arguments.attempt, body, seq_after=arguments.seq_after)
+
+
+def _make(
+    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, report: Report | None, stop: StopRequest
+) -> Dataset:
+    data = config.data
+    assert data.source is not None
+    return prepare(
+        data.source, layout.dataset(data.dataset_name), name=data.dataset_name, tokenizer=data.tokenizer,
+        split=data.split, text_column=data.text_column, seed=config.device.seed, revision=data.revision,
+        token=arguments.token, report=report, stop=stop,
+    )  # fmt: skip
+
+
+def _by_hand(arguments: argparse.Namespace, stop: StopRequest) -> int:
     name = arguments.name or _name_of(arguments.source)
     section = {"source": arguments.source, "dataset": name, "split": list(arguments.split)}
+    section |= {"revision": arguments.revision, "text_column": arguments.text_column}
     data = parse_config({"data": {**section, "tokenizer": _tokenizer(arguments.tokenizer)}}).config.data
     dataset = prepare(
         arguments.source, _directory(arguments, name), name=name, tokenizer=data.tokenizer, split=data.split,
-        seed=arguments.seed, report=_show if sys.stderr.isatty() else None,
+        text_column=data.text_column, seed=arguments.seed, revision=data.revision, token=arguments.token,
+        report=_show if sys.stderr.isatty() else None, stop=stop,
     )  # fmt: skip
     _describe(dataset)
     return DONE
@@ -88,7 +155,7 @@ def _directory(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def _name_of(source: str) -> str:
-    stem = portable(source.removeprefix("file:")).stem
+    stem = portable(source.removeprefix("file:").removeprefix("hub:")).stem
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:63] or "text"
 
 

@@ -84,7 +84,7 @@ def _test_attempt(
     config = _agreed(written, loaded)
     if not arguments.data_root:
         layout = replace(layout, data_dir=Layout.of(config).data_dir)
-    dataset = attempt.dataset(config, layout)
+    dataset = attempt.dataset(config, layout, stop, arguments.token)
     runtime = device.decide(config, describe_machine(), arguments.gpu)
     device.apply(runtime)
     announce(attempt.emit, config, runtime, arguments.gpu, checkpoint=loaded.info.file, step=loaded.info.step)

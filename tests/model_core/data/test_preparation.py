@@ -205,7 +205,7 @@ def test_the_command_prepares_beside_the_working_directory(corpus, tmp_path):
         ([], "--source"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, arguments, said):
+def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, signals, arguments, said):
     from model_core.data.prepare import main
 
     monkeypatch.chdir(tmp_path)

@@ -127,6 +127,7 @@ class Hub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits for an acknowledgement of its headers
     emulator: Hub
 
     def do_GET(self) -> None:

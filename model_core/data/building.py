@@ -167,6 +167,9 @@ class Writing:
         self._examples = Examples(directory, count=ledger.splits["test"].documents, size=ledger.example_bytes)
         kept_bytes = HASH_BYTES * ledger.kept
         self._hashes = GrowingFile(directory / _HASHES, head=b"", size=kept_bytes) if dedupe else None
+        files: tuple[Shards | Examples | GrowingFile | None, ...]
+        files = (*self.shards.values(), self._examples, self._hashes)
+        self._files = tuple(file for file in files if file is not None)
         self._safe = asdict(ledger)
 
     def add(self, encoded: Encoded) -> None:
@@ -182,7 +185,7 @@ class Writing:
 
     def commit(self) -> None:
         """Make safe what ends with a block of the split."""
-        for file in filter(None, (*self.shards.values(), self._examples, self._hashes)):
+        for file in self._files:
             file.sync()
         self._building.record(self._safe)
 
@@ -193,5 +196,5 @@ class Writing:
 
     def close(self) -> None:
         """Close what is open, as it is."""
-        for file in filter(None, (*self.shards.values(), self._examples, self._hashes)):
+        for file in self._files:
             file.close()

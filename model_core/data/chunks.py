@@ -165,7 +165,7 @@ def encode_chunk(chunk: Chunk, encoder: BulkEncoder, dtype: str) -> Encoded:
 
 
 def _examples(chunk: Chunk, ids: Ids, lengths: list[int]) -> list[bytes]:
-    examples, ends = [], accumulate(lengths)
+    examples, ends = list[bytes](), accumulate(lengths)
     for (split, part), length, end in zip(chunk.parts, lengths, ends, strict=True):
         if split == "test":
             number = chunk.first_example + len(examples)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ def _write(
     return reading.read
 
 
-def _encoded(work: Iterable[Chunk], encoder: BulkEncoder, dtype: str, threads: int) -> Iterator[Encoded]:
+def _encoded(work: Iterable[Chunk], encoder: BulkEncoder, dtype: str, threads: int) -> Generator[Encoded]:
     """Encode chunks side by side; they come in their order, and few are in memory at a time."""
     pending: deque[Future[Encoded]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")

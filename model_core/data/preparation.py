@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import ExperimentConfig
 from model_core.data.making import COMMIT_EVERY_S, Surroundings, make_files
 from model_core.data.pace import Emit
@@ -31,7 +32,6 @@ from model_core.data.sources.opening import revision_of, source_name
 from model_core.errors import DatasetNotReady, InvalidData
 from model_core.records.dataset import MANIFEST, SPLITS, Dataset, dataset_of, token_files
 from model_core.records.files import Layout, checked_name
-from model_core.rules import SOURCES
 from model_core.stopping import StopRequest
 
 _LOCK = ".lock"
@@ -184,7 +184,7 @@ def _surroundings(
 
 
 def _command(dataset: Dataset, tokenizer: TokenizerChoice, layout: Layout) -> str:
-    source = dataset.name if dataset.name in SOURCES else "file:PATH"
+    source = dataset.name if dataset.name in {*WITHOUT_COLUMNS, *HUB_DATASETS} else "file:PATH"
     where = f"--data-root {layout.datasets.parent}" if layout.datasets else f"--out {dataset.directory}"
     made_with = "" if tokenizer == "gpt2" else f" --tokenizer {asked_of(tokenizer)}"
     return f"python -m model_core.data.prepare --source {source} --name {dataset.name} {where}{made_with}"

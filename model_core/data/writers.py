@@ -145,7 +145,7 @@ class Examples:
 
     def write(self, examples: Sequence[bytes]) -> None:
         """Append JSON objects."""
-        places = []
+        places: list[tuple[int, int]] = []
         for example in examples:
             self._file.write(b",\n" if self.count + len(places) else b"\n")
             begin = self._file.size + 1  # after the bracket

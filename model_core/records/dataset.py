@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import takewhile
+from itertools import count as numbers
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,9 @@ class Dataset:
         examples = ExampleFile(self.directory)
         if not examples.exists():
             raise DatasetNotReady(f"dataset {self.name!r} has no {EXAMPLES}; preparing the dataset makes it")
-        if not 0 <= number < (there := examples.count()):
-            raise ExampleNotFound(self.name, str(number), there)
+        count = examples.count()
+        if not 0 <= number < count:
+            raise ExampleNotFound(self.name, str(number), count)
         return examples.read(number)
 
     def _files(self, split: str) -> list[Path]:
@@ -160,7 +162,7 @@ def token_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    return list(takewhile(Path.is_file, (shard_of(path, number) for number in count()))) or [path]
+    return list(takewhile(Path.is_file, (shard_of(path, number) for number in numbers()))) or [path]
 
 
 def dataset_of(config: ExperimentConfig, layout: Layout) -> Dataset:

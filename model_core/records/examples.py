@@ -90,11 +90,8 @@ class ExampleFile:
             if len(rows) and tuple(rows[0].tolist()) == signature:
                 return rows[1:]  # (examples, 2)
         rows = np.array([signature, *_find_objects(self._path)], np.uint64)  # (examples + 1, 2)
-        with (
-            contextlib.suppress(OSError, DiskFull),
-            replacing(own) as file,
-        ):  # without it the next question takes as long
-            np.save(file, rows)
+        with contextlib.suppress(OSError, DiskFull), replacing(own) as file:
+            np.save(file, rows)  # where nothing may be written, the next question takes as long
         return rows[1:]  # (examples, 2)
 
 

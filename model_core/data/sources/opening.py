@@ -2,90 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 
+from model_core.catalogue import hub_dataset
 from model_core.config import DataConfig
 from model_core.data.sources.access import Token
+from model_core.data.sources.documentation import documentation, documentation_revision
+from model_core.data.sources.files import name_of, open_files, revision_of_files
+from model_core.data.sources.hub import open_hub
 from model_core.data.sources.source import Document, Source
 from model_core.data.sources.stories import STORY_COUNT, VERSION, stories
-from model_core.data.sources.text import read_text
-from model_core.errors import InvalidConfig, InvalidData, NotAvailable
-from model_core.records.files import portable, sha256_of
+from model_core.errors import InvalidConfig
+from model_core.records.files import portable
 from model_core.rules import disagreements
 
-_STRUCTURED = frozenset({".csv", ".gz", ".json", ".jsonl", ".npy", ".parquet", ".tsv", ".zip"})
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def open_source(
-    text: str,
-    *,
-    seed: int,
-    revision: str | None = None,
-    text_column: str = "text",
-    token: Token | None = None,  # noqa: ARG001 - for sources of the hub, which follow
+    text: str, *, seed: int, revision: str | None = None, text_column: str = "text", token: Token | None = None
 ) -> Source:
-    """Find a source and check it.
+    """Find a source and check what can be checked without reading every document.
 
     Args:
-        text: ``stories`` or ``file:PATH``; a relative path is one of the working directory.
+        text: One of `catalogue.FORMS`; a relative path is one of the working directory.
         seed: Of generated text.
         revision: Commit, branch or tag of a dataset of the hub.
         text_column: Which column holds the text, where there are columns.
         token: For datasets of the hub that not everybody may read.
 
     Raises:
-        InvalidConfig: There is no such source.
-        NotAvailable: This version cannot read it.
-        InvalidData: The file is missing, empty, or not UTF-8 text; with file and line.
+        InvalidConfig: There is no such source, or it has no revisions or columns to choose.
+        InvalidData: A file is missing, empty, or not what it should be; with file and place. What lies deep
+            in a file is found by reading, so iterating raises this too.
+        ModelCoreError: With one of the codes of `refusal`, when the hub does not give a dataset.
+        DiskFull: What the hub gives would not fit in the cache of its library.
     """
-    asked = DataConfig(source=text, revision=revision, text_column=text_column)
-    problems = tuple(disagreements({"data": asked}))
+    problems = tuple(disagreements({"data": DataConfig(source=text, revision=revision, text_column=text_column)}))
     if problems:
-        raise (NotAvailable if problems[0].code == "not_available" else InvalidConfig)(problems)
-    return _open_stories(seed) if text == "stories" else _open_file(portable(text.removeprefix("file:")))
+        raise InvalidConfig(problems)
+    if text == "stories":
+        return Source(text, _stories_revision(seed), STORY_COUNT, None, _again(lambda: stories(seed)))
+    if text == "pydoc":
+        documents = documentation()
+        text_bytes = sum(len(document.encode()) for document in documents)
+        return Source(text, documentation_revision(), len(documents), text_bytes, _again(lambda: documents))
+    if dataset := hub_dataset(text):
+        return open_hub(text, dataset, revision=revision, column=text_column, token=token)
+    return open_files(portable(text.removeprefix("file:")), text_column)
 
 
-def _open_stories(seed: int) -> Source:
-    def read(skip: int) -> Iterator[Document]:
-        return islice((Document(story) for story in stories(seed)), skip, None)
-
-    return Source("stories", _stories_revision(seed), STORY_COUNT, None, read)
-
-
-def _open_file(path: Path) -> Source:
-    def read(skip: int) -> Iterator[Document]:
-        return islice((Document(text) for text in read_text(path)), skip, None)
-
-    _check_file(path)
-    count = sum(1 for _ in read(0))
-    if count == 0:
-        raise InvalidData(f"{path} is empty; a source needs text")
-    return Source(source_name(f"file:{path}"), sha256_of(path), count, path.stat().st_size, read)
-
-
-def revision_of(text: str, *, seed: int, revision: str | None = None) -> str | None:  # noqa: ARG001 - likewise
-    """What `Source.revision` would be, if that can be told without reading documents; else None."""
+def revision_of(text: str, *, seed: int, revision: str | None = None) -> str | None:
+    """What `Source.revision` would be, if it can be told quickly and without a network; else None."""
     if text == "stories":
         return _stories_revision(seed)
-    path = portable(text.removeprefix("file:"))
-    return sha256_of(path) if path.is_file() else None
+    if hub_dataset(text):
+        return revision if revision is not None and _COMMIT.fullmatch(revision) else None
+    return revision_of_files(portable(text[5:])) if text.startswith("file:") else None
+
+
+def source_name(text: str) -> str:
+    """What a record calls a source."""
+    return name_of(portable(text[5:])) if text.startswith("file:") else text
 
 
 def _stories_revision(seed: int) -> str:
     return f"{VERSION}, seed {seed}"
 
 
-def source_name(text: str) -> str:
-    """What a record calls a source: no directories, because they differ by host."""
-    return f"file:{portable(text[5:]).name}" if text.startswith("file:") else text
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise InvalidData(f"{path} is a folder; give one UTF-8 text file")
-    if not path.is_file():
-        raise InvalidData(f"there is no file {path.resolve()}; give a UTF-8 text file as file:PATH")
-    if path.suffix.lower() in _STRUCTURED:
-        raise InvalidData(f"{path}: {path.suffix} files cannot be read in this version; give a UTF-8 text file (.txt)")
+def _again(texts: Callable[[], Iterable[str]]) -> Callable[[int], Iterator[Document]]:
+    return lambda skip: map(Document, islice(texts(), skip, None))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+MAX_DOCUMENT_BYTES = 16 * 2**20  # of one document, and of one line of a file: what is in memory at once stays small
+CATEGORY_COLUMNS = ("category", "data-source")  # the first that a corpus has
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,41 @@ class Source:
     text_bytes: int | None
     documents: Callable[[int], Iterator[Document]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some documents of a file that lie together, made when they are looked at.
+
+    Attributes:
+        count: How many.
+        documents: Makes them.
+    """
+
+    count: int
+    documents: Callable[[], Iterable[Document]]
+
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> Batch:
+        """A batch of documents that are there."""
+        return cls(len(documents), lambda: documents)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to read documents from.
+
+    Attributes:
+        path: Where it lies.
+        shown: What errors call it.
+    """
+
+    path: Path
+    shown: str
+
+
+def category_of(row: Mapping[str, Any], column: str) -> str | None:
+    """What a row says that its text is, beside the text in a column."""
+    names = (name for name in CATEGORY_COLUMNS if name in row and name != column)
+    value = row.get(next(names, ""))
+    return value if isinstance(value, str) else None

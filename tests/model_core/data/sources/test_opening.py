@@ -1,66 +1,64 @@
-"""Where documents come from, and what is refused."""
+"""What may be asked for, and what every source keeps to: the same documents each time, from any of them on."""
+
+from itertools import islice
 
 import pytest
 
-from model_core.data.sources.opening import open_source
-from model_core.errors import InvalidConfig, InvalidData, NotAvailable
+from model_core.catalogue import FORMS
+from model_core.data.sources.opening import open_source, revision_of, source_name
+from model_core.errors import InvalidConfig
 
 
-def documents(path):
-    return [document.text for document in open_source(f"file:{path}", seed=0).documents(0)]
+@pytest.mark.parametrize("text", ["stories", "pydoc"])
+def test_made_sources_know_their_length_and_begin_anywhere(text):
+    source = open_source(text, seed=0)
+    documents = list(source.documents(0))
+    assert source.count == len(documents)
+    assert list(islice(source.documents(100), 20)) == documents[100:120]
+
+
+def test_the_interpreter_documents_itself_in_prose():
+    source = open_source("pydoc", seed=0)
+    texts = [document.text for document in source.documents(0)]
+    assert sum(len(text.encode()) for text in texts) == source.text_bytes > 800_000
+    assert len(set(texts)) == len(texts)
+    assert not [text for text in texts if ">>>" in text or len(text) <= 80]
+    assert any("docstring" in text for text in texts)
+    assert source.revision == open_source("pydoc", seed=1).revision
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("asked", "pointer", "said"),
     [
-        ("One.\nStill one.\n\n\n Two. \n", ["One.\nStill one.", "Two."]),
-        ("One.\r\nStill one.\r\n\r\nTwo.", ["One.\nStill one.", "Two."]),
-        ("One.\n<|endoftext|>\nTwo.\n<|endoftext|>\n", ["One.", "Two."]),
-        ("One.\nTwo.\nThree.\n\n", ["One.", "Two.", "Three."]),
-        ("\ufeffOne.\n \t\nTwo é.", ["One.", "Two é."]),
+        ({"text": "storys"}, "/data/source", "'storys' is not a source; there are: stories, pydoc, babylm"),
+        ({"text": "hub:wikitext"}, "/data/source", "'hub:wikitext' names no dataset of the hub"),
+        ({"text": "hub:a/b:c d"}, "/data/source", "names no dataset of the hub"),
+        ({"text": "hub:../../x"}, "/data/source", "names no dataset of the hub"),
+        ({"text": "stories", "revision": "main"}, "/data/revision", "'stories' has none"),
+        ({"text": "file:x.txt", "revision": "main"}, "/data/revision", "'file:x.txt' has none"),
+        ({"text": "babylm", "revision": "ma\nin"}, "/data/revision", r"'ma\\nin' is no commit"),
+        ({"text": "pydoc", "text_column": "story"}, "/data/text_column", "'pydoc' has no columns"),
     ],
 )
-def test_a_text_file_is_cut_at_blank_lines_or_else_by_line(tmp_path, text, expected):
-    path = tmp_path / "some text.txt"
-    path.write_bytes(text.encode())
-    assert documents(path) == expected
+def test_what_cannot_be_had_is_refused_with_what_can(asked, pointer, said):
+    with pytest.raises(InvalidConfig, match=said) as refused:
+        open_source(asked.pop("text"), seed=0, **asked)
+    assert [problem.pointer for problem in refused.value.problems] == [pointer]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("empty.txt", b"", "empty.txt is empty"),
-        ("blank.txt", b" \n\n\t\n", "blank.txt is empty"),
-        ("latin.txt", "fine\ncaf\xe9\n".encode("latin-1"), "latin.txt, line 2: not UTF-8 .*0xe9"),
-        ("picture.txt", b"\x89PNG\r\n\x1a\n\0\0", "picture.txt, line 1: not UTF-8"),
-        ("numbers.txt", b"one\n\0\0\1", "numbers.txt, line 2: a zero byte"),
-        ("rows.jsonl", b'{"text": "a"}\n', r"rows.jsonl: \.jsonl files cannot be read"),
-    ],
-)
-def test_what_is_no_text_is_refused_with_its_place(tmp_path, name, content, said):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InvalidData, match=said):
-        open_source(f"file:{tmp_path / name}", seed=0)
+def test_the_nearest_source_is_named():
+    with pytest.raises(InvalidConfig) as refused:
+        open_source("tinystory", seed=0)
+    assert refused.value.problems[0].nearest[0] == "tinystories"
+    assert set(refused.value.problems[0].nearest) <= set(FORMS)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    with pytest.raises(InvalidData, match=r"there is no file .*nowhere\.txt"):
-        open_source(f"file:{tmp_path / 'nowhere.txt'}", seed=0)
-    with pytest.raises(InvalidData, match="is a folder"):
-        open_source(f"file:{tmp_path}", seed=0)
-
-
-def test_an_unknown_source_is_told_from_one_that_is_not_built():
-    with pytest.raises(InvalidConfig, match=r"'storys' is not a source; there are: stories"):
-        open_source("storys", seed=0)
-    with pytest.raises(NotAvailable, match="not available in this version"):
-        open_source("hub:owner/name", seed=0)
-
-
-def test_a_changed_file_has_another_revision(tmp_path):
+def test_a_revision_changes_with_the_documents_and_a_name_holds_no_directory(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("One.")
     before = open_source(f"file:{path}", seed=0)
     path.write_text("Two.")
-    assert open_source(f"file:{path}", seed=0).revision != before.revision
-    assert before.name == "file:text.txt"
+    after = open_source(f"file:{path}", seed=0)
+    assert before.revision != after.revision == revision_of(f"file:{path}", seed=0)
+    assert before.name == source_name(f"file:{path}") == "file:text.txt"
+    assert revision_of(f"file:{tmp_path / 'gone.txt'}", seed=0) is None

@@ -27,9 +27,9 @@ from model_core.attempt import (
 )
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
-from model_core.data.preparation import DEFAULT_SEED, ensure_dataset
+from model_core.data.preparation import ensure_dataset
+from model_core.data.recipe import Recipe
 from model_core.data.sources.access import token_from
-from model_core.data.sources.opening import open_source
 from model_core.errors import InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.loading import ParsedConfig, parse_config, read_config
 from model_core.preflight import preflight
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 bad input, 75 stopped with a checkpoint, 76 run busy.
     """
     arguments = _parser().parse_args(argv)
-    arguments.token = token_from(os.environ)
+    arguments.token = token_from(os.environ)  # of the hub; here alone is the environment read
     stop = StopRequest()
     stop.listen(stdin=arguments.attempt is not None)
 
@@ -139,10 +139,7 @@ def _check_that_it_can_begin(arguments: argparse.Namespace, config: ExperimentCo
         if config.data.source is None:
             ensure_dataset(config, layout)  # raises, with the command that makes it
         else:
-            open_source(
-                config.data.source, seed=DEFAULT_SEED, revision=config.data.revision,
-                text_column=config.data.text_column, token=arguments.token,
-            )  # fmt: skip
+            Recipe.of(config.data).open(arguments.token)
 
     from model_core.hardware.device import decide
     from model_core.hardware.machine import describe_machine

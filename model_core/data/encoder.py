@@ -76,7 +76,8 @@ class BulkEncoder:
             return np.empty(0, np.uint32)
         marked = _cut(_END.join((*texts, "")))
         ids: Ids = self._encoding.encode_to_numpy(marked, allowed_special="all", disallowed_special=())  # (T,)
-        return ids[ids != self._cut_id]  # (T,)
+        kept: Ids = ids[ids != self._cut_id]  # (T,)
+        return kept
 
     def _alone(self, text: str) -> Ids:
         return np.array([*self._tokenizer.encode(text), self._tokenizer.eot], np.uint32)  # (T,)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from model_core.config import BpeTokenizer, DataConfig
+from model_core.data.sources.access import Token
+from model_core.data.sources.opening import open_source
+from model_core.data.sources.source import Source
 
 DEFAULT_SPLIT = (0.90, 0.09, 0.01)
 DEFAULT_SEED = 1337  # of every dataset, whatever the seed of the training: runs with other seeds share the data
@@ -45,6 +48,19 @@ class Recipe:
         """What the section `data` of a configuration asks for; it names a source."""
         assert data.source is not None
         return cls(data.source, data.tokenizer, data.split, data.revision, data.text_column, seed, data.dedupe)
+
+    def open(self, token: Token | None) -> Source:
+        """Find the source and check it.
+
+        Args:
+            token: For sources that not everybody may read.
+
+        Raises:
+            ModelCoreError: See `open_source`.
+        """
+        return open_source(
+            self.source, seed=self.seed, revision=self.revision, text_column=self.text_column, token=token
+        )
 
     def promises(self) -> dict[str, Any]:
         """What the manifest of a dataset made by it says, beside name and revision of the source."""

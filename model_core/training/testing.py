@@ -28,7 +28,7 @@ def test(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, st
     """Test the run that a configuration names.
 
     Args:
-        arguments: Of the program: ``data_root``, ``record``, ``attempt``, ``gpu``.
+        arguments: Of the program: ``data_root``, ``record``, ``attempt``, ``gpu``, ``token``.
         parsed: The configuration and its warnings.
         layout: Where runs and pictures lie.
         stop: Asked between examples.

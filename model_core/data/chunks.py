@@ -116,7 +116,9 @@ class Reading:
                 yield Part(text, category, self.read, found)
 
 
-def chunks(parts: Iterable[Part], recipe: Recipe, *, kept: int = 0, examples: int = 0) -> Iterator[Chunk]:
+def chunks(
+    parts: Iterable[Part], recipe: Recipe, *, kept: int = 0, examples: int = 0, characters: int = CHUNK_CHARACTERS
+) -> Iterator[Chunk]:
     """Cut documents into chunks.
 
     Args:
@@ -124,18 +126,19 @@ def chunks(parts: Iterable[Part], recipe: Recipe, *, kept: int = 0, examples: in
         recipe: Its shares and seed.
         kept: Documents before these.
         examples: Test documents before these.
+        characters: About how many a chunk has.
     """
     gathered: list[tuple[str, Part]] = []
     size, is_cut = 0, False
     for block in dealt_blocks(parts, recipe.split, recipe.seed, first=kept // BLOCK):
         for split, part in block:
-            if size >= CHUNK_CHARACTERS:
+            if size >= characters:
                 yield Chunk(gathered, examples, ends_block=False)
                 examples += sum(split == "test" for split, _ in gathered)
                 gathered, size, is_cut = [], 0, True
             gathered.append((split, part))
             size += len(part.text)
-        if is_cut or size >= CHUNK_CHARACTERS // 2:
+        if is_cut or size >= characters // 2:
             yield Chunk(gathered, examples, ends_block=True)
             examples += sum(split == "test" for split, _ in gathered)
             gathered, size, is_cut = [], 0, False

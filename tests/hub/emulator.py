@@ -47,12 +47,14 @@ class Repository:
         gated: Whether a token must have been granted access.
         branches: Names of the one commit there is.
         ranges: Whether parts of files are served.
+        claims: Sizes of files, where those that are told differ from the true ones.
     """
 
     files: Mapping[str, bytes]
     gated: bool = False
     branches: tuple[str, ...] = ("main",)
     ranges: bool = True
+    claims: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def commit(self) -> str:
@@ -213,8 +215,9 @@ class _Handler(BaseHTTPRequestHandler):
         return _json(shown) if shown else _error(404, "EntryNotFound", "Entry not found")
 
     def _paths(self, name: str, asked: list[str]) -> Answer:
-        files = self.emulator.repositories[name].files
-        found = [_entry(path, files[path]) for path in asked if path in files]
+        files, claims = self.emulator.repositories[name].files, self.emulator.repositories[name].claims
+        entries = (_entry(path, files[path]) for path in asked if path in files)
+        found = [{**entry, "size": claims.get(entry["path"], entry["size"])} for entry in entries]
         folders = [path for path in asked if any(file.startswith(f"{path.rstrip('/')}/") for file in files)]
         return _json([*found, *map(_folder, folders)])
 

@@ -47,7 +47,7 @@ HUB_DATASETS = {
         "Skylion007/openwebtext",
         revision="refs/convert/parquet",
         size="up to 24 GB",
-        licence="CC0 1.0 (the collection)",
+        licence="CC0 1.0, of the collection",
     ),
 }
 WITHOUT_COLUMNS = ("stories", "pydoc")

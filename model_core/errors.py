@@ -48,6 +48,16 @@ class ModelCoreError(Exception):
     facts: Mapping[str, Any] = MappingProxyType({})
 
 
+class Stopped(ModelCoreError):
+    """Somebody asked the process to stop; what it has done so far is kept, and the same again goes on from there."""
+
+    code = "stopped"
+
+    def __init__(self, reason: str | None) -> None:
+        super().__init__(f"stopped by {reason}; the same command goes on from here")
+        self.reason = reason
+
+
 class InvalidConfig(ModelCoreError):
     """A configuration with wrong values: all of them, not the first alone."""
 

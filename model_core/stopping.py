@@ -11,6 +11,8 @@ import signal
 import threading
 from types import FrameType
 
+from model_core.errors import Stopped
+
 _STDERR = 2  # the descriptor: sys.stderr may be something that a signal handler cannot write to
 
 
@@ -42,6 +44,15 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._on_signal)
         if stdin:
             threading.Thread(target=self._watch, args=(0,), name="supervisor-watch", daemon=True).start()
+
+    def check(self) -> None:
+        """Go on, unless somebody asked.
+
+        Raises:
+            Stopped: Somebody did.
+        """
+        if self._event.is_set():
+            raise Stopped(self.reason)
 
     def request(self, reason: str) -> None:
         """Ask the process to stop; only the first reason is kept."""

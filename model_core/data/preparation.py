@@ -115,6 +115,8 @@ def prepare(
 
 def make(recipe: Recipe, dataset: Dataset, around: Surroundings, *, token: Token | None = None) -> Dataset:
     """`prepare`, of a recipe."""
+    if not dataset.missing():
+        _refuse_to_overwrite(dataset)
     tokenized = _make_missing(recipe, dataset, around, token) if dataset.missing() else 0
     _refuse_other(dataset, recipe.promises() | _origin(recipe.source, recipe.seed, recipe.revision))
     if not tokenized:
@@ -171,7 +173,7 @@ def _refuse_other(dataset: Dataset, asked: dict[str, Any]) -> None:
 
 
 def _refuse_to_overwrite(dataset: Dataset) -> None:
-    """Files that were not made here are not ours to replace."""
+    """Files that were not made here are not ours to replace, nor to be taken for what is asked."""
     if dataset.manifest() is not None:
         return
     files = [dataset.directory / MANIFEST, *(file for split in SPLITS for file in token_files(dataset.split(split)))]

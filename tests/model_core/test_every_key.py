@@ -58,7 +58,7 @@ class Built:
         """The manifest of a dataset of its own, without what differs each time."""
         manifest = ensure_dataset(self.config, Layout.under(self._home / self._name)).manifest()
         assert manifest is not None
-        return {name: manifest[name] for name in ("splits", "tokenizer")}
+        return {name: manifest[name] for name in ("splits", "tokenizer", "duplicates")}
 
     @cached_property
     def state(self) -> TrainState:
@@ -226,6 +226,7 @@ OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
     "data.revision": ("a" * 40, revision, "data.source=babylm"),
     "data.text_column": ("story", first_text),
     "data.split": ("[0.5, 0.3, 0.2]", lambda b: b.prepared["splits"]),
+    "data.dedupe": ("true", lambda b: b.prepared["duplicates"]),
     "data.tokenizer": ("{type: bpe, vocab_size: 260}", lambda b: b.prepared["tokenizer"]),
     "data.shuffle": ("none", batch),
     "execution.train": ("false", lambda b: b.run.code, "execution.test=true"),
@@ -266,7 +267,6 @@ OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
 }
 # A later version builds these: every value but the default is refused.
 NOT_BUILT = {
-    "data.dedupe": "true",
     "logging.tensorboard": "true",
     "logging.wandb": "offline",
 }

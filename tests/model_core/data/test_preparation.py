@@ -116,6 +116,10 @@ def test_files_of_the_user_are_never_overwritten(corpus, tmp_path):
     with pytest.raises(InvalidData, match=r"mine_train\.npy .* would be overwritten"):
         prepare(f"file:{corpus}", own.parent, name="mine")
     assert own.read_bytes() == b"mine"
+    for split in ("val", "test"):
+        own.with_name(f"mine_{split}.npy").write_bytes(b"mine")
+    with pytest.raises(InvalidData, match="is not of this dataset"):
+        prepare(f"file:{corpus}", own.parent, name="mine")
 
 
 def test_a_source_too_small_for_its_split_is_refused(tmp_path):

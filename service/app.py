@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service import errors, openapi
+from service import openapi, problem
 from service.deps import Services
 from service.edge import Edge
 from service.routes import actions, attention, cluster, configs, generate, health, jobs, records, runs
@@ -57,7 +57,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.services = services
     app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
-    errors.install(app)
+    problem.install(app)
     openapi.install(app)
     for module in (jobs, actions, cluster, records, runs, generate, attention, configs, health):
         app.include_router(module.router)

@@ -8,7 +8,8 @@ import secrets
 from anyio import CancelScope
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, problem_response
+from service.errors import BodyTooLarge
+from service.problem import problem_response
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _MOST_DRAINED_BYTES = 64 << 20

@@ -22,7 +22,7 @@ from model_core.records.files import Layout
 from model_core.records.series import METRICS, Metric, Series, SeriesReader
 from service.body import JSON
 from service.job_files import events_of
-from service.views import View
+from service.views.base import View
 from worker.jobs.job import Job, Number
 
 CSV = "text/csv"

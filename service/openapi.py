@@ -22,9 +22,9 @@ from model_core.config import ExperimentConfig
 from model_core.presets import preset_tree
 from model_core.requests import GenerateRequest
 from service.body import JSON, YAML
-from service.errors import PROBLEM_JSON
+from service.problem import PROBLEM_JSON
 from service.stream import EVENT_STREAM
-from service.views import Problem
+from service.views.problem import Problem
 from worker.jobs.spec import JobSection
 
 _SCHEMA = "#/components/schemas/{model}"

@@ -33,7 +33,7 @@ from service.deps import Services
 from service.errors import InferenceUnavailable
 from service.inference import while_connected
 from service.negotiate import choose, has_already
-from service.views import AttentionView
+from service.views.attention import AttentionView
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 _FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}

@@ -16,7 +16,7 @@ from service.errors import DoesNotFit
 from service.orders import Order, read_spec
 from worker.jobs import questions
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.job import Capacity, Submission
+from worker.jobs.exchange import Capacity, Submission
 
 _AT_ONCE_VALUES = 150  # a full configuration has a hundred; each wrong key costs up to half a millisecond
 

@@ -18,7 +18,8 @@ from model_core.records.events import Event, EventReader
 from model_core.records.files import Layout, read_json
 from model_core.records.run import Run
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.job import Claim, Progress
+from worker.jobs.exchange import Claim
+from worker.jobs.job import Progress
 from worker.jobs.reading import progressed
 from worker.jobs.worker_store import WorkerStore
 

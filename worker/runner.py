@@ -12,7 +12,8 @@ from typing import Any
 from model_core.errors import ModelCoreError
 from worker.devices import Devices, memory_bytes
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.job import Claim, JobError, Outcome, WorkerView
+from worker.jobs.exchange import Claim, Outcome
+from worker.jobs.job import JobError, WorkerView
 from worker.jobs.order import write_order
 from worker.jobs.worker_store import WorkerStore
 from worker.patience import patiently

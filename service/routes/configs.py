@@ -13,7 +13,9 @@ from service.body import JSON, YAML, ConfigTree
 from service.deps import Door
 from service.negotiate import choose
 from service.openapi import problems
-from service.views import Listed, PresetView, Validation
+from service.views.about import PresetView
+from service.views.base import Listed
+from service.views.job import Validation
 
 router = APIRouter(prefix="/configs", tags=["configs"])
 

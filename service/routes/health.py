@@ -11,7 +11,7 @@ from service.deps import Door
 from service.health import readiness
 from service.negotiate import choose
 from service.openapi import problems
-from service.views import Health, Readiness, Welcome
+from service.views.about import Health, Readiness, Welcome
 
 router = APIRouter(tags=["service"])
 

@@ -15,7 +15,8 @@ from service.deps import Door, Services, services_of
 from service.negotiate import tags_of
 from service.openapi import problems
 from service.rendering import listing_of, look_of
-from service.views import JobDetailView, JobView, Listed, Validation
+from service.views.base import Listed
+from service.views.job import JobDetailView, JobView, Validation
 from worker.jobs import questions
 from worker.jobs.spec import MOST_METADATA, Kind, Label, Text
 from worker.jobs.states import Status

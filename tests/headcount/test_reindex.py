@@ -20,7 +20,7 @@ from model_core.config import ExperimentConfig
 from model_core.errors import InvalidParameter
 from model_core.records.files import Layout
 from model_core.records.run import Run
-from worker.jobs.job import Claim
+from worker.jobs.exchange import Claim
 from worker.jobs.order import write_order
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import JobStore

@@ -26,7 +26,8 @@ from model_core.records.run import Run
 from service.app import create_app
 from service.settings import ServiceSettings
 from worker.jobs.connection import connect
-from worker.jobs.job import Claim, Outcome, WorkerView
+from worker.jobs.exchange import Claim, Outcome
+from worker.jobs.job import WorkerView
 from worker.jobs.registry import Registry
 from worker.jobs.worker_store import WorkerStore
 

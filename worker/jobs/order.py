@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from model_core.records.files import now, read_json, write_json
-from worker.jobs.job import Claim, JobError
+from worker.jobs.exchange import Claim
+from worker.jobs.job import JobError
 
 _FILE = "job.json"
 

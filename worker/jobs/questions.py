@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
-from worker.jobs.job import Capacity, Job, JobDetail, Look, Refusal, Row, Rows, Submission
+from worker.jobs.exchange import Capacity, Look, Refusal, Row, Rows, Submission
+from worker.jobs.job import Job, JobDetail
 from worker.jobs.reading import checked_id, detail_of, job_of, jobs_of, known_job
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status

@@ -10,7 +10,8 @@ import redis
 from model_core.records.events import Event
 from worker.jobs import questions
 from worker.jobs.connection import PREFIX, reaching
-from worker.jobs.job import Job, JobDetail, Page, QueueState
+from worker.jobs.exchange import Page, QueueState
+from worker.jobs.job import Job, JobDetail
 from worker.jobs.reading import checked_id, jobs_of, known_job
 from worker.jobs.scripts import Scripts
 from worker.jobs.states import Status

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from model_core.records.events import Event
 from worker.jobs.errors import JobNotFound
-from worker.jobs.job import Job, JobDetail, Look, Progress, QueueView, Row
+from worker.jobs.exchange import Look, Row
+from worker.jobs.job import Job, JobDetail, Progress, QueueView
 from worker.jobs.outlook import read_outlook
 from worker.jobs.scripts import DETAIL, VIEW
 from worker.jobs.spec import JOB_ID

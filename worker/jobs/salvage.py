@@ -13,7 +13,8 @@ from model_core.config import ExperimentConfig
 from model_core.loading import Tree, parse_config, read_tree
 from model_core.records.events import Event, read_events
 from model_core.records.files import Layout
-from worker.jobs.job import Progress, Restored
+from worker.jobs.exchange import Restored
+from worker.jobs.job import Progress
 from worker.jobs.reading import progressed
 from worker.jobs.spec import JobSection, JobSpec, Kind
 from worker.jobs.states import TERMINAL, Status

@@ -18,7 +18,8 @@ from model_core.records.run import Run
 from worker.jobs import questions
 from worker.jobs.connection import PREFIX, reaching
 from worker.jobs.errors import ActionNotAllowed, JobNotFound, PreconditionFailed
-from worker.jobs.job import Job, Refusal, Restored, Submission, Wish
+from worker.jobs.exchange import Refusal, Restored, Submission, Wish
+from worker.jobs.job import Job
 from worker.jobs.reader import JobReader
 from worker.jobs.reading import checked_id, job_of, known_job
 from worker.jobs.settings import JobSettings

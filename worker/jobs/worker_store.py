@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from model_core.records.events import Event
 from worker.jobs.connection import PREFIX, reaching
-from worker.jobs.job import Claim, JobError, Outcome, Progress, WorkerView
+from worker.jobs.exchange import Claim, Outcome
+from worker.jobs.job import JobError, Progress, WorkerView
 from worker.jobs.outlook import Outlook
 from worker.jobs.store import JobStore
 

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from model_core.errors import InvalidConfig, ModelCoreError
-from worker.jobs.job import JobError, Outcome, WorkerView
+from worker.jobs.exchange import Outcome
+from worker.jobs.job import JobError, WorkerView
 from worker.jobs.settings import JobSettings
 from worker.jobs.states import ACTIONS, ARROWS, HOLDING, STATUSES, TERMINAL
 from worker.jobs.worker_store import WorkerStore

@@ -41,6 +41,8 @@ PROBLEMS: Mapping[str, Kind] = {
     "method_not_allowed": Kind(405, "This address does not take that method"),
     "not_acceptable": Kind(406, "None of the accepted types can be served"),
     "run_exists": Kind(409, "The run exists already"),
+    "dataset_exists": Kind(409, "The dataset exists already, made in another way"),
+    "dataset_busy": Kind(409, "A job that is not over needs the dataset"),
     "run_busy": Kind(409, "Another process holds the run"),
     "checkpoint_not_ready": Kind(409, "The run has no checkpoint yet"),
     "checkpoint_damaged": Kind(409, "The checkpoint is damaged"),

@@ -29,7 +29,9 @@ _LONGEST_DETAIL = 2000
 # What an error knows beyond its sentence, by the name it has in the problem document.
 _FACTS = {
     "run": "run",
+    "dataset": "dataset",
     "next_free": "next_free",
+    "request": "request",
     "action": "action",
     "allowed_actions": "allowed_actions",
     "status": "job_status",
@@ -52,7 +54,7 @@ def document(error: ModelCoreError, request_id: str) -> dict[str, Any]:
     """The problem document of an error."""
     kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
     problems: tuple[FieldProblem, ...] = getattr(error, "problems", ())
-    facts = {name: getattr(error, field) for field, name in _FACTS.items() if hasattr(error, field)}
+    facts = {name: getattr(error, field) for field, name in _FACTS.items() if getattr(error, field, None) is not None}
     detail = str(error)
     body = {
         "type": f"urn:headcount:problem:{error.code}",

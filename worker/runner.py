@@ -46,7 +46,8 @@ class Runner:
         if taken is None:
             return
         claim, gpus = taken
-        log.info("job claimed job_id=%s attempt=%d run=%s", claim.id, claim.attempt, claim.run)
+        made = claim.run or claim.dataset
+        log.info("job claimed job_id=%s attempt=%d kind=%s name=%s", claim.id, claim.attempt, claim.kind, made)
         try:
             outcome = self._supervise(claim, gpus)
             if outcome is None:

@@ -91,7 +91,7 @@ def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpu
     write_text(directory / "config.yaml", to_yaml(config, written_only=True))
     command = argv(
         claim.kind,
-        run=claim.run,
+        run=claim.run or claim.dataset or "",
         job_id=claim.id,
         attempt=claim.attempt,
         data=data,

@@ -51,4 +51,4 @@ def config(name: str, accept: Annotated[str | None, Header()] = None) -> Respons
 async def validate(tree: ConfigTree, services: Door) -> Validation:
     """The resolved configuration, its budget and warnings; or every wrong value."""
     order = await submission.take(services, tree, run=None)
-    return Validation.of(order.spec.kind, order.spec.config, order.budget, order.spec.warnings)
+    return Validation.of(order.spec, order.budget, order.spec.warnings)

@@ -13,6 +13,7 @@ from model_core.config import ExperimentConfig
 from model_core.loading import Advice
 from service.views.base import View
 from worker.jobs.job import Job, JobDetail, Warned
+from worker.jobs.spec import JobSpec
 
 
 class JobLinks(View):
@@ -22,7 +23,8 @@ class JobLinks(View):
     events: str
     logs: str
     metrics: str
-    run: str
+    run: str | None
+    dataset: str | None
     cancel: str
 
 
@@ -34,7 +36,7 @@ class JobView(Job):
     @classmethod
     def of(cls, job: Job) -> Self:
         """Add the links to a record."""
-        return cls(**job.__dict__, links=_job_links(job.id, job.run))
+        return cls(**job.__dict__, links=_job_links(job.id, job.run, job.dataset))
 
 
 class JobDetailView(JobDetail):
@@ -45,14 +47,19 @@ class JobDetailView(JobDetail):
     @classmethod
     def of(cls, job: JobDetail) -> Self:
         """Add the links to a record."""
-        return cls(**job.__dict__, links=_job_links(job.id, job.run))
+        return cls(**job.__dict__, links=_job_links(job.id, job.run, job.dataset))
 
 
 @lru_cache(maxsize=2048)
-def _job_links(job_id: str, run: str) -> JobLinks:
+def _job_links(job_id: str, run: str | None, dataset: str | None) -> JobLinks:
     here = f"/jobs/{job_id}"
     more = {name: f"{here}/{name}" for name in ("events", "logs", "metrics", "cancel")}
-    return JobLinks(self_=here, run=f"/runs/{run}", **more)
+    return JobLinks(
+        self_=here,
+        run=f"/runs/{run}" if run else None,
+        dataset=f"/datasets/{dataset}" if dataset else None,
+        **more,
+    )
 
 
 class EventView(BaseModel):
@@ -71,18 +78,22 @@ class Validation(View):
 
     object: Literal["validation"] = "validation"
     kind: str
-    run: str
+    run: str | None
+    dataset: str | None
     config: ExperimentConfig
-    budget: dict[str, Any] = Field(description="parameters, FLOPs, memory, disk and steps, layer by layer and in sum")
+    budget: dict[str, Any] | None = Field(
+        description="parameters, FLOPs, memory, disk and steps, layer by layer and in sum; null of a preparation"
+    )
     warnings: list[Warned]
 
     @classmethod
-    def of(cls, kind: str, config: ExperimentConfig, budget: Budget, warnings: Sequence[Advice]) -> Self:
+    def of(cls, spec: JobSpec, budget: Budget | None, warnings: Sequence[Advice]) -> Self:
         """Put together what was found."""
         return cls(
-            kind=kind,
-            run=config.experiment_name,
-            config=config,
-            budget=budget.to_dict(),
+            kind=spec.kind,
+            run=spec.run,
+            dataset=spec.dataset,
+            config=spec.config,
+            budget=budget.to_dict() if budget is not None else None,
             warnings=[Warned(code=item.code, detail=item.detail) for item in warnings],
         )

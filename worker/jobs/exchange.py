@@ -18,8 +18,9 @@ class Claim:
         id: The job's.
         attempt: The lease's epoch.
         kind: What it does.
-        run: The run it makes or reads.
+        run: The run it makes or reads; None of a preparation.
         config: The experiment.
+        dataset: The one that it makes or reads.
         devices: GPUs it got, by uuid.
         seq_after: Number of the last event of the run before, when this one was begun from scratch.
         order: What its client asked for beside the configuration: gpus, priority, metadata, warnings,
@@ -29,8 +30,9 @@ class Claim:
     id: str
     attempt: int
     kind: str
-    run: str
+    run: str | None
     config: dict[str, Any]
+    dataset: str | None = None
     devices: tuple[str, ...] = ()
     seq_after: int = 0
     order: Mapping[str, Any] = field(default_factory=dict)
@@ -42,11 +44,13 @@ class Restored:
 
     id: str
     kind: str
-    run: str
+    run: str | None
     status: Status
     config: dict[str, Any]
     attempt: int
     created_at_ms: int
+    dataset: str | None = None
+    recipe: str = ""
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     gpus: int | None = None
@@ -100,12 +104,15 @@ class Refusal:
     """Why a job was not recorded.
 
     Attributes:
-        why: The run's name is taken; the disk lacks what the job needs; no known worker could run it.
+        why: The run's name is taken; a dataset of that name was, or is being, made in another way; it is there already;
+            the disk lacks what the job needs; no known worker could run it.
         capacity: For the last of these.
+        maker: The job that makes the dataset in another way, if one is at it.
     """
 
-    why: Literal["run_exists", "lacking", "unfit"]
+    why: Literal["run_exists", "dataset_exists", "ready", "lacking", "unfit"]
     capacity: Capacity | None = None
+    maker: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,14 +16,22 @@ class _View(BaseModel):
 
 
 class Progress(_View):
-    """How far a job is."""
+    """How far a job is. A preparation has no steps: `done` of so many, whatever the unit."""
 
-    step: int = 0
+    step: int | None = 0
     max_steps: int | None = None
     loss: Number | None = None
     val_loss: Number | None = None
     tokens_per_s: float | None = None
     eta_s: float | None = None
+    done: int | None = None
+    of: int | None = None
+    unit: str | None = None
+
+    @classmethod
+    def beginning(cls, kind: str) -> Self:
+        """Of a job of some kind that has told nothing yet."""
+        return cls(step=None) if kind == "prepare" else cls()
 
 
 class JobError(_View):
@@ -76,7 +84,8 @@ class Job(_View):
     object: Literal["job"] = "job"
     id: str
     kind: str
-    run: str
+    run: str | None  # None: a preparation makes none
+    dataset: str | None = None  # the one that it makes or reads
     status: Status
     terminal: bool
     allowed_actions: tuple[Action, ...]
@@ -107,13 +116,13 @@ class AttemptView(_View):
     """One process of a job, and the way to its parents: the run and the state it went on from."""
 
     attempt: int
-    run: str
+    run: str | None
     worker: WorkerView | None = None
     started_at: str
     ended_at: str | None = None
     result: Status | None = None  # the status it led to; None while it runs
     reason: str | None = None
-    step: int = 0
+    step: int | None = 0
     resumed_from: ResumedFrom | None = None
 
 

@@ -202,10 +202,12 @@ class DatasetNotReady(ModelCoreError):
 
     Attributes:
         request: The request to the service that would make it: method, path and body.
+        job_id: The job that was to make it, or is at it.
     """
 
     code = "dataset_not_ready"
     request: Mapping[str, Any] | None = None
+    job_id: str | None = None
 
 
 class DatasetNotFound(ModelCoreError):

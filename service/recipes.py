@@ -99,8 +99,8 @@ def _advice(config: ExperimentConfig, source: str) -> str:
 def request_body(config: ExperimentConfig) -> dict[str, Any]:
     """What POST /datasets would be given for the dataset that a configuration means."""
     data = config.data
-    written = data.model_dump(mode="json", exclude_unset=True)
+    written = data.model_dump(mode="json", exclude_defaults=True)
     known = {name for name in SOURCES if ":" not in name}
     source = data.source or (data.dataset_name if data.dataset_name in known else _MADE_ANYWHERE)
-    kept = {key: written[key] for key in RECIPE if key in written and written[key] is not None}
+    kept = {key: written[key] for key in RECIPE if key in written}
     return {"name": data.dataset_name, **kept, "source": source}

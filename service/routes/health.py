@@ -15,7 +15,7 @@ from service.views.about import Health, Readiness, Welcome
 
 router = APIRouter(tags=["service"])
 
-_LINKS = ("docs", "jobs", "queue", "workers", "gpus", "runs", "configs", "healthz", "readyz")
+_LINKS = ("docs", "jobs", "queue", "workers", "gpus", "datasets", "runs", "configs", "healthz", "readyz")
 
 
 @router.get("/healthz", summary="Is the process alive?")

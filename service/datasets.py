@@ -12,8 +12,9 @@ import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from model_core.errors import DatasetBusy, DatasetNotFound, DatasetNotReady
-from model_core.records.dataset import EXAMPLE_INDEX, EXAMPLES, SPLITS, Dataset, Example
-from model_core.records.files import Layout, read_json
+from model_core.records.dataset import SPLITS, Dataset, token_files
+from model_core.records.examples import Example
+from model_core.records.files import Layout
 from model_core.records.removal import hide_dataset, holding_dataset, remove_hidden
 from service.deps import Services
 from service.views.base import Listed
@@ -262,21 +263,17 @@ def _sum(column: Sequence[int | None]) -> int | None:
 
 def _counted(dataset: Dataset, split: str) -> dict[str, int | None]:
     """What a token file tells that was put there by hand."""
-    path = dataset.split(split)
+    paths = token_files(dataset.split(split))
+    size_bytes = sum(path.stat().st_size for path in paths)
     try:
-        tokens = int(np.load(path, mmap_mode="r").size)
+        tokens = sum(int(np.load(path, mmap_mode="r").size) for path in paths)
     except (ValueError, EOFError, OSError):  # whoever trains on it is told
-        return {"tokens": None, "size_bytes": path.stat().st_size}
-    return {"tokens": tokens, "size_bytes": path.stat().st_size}
+        return {"tokens": None, "size_bytes": size_bytes}
+    return {"tokens": tokens, "size_bytes": size_bytes}
 
 
 def _examples(dataset: Dataset, first: int, count: int) -> list[Example]:
-    if not (dataset.directory / EXAMPLES).is_file():
-        return []
-    if (dataset.directory / EXAMPLE_INDEX).is_file():
-        return [dataset.example(number) for number in range(first, min(first + count, dataset.example_count))]
-    records = read_json(dataset.directory / EXAMPLES)[first : first + count]  # somebody's own: read once
-    return [Example(number, one["text"], tuple(one["tokens"])) for number, one in enumerate(records, first)]
+    return [dataset.example(number) for number in range(first, min(first + count, dataset.example_count))]
 
 
 def _example(name: str, found: Example) -> ExampleView:

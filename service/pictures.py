@@ -25,7 +25,8 @@ from model_core.errors import CheckpointNotFound
 from model_core.pictures.heatmap import record_picture
 from model_core.pictures.page import PictureStyle
 from model_core.records.attention import AttentionRecord
-from model_core.records.dataset import EXAMPLES, dataset_of
+from model_core.records.dataset import dataset_of
+from model_core.records.examples import EXAMPLES
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.requests import AttentionRequest, Count, JsonNumber, TokenCount, Wanted

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from model_core.config import BpeTokenizer, DataConfig, ExperimentConfig
+from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
+from model_core.config import ExperimentConfig
+from model_core.data.recipe import Recipe, differences
+from model_core.data.sources.opening import revision_of, source_name
 from model_core.errors import DatasetNotReady, FieldProblem
-from model_core.records.dataset import EXAMPLES, Dataset
+from model_core.records.dataset import Dataset
+from model_core.records.examples import EXAMPLES
 from model_core.records.files import portable
-from model_core.rules import SOURCES
 from worker.jobs.preparation import RECIPE, Preparation
 
 _MADE_ANYWHERE = "stories"  # a source that needs neither network nor file
@@ -28,30 +31,16 @@ def difference(dataset: Dataset, wanted: Preparation, data_root: Path) -> str | 
     manifest = dataset.manifest()
     if manifest is None:
         return "its files were not prepared here, so nobody knows how they were made"
-    made = {"text_column": "text", "dedupe": False, **manifest, "tokenizer": manifest["tokenizer"].get("asked")}
-    for key, value in _recorded(wanted):
-        if made.get(key) != value:
-            return f"it was made with {key} {made.get(key)!r}, not {value!r}"
-    if _changed_since(wanted.config.data.source or "", manifest, data_root):
+    data, seed = wanted.config.data, wanted.config.device.seed
+    source = data.source or ""
+    promised = Recipe.of(data, seed).promises() | {"source": source_name(source)}
+    if not source.startswith("file:") and (known := revision_of(source, seed=seed, revision=data.revision)) is not None:
+        promised["revision"] = known
+    if different := next(differences(manifest, promised), None):
+        return f"it was made with {different}"
+    if _changed_since(source, manifest, data_root):  # to hash a large file would take too long
         return f"its source has changed since it was made at {manifest['created_at']}"
     return None
-
-
-def _recorded(wanted: Preparation) -> Iterator[tuple[str, Any]]:
-    """What a manifest says of a dataset that is made like this."""
-    facts, data = wanted.facts, wanted.config.data
-    source = data.source or ""
-    yield "source", f"file:{_path(source).name}" if source.startswith("file:") else source
-    yield "tokenizer", asked_tokenizer(data)
-    for key in ("text_column", "split", "seed", "dedupe"):
-        yield key, facts[key]
-    if data.revision is not None and len(data.revision) == 40:  # a branch or a tag stands there as the commit it was
-        yield "revision", data.revision
-
-
-def asked_tokenizer(data: DataConfig) -> str:
-    """A tokenizer as manifests name what was asked for."""
-    return f"bpe:{data.tokenizer.vocab_size}" if isinstance(data.tokenizer, BpeTokenizer) else data.tokenizer
 
 
 def _path(source: str) -> Path:
@@ -100,7 +89,7 @@ def request_body(config: ExperimentConfig) -> dict[str, Any]:
     """What POST /datasets would be given for the dataset that a configuration means."""
     data = config.data
     written = data.model_dump(mode="json", exclude_defaults=True)
-    known = {name for name in SOURCES if ":" not in name}
-    source = data.source or (data.dataset_name if data.dataset_name in known else _MADE_ANYWHERE)
+    is_source = data.dataset_name in {*WITHOUT_COLUMNS, *HUB_DATASETS}
+    source = data.source or (data.dataset_name if is_source else _MADE_ANYWHERE)
     kept = {key: written[key] for key in RECIPE if key in written}
     return {"name": data.dataset_name, **kept, "source": source}

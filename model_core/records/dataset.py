@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 from itertools import count as numbers
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 

@@ -18,10 +18,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from model_core.data.sources.opening import revision_of
 from model_core.loading import parse_config
 from model_core.records.attention import AttentionRecord, RecordWriter, home_of
-from model_core.records.dataset import EXAMPLES, MANIFEST, SPLITS, Dataset
+from model_core.records.dataset import MANIFEST, SPLITS, Dataset
 from model_core.records.events import EventWriter
+from model_core.records.examples import EXAMPLES
 from model_core.records.files import Layout, now, write_json
 from model_core.records.run import Run
 from service.app import create_app
@@ -158,7 +160,7 @@ def manifest(dataset: Dataset, **facts: Any) -> dict[str, Any]:
     """What preparation would have written of such files."""
     one = {"documents": 10, "tokens": 200, "text_bytes": 600, "size_bytes": 528, "sha256": "0" * 64, "dtype": "uint16"}
     made = {
-        "schema_version": 1, "name": dataset.name, "source": "stories", "revision": "1, seed 1337", "seed": 1337,
+        "schema_version": 1, "name": dataset.name, "source": "stories", "revision": revision_of("stories", seed=1337), "seed": 1337,
         "text_column": "text", "created_at": now(), "split": [0.9, 0.09, 0.01], "dedupe": False,
         "tokenizer": {"kind": "gpt2", "n_vocab": 50257, "sha256": "0" * 64, "file": "tokenizer.json", "asked": "gpt2"},
         "splits": {split: {"file": dataset.split(split).name, **one} for split in SPLITS},

@@ -13,6 +13,7 @@ from typing import Any
 from model_core.config import ExperimentConfig
 from model_core.loading import parse_config
 
+_MADE = "stories"  # a source whose documents follow from the seed
 RECIPE = ("source", "revision", "text_column", "split", "dedupe", "tokenizer")  # keys of `data`, beside the seed
 
 
@@ -45,12 +46,12 @@ class Preparation:
         return cls(config.data.dataset_name, parse_config(tree).config)
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Every value that decides the dataset's bytes, by the name it has in a request."""
-        data = self.config.data.model_dump(mode="json")
-        return {**{key: data[key] for key in RECIPE}, "seed": self.config.device.seed}
-
-    @property
     def recipe(self) -> str:
-        """Equal for datasets that are made in the same way."""
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+        """Equal for datasets that are made in the same way: a hash, a colon and the seed.
+
+        A training takes a dataset that was split with another seed as well: for it only what stands before the colon
+        counts, where the seed of made text is too.
+        """
+        seed, data = self.config.device.seed, self.config.data.model_dump(mode="json")
+        facts = {key: data[key] for key in RECIPE} | ({"seed": seed} if data["source"] == _MADE else {})
+        return f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}:{seed}"

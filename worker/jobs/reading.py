@@ -185,6 +185,8 @@ def progressed(progress: Progress, event: Event, tokens_per_step: int) -> Progre
     known: dict[str, Any] = {
         key: event[key] for key in ("step", "max_steps", "loss", "val_loss", "tokens_per_s") if key in event
     }
+    if progress.step is None:  # a preparation's: what it counts are documents
+        known.pop("step", None)
     if event["type"] == "step":
         speed, last = event.get("tokens_per_s"), known.get("max_steps", progress.max_steps)
         if isinstance(speed, int | float) and speed > 0 and last is not None:

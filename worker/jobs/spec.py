@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from model_core.catalogue import FORMS
 from model_core.config import Config, ExperimentConfig, Name, Whole
 from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter, NotAvailable
 from model_core.loading import Advice, ParsedConfig, Tree, merge_patch, parse_config, problems_of
 from model_core.presets import preset_tree
 from model_core.records.files import checked_name, portable
-from model_core.rules import SOURCES
 from worker.jobs.kinds import MODULES
 from worker.jobs.preparation import Preparation
 
@@ -186,7 +186,7 @@ def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProbl
 def _something_to_prepare(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
     if config.data.source is None:
         detail = "a preparation needs a source: where its documents come from"
-        yield FieldProblem("/data/source", detail, None, SOURCES)
+        yield FieldProblem("/data/source", detail, None, FORMS)
     if job.resources.gpus:
         detail = f"{job.resources.gpus} GPUs: a preparation uses none; leave it out"
         yield FieldProblem("/job/resources/gpus", detail, job.resources.gpus, (0,))

@@ -29,7 +29,10 @@ if short then return {'unfit', short} end
 if kind == 'train' and (taken == '1' or keeper('run', run)) then return {'run_exists', run} end
 if kind == 'prepare' and taken == 'ready' then return {'ready', ''} end
 local maker = recipe ~= '' and keeper('dataset', dataset)
-if (kind == 'prepare' and taken == '1') or (maker and get(maker, 'recipe') ~= recipe) then
+local function is_as_wanted(made)
+  return made == recipe or (kind ~= 'prepare' and string.match(made, '^%x+') == string.match(recipe, '^%x+'))
+end
+if (kind == 'prepare' and taken == '1') or (maker and not is_as_wanted(get(maker, 'recipe'))) then
   return {'dataset_exists', maker or ''}
 end
 if maker and kind == 'prepare' then

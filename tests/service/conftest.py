@@ -160,7 +160,8 @@ def manifest(dataset: Dataset, **facts: Any) -> dict[str, Any]:
     """What preparation would have written of such files."""
     one = {"documents": 10, "tokens": 200, "text_bytes": 600, "size_bytes": 528, "sha256": "0" * 64, "dtype": "uint16"}
     made = {
-        "schema_version": 1, "name": dataset.name, "source": "stories", "revision": revision_of("stories", seed=1337), "seed": 1337,
+        "schema_version": 1, "name": dataset.name, "source": "stories", "seed": 1337,
+        "revision": revision_of("stories", seed=1337),
         "text_column": "text", "created_at": now(), "split": [0.9, 0.09, 0.01], "dedupe": False,
         "tokenizer": {"kind": "gpt2", "n_vocab": 50257, "sha256": "0" * 64, "file": "tokenizer.json", "asked": "gpt2"},
         "splits": {split: {"file": dataset.split(split).name, **one} for split in SPLITS},

@@ -31,7 +31,7 @@ _BAD_INPUT_CODES = frozenset(
     {
         "invalid_config", "not_available", "malformed_body", "invalid_parameter", "unknown_preset", "run_exists",
         "run_not_found", "dataset_not_ready", "checkpoint_mismatch", "checkpoint_not_found", "checkpoint_not_ready",
-        "invalid_data",
+        "invalid_data", "hub_login_required", "hub_terms_not_accepted", "hub_bad_token", "hub_not_found",
     }
 )  # fmt: skip
 

@@ -128,6 +128,8 @@ def make(recipe: Recipe, dataset: Dataset, around: Surroundings, *, token: Token
 def _make_missing(recipe: Recipe, dataset: Dataset, around: Surroundings, token: Token | None) -> int:
     """Make the files, unless somebody else does meanwhile; returns how many documents were tokenized here."""
     source = recipe.open(token)
+    for advice in source.advice:
+        around.emit("warning", code=advice.code, detail=advice.detail)
     dataset.directory.mkdir(parents=True, exist_ok=True)
     with _alone(dataset.directory, around):
         if not dataset.missing():

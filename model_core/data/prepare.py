@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from model_core.attempt import DONE, Attempt, OneLineParser, exit_code, log_to_stderr, make_attempt, refuse
+from model_core.catalogue import FORMS
 from model_core.data.making import Surroundings
 from model_core.data.preparation import make
 from model_core.data.recipe import DEFAULT_SEED, DEFAULT_SPLIT, Recipe
@@ -36,6 +37,8 @@ examples:
   python -m model_core.data.prepare --source stories --tokenizer bpe:1024
   python -m model_core.data.prepare --source file:book.txt --name book --split 0.8,0.1,0.1
   python -m model_core.data.prepare --source stories --data-root ./data
+  python -m model_core.data.prepare --source tinystories --revision main
+  HF_TOKEN=... python -m model_core.data.prepare --source babylm
 
 The dataset's folder gets <name>_train.npy, <name>_val.npy and <name>_test.npy (token ids, one end of text after
 each document), test_examples.json with its index, tokenizer.json and manifest.json. A dataset that is already
@@ -78,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--source", metavar="SOURCE",
-        help="stories (made from a seed, needs no network), or file:PATH: UTF-8 text with blank lines or lines of "
-        "<|endoftext|> between documents; without either, every line is one",
+        help=f"one of {', '.join(FORMS)}. stories and pydoc need no network; file: takes a text with blank lines or "
+        "lines of <|endoftext|> between documents (without either, every line is one), .jsonl, .parquet, or a folder",
     )  # fmt: skip
     what.add_argument("--config", type=portable, metavar="FILE", help="what the section data of a YAML file asks for")
     add("--name", metavar="DATASET", help="what the files are called after (default: the source's name)")
@@ -88,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="data root of the service; the dataset goes to DIR/datasets/DATASET (default: $HEADCOUNT_DATA)",
     )  # fmt: skip
     add("--out", type=portable, metavar="DIR", help="the dataset's folder (default without a data root: ./<name>_data)")
-    add("--revision", metavar="REV", help="commit, branch or tag of a source that has several states")
+    add("--revision", metavar="REV", help="commit, branch or tag of a dataset of the hub (default: the newest)")
     add("--text-column", default="text", metavar="NAME", help="the column that is the text (default: text)")
     add(
         "--tokenizer", default="gpt2", metavar="gpt2|bpe:SIZE",
@@ -155,7 +158,7 @@ def _directory(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def _name_of(source: str) -> str:
-    stem = portable(source.removeprefix("file:")).stem
+    stem = portable(source.removeprefix("file:").removeprefix("hub:")).stem
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:63] or "text"
 
 

@@ -30,6 +30,8 @@ class TerminalProgress:
         """Show one event."""
         if event == "resumed":
             self._progress.console.print(f"going on after {fields['done']:,} {fields['unit']}")
+        if event == "warning":
+            self._progress.console.print(f"warning: {fields['detail']}", markup=False, highlight=False)
         if event != "progress":
             return
         unit, of = fields["unit"], fields["of"]

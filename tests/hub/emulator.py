@@ -1,7 +1,7 @@
 """A hub on a loopback address: as much of the Hugging Face hub's HTTP as reading a dataset takes, and its refusals.
 
-A dataset is given as files. Tokens say for each gated dataset whether its terms are accepted; the hub can be told to
-ignore ranges and to cut connections in the middle of a file.
+A dataset is given as files. Tokens say for each gated dataset whether its terms are accepted; a dataset's files can be
+served without ranges, and connections be cut in the middle of them.
 """
 
 import hashlib
@@ -11,11 +11,13 @@ import os
 import re
 import socket
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
@@ -44,16 +46,19 @@ class Repository:
         files: By their paths.
         gated: Whether a token must have been granted access.
         branches: Names of the one commit there is.
+        ranges: Whether parts of files are served.
     """
 
     files: Mapping[str, bytes]
     gated: bool = False
     branches: tuple[str, ...] = ("main",)
+    ranges: bool = True
 
-    @property
+    @cached_property
     def commit(self) -> str:
         """Depends on the files alone."""
-        return hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
+        hashes = [f"{path} {hashlib.sha256(content).hexdigest()}" for path, content in sorted(self.files.items())]
+        return hashlib.sha1("\n".join(hashes).encode()).hexdigest()
 
 
 @dataclass
@@ -65,23 +70,32 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class Request(NamedTuple):
+    """What the hub was asked, and answered."""
+
+    method: str
+    path: str
+    status: int
+    has_token: bool
+    range: str | None
+
+
 class Hub:
     """A running emulator; stopped by `close`.
 
     Attributes:
         repositories: Datasets by owner and name.
-        tokens: What each token was granted: dataset to ``granted``, ``pending`` or ``rejected``; ``expired`` as the
-            dataset's place marks an expired token.
-        ranges: Whether parts of files are served.
-        cuts: How many answers with a file are still to be cut in the middle.
-        requests: Method, path, status and whether a token came along, in the order of the answers.
+        tokens: What each token was granted, by dataset: ``granted``, ``pending`` or ``rejected``. A token with a
+            grant for ``expired`` has expired.
+        cuts: By dataset, how many answers with a file are still to be cut in the middle.
+        requests: In the order of the answers.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.tokens: dict[str, Mapping[str, str]] = {}
-        self.ranges, self.cuts = True, 0
-        self.requests: list[tuple[str, str, int, bool]] = []
+        self.cuts: Counter[str] = Counter()
+        self.requests: list[Request] = []
         hub = self
 
         class Handler(_Handler):
@@ -113,25 +127,35 @@ class Hub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits for an acknowledgement of its headers
     emulator: Hub
 
     def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         answer = self._answer(urlsplit(self.path).path, self.rfile.read(length).decode())
-        self.emulator.requests.append((self.command, self.path, answer.status, "Authorization" in self.headers))
+        asked = Request(
+            self.command, self.path, answer.status, "Authorization" in self.headers, self.headers.get("Range")
+        )
+        self.emulator.requests.append(asked)
         self.send_response(answer.status)
         for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         body = b"" if self.command == "HEAD" else answer.body
-        if body and "X-Repo-Commit" in answer.headers and len(body) > 1000 and self.emulator.cuts > 0:
-            self.emulator.cuts -= 1
+        if self._is_to_be_cut(body):
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
         else:
             self.wfile.write(body)
+
+    def _is_to_be_cut(self, body: bytes) -> bool:
+        asked = _asked(_FILE, urlsplit(self.path).path)
+        if not asked or not asked["path"].startswith("data/") or len(body) < 2 or self.emulator.cuts[asked["id"]] < 1:
+            return False
+        self.emulator.cuts[asked["id"]] -= 1
+        return True
 
     do_HEAD = do_POST = do_GET  # noqa: N815 - the server's names
 
@@ -201,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
         whole = repository.files[path]
         headers = {"ETag": f'"{hashlib.sha256(whole).hexdigest()}"', "X-Repo-Commit": repository.commit}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if not asked or not self.emulator.ranges:
+        if not asked or not repository.ranges:
             return Answer(200, whole, headers)
         first, last = int(asked[1]), min(int(asked[2] or len(whole) - 1), len(whole) - 1)
         part = {"Content-Range": f"bytes {first}-{last}/{len(whole)}", "Accept-Ranges": "bytes"}

@@ -12,7 +12,7 @@ import importlib
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from inspect import cleandoc
 from pathlib import Path
@@ -35,8 +35,7 @@ def documentation() -> tuple[str, ...]:
     Raises:
         InvalidData: This Python comes without its documentation.
     """
-    prose = (_prose(text) for text in (*_topics(), *_docstrings()))
-    documents = tuple(dict.fromkeys(text for text in prose if len(text) > _SHORTEST))
+    documents = tuple(prose_of([*_topics(), *docstrings(Path(sysconfig.get_path("stdlib")))]))
     if not documents:
         raise InvalidData("source 'pydoc': this Python comes without topics of help() and sources of its library")
     return documents
@@ -47,19 +46,25 @@ def documentation_revision() -> str:
     return hashlib.sha256("\0".join(documentation()).encode()).hexdigest()
 
 
+def docstrings(library: Path) -> Iterator[str]:
+    """What the modules, classes and functions of a folder say of themselves, in the order of their files."""
+    for file in sorted(library.rglob("*.py")):
+        if _LEFT_OUT.isdisjoint(file.relative_to(library).parts):
+            yield from _docstrings_of(file)
+
+
+def prose_of(texts: Iterable[str]) -> Iterator[str]:
+    """Their paragraphs of prose, each text once; what is short, or code and tables alone, is left out."""
+    parts = ("\n\n".join(filter(_is_prose, _PARAGRAPH_END.split(cleandoc(text)))) for text in texts)
+    yield from dict.fromkeys(text for text in parts if len(text) > _SHORTEST)
+
+
 def _topics() -> Iterator[str]:
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:  # some distributions leave it out
         return
     yield from (topics[name] for name in sorted(topics))
-
-
-def _docstrings() -> Iterator[str]:
-    library = Path(sysconfig.get_path("stdlib"))
-    for file in sorted(library.rglob("*.py")):
-        if _LEFT_OUT.isdisjoint(file.relative_to(library).parts):
-            yield from _docstrings_of(file)
 
 
 def _docstrings_of(file: Path) -> Iterator[str]:
@@ -81,10 +86,6 @@ def _docstrings_in(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.Async
         for child in node.body:
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 yield from _docstrings_in(child)
-
-
-def _prose(text: str) -> str:
-    return "\n\n".join(part for part in _PARAGRAPH_END.split(cleandoc(text)) if _is_prose(part))
 
 
 def _is_prose(paragraph: str) -> bool:

@@ -7,7 +7,6 @@ whatever else is text. A folder is read for its ``.txt``, ``.jsonl``, ``.json`` 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,9 +16,8 @@ from model_core.data.sources.parquet import parquet_batches
 from model_core.data.sources.source import Batch, Document, File, Source
 from model_core.data.sources.text import check_text, text_batches
 from model_core.errors import InvalidData
+from model_core.loading import Advice
 from model_core.records.files import sha256_of
-
-log = logging.getLogger(__name__)
 
 READABLE = (".txt", ".jsonl", ".json", ".parquet")
 _NOT_TEXT = frozenset(".arrow .bz2 .csv .doc .docx .gz .npy .npz .pdf .tsv .xz .zip .zst".split())
@@ -40,8 +38,9 @@ def open_files(path: Path, column: str) -> Source:
     for file in files:
         _check(file, column)
     size = sum(file.stat().st_size for file in paths)
+    name, revision = name_of(path), _revision(paths, path.is_dir())
     facts = {"files": [file.name for file in paths]} if path.is_dir() else {}
-    return Source(name_of(path), _revision(paths, path.is_dir()), None, size, reading(files, column), facts)
+    return Source(name, revision, None, size, reading(files, column), facts, _left_aside(path, paths))
 
 
 def name_of(path: Path) -> str:
@@ -103,9 +102,16 @@ def _in_folder(folder: Path) -> list[Path]:
     if not paths:
         there = ", ".join(names[:5]) or "nothing"
         raise InvalidData(f"{folder} has no file that ends in {', '.join(READABLE)}; there is: {there}")
-    if others := sorted({*names} - {path.name for path in paths}):
-        log.warning("files left aside folder=%s names=%s", folder.name, ",".join(others[:10]))
     return paths
+
+
+def _left_aside(folder: Path, paths: Sequence[Path]) -> tuple[Advice, ...]:
+    if not folder.is_dir():
+        return ()
+    others = sorted({entry.name for entry in folder.iterdir()} - {path.name for path in paths})
+    named = ", ".join(others[:10]) + (" ..." if len(others) > 10 else "")
+    detail = f"{folder} is read for {', '.join(READABLE)}; left aside: {named}"
+    return (Advice("files_left_aside", detail),) if others else ()
 
 
 def _readable(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from model_core.data.sources.files import READABLE, batches_of, documents_after
 from model_core.data.sources.refusal import HubUnreachable, asking, offline
 from model_core.data.sources.source import Batch, Document, File, Source
 from model_core.errors import FieldProblem, InvalidConfig, InvalidData
+from model_core.loading import Advice
 from model_core.records.space import require_space
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,14 @@ def open_hub(name: str, dataset: HubDataset, *, revision: str | None, column: st
         return islice(articles(documents_after(0, batches)), skip, None)
 
     facts = {"hub": dataset.id, "config": builder.config.name, "splits": [*splits], "asked_revision": revision}
-    return Source(name, opened.commit, None, _text_bytes(builder, splits, sizes), read, {**facts, "licence": licence})
+    text_bytes = _text_bytes(builder, splits, sizes)
+    return Source(name, opened.commit, None, text_bytes, read, {**facts, "licence": licence}, _advice(token))
+
+
+def _advice(token: Token | None) -> tuple[Advice, ...]:
+    if not token or not token.is_padded:
+        return ()
+    return (Advice("token_stripped", f"the token in {token.origin} has white space around it, which was left out"),)
 
 
 def _admitted(

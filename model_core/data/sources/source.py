@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from model_core.loading import Advice
+
 MAX_DOCUMENT_BYTES = 16 * 2**20  # of one document, and of one line of a file: what is in memory at once stays small
 CATEGORY_COLUMNS = ("category", "data-source")  # the first that a corpus has
 
@@ -35,6 +37,7 @@ class Source:
         text_bytes: About how much text, in UTF-8; None where unknown.
         documents: ``documents(n)`` reads from the document after the first `n`.
         facts: What else a manifest should say of it.
+        advice: What whoever asked for it should know.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Source:
     text_bytes: int | None
     documents: Callable[[int], Iterator[Document]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    advice: tuple[Advice, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from model_core.data.sources.opening import open_source, revision_of, source_nam
 from model_core.errors import InvalidConfig
 
 
-@pytest.mark.parametrize("text", ["stories", "pydoc"])
+@pytest.mark.parametrize("text", ["stories", pytest.param("pydoc", marks=pytest.mark.slow)])
 def test_made_sources_know_their_length_and_begin_anywhere(text):
     source = open_source(text, seed=0)
     documents = list(source.documents(0))
@@ -17,6 +17,7 @@ def test_made_sources_know_their_length_and_begin_anywhere(text):
     assert list(islice(source.documents(100), 20)) == documents[100:120]
 
 
+@pytest.mark.slow
 def test_the_interpreter_documents_itself_in_prose():
     source = open_source("pydoc", seed=0)
     texts = [document.text for document in source.documents(0)]

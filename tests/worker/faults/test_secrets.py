@@ -48,6 +48,7 @@ def holding(directory: Path) -> list[Any]:
     return [path for path in directory.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_the_token_of_a_gated_corpus_stands_nowhere(hurried, hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     rows = [{"text": f"Document {n} is about the number {n}."} for n in range(200)]
     for name in ("own/open", "own/shut"):

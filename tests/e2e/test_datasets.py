@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from model_core.data.preparation import prepare
+from model_core.records.dataset import MANIFEST
 from model_core.records.events import read_events
 
 pytestmark = pytest.mark.e2e

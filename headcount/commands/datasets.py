@@ -49,7 +49,7 @@ def prepare(
         made = client.prepare(body, files)
         if made["object"] == "job":
             return submitted(client, made, follow=follow)
-    print(f"{made['name']}  {made['state']}  {made['tokens'] or 'unknown'} tokens")
+    print(f"{made['name']}  {made['state']}  {made['tokens'] or 0:,} tokens")
     return DONE
 
 

@@ -5,6 +5,7 @@ The disk says what is ready; Redis knows what is being made and why it was not, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,10 @@ from worker.jobs import questions
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.job import Job
 
+log = logging.getLogger(__name__)
+
 _DELETED = "dataset"  # whose the hidden name of a deleted dataset is
+_MOST_CHARACTERS = 1 << 22  # of a page of examples: each may be as long as its source lets it
 _SUMS = ("documents", "tokens", "text_bytes", "size_bytes")
 
 
@@ -67,7 +71,7 @@ async def one(services: Services, name: str) -> DatasetDetail:
     view = await _view(services, name, maker)
     if view is None:
         raise DatasetNotFound(name)
-    manifest = await run_in_threadpool(dataset.manifest) if dataset is not None else None
+    manifest = await run_in_threadpool(_manifest, dataset) if dataset is not None else None
     return DatasetDetail(**dict(view), manifest=manifest)
 
 
@@ -100,13 +104,14 @@ async def examples(services: Services, name: str, *, after: int | None, limit: i
         services: Where to ask.
         name: The dataset's.
         after: Number of the last of the page before.
-        limit: How many at most.
+        limit: How many at most; fewer where they are long.
     """
     dataset = await _ready(services, name)
     first = 0 if after is None else after + 1
-    found = await run_in_threadpool(_examples, dataset, first, limit + 1)
-    shown = [_example(name, item) for item in found[:limit]]
-    return Listed[ExampleView].of(shown, [item.id for item in shown], has_more=len(found) > limit)
+    found = await run_in_threadpool(_examples, dataset, first, limit)
+    shown = [_example(name, item) for item in found]
+    has_more = bool(found) and found[-1].id + 1 < await run_in_threadpool(lambda: dataset.example_count)
+    return Listed[ExampleView].of(shown, [item.id for item in shown], has_more=has_more)
 
 
 async def delete(services: Services, name: str) -> None:
@@ -200,7 +205,7 @@ def _state(maker: Job | None, *, is_ready: bool) -> State | None:
 
 async def _view(services: Services, name: str, maker: Job | None) -> DatasetView | None:
     dataset = await _on_disk(services, name)
-    manifest = await run_in_threadpool(dataset.manifest) if dataset is not None else None
+    manifest = await run_in_threadpool(_manifest, dataset) if dataset is not None else None
     state = _state(maker, is_ready=dataset is not None)
     if state is None:
         return None
@@ -230,7 +235,7 @@ async def _view(services: Services, name: str, maker: Job | None) -> DatasetView
 
 
 def _statistics(dataset: Dataset) -> DatasetStatistics:
-    manifest = dataset.manifest() or {}
+    manifest = _manifest(dataset) or {}
     splits = manifest.get("splits") or {split: _counted(dataset, split) for split in SPLITS}
     categories = manifest.get("categories")
     return DatasetStatistics(
@@ -243,6 +248,15 @@ def _statistics(dataset: Dataset) -> DatasetStatistics:
         examples=dataset.example_count,
         **dict(_split(_sums(splits))),
     )
+
+
+def _manifest(dataset: Dataset) -> dict[str, Any] | None:
+    """What preparation recorded; None of files put there by hand, and where the record cannot be read."""
+    try:
+        return dataset.manifest()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("manifest unreadable dataset=%s reason=%r", dataset.name, error)
+        return None
 
 
 def _split(facts: Mapping[str, Any]) -> SplitStatistics:
@@ -273,7 +287,13 @@ def _counted(dataset: Dataset, split: str) -> dict[str, int | None]:
 
 
 def _examples(dataset: Dataset, first: int, count: int) -> list[Example]:
-    return [dataset.example(number) for number in range(first, min(first + count, dataset.example_count))]
+    found, characters = list[Example](), 0
+    for number in range(first, min(first + count, dataset.example_count)):
+        found.append(dataset.example(number))
+        characters += len(found[-1].text)
+        if characters > _MOST_CHARACTERS:
+            break
+    return found
 
 
 def _example(name: str, found: Example) -> ExampleView:

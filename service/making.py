@@ -90,16 +90,16 @@ async def submit_files(services: Services, request: Request, *, key: str | None)
     async with received(request, uploads) as upload:
         body = _form_of(upload)
         _spec_of(services, {**body, "source": "stories"})  # what is wrong with the rest is said before anything is kept
-        home = uploads / checked_name("dataset", body["name"])
+        home, submitted = uploads / checked_name("dataset", body["name"]), None
         is_new = not (home / upload.digest).is_dir()
         place = await run_in_threadpool(upload.keep, home)
         try:
             source = f"file:uploads/{home.name}/{place.name}"
-            return home.name, await submit(services, {**body, "source": source}, key=key)
-        except BaseException:
-            if is_new:
-                await run_in_threadpool(place.rename, upload.directory)  # and so it is removed with that
-            raise
+            submitted = await submit(services, {**body, "source": source}, key=key)
+        finally:
+            if is_new and submitted is None:  # nobody will read them
+                await run_in_threadpool(upload.take_back, place)
+        return home.name, submitted
 
 
 def _form_of(upload: Upload) -> dict[str, Any]:

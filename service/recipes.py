@@ -28,9 +28,16 @@ def difference(dataset: Dataset, wanted: Preparation, data_root: Path) -> str | 
         wanted: How it should be made.
         data_root: Where a relative ``file:`` source lies.
     """
-    manifest = dataset.manifest()
-    if manifest is None:
-        return "its files were not prepared here, so nobody knows how they were made"
+    try:
+        manifest = dataset.manifest()
+        if manifest is None:
+            return "its files were not prepared here, so nobody knows how they were made"
+        return _difference(manifest, wanted, data_root)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({error!r})"
+
+
+def _difference(manifest: Mapping[str, Any], wanted: Preparation, data_root: Path) -> str | None:
     data, seed = wanted.config.data, wanted.config.device.seed
     source = data.source or ""
     promised = Recipe.of(data, seed).promises() | {"source": source_name(source)}

@@ -67,6 +67,12 @@ class Upload:
         sync_directory(home)
         return place
 
+    def take_back(self, place: Path) -> None:
+        """Undo `keep`."""
+        place.rename(self.directory)
+        with contextlib.suppress(OSError):  # other files are there
+            place.parent.rmdir()
+
 
 def is_multipart(content_type: str) -> bool:
     """Whether a body may hold files."""

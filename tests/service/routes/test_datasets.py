@@ -164,6 +164,15 @@ def test_a_dataset_is_deleted_unless_a_job_needs_it(site) -> None:
     assert site.http.delete("/datasets/words").status_code == 404
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_manifest_that_cannot_be_read_hides_no_dataset(site, ask, text: str) -> None:
+    (site.layout.datasets / "words" / MANIFEST).write_text(text)
+    assert [one["state"] for one in site.http.get("/datasets").json()["data"]] == ["ready"]
+    assert site.http.get("/datasets/words").json()["manifest"] is None
+    assert site.http.get("/datasets/words/statistics").json()["tokens"] == 600
+    assert ask(409, name="words")["code"] == "dataset_exists"
+
+
 def test_ready_datasets_are_served_without_redis(make_site, tmp_path) -> None:
     site = make_site(f"unix://{tmp_path}/none.sock?db=0")
     assert site.http.get("/datasets/words").json()["state"] == "ready"

@@ -50,8 +50,10 @@ async def page(services: Services, *, after: str | None, limit: int) -> Listed[D
     """
     data: list[DatasetView] = []
     while len(data) <= limit:
-        names = await _names(services, after, limit + 1)
-        data += [view for name, maker in await _makers(services, names) if (view := await _view(services, name, maker))]
+        names, is_known = await _names(services, after, limit + 1)
+        makers = await _makers(services, names) if is_known else [None] * len(names)
+        for name, maker in zip(names, makers, strict=True):
+            data += filter(None, [await _view(services, name, maker)])
         if len(names) <= limit:
             break
         after = names[-1]
@@ -121,8 +123,8 @@ async def delete(services: Services, name: str) -> None:
         DatasetNotFound: There is nothing of that name.
         DatasetBusy: A job that is not over makes or reads it, or a preparation by hand is at it.
     """
-    await one(services, name)
     user = await services.ask(services.store.user, name)
+    await one(services, name)
     if user is not None:
         raise DatasetBusy(name, user)
     await run_in_threadpool(_remove, services.layout, name)
@@ -137,14 +139,15 @@ def _remove(layout: Layout, name: str) -> None:
 # --- what the disk and the queue know ----------------------------------------------------------------------------
 
 
-async def _names(services: Services, after: str | None, limit: int) -> list[str]:
-    """The next names in order, whether there is anything behind them or not."""
+async def _names(services: Services, after: str | None, limit: int) -> tuple[list[str], bool]:
+    """The next names in order, whatever is behind them, and whether Redis answered."""
     on_disk = await run_in_threadpool(_directories, services.layout)
+    known, is_known = list[str](), True
     try:
         known = await services.wire.ask(questions.datasets(after=after, limit=limit))
     except QueueUnavailable:
-        known = []
-    return sorted({*(name for name in on_disk if after is None or name > after), *known})[:limit]
+        is_known = False
+    return sorted({*(name for name in on_disk if after is None or name > after), *known})[:limit], is_known
 
 
 def _directories(layout: Layout) -> list[str]:
@@ -154,12 +157,11 @@ def _directories(layout: Layout) -> list[str]:
     return [path.name for path in layout.datasets.iterdir() if not path.name.startswith(".") and path.is_dir()]
 
 
-async def _makers(services: Services, names: Sequence[str]) -> list[tuple[str, Job | None]]:
+async def _makers(services: Services, names: Sequence[str]) -> list[Job | None]:
     try:
-        makers = await services.wire.ask(questions.makers(names))
+        return await services.wire.ask(questions.makers(names))
     except QueueUnavailable:
-        makers = [None] * len(names)
-    return list(zip(names, makers, strict=True))
+        return [None] * len(names)
 
 
 async def _maker(services: Services, name: str, *, is_ready: bool) -> Job | None:
@@ -198,9 +200,7 @@ def _state(maker: Job | None, *, is_ready: bool) -> State | None:
         return "ready"
     if maker is None or maker.status == "succeeded":  # and somebody removed it since
         return None
-    if maker.status == "failed" or maker.status == "cancelled":
-        return maker.status
-    return "preparing"
+    return maker.status if maker.status in ("failed", "cancelled") else "preparing"
 
 
 async def _view(services: Services, name: str, maker: Job | None) -> DatasetView | None:

@@ -38,13 +38,16 @@ class HubDataset:
 
 
 HUB_DATASETS = {
-    "babylm": HubDataset("BabyLM-community/babylm-eng", gated=True, size="about 300 MB", licence="by document"),
+    "babylm": HubDataset("BabyLM-community/babylm-eng", gated=True, size="300 MB", licence="by document"),
     "tinystories": HubDataset("roneneldan/TinyStories", size="1 GB", licence="CDLA-Sharing-1.0"),
     "wikitext": HubDataset(
-        "Salesforce/wikitext", "wikitext-103-raw-v1", size="310 MB", licence="CC BY-SA 3.0", articles=True
+        "Salesforce/wikitext", "wikitext-103-raw-v1", size="300 MB", licence="CC BY-SA 3.0", articles=True
     ),
     "openwebtext": HubDataset(
-        "Skylion007/openwebtext", revision="refs/convert/parquet", size="24 GB", licence="CC0 1.0 (the collection)"
+        "Skylion007/openwebtext",
+        revision="refs/convert/parquet",
+        size="up to 24 GB",
+        licence="CC0 1.0, of the collection",
     ),
 }
 WITHOUT_COLUMNS = ("stories", "pydoc")

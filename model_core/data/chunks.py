@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_core.data.duplicates import SeenTexts
 from model_core.data.encoder import BulkEncoder, Ids
@@ -23,8 +24,7 @@ from model_core.records.dataset import SPLITS
 CHUNK_CHARACTERS = 1 << 18
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):  # of which there are millions
     """A document on its way.
 
     Attributes:
@@ -116,7 +116,9 @@ class Reading:
                 yield Part(text, category, self.read, found)
 
 
-def chunks(parts: Iterable[Part], recipe: Recipe, *, kept: int = 0, examples: int = 0) -> Iterator[Chunk]:
+def chunks(
+    parts: Iterable[Part], recipe: Recipe, *, kept: int = 0, examples: int = 0, characters: int = CHUNK_CHARACTERS
+) -> Iterator[Chunk]:
     """Cut documents into chunks.
 
     Args:
@@ -124,18 +126,19 @@ def chunks(parts: Iterable[Part], recipe: Recipe, *, kept: int = 0, examples: in
         recipe: Its shares and seed.
         kept: Documents before these.
         examples: Test documents before these.
+        characters: About how many a chunk has.
     """
     gathered: list[tuple[str, Part]] = []
     size, is_cut = 0, False
     for block in dealt_blocks(parts, recipe.split, recipe.seed, first=kept // BLOCK):
         for split, part in block:
-            if size >= CHUNK_CHARACTERS:
+            if size >= characters:
                 yield Chunk(gathered, examples, ends_block=False)
                 examples += sum(split == "test" for split, _ in gathered)
                 gathered, size, is_cut = [], 0, True
             gathered.append((split, part))
             size += len(part.text)
-        if is_cut or size >= CHUNK_CHARACTERS // 2:
+        if is_cut or size >= characters // 2:
             yield Chunk(gathered, examples, ends_block=True)
             examples += sum(split == "test" for split, _ in gathered)
             gathered, size, is_cut = [], 0, False
@@ -151,21 +154,27 @@ def encode_chunk(chunk: Chunk, encoder: BulkEncoder, dtype: str) -> Encoded:
         encoder: Of the dataset's tokenizer.
         dtype: Of the ids on disk.
     """
-    ids, lengths = encoder.encode([part.text for _, part in chunk.parts])  # (T,), (N,)
+    texts = [part.text for _, part in chunk.parts]
+    ids, lengths = encoder.encode(texts)  # (T,), (N,)
+    sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])  # (N,)
     of_document = np.array([SPLITS.index(split) for split, _ in chunk.parts])  # (N,)
     of_token = np.repeat(of_document, lengths)  # (T,)
     tokens = {split: ids[of_token == n].astype(dtype).tobytes() for n, split in enumerate(SPLITS)}
-    splits, categories = {split: Counts() for split in SPLITS}, dict[str, Counts]()
-    for (split, part), length in zip(chunk.parts, lengths.tolist(), strict=True):
-        counts = Counts(1, length, len(part.text) if part.text.isascii() else len(part.text.encode()))
-        splits[split].add(counts)
-        if part.category is not None:
-            categories.setdefault(part.category, Counts()).add(counts)
-    return Encoded(chunk, tokens, splits, categories, _examples(chunk, ids, lengths.tolist()))
+    splits = {split: _count(of_document == n, lengths, sizes) for n, split in enumerate(SPLITS)}
+    names = dict.fromkeys(part.category for _, part in chunk.parts)
+    numbers = {name: n for n, name in enumerate(names)}
+    of_category = np.array([numbers[part.category] for _, part in chunk.parts])  # (N,)
+    categories = {name: _count(of_category == n, lengths, sizes) for name, n in numbers.items() if name is not None}
+    return Encoded(chunk, tokens, splits, categories, _examples(chunk, ids, lengths))
 
 
-def _examples(chunk: Chunk, ids: Ids, lengths: list[int]) -> list[bytes]:
-    examples, ends = list[bytes](), accumulate(lengths)
+def _count(which: NDArray[np.bool_], lengths: NDArray[np.int64], sizes: NDArray[np.int64]) -> Counts:
+    """Count some of N documents, of which lengths in tokens and sizes in bytes are known."""
+    return Counts(int(which.sum()), int(lengths[which].sum()), int(sizes[which].sum()))
+
+
+def _examples(chunk: Chunk, ids: Ids, lengths: NDArray[np.int64]) -> list[bytes]:
+    examples, ends = list[bytes](), np.cumsum(lengths)
     for (split, part), length, end in zip(chunk.parts, lengths, ends, strict=True):
         if split == "test":
             number = chunk.first_example + len(examples)

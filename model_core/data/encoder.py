@@ -11,6 +11,7 @@ Shapes: N documents, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -36,6 +37,12 @@ def _table_of_spaces() -> NDArray[np.bool_]:
 
 
 _IS_SPACE = _table_of_spaces()
+
+
+@lru_cache(maxsize=2)
+def bulk_encoder(tokenizer: Tokenizer) -> BulkEncoder:
+    """The encoder of a tokenizer; building it anew takes a second."""
+    return BulkEncoder(tokenizer)
 
 
 class BulkEncoder:

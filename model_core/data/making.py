@@ -16,8 +16,8 @@ from typing import Any
 
 from model_core.config import BpeTokenizer
 from model_core.data.building import RECORD, Building, Writing
-from model_core.data.chunks import Chunk, Encoded, Reading, chunks, encode_chunk
-from model_core.data.encoder import BulkEncoder
+from model_core.data.chunks import CHUNK_CHARACTERS, Chunk, Encoded, Reading, chunks, encode_chunk
+from model_core.data.encoder import BulkEncoder, bulk_encoder
 from model_core.data.manifest import manifest_of
 from model_core.data.pace import Emit, Pace
 from model_core.data.recipe import Recipe
@@ -44,12 +44,14 @@ class Surroundings:
         stop: Asked between chunks.
         threads: How many tokenize; None for one a core.
         commit_every_s: Between records of what is safe.
+        chunk_characters: What one thread takes at a time.
     """
 
     emit: Emit
     stop: StopRequest
     threads: int | None = None
     commit_every_s: float = COMMIT_EVERY_S
+    chunk_characters: int = CHUNK_CHARACTERS
 
 
 def make_files(recipe: Recipe, source: Source, dataset: Dataset, around: Surroundings) -> int:
@@ -97,7 +99,7 @@ def _make(recipe: Recipe, source: Source, dataset: Dataset, building: Building, 
         dtype = "<u2" if tokenizer.n_vocab <= 2**16 else "<u4"
         _check_space(recipe, source, building, int(dtype[-1]))
         with closing(building.open(dtype, recipe.shard_bytes, dedupe=recipe.dedupe)) as writing:
-            read = _write(recipe, source, building, writing, BulkEncoder(tokenizer), dtype, around)
+            read = _write(recipe, source, building, writing, bulk_encoder(tokenizer), dtype, around)
             _check_shares(recipe, source, building)
             shards = writing.finish()
         building.complete(manifest_of(recipe, source, dataset, building, tokenizer, shards, read))
@@ -111,7 +113,8 @@ def _write(
     ledger = building.ledger
     reading = Reading(source, recipe, skip=ledger.read, hashes=building.hashes())
     pace = Pace(around.emit, source, "documents", done=ledger.read, text_bytes=ledger.text_bytes)
-    work = chunks(reading, recipe, kept=ledger.kept, examples=ledger.splits["test"].documents)
+    counts = {"kept": ledger.kept, "examples": ledger.splits["test"].documents}
+    work = chunks(reading, recipe, characters=around.chunk_characters, **counts)
     committed = time.monotonic()
     with closing(_encoded(work, encoder, dtype, around.threads or _default_threads())) as results:
         for encoded in results:

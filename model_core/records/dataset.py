@@ -7,10 +7,9 @@ the training tokens into place last, so a dataset whose token files are all ther
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count as numbers
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +161,7 @@ def token_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    return list(takewhile(Path.is_file, (shard_of(path, number) for number in numbers()))) or [path]
+    return list(itertools.takewhile(Path.is_file, (shard_of(path, number) for number in itertools.count()))) or [path]
 
 
 def dataset_of(config: ExperimentConfig, layout: Layout) -> Dataset:

@@ -47,12 +47,14 @@ class Repository:
         gated: Whether a token must have been granted access.
         branches: Names of the one commit there is.
         ranges: Whether parts of files are served.
+        claims: Sizes of files, where those that are told differ from the true ones.
     """
 
     files: Mapping[str, bytes]
     gated: bool = False
     branches: tuple[str, ...] = ("main",)
     ranges: bool = True
+    claims: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def commit(self) -> str:
@@ -85,9 +87,10 @@ class Hub:
 
     Attributes:
         repositories: Datasets by owner and name.
-        tokens: What each token was granted, by dataset: ``granted``, ``pending`` or ``rejected``. A token with a
-            grant for ``expired`` has expired.
+        tokens: What each token was granted, by dataset: ``granted``, ``pending``, ``rejected`` or ``forbidden``, of
+            which the hub's message repeats the token. A token with a grant for ``expired`` has expired.
         cuts: By dataset, how many answers with a file are still to be cut in the middle.
+        failures: By dataset, how many requests for a file are still to be answered with 503.
         requests: In the order of the answers.
     """
 
@@ -95,6 +98,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.tokens: dict[str, Mapping[str, str]] = {}
         self.cuts: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
         self.requests: list[Request] = []
         hub = self
 
@@ -152,10 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_to_be_cut(self, body: bytes) -> bool:
         asked = _asked(_FILE, urlsplit(self.path).path)
-        if not asked or not asked["path"].startswith("data/") or len(body) < 2 or self.emulator.cuts[asked["id"]] < 1:
-            return False
-        self.emulator.cuts[asked["id"]] -= 1
-        return True
+        return bool(asked and body and _is_due(self.emulator.cuts, asked))
 
     do_HEAD = do_POST = do_GET  # noqa: N815 - the server's names
 
@@ -172,6 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refusal(asked["id"], asked["revision"], of_files=True) or self._paths(asked["id"], paths)
         if asked := _asked(_FILE, path):
             refusal = self._refusal(asked["id"], asked["revision"], of_files=True)
+            if self.command == "GET" and _is_due(self.emulator.failures, asked):
+                return _error(503, None, "Back in a moment")
             return refusal or self._file(asked["id"], asked["path"])
         return Answer(404)
 
@@ -182,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
         grants = self.emulator.tokens[token] if token else {}
         if "expired" in grants:
             return _error(401, None, 'User Access Token "laptop" is expired')
+        if grants.get(name) == "forbidden":
+            return _error(403, None, f"Token {token} lacks the right to read")
         repository = self.emulator.repositories.get(name)
         if repository is None:
             return _error(404 if token else 401, "RepoNotFound", "Repository not found")
@@ -213,8 +218,9 @@ class _Handler(BaseHTTPRequestHandler):
         return _json(shown) if shown else _error(404, "EntryNotFound", "Entry not found")
 
     def _paths(self, name: str, asked: list[str]) -> Answer:
-        files = self.emulator.repositories[name].files
-        found = [_entry(path, files[path]) for path in asked if path in files]
+        files, claims = self.emulator.repositories[name].files, self.emulator.repositories[name].claims
+        entries = (_entry(path, files[path]) for path in asked if path in files)
+        found = [{**entry, "size": claims.get(entry["path"], entry["size"])} for entry in entries]
         folders = [path for path in asked if any(file.startswith(f"{path.rstrip('/')}/") for file in files)]
         return _json([*found, *map(_folder, folders)])
 
@@ -238,6 +244,13 @@ class _Handler(BaseHTTPRequestHandler):
 def _asked(pattern: re.Pattern[str], path: str) -> dict[str, str] | None:
     match = pattern.fullmatch(path)
     return {name: unquote(part or "") for name, part in match.groupdict().items()} if match else None
+
+
+def _is_due(counted: Counter[str], asked: dict[str, str]) -> bool:
+    """Whether something is still to happen to a file of data; it is then done with."""
+    is_due = asked["path"].startswith("data/") and counted[asked["id"]] > 0
+    counted[asked["id"]] -= is_due
+    return is_due
 
 
 def _json(value: object) -> Answer:

@@ -79,14 +79,16 @@ def open_hub(name: str, dataset: HubDataset, *, revision: str | None, column: st
         return islice(articles(documents_after(0, batches)), skip, None)
 
     facts = {"hub": dataset.id, "config": builder.config.name, "splits": [*splits], "asked_revision": revision}
-    text_bytes = _text_bytes(builder, splits, sizes)
-    return Source(name, opened.commit, None, text_bytes, read, {**facts, "licence": licence}, _advice(token))
+    text_bytes, advice = _text_bytes(builder, splits, sizes), tuple(_advice(dataset, token, files))
+    return Source(name, opened.commit, None, text_bytes, read, {**facts, "licence": licence}, advice)
 
 
-def _advice(token: Token | None) -> tuple[Advice, ...]:
-    if not token or not token.is_padded:
-        return ()
-    return (Advice("token_stripped", f"the token in {token.origin} has white space around it, which was left out"),)
+def _advice(dataset: HubDataset, token: Token | None, files: list[str]) -> Iterator[Advice]:
+    if token and token.is_padded:
+        yield Advice("token_stripped", f"the token in {token.origin} has white space around it, which was left out")
+    if any("/partial-" in file for file in files):
+        detail = f"the hub has converted only the beginning of dataset {dataset.id!r} to parquet; that is what is read"
+        yield Advice("partial_conversion", detail)
 
 
 def _admitted(
@@ -138,6 +140,8 @@ def _builder(opened: _Opened, revision: str | None) -> Any:
             if dataset.config in configs:
                 raise
             raise _choose(dataset, configs) from None
+        except RuntimeError:  # the library's way to refuse a dataset that is a program
+            raise _unreadable(dataset, "is made by a program of its own") from None
 
 
 def _choose(dataset: HubDataset, configs: list[str]) -> InvalidConfig:
@@ -162,15 +166,17 @@ def _check_files(opened: _Opened, files: list[str], builder: Any, column: str) -
     if not files:
         raise InvalidData(f"dataset {dataset.id!r} has no files of data")
     if others := [file for file in files if Path(file).suffix.lower() not in READABLE]:
-        raise InvalidData(
-            f"dataset {dataset.id!r} keeps its data as {Path(others[0]).name}, which cannot be read here; "
-            f"set data.revision to {_CONVERTED}, where the hub puts a copy as parquet"
-        )
+        raise _unreadable(dataset, f"keeps its data as {Path(others[0]).name}")
     if builder.info.features is not None and column not in builder.info.features:
         there = ", ".join(map(repr, builder.info.features))
         raise InvalidData(
             f"dataset {dataset.id!r} has no column {column!r}; there is: {there}; name one as text_column"
         )
+
+
+def _unreadable(dataset: HubDataset, why: str) -> InvalidData:
+    advice = f"set data.revision to {_CONVERTED}, where the hub puts a copy as parquet"
+    return InvalidData(f"dataset {dataset.id!r} {why}, which cannot be read here; {advice}")
 
 
 def _sizes(opened: _Opened, files: list[str]) -> dict[str, int]:

@@ -13,74 +13,9 @@ import yaml
 
 from model_core.records.events import read_events
 from model_core.records.files import read_json
-from tests.hub.emulator import Hub, Repository, parquet
+from tests.hub.datasets import CANARY, REPOSITORIES, TRAIN, fill
+from tests.hub.emulator import Hub
 
-CANARY = "hf_CanaryInTheMine"
-ROWS = [{"text": f"Story {n}. " + "word " * (n % 40), "category": "abc"[n % 3]} for n in range(150)]
-TRAIN = [[row["text"], row["category"]] for row in ROWS[:120]]
-CARD = b"""---
-license: mit
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*
-  - split: validation
-    path: data/validation-*
----
-"""
-FILES = {
-    "README.md": CARD,
-    "data/train-00000-of-00002.parquet": parquet(ROWS[:70]),
-    "data/train-00001-of-00002.parquet": parquet(ROWS[70:120]),
-    "data/validation-00000-of-00001.parquet": parquet(ROWS[120:]),
-}
-TWO = b"---\nconfigs:\n- config_name: one\n  data_files: one/*\n- config_name: two\n  data_files: two/*\n---\n"
-WIKITEXT = TWO.replace(b"one", b"wikitext-103-raw-v1")
-LINES = [
-    "",
-    " = Cats = \n",
-    "",
-    " A cat sat . \n",
-    " = = Diet = = \n",
-    " Fish . \n",
-    "",
-    " = Dogs = \n",
-    " A dog ran . \n",
-]
-# Two lines of twelve megabytes: what has come of a file is kept in pieces of ten.
-LONG = b"".join(b'{"text": "%s", "more": "%s"}\n' % (text, b"x" * 12 * 2**20) for text in (b"One.", b"Two."))
-
-REPOSITORIES = {
-    "demo/public": Repository(FILES),
-    "demo/gated": Repository(FILES, gated=True),
-    "demo/cut": Repository({"data/train.jsonl": LONG}),
-    "demo/rangeless": Repository({"data/train.jsonl": LONG}, ranges=False),
-    "demo/lines": Repository({"test.jsonl": b'{"text": "One."}\n', "validation.jsonl": b'{"text": "Two."}\n'}),
-    "demo/two": Repository({"README.md": TWO, "one/a.parquet": parquet(ROWS[:1]), "two/b.parquet": parquet(ROWS[1:2])}),
-    "demo/table": Repository({"train.csv": b"text\nOne.\n"}),
-    "demo/bare": Repository({"README.md": b"nothing yet"}),
-    "demo/broken": Repository({"data/train.jsonl": b'{"text": "One."}\n{"text": \n'}),
-    "BabyLM-community/babylm-eng": Repository(FILES, gated=True),
-    "Skylion007/openwebtext": Repository(
-        {"plain_text/train/0000.parquet": parquet(ROWS[:2])}, branches=("refs/convert/parquet",)
-    ),
-    "Salesforce/wikitext": Repository(
-        {
-            "README.md": WIKITEXT,
-            "wikitext-103-raw-v1/train-00000.parquet": parquet([{"text": line} for line in LINES]),
-            "two/train-00000.parquet": parquet(ROWS),
-        }
-    ),
-}
-GATED = ("demo/gated", "BabyLM-community/babylm-eng")
-TOKENS = {
-    CANARY: dict.fromkeys(GATED, "granted"),
-    "hf_new": {},
-    "hf_waits": dict.fromkeys(GATED, "pending"),
-    "hf_rejected": dict.fromkeys(GATED, "rejected"),
-    "hf_old": {"expired": ""},
-}
 COMMIT = REPOSITORIES["demo/public"].commit
 
 # name: source, token, and what else is asked
@@ -92,6 +27,7 @@ READ = {
     "padded": ("babylm", f" {CANARY}\n"),
     "cut": ("hub:demo/cut", ""),
     "rangeless": ("hub:demo/rangeless", ""),
+    "shaky": ("hub:demo/shaky", ""),
     "no train": ("hub:demo/lines", ""),
     "one of two": ("hub:demo/two:two", ""),
     "converted": ("openwebtext", ""),
@@ -106,6 +42,7 @@ REFUSED = {
     "rejected": ("babylm", "hf_rejected", {}, "hub_terms_not_accepted", "have rejected", "take another source"),
     "bad": ("hub:demo/public", "hf_stranger", {}, "hub_bad_token", "the hub does not know it", "hf auth login"),
     "expired": ("babylm", "hf_old", {}, "hub_bad_token", "it has expired", "make a token"),
+    "forbidden": ("hub:demo/public", "hf_narrow", {}, "hub_bad_token", "'demo/public': Token [HF_TOKEN] lacks", None),
     "two lines": ("hub:demo/public", f"{CANARY}\nb", {}, "hub_bad_token", "it holds a line end", "set HF_TOKEN"),
     "two words": ("hub:demo/public", f"{CANARY} b", {}, "hub_bad_token", "it holds white space", "set HF_TOKEN"),
     "umlaut": ("hub:demo/public", f"{CANARY}ä", {}, "hub_bad_token", "not ASCII", "set HF_TOKEN"),
@@ -115,16 +52,12 @@ REFUSED = {
     "which": ("hub:demo/two", "", {}, "invalid_config", "several configurations; there are: one, two", None),
     "three": ("hub:demo/two:three", "", {}, "invalid_config", "no configuration 'three'; there are: one, two", None),
     "column": ("hub:demo/public", "", {"column": "story"}, "invalid_data", "no column 'story'; there is: 'text'", None),
+    "huge": ("hub:demo/huge", "", {}, "disk_full", "1000000000000000000 bytes are needed", None),
     "csv": ("hub:demo/table", "", {}, "invalid_data", "train.csv, which cannot be read here; set data.revision", None),
+    "program": ("hub:demo/program", "", {}, "invalid_data", "a program of its own, which cannot be read here", None),
     "bare": ("hub:demo/bare", "", {}, "invalid_data", "'demo/bare' cannot be read", None),
     "broken": ("hub:demo/broken", "", {}, "invalid_data", "demo/broken/data/train.jsonl, line 2: not JSON", None),
 }
-
-
-def fill(hub: Hub) -> None:
-    hub.repositories.update(REPOSITORIES)
-    hub.tokens.update(TOKENS)
-    hub.cuts.update({"demo/cut": 1, "demo/rangeless": 1})
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +69,8 @@ def asked(tmp_path_factory):
     questions += [(source, token, more) for source, token, more, *_ in REFUSED.values()]
     trees = [{"source": source, "token": token, **dict(*more)} for source, token, *more in questions]
     process = subprocess.run(
-        [sys.executable, "-m", "tests.hub.reader"], input=json.dumps(trees), env=hub.environment(home),
-        capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "tests.hub.reader"], input=json.dumps(trees),
+        env=hub.environment(home, HF_TOKEN="hf_unasked"), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     hub.close()
     assert process.returncode == 0, process.stderr
@@ -156,8 +89,8 @@ def test_the_training_split_is_read_in_order_at_a_fixed_commit(asked):
     assert public["text_bytes"] > 1000
 
 
-@pytest.mark.parametrize("name", ["gated", "padded"])
-def test_a_token_that_was_granted_access_opens_the_gate(asked, name):
+@pytest.mark.parametrize("name", ["gated", "padded", "shaky"])
+def test_the_same_documents_come_through_a_gate_and_a_hiccup(asked, name):
     assert asked[1][name]["documents"] == TRAIN
 
 
@@ -182,6 +115,7 @@ def test_other_shapes_of_datasets_are_read(asked):
     assert answers["one of two"]["documents"] == TRAIN[1:2]
     assert answers["converted"]["documents"] == TRAIN[:2]
     assert answers["converted"]["facts"]["asked_revision"] == "refs/convert/parquet"
+    assert answers["converted"]["advice"] == ["partial_conversion"]
 
 
 def test_lines_of_articles_are_joined_again(asked):

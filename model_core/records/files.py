@@ -34,6 +34,7 @@ class Layout:
         datasets: Holds one directory a dataset; None when `data_dir` is the dataset's own directory.
         data_dir: The directory with the token files when there is no data root.
         jobs: Holds one directory a job.
+        uploads: Holds what datasets may be made from.
     """
 
     exp: Path
@@ -41,11 +42,12 @@ class Layout:
     datasets: Path | None
     data_dir: Path | None
     jobs: Path | None
+    uploads: Path | None = None
 
     @classmethod
     def under(cls, root: Path) -> Layout:
         """Everything below one data root."""
-        return cls(root / "exp", root / "attention_outputs", root / "datasets", None, root / "jobs")
+        return cls(root / "exp", root / "attention_outputs", root / "datasets", None, root / "jobs", root / "uploads")
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> Layout:

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from model_core.catalogue import FORMS
 from model_core.config import Config, ExperimentConfig, Name, Whole
-from model_core.errors import FieldProblem, InvalidConfig, NotAvailable
+from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter, NotAvailable
 from model_core.loading import Advice, ParsedConfig, Tree, merge_patch, parse_config, problems_of
 from model_core.presets import preset_tree
 from model_core.records.files import checked_name, portable
 from worker.jobs.kinds import MODULES
+from worker.jobs.preparation import Preparation
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
 Kind = Literal["train", "test", "prepare", "export"]
@@ -55,22 +57,31 @@ class JobSpec:
     """A request that is right in itself.
 
     Attributes:
-        kind: ``train`` makes a run; ``test`` reads one.
-        run: Its name.
-        config: The experiment, named by the run.
+        kind: ``train`` makes a run; ``test`` reads one; ``prepare`` makes a dataset.
+        run: Its name; None of a preparation.
+        config: The experiment, named by the run; of a preparation the part that says how its dataset is made.
         job: How to run it.
         warnings: What its author should know.
+        dataset: The one that it makes or reads; None where the run's own configuration says it.
     """
 
     kind: str
-    run: str
+    run: str | None
     config: ExperimentConfig
     job: JobSection
     warnings: tuple[Advice, ...] = ()
+    dataset: str | None = None
+
+    @property
+    def recipe(self) -> str:
+        """Of the dataset that a preparation makes; empty of every other job."""
+        return Preparation(self.config.data.dataset_name, self.config).recipe if self.kind == "prepare" else ""
 
     @property
     def gpus(self) -> int | None:
         """GPUs it takes; None: one if the worker has any, else none."""
+        if self.kind == "prepare":
+            return 0
         asked, device = self.job.resources.gpus, self.config.device.device
         return asked if asked is not None else {"cpu": 0, "cuda": 1}.get(device)
 
@@ -84,7 +95,7 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
         data_root: Below its ``uploads`` a ``file:`` source may lie; without it there is no such place.
 
     Raises:
-        InvalidParameter: `run` is no name.
+        InvalidParameter: `run` is no name, or the job makes no run.
         UnknownPreset: There is no such preset.
         InvalidConfig: With every problem of the tree.
         NotAvailable: Nothing is wrong but features that this version does not have.
@@ -94,15 +105,29 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
     if job.preset is not None:
         merged = merge_patch(preset_tree(job.preset), merged)
     merged, replaced = _without_paths(merged)
+    _refuse_to_name(job, run)
     renamed = {} if run is None else {"experiment_name": checked_name("run", run)}
     parsed, more = _experiment(merged)
     if parsed is not None:
         more += [*_source_stays_inside(parsed.config, data_root), *_kind_fits(job, parsed.config)]
     if problems or more or parsed is None:
         raise _refusal((*problems, *more))
+    if job.kind == "prepare":
+        preparation = Preparation.of(parsed.config, own_seed=True)
+        return JobSpec("prepare", None, preparation.config, job, replaced, preparation.dataset)
     config = parsed.config.model_copy(update=renamed)
-    kind = "train" if config.execution.train else "test"
-    return JobSpec(kind, config.experiment_name, config, job, (*parsed.warnings, *replaced, *_idle_gpus(job)))
+    kind, warnings = _derived_kind(config), (*parsed.warnings, *replaced, *_idle_gpus(job))
+    reads = config.data.dataset_name if kind == "train" or "data" in config.model_fields_set else None
+    return JobSpec(kind, config.experiment_name, config, job, warnings, reads)
+
+
+def _refuse_to_name(job: JobSection, run: str | None) -> None:
+    if job.kind == "prepare" and run is not None:
+        raise InvalidParameter(f"run {run!r}: a prepare job makes no run; data.dataset is the name of what it makes")
+
+
+def _derived_kind(config: ExperimentConfig) -> Kind:
+    return "train" if config.execution.train else "test"
 
 
 def _job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
@@ -149,10 +174,22 @@ def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
 
 
 def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
-    derived = "train" if config.execution.train else "test"
+    if job.kind == "prepare":
+        yield from _something_to_prepare(job, config)
+        return
+    derived = _derived_kind(config)
     if job.kind in MODULES and job.kind != derived:
         detail = f"{job.kind!r} contradicts execution.train {config.execution.train}, which makes it {derived!r}"
         yield FieldProblem("/job/kind", detail, job.kind, (derived,))
+
+
+def _something_to_prepare(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
+    if config.data.source is None:
+        detail = "a preparation needs a source: where its documents come from"
+        yield FieldProblem("/data/source", detail, None, FORMS)
+    if job.resources.gpus:
+        detail = f"{job.resources.gpus} GPUs: a preparation uses none; leave it out"
+        yield FieldProblem("/job/resources/gpus", detail, job.resources.gpus, (0,))
 
 
 def _source_stays_inside(config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:

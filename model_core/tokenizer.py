@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,8 @@ def trained_tokenizer(tokens: Sequence[bytes]) -> Tokenizer:
     return Tokenizer("bpe", {token: rank for rank, token in enumerate(tokens)}, digest)
 
 
-def byte_of_character() -> dict[str, int]:
+@cache
+def byte_of_character() -> Mapping[str, int]:
     """GPT-2's printable stand-ins for bytes: those that print stand for themselves, the rest follow from U+0100."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]

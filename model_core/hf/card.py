@@ -14,7 +14,13 @@ from model_core.tokenizer import Tokenizer
 
 
 def card(
-    run: str, info: CheckpointInfo, config: ExperimentConfig, tokenizer: Tokenizer, *, licence: str | None = None
+    run: str,
+    info: CheckpointInfo,
+    config: ExperimentConfig,
+    tokenizer: Tokenizer,
+    *,
+    licence: str | None = None,
+    imported: str | None = None,
 ) -> str:
     """Write the card.
 
@@ -24,6 +30,7 @@ def card(
         config: The run's.
         tokenizer: What its ids mean.
         licence: As the Hub names licences; left out where nobody said.
+        imported: The folder that the run was made of; nothing is known of its training then.
     """
     model = config.model
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -36,7 +43,7 @@ def card(
         "## Loading",
         _loading(model),
         "## Training",
-        _training(run, info, config, tokenizer),
+        _table(("", ""), tuple(_facts(run, info, config, tokenizer, imported).items())),
         "## Layers",
         _layers(model),
     ]
@@ -55,7 +62,7 @@ def _loading(model: ModelConfig) -> str:
     code = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})',
         f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})',
         'text = tokenizer("Once upon a time", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**text, max_new_tokens=50)[0]))",
@@ -67,19 +74,19 @@ def _loading(model: ModelConfig) -> str:
     return f"{block}\n\n{why} A plain `GPT2LMHeadModel` refuses this folder."
 
 
-def _training(run: str, info: CheckpointInfo, config: ExperimentConfig, tokenizer: Tokenizer) -> str:
-    data = config.data
-    source = "" if data.source is None else f", made from `{data.source.partition(':')[0]}`"
-    names = {"gpt2": "GPT-2's BPE", "bpe": "a byte-level BPE trained on the data"}
-    rows = {
-        "run": f"`{run}`, {info.file}",
-        "steps": f"{info.step:,}",
-        "validation loss": "not measured" if info.val_loss is None else f"{info.val_loss:.4f} nats a token",
-        "data": f"`{data.dataset_name}`{source}",
-        "tokenizer": f"{names[tokenizer.kind]}, {tokenizer.n_vocab:,} ids",
-        "numbers": "float32",
-    }
-    return _table(("", ""), tuple(rows.items()))
+def _facts(
+    run: str, info: CheckpointInfo, config: ExperimentConfig, tokenizer: Tokenizer, imported: str | None
+) -> dict[str, str]:
+    bpe = "GPT-2's BPE" if tokenizer.kind == "gpt2" else "a byte-level BPE of its own"
+    rows = {"run": f"`{run}`, {info.file}"}
+    if imported is not None:
+        rows |= {"origin": f"imported from a folder `{imported}`; its training is not known here"}
+    else:
+        data = config.data
+        source = "" if data.source is None else f", made from `{data.source.partition(':')[0]}`"
+        loss = "not measured" if info.val_loss is None else f"{info.val_loss:.4f} nats a token"
+        rows |= {"steps": f"{info.step:,}", "validation loss": loss, "data": f"`{data.dataset_name}`{source}"}
+    return {**rows, "tokenizer": f"{bpe}, {tokenizer.n_vocab:,} ids", "numbers": "float32"}
 
 
 def _layers(model: ModelConfig) -> str:

@@ -29,6 +29,7 @@ from model_core.hf.tensor_files import WEIGHTS
 from model_core.hf.tokenizer_files import write_tokenizer
 from model_core.loading import parse_config
 from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.events import read_events
 from model_core.records.files import sync_directory, write_json, write_text
 from model_core.records.run import Run
 from model_core.records.space import require_space
@@ -85,7 +86,8 @@ def export_run(run: Run, folder: Path, *, checkpoint: str = "best", licence: str
     def fill(building: Path) -> None:
         write_weights(weights, building / WEIGHTS)
         _write_rest(building, config, tokenizer)
-        write_text(building / CARD, card(run.name, info, config, tokenizer, licence=licence))
+        told = card(run.name, info, config, tokenizer, licence=licence, imported=_imported(run))
+        write_text(building / CARD, told)
 
     _make(folder, fill)
     log.info("run exported run=%s checkpoint=%s folder=%s", run.name, info.file, folder.name)
@@ -125,6 +127,12 @@ def write_weights(weights: dict[str, Tensor], path: Path) -> None:
         raise
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _imported(run: Run) -> str | None:
+    """Name of the folder that a run was made of, if it was."""
+    starts = read_events(run.events, types={"start"})
+    return next((str(start["imported"]["folder"]) for start in starts if "imported" in start), None)
 
 
 def _write_rest(folder: Path, config: ExperimentConfig, tokenizer: Tokenizer) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from model_core.attempt import DONE, OneLineParser, exit_code, log_to_stderr
 from model_core.config import ExperimentConfig
+from model_core.errors import InvalidParameter
 from model_core.records.files import Layout, portable
 from model_core.records.run import Run
 
@@ -47,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--checkpoint", default="best", help="best, final, latest, step=N or a file name (default: best)"
     )
-    export.add_argument("--out", required=True, type=portable, metavar="DIR", help="made; nothing may be in it")
+    export.add_argument(
+        "--out", type=portable, metavar="DIR",
+        help="made; nothing may be in it (default below a data root: DIR/exports/RUN/CHECKPOINT)",
+    )  # fmt: skip
     export.add_argument("--licence", metavar="NAME", help="for the model card, such as mit; left out if not given")
     import_ = commands.add_parser("import", help="make a run of a folder with a GPT-2")
     import_.add_argument(
@@ -69,11 +73,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace, layout: Layout) -> int:
-    from model_core.hf.exporting import export_run, refuse_filled
-
-    refuse_filled(arguments.out)
+    if arguments.out is None and layout.exports is None:
+        raise InvalidParameter("name a folder with --out, or a data root with --data-root or HEADCOUNT_DATA")
     run = Run.open(layout.run(arguments.run))
-    export = export_run(run, arguments.out, checkpoint=arguments.checkpoint, licence=arguments.licence)
+
+    from model_core.hf.exporting import ensure_export, export_run
+
+    how = {"checkpoint": arguments.checkpoint, "licence": arguments.licence}
+    export = export_run(run, arguments.out, **how) if arguments.out else ensure_export(run, layout, **how)
     total = sum(export.files.values())
     sys.stdout.write(
         f"{export.info.file} of run {run.name}: {len(export.files)} files, {total:,} bytes in {export.folder}\n"

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_core.checkpoint import check_weights, clean, read_state, skeleton
+from model_core.checkpoint import State, check_weights, clean, read_state, skeleton
 from model_core.config import ExperimentConfig, ModelConfig
 from model_core.errors import DiskFull, InvalidParameter
 from model_core.hf.card import card
@@ -30,7 +31,7 @@ from model_core.hf.tokenizer_files import write_tokenizer
 from model_core.loading import parse_config
 from model_core.records.checkpoint import CheckpointInfo
 from model_core.records.events import read_events
-from model_core.records.files import sync_directory, write_json, write_text
+from model_core.records.files import Layout, sync_directory, write_json, write_text
 from model_core.records.run import Run
 from model_core.records.space import require_space
 from model_core.tokenizer import Tokenizer
@@ -41,6 +42,7 @@ GENERATION, CARD = "generation_config.json", "README.md"
 _CUSTOM_CODE = Path(__file__).parent / "custom" / MODELING
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _MOST_SUPPRESSED = 4096
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,35 @@ def export_run(run: Run, folder: Path, *, checkpoint: str = "best", licence: str
         CheckpointMismatch: Its weights are not those of its configuration.
         DiskFull: Nothing of the folder is left.
     """
-    if licence is not None and not _LICENCE.fullmatch(licence):
-        raise InvalidParameter(f"licence {licence!r} is no name such as mit, apache-2.0 or cc-by-4.0")
+    _refuse_unknown(licence)
     refuse_filled(folder)
     info, state = read_state(run, run.resolve(checkpoint))
+    return _export(run, info, state, folder, licence)
+
+
+def ensure_export(run: Run, layout: Layout, *, checkpoint: str = "best", licence: str | None = None) -> Export:
+    """Export to the place that a data root has for it, unless the same checkpoint has been exported there.
+
+    Args:
+        run: The run.
+        layout: Of a data root.
+        checkpoint: See `export_run`, also for the rest and for what is raised.
+        licence: For a new model card.
+    """
+    _refuse_unknown(licence)
+    info, state = read_state(run, run.resolve(checkpoint))
+    folder = layout.export(run.name, info.file, info.sha256)
+    assert folder is not None, "only a data root has a place for exports"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / _LOCK):
+        if folder.is_dir():
+            return _told(folder, info)
+        for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed
+            shutil.rmtree(leftover)
+        return _export(run, info, state, folder, licence)
+
+
+def _export(run: Run, info: CheckpointInfo, state: State, folder: Path, licence: str | None) -> Export:
     config, tokenizer = parse_config(state["config"]).config, Tokenizer.from_dict(state["tokenizer"])
     weights = clean(state.pop("model"))
     state.clear()
@@ -91,7 +118,16 @@ def export_run(run: Run, folder: Path, *, checkpoint: str = "best", licence: str
 
     _make(folder, fill)
     log.info("run exported run=%s checkpoint=%s folder=%s", run.name, info.file, folder.name)
+    return _told(folder, info)
+
+
+def _told(folder: Path, info: CheckpointInfo) -> Export:
     return Export(folder, info, {path.name: path.stat().st_size for path in sorted(folder.iterdir())})
+
+
+def _refuse_unknown(licence: str | None) -> None:
+    if licence is not None and not _LICENCE.fullmatch(licence):
+        raise InvalidParameter(f"licence {licence!r} is no name such as mit, apache-2.0 or cc-by-4.0")
 
 
 def refuse_filled(folder: Path) -> None:

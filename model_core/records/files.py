@@ -34,6 +34,7 @@ class Layout:
         datasets: Holds one directory a dataset; None when `data_dir` is the dataset's own directory.
         data_dir: The directory with the token files when there is no data root.
         jobs: Holds one directory a job.
+        exports: Holds one directory a run, and in it one an exported checkpoint.
     """
 
     exp: Path
@@ -41,11 +42,12 @@ class Layout:
     datasets: Path | None
     data_dir: Path | None
     jobs: Path | None
+    exports: Path | None = None
 
     @classmethod
     def under(cls, root: Path) -> Layout:
         """Everything below one data root."""
-        return cls(root / "exp", root / "attention_outputs", root / "datasets", None, root / "jobs")
+        return cls(root / "exp", root / "attention_outputs", root / "datasets", None, root / "jobs", root / "exports")
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> Layout:
@@ -60,6 +62,12 @@ class Layout:
     def attention_of(self, run: str) -> Path:
         """Directory of a run's attention records."""
         return self.attention / checked_name("run", run)
+
+    def export(self, run: str, file: str, sha256: str) -> Path | None:
+        """Directory of a run's exported checkpoint; none without a data root."""
+        if self.exports is None:
+            return None
+        return self.exports / checked_name("run", run) / f"{Path(file).stem}-{sha256[:8]}"
 
     def dataset(self, name: str) -> Path:
         """Directory of a dataset."""

@@ -36,6 +36,15 @@ def test_out_and_in_again(root: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert back.tokenizer.sha256 == mine.tokenizer.sha256
 
 
+def test_without_a_folder_an_export_goes_to_its_place_in_the_data_root(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sha256 = Run.open(root / "exp" / "mine").resolve("best").sha256
+    codes = [main(["export", "--run", "mine", "--data-root", str(root)]) for _ in range(2)]
+    assert (codes, capsys.readouterr().err) == ([0, 0], "")
+    assert (root / "exports" / "mine" / f"model_best-{sha256[:8]}" / "model.safetensors").is_file()
+
+
 WRONG = [
     (["export", "--run", "nobody", "--out", "new"], "no run 'nobody'"),
     (["export", "--run", "mine", "--out", "data"], "'data' is there already; name a folder that is not, or is empty"),

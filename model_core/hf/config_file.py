@@ -40,7 +40,7 @@ def read_config_file(folder: Path) -> Stored:
     if not folder.is_dir():
         raise InvalidData(f"there is no folder {str(folder)!r}")
     if not (folder / CONFIG).is_file():
-        raise InvalidData(f"{folder.name}/{CONFIG} is missing: a folder of transformers has one")
+        raise InvalidData(f"{folder / CONFIG} is missing: a folder of transformers has one")
     return read_object(folder / CONFIG)
 
 

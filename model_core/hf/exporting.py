@@ -111,8 +111,9 @@ def _export(run: Run, info: CheckpointInfo, state: State, folder: Path, licence:
     check_weights(skeleton(config.model), weights, info.file)
 
     def fill(building: Path) -> None:
-        write_weights(weights, building / WEIGHTS)
         _write_rest(building, config, tokenizer)
+        write_weights(weights, building / WEIGHTS)
+        shutil.copymode(building / CONFIG, building / WEIGHTS)  # safetensors lets its owner alone read it
         told = card(run.name, info, config, tokenizer, licence=licence, imported=_imported(run))
         write_text(building / CARD, told)
 

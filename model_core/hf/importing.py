@@ -51,7 +51,7 @@ def import_folder(folder: Path, name: str, layout: Layout) -> Run:
     path = layout.run(name)
     if path.exists():
         raise RunExists(name, next_free_name(path))
-    stored = read_config_file(folder)
+    stored, folder = read_config_file(folder), folder.resolve()
     model = model_of(stored)
     found = read_tokenizer(folder, model.vocab_size)
     config = _experiment(name, model, found.tokenizer)
@@ -146,7 +146,7 @@ def _origin(folder: Path, stored: Stored) -> dict[str, Any]:
     """What the run came from: names and hashes, no paths."""
     files = [folder / CONFIG, *weight_files(folder)]
     kept = {key: stored[key] for key in ("model_type", "architectures") if key in stored}
-    return {"folder": folder.resolve().name, **kept, "files": {path.name: sha256_of(path) for path in files}}
+    return {"folder": folder.name, **kept, "files": {path.name: sha256_of(path) for path in files}}
 
 
 def _fill(run: Run, state: State, origin: Mapping[str, Any], found: Found) -> None:

@@ -32,6 +32,7 @@ def test_out_and_in_again(root: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "model_best.pt of run mine: 10 files" in told.out
     assert "run back: 3 layers of 4,1,8 heads, width 16" in told.out
     assert "license: mit" in (out / "README.md").read_text(encoding="utf-8")
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     back, mine = (load_model(Run.open(root / "exp" / name)) for name in ("back", "mine"))
     assert back.tokenizer.sha256 == mine.tokenizer.sha256
 

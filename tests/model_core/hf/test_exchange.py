@@ -1,7 +1,6 @@
 """Models in and out of transformers: the same numbers on both sides, whatever the heads."""
 
 import hashlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from model_core.generation.engine import generate
 from model_core.hf.importing import import_folder
 from model_core.records.events import read_events
 from model_core.records.files import Layout, read_json
-from model_core.tokenizer import Tokenizer, gpt2_tokenizer
 from tests.model_core.hf.folders import FOREIGN, IDS, SHAPES, Exchange, text_of
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -111,6 +109,7 @@ def test_an_export_comes_back_and_so_does_what_transformers_saved_of_it(
     assert back.config().model.shape == again.config().model.shape == run.config().model.shape
     assert torch.equal(logits_of(back), logits_of(run))
     assert torch.equal(logits_of(again), logits_of(run))
+    assert back.config().data.tokenizer == run.config().data.tokenizer
     assert load_model(back).tokenizer.sha256 == load_model(again).tokenizer.sha256 == load_model(run).tokenizer.sha256
 
 
@@ -133,10 +132,3 @@ def test_ids_without_a_tokenizer_are_bytes_and_that_is_said(exchange: Exchange, 
     (warning,) = read_events(run.events, types={"warning"})
     assert "no tokenizer files" in warning["detail"]
     assert load_model(run).tokenizer.encode("abc") == [97, 98, 99]
-
-
-def test_gpt2_is_recognised(exchange: Exchange, layout: Layout, tmp_path: Path) -> None:
-    run = import_folder(exchange.folders["uniform"], "known", layout)
-    tokenizer: Tokenizer = load_model(run).tokenizer
-    assert tokenizer is gpt2_tokenizer()
-    assert run.config().data.tokenizer == "gpt2"

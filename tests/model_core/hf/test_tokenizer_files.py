@@ -14,7 +14,7 @@ from model_core.tokenizer import train_bpe
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(corpus=st.lists(TEXT, max_size=8), size=st.integers(257, 330), text=TEXT)
 def test_any_trained_tokenizer_has_the_same_ids_there_and_comes_back(corpus: list[str], size: int, text: str) -> None:
     ours = train_bpe(corpus, size)

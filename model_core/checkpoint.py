@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from model_core.config import ExperimentConfig
+from model_core.config import ExperimentConfig, ModelConfig
 from model_core.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
 from model_core.gpt import GPT
 from model_core.loading import parse_config
@@ -136,12 +136,17 @@ def load_model(run: Run, wanted: str = "best", *, device: str = "cpu") -> Loaded
     """
     info, state = read_state(run, run.resolve(wanted))
     config = parse_config(state["config"]).config
-    with torch.device("meta"), _Uninitialised():  # shapes alone: the numbers come from the file
-        model = GPT(config.model)
+    model = skeleton(config.model)
     load_weights(model, clean(state["model"]), info.file, assign=True)
     model.tie_head()
     model.requires_grad_(requires_grad=False).to(device).eval()
     return LoadedModel(model, config, Tokenizer.from_dict(state["tokenizer"]), info)
+
+
+def skeleton(config: ModelConfig) -> GPT:
+    """A model of shapes alone, which takes its numbers from a file."""
+    with torch.device("meta"), _Uninitialised():
+        return GPT(config)
 
 
 def load_weights(model: GPT, weights: Mapping[str, Tensor], file: str, *, assign: bool = False) -> None:
@@ -156,6 +161,21 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor], file: str, *, assign
     Raises:
         CheckpointMismatch: A parameter is missing, unknown or of another shape; the model is as it was.
     """
+    check_weights(model, weights, file)
+    model.load_state_dict(weights, assign=assign)
+
+
+def check_weights(model: GPT, weights: Mapping[str, Tensor], file: str) -> None:
+    """Compare weights with a model by name and shape.
+
+    Args:
+        model: Would take them.
+        weights: By our names.
+        file: Where they come from, for messages.
+
+    Raises:
+        CheckpointMismatch: A parameter is missing, unknown or of another shape.
+    """
     ours = model.state_dict()
     wrong = [f"it lacks {name}" for name in ours if name not in weights]
     wrong += [f"{name} is no parameter of the model" for name in weights if name not in ours]
@@ -167,7 +187,6 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor], file: str, *, assign
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointMismatch(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(weights, assign=assign)
 
 
 def clean(state: State) -> State:

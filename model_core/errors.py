@@ -169,6 +169,15 @@ class CheckpointDamaged(ModelCoreError):
         super().__init__(f"checkpoint {file!r} is damaged: {reason}")
 
 
+class CheckpointKept(ModelCoreError):
+    """A checkpoint that must not go."""
+
+    code = "action_not_allowed"
+
+    def __init__(self, run: str, file: str, reason: str) -> None:
+        super().__init__(f"checkpoint {file!r} of run {run!r} is kept: {reason}")
+
+
 class CheckpointFileNotFound(ModelCoreError):
     """There is no checkpoint at that path, and no run of that name."""
 

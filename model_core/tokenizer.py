@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from model_core.records.files import read_json, write_json
 
 _GPT2_FILE = Path(__file__).parent / "assets" / "gpt2.tiktoken"
 _GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-_EOT = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text before it merges bytes: contractions, words, numbers, signs, white space.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 _SPACE_LIMIT = 100_000  # tiktoken dies of a run of white space that is several times longer
@@ -50,7 +50,7 @@ class Tokenizer:
             kind,
             pat_str=_PATTERN,
             mergeable_ranks=ranks,
-            special_tokens={_EOT: self.eot},
+            special_tokens={END_OF_TEXT: self.eot},
             explicit_n_vocab=self.n_vocab,
         )
 
@@ -79,11 +79,16 @@ class Tokenizer:
         """One readable label for every id."""
         return [self.decode([token]) for token in ids]
 
+    @property
+    def tokens(self) -> list[bytes]:
+        """The bytes of every id in order, the end of text apart."""
+        return sorted(self.ranks, key=self.ranks.__getitem__)
+
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` needs: the name for GPT-2, the tokens in order for a trained one."""
         if self.kind == "gpt2":
             return {"schema_version": 1, "kind": "gpt2", "sha256": self.sha256}
-        tokens = [base64.b64encode(token).decode() for token in sorted(self.ranks, key=self.ranks.__getitem__)]
+        tokens = [base64.b64encode(token).decode() for token in self.tokens]
         return {"schema_version": 1, "kind": self.kind, "sha256": self.sha256, "tokens": tokens}
 
     @staticmethod
@@ -95,7 +100,7 @@ class Tokenizer:
         """
         if record["kind"] == "gpt2":
             return gpt2_tokenizer()
-        tokenizer = _trained([base64.b64decode(token) for token in record["tokens"]])
+        tokenizer = trained_tokenizer([base64.b64decode(token) for token in record["tokens"]])
         if tokenizer.sha256 != record["sha256"]:
             raise InvalidData("the tokenizer's tokens do not have the recorded sha256")
         return tokenizer
@@ -139,18 +144,24 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
     trainable.train_from_iterator(texts, trainer)
-    byte_of = _byte_of_character()
+    byte_of = byte_of_character()
     vocabulary: dict[str, int] = trainable.get_vocab()
     by_id = sorted(vocabulary, key=vocabulary.__getitem__)
-    return _trained([bytes(byte_of[character] for character in token) for token in by_id])
+    return trained_tokenizer([bytes(byte_of[character] for character in token) for token in by_id])
 
 
-def _trained(tokens: list[bytes]) -> Tokenizer:
+def trained_tokenizer(tokens: Sequence[bytes]) -> Tokenizer:
+    """A byte-level BPE that was trained elsewhere.
+
+    Args:
+        tokens: The bytes of every id in order, the end of text apart: single bytes, then what merges made of them.
+    """
     digest = hashlib.sha256(b"\n".join(base64.b64encode(token) for token in tokens)).hexdigest()
     return Tokenizer("bpe", {token: rank for rank, token in enumerate(tokens)}, digest)
 
 
-def _byte_of_character() -> dict[str, int]:
+@cache
+def byte_of_character() -> Mapping[str, int]:
     """GPT-2's printable stand-ins for bytes: those that print stand for themselves, the rest follow from U+0100."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]

@@ -16,7 +16,19 @@ from fastapi import FastAPI
 from service import openapi, problem
 from service.deps import Services
 from service.edge import Edge
-from service.routes import actions, attention, cluster, configs, datasets, generate, health, jobs, records, runs
+from service.routes import (
+    actions,
+    attention,
+    checkpoints,
+    cluster,
+    configs,
+    datasets,
+    generate,
+    health,
+    jobs,
+    records,
+    runs,
+)
 from service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -59,7 +71,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
     problem.install(app)
     openapi.install(app)
-    for module in (jobs, actions, cluster, records, datasets, runs, generate, attention, configs, health):
+    for module in (jobs, actions, cluster, records, datasets, runs, checkpoints, generate, attention, configs, health):
         app.include_router(module.router)
     return app
 

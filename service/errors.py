@@ -47,7 +47,7 @@ PROBLEMS: Mapping[str, Kind] = {
     "checkpoint_not_ready": Kind(409, "The run has no checkpoint yet"),
     "checkpoint_damaged": Kind(409, "The checkpoint is damaged"),
     "dataset_not_ready": Kind(409, "The dataset is not prepared"),
-    "action_not_allowed": Kind(409, "The job's status does not allow this"),
+    "action_not_allowed": Kind(409, "The present state does not allow this"),
     "precondition_failed": Kind(412, "The job has changed since it was looked at"),
     "body_too_large": Kind(413, "The body is too large"),
     "uri_too_long": Kind(414, "The address is too long"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
 from model_core.errors import ModelCoreError, RunNotFound
+from model_core.records.checkpoint import CheckpointInfo
 from model_core.records.run import Run, runs_in
 from service.deps import Services
 from service.views.base import Listed
@@ -48,12 +50,13 @@ async def _statuses(services: Services, runs: Sequence[Run]) -> Mapping[str, str
     """Status by job; empty while Redis is away, because the disk has to be enough."""
     jobs = await run_in_threadpool(lambda: [job for run in runs if (job := run.attempt()["job_id"])])
     try:
-        return await services.ask(_ask_each, services.store, jobs)
+        return await services.ask(ask_each, services.store, jobs)
     except ModelCoreError:
         return {}
 
 
-def _ask_each(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
+def ask_each(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
+    """Status by job, of those that have a record."""
     statuses: dict[str, str] = {}
     for job in jobs:
         try:
@@ -61,6 +64,23 @@ def _ask_each(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
         except JobNotFound:
             continue  # records may be lost; the run is not
     return statuses
+
+
+def status_of(attempt: Mapping[str, Any], outcome: Mapping[str, Any] | None, statuses: Mapping[str, str]) -> str:
+    """A run's status: its job's, else how its last attempt ended, else ``unknown``.
+
+    Args:
+        attempt: Who owns the run.
+        outcome: How an attempt ended.
+        statuses: By job.
+    """
+    is_over = outcome is not None and outcome["attempt"] == attempt["attempt"]
+    return statuses.get(attempt["job_id"]) or (str(outcome["outcome"]) if outcome and is_over else "unknown")
+
+
+def checkpoint_view(run: Run, info: CheckpointInfo) -> CheckpointView:
+    """A checkpoint, and whether it is pinned."""
+    return CheckpointView.of(info, pinned=run.is_pinned(info.file))
 
 
 def _views(runs: Sequence[Run], statuses: Mapping[str, str]) -> Iterator[RunView]:
@@ -79,14 +99,13 @@ def _detail(run: Run, statuses: Mapping[str, str]) -> RunDetail:
 def _view(run: Run, statuses: Mapping[str, str]) -> RunView:
     attempt, outcome = run.attempt(), run.outcome()
     job = attempt["job_id"]
-    is_over = outcome is not None and outcome["attempt"] == attempt["attempt"]
     return RunView(
         name=run.name,
-        status=statuses.get(job) or (outcome["outcome"] if outcome and is_over else "unknown"),
+        status=status_of(attempt, outcome, statuses),
         job=job,
         attempt=attempt["attempt"],
         created_at=_began(run),
-        checkpoints=[CheckpointView.of(info) for info in run.checkpoints()],
+        checkpoints=[checkpoint_view(run, info) for info in run.checkpoints()],
         outcome=outcome,
         links=run_links(run.name, job),
     )

@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model_core.errors import AttemptSuperseded, CheckpointDamaged, CheckpointNotFound, CheckpointNotReady
+from model_core.errors import (
+    AttemptSuperseded,
+    CheckpointDamaged,
+    CheckpointKept,
+    CheckpointNotFound,
+    CheckpointNotReady,
+)
 from model_core.records.checkpoint import PERIODIC, CheckpointInfo, file_of
 from model_core.records.files import HashingWriter, now, read_json, replacing, sha256_of, write_json
 
@@ -157,14 +163,54 @@ class CheckpointDirectory:
             file.seek(0)
             yield file, found
 
+    def is_pinned(self, file: str) -> bool:
+        """Whether a checkpoint is kept from pruning and deletion."""
+        return self._pin(file).exists()
+
+    def pin(self, file: str) -> None:
+        """Keep a checkpoint from pruning and deletion; one that training replaces is replaced all the same."""
+        self._pin(file).touch()
+
+    def unpin(self, file: str) -> None:
+        """Let a checkpoint go when its time comes."""
+        self._pin(file).unlink(missing_ok=True)
+
+    def _pin(self, file: str) -> Path:
+        return (self.path / file).with_suffix(".pin")
+
     def prune(self, keep: int) -> None:
-        """Delete the oldest periodic checkpoints beyond `keep`."""
+        """Delete the oldest periodic checkpoints beyond `keep`, those that are pinned apart."""
         periodic = sorted(
-            (int(match[1]), path) for path in self.path.glob("model_*.pt") if (match := PERIODIC.fullmatch(path.name))
+            (int(match[1]), path.name)
+            for path in self.path.glob("model_*.pt")
+            if (match := PERIODIC.fullmatch(path.name)) and not self.is_pinned(path.name)
         )
-        for _, path in periodic[: max(0, len(periodic) - keep)]:
-            path.unlink()
-            path.with_suffix(".json").unlink(missing_ok=True)
+        for _, file in periodic[: max(0, len(periodic) - keep)]:
+            self._delete(file)
+
+    def remove(self, file: str, *, is_over: bool) -> None:
+        """Delete a checkpoint.
+
+        Args:
+            file: Its name.
+            is_over: Whether nobody trains the run any more, or goes on with it.
+
+        Raises:
+            CheckpointKept: It is pinned, or a run that is not over needs it.
+        """
+        if self.is_pinned(file):
+            raise CheckpointKept(self.name, file, "it is pinned; take the pin away first")
+        states = self.full_states()
+        if not is_over and states and states[0].file == file:
+            raise CheckpointKept(self.name, file, "the run is not over, and would go on from it")
+        if not is_over and not PERIODIC.fullmatch(file):
+            raise CheckpointKept(self.name, file, "the run is not over, and its training replaces this file")
+        self._delete(file)
+
+    def _delete(self, file: str) -> None:
+        path = self.path / file
+        path.unlink(missing_ok=True)  # somebody else may be at it
+        path.with_suffix(".json").unlink(missing_ok=True)
 
     def recover(self) -> None:
         """Finish what a killed process was about to publish, and remove what it left half written.

@@ -35,6 +35,7 @@ class Layout:
         data_dir: The directory with the token files when there is no data root.
         jobs: Holds one directory a job.
         uploads: Holds what datasets may be made from.
+        exports: Holds one directory a run, and in it one an exported checkpoint.
     """
 
     exp: Path
@@ -43,11 +44,14 @@ class Layout:
     data_dir: Path | None
     jobs: Path | None
     uploads: Path | None = None
+    exports: Path | None = None
 
     @classmethod
     def under(cls, root: Path) -> Layout:
         """Everything below one data root."""
-        return cls(root / "exp", root / "attention_outputs", root / "datasets", None, root / "jobs", root / "uploads")
+        names = ("exp", "attention_outputs", "datasets", "jobs", "uploads", "exports")
+        exp, attention, datasets, jobs, uploads, exports = (root / name for name in names)
+        return cls(exp, attention, datasets, None, jobs, uploads, exports)
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> Layout:
@@ -62,6 +66,12 @@ class Layout:
     def attention_of(self, run: str) -> Path:
         """Directory of a run's attention records."""
         return self.attention / checked_name("run", run)
+
+    def export(self, run: str, file: str, sha256: str) -> Path | None:
+        """Directory of a run's exported checkpoint; none without a data root."""
+        if self.exports is None:
+            return None
+        return self.exports / checked_name("run", run) / f"{Path(file).stem}-{sha256[:8]}"
 
     def dataset(self, name: str) -> Path:
         """Directory of a dataset."""

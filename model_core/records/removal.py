@@ -98,7 +98,7 @@ def uploads_of(layout: Layout, name: str) -> list[Path]:
 
 
 def hide(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
-    """Take a job's directories out of sight: its runs, which it holds, what was captured of them, and its own.
+    """Take a job's directories out of sight: its runs, which it holds, what was made of them, and its own.
 
     Args:
         layout: Where they lie.
@@ -107,6 +107,8 @@ def hide(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
     """
     for run in runs:
         _rename(layout.attention_of(run.name), job_id)  # first: without the run its name is free for others
+        if layout.exports is not None:
+            _rename(layout.exports / run.name, job_id)
         _rename(run.path, job_id)
     if layout.jobs is not None:
         _rename(layout.jobs / job_id, job_id)
@@ -115,7 +117,7 @@ def hide(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
 def remove_hidden(layout: Layout, job_id: str) -> None:
     """Free the bytes of everything of a job that was taken out of sight."""
     uploads = layout.uploads.glob("*") if layout.uploads is not None else ()
-    for parent in filter(None, (layout.exp, layout.attention, layout.jobs, layout.datasets, *uploads)):
+    for parent in filter(None, (layout.exp, layout.attention, layout.exports, layout.jobs, layout.datasets, *uploads)):
         for path in parent.glob(f".*.{job_id}.removed"):
             _remove(path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,21 @@ class Run(CheckpointDirectory):
     """One run directory."""
 
     @classmethod
-    def create(cls, path: Path, config: ExperimentConfig, job_id: str | None = None) -> Run:
+    def create(
+        cls,
+        path: Path,
+        config: ExperimentConfig,
+        job_id: str | None = None,
+        *,
+        fill: Callable[[Run], None] | None = None,
+    ) -> Run:
         """Take the name: a complete directory appears under it at once, or somebody else has it.
 
         Args:
             path: Where the run will lie.
             config: What it is.
             job_id: The job that makes it, and alone may go on with it.
+            fill: Puts more into the directory before it appears; when that fails, nothing of it is left.
 
         Raises:
             RunExists: The name is taken.
@@ -43,10 +52,12 @@ class Run(CheckpointDirectory):
         unnamed.write_config(config)
         unnamed.begin_attempt(0, job_id)
         try:
+            if fill is not None:
+                fill(unnamed)
             unnamed.path.rename(path)
-        except OSError:
+        except BaseException as error:
             shutil.rmtree(unnamed.path)
-            if not path.exists():
+            if not isinstance(error, OSError) or not path.exists():
                 raise
             raise RunExists(path.name, next_free_name(path)) from None
         sync_directory(path.parent)

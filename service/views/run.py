@@ -24,11 +24,13 @@ class CheckpointView(View):
     sha256: str
     size_bytes: int
     created_at: str
+    pinned: bool
 
     @classmethod
-    def of(cls, info: CheckpointInfo) -> Self:
+    def of(cls, info: CheckpointInfo, *, pinned: bool) -> Self:
         """From the record on disk."""
-        return cls(**{name: getattr(info, name) for name in cls.model_fields if name != "object"})
+        told = {name: getattr(info, name) for name in cls.model_fields if name not in {"object", "pinned"}}
+        return cls(**told, pinned=pinned)
 
 
 class RunLinks(View):

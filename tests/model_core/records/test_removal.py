@@ -20,6 +20,7 @@ def make(layout: Layout, name: str, job_id: str) -> Run:
     attention = layout.attention_of(name) / "0"
     attention.mkdir(parents=True)
     (attention / "manifest.json").write_text("{}")
+    (layout.exp.parent / "exports" / name).mkdir(parents=True)
     return Run.create(layout.run(name), ExperimentConfig(experiment_name=name), job_id)
 
 
@@ -54,9 +55,9 @@ def test_hidden_means_gone_from_every_list_and_removed_frees_the_bytes(layout: L
     with holding(layout, ["mine"], "job_1") as runs:
         hide(layout, runs, "job_1")
     assert [run.name for run in runs_in(layout)] == ["theirs"]
-    assert len(left(layout)) == 4
+    assert len(left(layout)) == 6
     remove_hidden(layout, "job_1")
-    assert left(layout) == {"exp/theirs", "attention_outputs/theirs"}
+    assert left(layout) == {"exp/theirs", "attention_outputs/theirs", "exports/theirs"}
 
 
 def test_many_at_once_leave_nothing_behind(layout: Layout) -> None:

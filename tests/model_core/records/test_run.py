@@ -9,6 +9,7 @@ from model_core.config import ExperimentConfig
 from model_core.errors import (
     AttemptSuperseded,
     CheckpointDamaged,
+    CheckpointKept,
     CheckpointNotFound,
     CheckpointNotReady,
     InvalidParameter,
@@ -139,6 +140,38 @@ def test_pruning_deletes_the_oldest_periodic_ones_alone(run: Run) -> None:
     assert [info.file for info in run.checkpoints()] == [BEST, "model_99999.pt", "model_100000.pt"]
     run.prune(keep=1)
     assert [info.file for info in run.checkpoints()] == [BEST, "model_100000.pt"]
+
+
+def test_pruning_passes_over_what_is_pinned_and_does_not_count_it(run: Run) -> None:
+    for step in (5, 6, 7):
+        publish(run, periodic_name(step), step)
+    run.pin("model_00005.pt")
+    run.prune(keep=1)
+    assert [info.file for info in run.checkpoints()] == ["model_00005.pt", "model_00007.pt"]
+    run.unpin("model_00005.pt")
+    run.prune(keep=1)
+    assert [info.file for info in run.checkpoints()] == ["model_00007.pt"]
+
+
+@pytest.mark.parametrize(
+    ("file", "is_over", "reason"),
+    [
+        ("model_00005.pt", True, "it is pinned"),
+        ("model_00007.pt", False, "would go on from it"),
+        (BEST, False, "its training replaces this file"),
+    ],
+)
+def test_what_is_pinned_or_needed_is_not_removed(run: Run, file: str, is_over: bool, reason: str) -> None:
+    publish(run, BEST, 4, full=False)
+    for step in (5, 6, 7):
+        publish(run, periodic_name(step), step)
+    run.pin("model_00005.pt")
+    with pytest.raises(CheckpointKept, match=reason):
+        run.remove(file, is_over=is_over)
+    run.remove("model_00006.pt", is_over=False)
+    run.remove("model_00007.pt", is_over=True)
+    assert [info.file for info in run.checkpoints()] == [BEST, "model_00005.pt"]
+    assert sorted(path.name for path in run.path.glob("model_*.json")) == ["model_00005.json", "model_best.json"]
 
 
 def test_a_superseded_attempt_publishes_nothing(run: Run) -> None:

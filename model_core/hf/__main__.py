@@ -1,0 +1,102 @@
+"""Runs to folders of transformers and back: ``python -m model_core.hf export --run RUN --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from model_core.attempt import DONE, OneLineParser, exit_code, log_to_stderr
+from model_core.config import ExperimentConfig
+from model_core.errors import InvalidParameter
+from model_core.records.files import Layout, portable
+from model_core.records.run import Run
+
+_EXAMPLES = """
+examples:
+  python -m model_core.hf export --run first-steps --out ./first-steps-hf
+  python -m model_core.hf export --run first-steps --checkpoint step=250 --out ./at-250
+  python -m model_core.hf import ./gpt2 --run gpt2
+
+Runs lie in DIR/exp below a data root, and in ./exp without one. An exported folder loads in transformers with
+from_pretrained; where heads are not GPT-2's, with trust_remote_code=True. An imported run can be written and looked
+with, and named in checkpoint.load_checkpoint. Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export or import as asked; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    log_to_stderr(verbose=False)
+    try:
+        return exit_code(lambda: _run(arguments))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m model_core.hf",
+        description="Exchange models with Hugging Face's transformers.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="export|import")
+    export = commands.add_parser("export", help="write a run as a folder that transformers loads")
+    export.add_argument("--run", required=True, metavar="RUN")
+    export.add_argument(
+        "--checkpoint", default="best", help="best, final, latest, step=N or a file name (default: best)"
+    )
+    export.add_argument(
+        "--out", type=portable, metavar="DIR",
+        help="made; nothing may be in it (default below a data root: DIR/exports/RUN/CHECKPOINT)",
+    )  # fmt: skip
+    export.add_argument("--licence", metavar="NAME", help="for the model card, such as mit; left out if not given")
+    import_ = commands.add_parser("import", help="make a run of a folder with a GPT-2")
+    import_.add_argument(
+        "folder", type=portable, metavar="FOLDER", help="with config.json, weights and tokenizer files"
+    )
+    import_.add_argument("--run", required=True, metavar="NAME", help="the run's name; it must be free")
+    for command in (export, import_):
+        command.add_argument(
+            "--data-root", type=portable, metavar="DIR", default=os.environ.get("HEADCOUNT_DATA"),
+            help="data root of the service (default: $HEADCOUNT_DATA)",
+        )  # fmt: skip
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    root = arguments.data_root
+    layout = Layout.under(root) if root else Layout.of(ExperimentConfig())
+    return _export(arguments, layout) if arguments.command == "export" else _import(arguments, layout)
+
+
+def _export(arguments: argparse.Namespace, layout: Layout) -> int:
+    if arguments.out is None and layout.exports is None:
+        raise InvalidParameter("name a folder with --out, or a data root with --data-root or HEADCOUNT_DATA")
+    run = Run.open(layout.run(arguments.run))
+
+    from model_core.hf.exporting import ensure_export, export_run
+
+    how = {"checkpoint": arguments.checkpoint, "licence": arguments.licence}
+    export = export_run(run, arguments.out, **how) if arguments.out else ensure_export(run, layout, **how)
+    total = sum(export.files.values())
+    sys.stdout.write(
+        f"{export.info.file} of run {run.name}: {len(export.files)} files, {total:,} bytes in {export.folder}\n"
+    )
+    return DONE
+
+
+def _import(arguments: argparse.Namespace, layout: Layout) -> int:
+    from model_core.hf.importing import import_folder
+
+    run = import_folder(arguments.folder, arguments.run, layout)
+    model = run.config().model
+    heads = ",".join(map(str, model.heads))
+    sys.stdout.write(f"run {run.name}: {model.n_layer} layers of {heads} heads, width {model.n_embd}, in {run.path}\n")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

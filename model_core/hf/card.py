@@ -1,0 +1,100 @@
+"""README.md of an exported folder: a model card, short and without a claim that nobody checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from model_core.config import ExperimentConfig, ModelConfig
+from model_core.hf.config_file import is_plain
+from model_core.records.checkpoint import CheckpointInfo
+from model_core.tokenizer import Tokenizer
+
+
+def card(
+    run: str,
+    info: CheckpointInfo,
+    config: ExperimentConfig,
+    tokenizer: Tokenizer,
+    *,
+    licence: str | None = None,
+    imported: str | None = None,
+) -> str:
+    """Write the card.
+
+    Args:
+        run: Whose model it is.
+        info: Which checkpoint.
+        config: The run's.
+        tokenizer: What its ids mean.
+        licence: As the Hub names licences; left out where nobody said.
+        imported: The folder that the run was made of; nothing is known of its training then.
+    """
+    model = config.model
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    head |= {"license": licence} if licence else {}
+    head["tags"] = ["gpt2", "headcount"]
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {run}",
+        _introduction(model),
+        "## Loading",
+        _loading(model),
+        "## Training",
+        _table(("", ""), tuple(_facts(run, info, config, tokenizer, imported).items())),
+        "## Layers",
+        _layers(model),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(model: ModelConfig) -> str:
+    sizes = f"width {model.n_embd}, context {model.block_size} tokens, vocabulary {model.vocab_size}"
+    if is_plain(model):
+        return f"A GPT-2 of {model.n_layer} layers with {model.heads[0]} attention heads each ({sizes})."
+    return f"A GPT-2 of {model.n_layer} layers whose attention heads differ from GPT-2's, see below ({sizes})."
+
+
+def _loading(model: ModelConfig) -> str:
+    trust = "" if is_plain(model) else ", trust_remote_code=True"
+    code = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})',
+        f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})',
+        'text = tokenizer("Once upon a time", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**text, max_new_tokens=50)[0]))",
+    ]
+    block = "\n".join(["```python", *code, "```"])
+    if is_plain(model):
+        return block
+    why = "`modeling_headcount.py` gives every layer its own heads; transformers runs it when it is told to trust it."
+    return f"{block}\n\n{why} A plain `GPT2LMHeadModel` refuses this folder."
+
+
+def _facts(
+    run: str, info: CheckpointInfo, config: ExperimentConfig, tokenizer: Tokenizer, imported: str | None
+) -> dict[str, str]:
+    bpe = "GPT-2's BPE" if tokenizer.kind == "gpt2" else "a byte-level BPE of its own"
+    rows = {"run": f"`{run}`, {info.file}"}
+    if imported is not None:
+        rows |= {"origin": f"imported from a folder `{imported}`; its training is not known here"}
+    else:
+        data = config.data
+        source = "" if data.source is None else f", made from `{data.source.partition(':')[0]}`"
+        loss = "not measured" if info.val_loss is None else f"{info.val_loss:.4f} nats a token"
+        rows |= {"steps": f"{info.step:,}", "validation loss": loss, "data": f"`{data.dataset_name}`{source}"}
+    return {**rows, "tokenizer": f"{bpe}, {tokenizer.n_vocab:,} ids", "numbers": "float32"}
+
+
+def _layers(model: ModelConfig) -> str:
+    shape = zip(model.heads, model.head_dims, strict=True)
+    rows = [(str(layer), str(heads), str(dim)) for layer, (heads, dim) in enumerate(shape)]
+    return _table(("layer", "heads", "head size"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,204 @@
+"""From a run to a folder that transformers loads with equal logits.
+
+config.json, the weights, the tokenizer, settings for writing, a model card, and for models whose heads are not
+GPT-2's the class that knows them. The folder appears when all of it is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model_core.checkpoint import State, check_weights, clean, read_state, skeleton
+from model_core.config import ExperimentConfig, ModelConfig
+from model_core.errors import DiskFull, InvalidParameter
+from model_core.hf.card import card
+from model_core.hf.config_file import CONFIG, MODELING, config_of, is_plain
+from model_core.hf.layout import HEAD, turned
+from model_core.hf.tensor_files import WEIGHTS
+from model_core.hf.tokenizer_files import write_tokenizer
+from model_core.loading import parse_config
+from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.events import read_events
+from model_core.records.files import Layout, sync_directory, write_json, write_text
+from model_core.records.run import Run
+from model_core.records.space import require_space
+from model_core.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+GENERATION, CARD = "generation_config.json", "README.md"
+_CUSTOM_CODE = Path(__file__).parent / "custom" / MODELING
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
+_MOST_SUPPRESSED = 4096
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        folder: Where.
+        info: The checkpoint that is in it.
+        files: Names and sizes in bytes.
+    """
+
+    folder: Path
+    info: CheckpointInfo
+    files: dict[str, int]
+
+
+def export_run(run: Run, folder: Path, *, checkpoint: str = "best", licence: str | None = None) -> Export:
+    """Write a run's model as a folder of transformers.
+
+    Args:
+        run: The run.
+        folder: It is made; an empty one may be there.
+        checkpoint: As `Run.resolve` takes it.
+        licence: For the model card, as the Hub names licences.
+
+    Raises:
+        InvalidParameter: Something is in the folder, or the licence is no name of one.
+        CheckpointNotReady: The run has no checkpoint; CheckpointNotFound: it has others.
+        CheckpointDamaged: The checkpoint's bytes are wrong.
+        CheckpointMismatch: Its weights are not those of its configuration.
+        DiskFull: Nothing of the folder is left.
+    """
+    _refuse_unknown(licence)
+    refuse_filled(folder)
+    info, state = read_state(run, run.resolve(checkpoint))
+    return _export(run, info, state, folder, licence)
+
+
+def ensure_export(run: Run, layout: Layout, *, checkpoint: str = "best", licence: str | None = None) -> Export:
+    """Export to the place that a data root has for it, unless the same checkpoint has been exported there.
+
+    Args:
+        run: The run.
+        layout: Of a data root.
+        checkpoint: See `export_run`, also for the rest and for what is raised.
+        licence: For a new model card.
+    """
+    _refuse_unknown(licence)
+    info, state = read_state(run, run.resolve(checkpoint))
+    folder = layout.export(run.name, info.file, info.sha256)
+    assert folder is not None, "only a data root has a place for exports"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / _LOCK):
+        if folder.is_dir():
+            return _told(folder, info)
+        for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed
+            shutil.rmtree(leftover)
+        return _export(run, info, state, folder, licence)
+
+
+def _export(run: Run, info: CheckpointInfo, state: State, folder: Path, licence: str | None) -> Export:
+    config, tokenizer = parse_config(state["config"]).config, Tokenizer.from_dict(state["tokenizer"])
+    weights = clean(state.pop("model"))
+    state.clear()
+    check_weights(skeleton(config.model), weights, info.file)
+
+    def fill(building: Path) -> None:
+        _write_rest(building, config, tokenizer)
+        write_weights(weights, building / WEIGHTS)
+        shutil.copymode(building / CONFIG, building / WEIGHTS)  # safetensors lets its owner alone read it
+        told = card(run.name, info, config, tokenizer, licence=licence, imported=_imported(run))
+        write_text(building / CARD, told)
+
+    _make(folder, fill)
+    log.info("run exported run=%s checkpoint=%s folder=%s", run.name, info.file, folder.name)
+    return _told(folder, info)
+
+
+def _told(folder: Path, info: CheckpointInfo) -> Export:
+    return Export(folder, info, {path.name: path.stat().st_size for path in sorted(folder.iterdir())})
+
+
+def _refuse_unknown(licence: str | None) -> None:
+    if licence is not None and not _LICENCE.fullmatch(licence):
+        raise InvalidParameter(f"licence {licence!r} is no name such as mit, apache-2.0 or cc-by-4.0")
+
+
+def refuse_filled(folder: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        InvalidParameter: The folder holds something, or is a file.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if os.path.lexists(folder):
+        raise InvalidParameter(f"{str(folder)!r} is there already; name a folder that is not, or is empty")
+
+
+def write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Write weights of ours as transformers names and lays them; each is turned and given up in its turn.
+
+    Args:
+        weights: By our names; emptied, so that never more than one tensor is in memory twice.
+        path: The safetensors file.
+
+    Raises:
+        DiskFull: There is no room.
+    """
+    weights.pop(HEAD)  # it is the token embedding
+    require_space(path, sum(tensor.nbytes for tensor in weights.values()))
+    theirs = {name: turned(name, weights.pop(name)) for name in sorted(weights)}
+    try:
+        save_file(theirs, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise DiskFull(path) from None
+        raise
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _imported(run: Run) -> str | None:
+    """Name of the folder that a run was made of, if it was."""
+    starts = read_events(run.events, types={"start"})
+    return next((str(start["imported"]["folder"]) for start in starts if "imported" in start), None)
+
+
+def _write_rest(folder: Path, config: ExperimentConfig, tokenizer: Tokenizer) -> None:
+    write_json(folder / CONFIG, config_of(config.model, tokenizer.eot))
+    write_json(folder / GENERATION, _generation(config.model, tokenizer))
+    write_tokenizer(tokenizer, folder, config.model.block_size)
+    if not is_plain(config.model):
+        write_text(folder / MODELING, _CUSTOM_CODE.read_text(encoding="utf-8"))
+
+
+def _generation(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, object]:
+    """How to write with it: ids that only pad the vocabulary are never written."""
+    padding = list(range(tokenizer.n_vocab, model.vocab_size))
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot)
+    return {**ids, **({"suppress_tokens": padding} if 0 < len(padding) <= _MOST_SUPPRESSED else {})}
+
+
+def _make(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let a complete folder appear."""
+    folder = folder.resolve()
+    building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        fill(building)
+        sync_directory(building)
+        refuse_filled(folder)
+        building.replace(folder)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    sync_directory(folder.parent)

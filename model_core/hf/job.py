@@ -1,0 +1,86 @@
+"""Export as a job: what a worker starts to write a run's model to the data root's exports.
+
+The configuration's `testing.checkpoint_path` names the checkpoint; the folder's name is in the `end` event and in
+the outcome. An export of the same checkpoint that is there already is the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model_core.attempt import (
+    DONE,
+    Attempt,
+    OneLineParser,
+    exit_code,
+    log_to_stderr,
+    make_attempt,
+    next_attempt,
+    refuse,
+)
+from model_core.config import ExperimentConfig
+from model_core.errors import ModelCoreError
+from model_core.loading import read_config
+from model_core.records.files import Layout
+from model_core.records.run import Run
+from model_core.stopping import StopRequest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do the job; returns the exit code: 0 done, 1 failed, 2 bad input, 75 stopped."""
+    arguments = _parser().parse_args(argv)
+    stop = StopRequest()
+    stop.listen(stdin=arguments.attempt is not None)
+
+    def on_refusal(error: ModelCoreError) -> None:
+        refuse(arguments.record, arguments.attempt or 1, error)
+
+    return exit_code(lambda: _run(arguments, stop), on_refusal)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m model_core.hf.job", description="Export a run as a job of a worker.")
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="the job's configuration")
+    add("--run", required=True, metavar="NAME")
+    add("--data-root", required=True, type=Path, metavar="DIR")
+    add("--record", required=True, type=Path, metavar="DIR", help="where events and outcome go")
+    add("--attempt", type=int)
+    add("--job-id")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    config = read_config(arguments.config).config
+    log_to_stderr(verbose=config.logging.verbose)
+    layout = Layout.under(arguments.data_root)
+    run = Run.open(layout.run(arguments.run))
+    number = arguments.attempt or next_attempt(arguments.record / "events.jsonl")
+    return make_attempt(arguments.record, number, lambda attempt: _export(run, config, layout, attempt, stop))
+
+
+def _export(run: Run, config: ExperimentConfig, layout: Layout, attempt: Attempt, stop: StopRequest) -> int:
+    wanted = config.testing.checkpoint_path
+    attempt.emit("start", run=run.name, checkpoint=wanted)
+    if stop():
+        return attempt.stopped(stop.reason)
+
+    from model_core.hf.exporting import ensure_export
+
+    export = ensure_export(run, layout, checkpoint=wanted)
+    attempt.emit("progress", done=len(export.files), of=len(export.files), unit="files")
+    attempt.facts |= {
+        "checkpoint": export.info.file,
+        "step": export.info.step,
+        "sha256": export.info.sha256,
+        "folder": export.folder.relative_to(layout.exp.parent).as_posix(),
+        "files": export.files,
+    }
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Checkpoints of a run: what there is, their bytes, which are kept, and which may go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from model_core.errors import FieldProblem, NotAvailable
+from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.files import Layout
+from model_core.records.run import Run
+from service.deps import Services
+from service.ranges import Part, part_of
+from service.runs import ask_each, checkpoint_view, status_of
+from service.views.base import Listed
+from service.views.run import CheckpointView
+from worker.jobs.states import TERMINAL
+
+Format = Literal["pt", "safetensors"]
+BYTES = "application/octet-stream"
+_BLOCK = 1 << 20
+_SAFETENSORS = "model.safetensors"
+
+
+def page(layout: Layout, name: str) -> Listed[CheckpointView]:
+    """Every checkpoint of a run, by step.
+
+    Raises:
+        RunNotFound: There is no such run.
+    """
+    run = Run.open(layout.run(name))
+    data = [checkpoint_view(run, info) for info in run.checkpoints()]
+    return Listed[CheckpointView].of(data, [view.file for view in data], has_more=False)
+
+
+def one(layout: Layout, name: str, wanted: str) -> CheckpointView:
+    """One checkpoint.
+
+    Args:
+        layout: Where runs lie.
+        name: The run's.
+        wanted: As `Run.resolve` takes it.
+
+    Raises:
+        RunNotFound: There is no such run.
+        CheckpointNotReady: It has no checkpoint; CheckpointNotFound: it has others.
+    """
+    return checkpoint_view(*_found(layout, name, wanted))
+
+
+def set_pin(layout: Layout, name: str, wanted: str, *, pinned: bool) -> CheckpointView:
+    """Pin a checkpoint, or let it go; see `one` for the rest."""
+    run, info = _found(layout, name, wanted)
+    (run.pin if pinned else run.unpin)(info.file)
+    return checkpoint_view(run, info)
+
+
+async def delete(services: Services, name: str, wanted: str) -> None:
+    """Delete a checkpoint.
+
+    Args:
+        services: Where to ask whether the run is over.
+        name: The run's.
+        wanted: As `Run.resolve` takes it.
+
+    Raises:
+        CheckpointKept: It is pinned, or the run is not over and needs it.
+        RunBusy: The run is over, and yet a process holds it.
+        QueueUnavailable: Nobody can say whether the run is over.
+    """
+    run, info = await run_in_threadpool(_found, services.layout, name, wanted)
+    job = (await run_in_threadpool(run.attempt))["job_id"]
+    statuses = await services.ask(ask_each, services.store, [job]) if job else {}
+    await run_in_threadpool(_delete, run, info, statuses)
+
+
+def _delete(run: Run, info: CheckpointInfo, statuses: dict[str, str]) -> None:
+    if status_of(run.attempt(), run.outcome(), statuses) not in TERMINAL:
+        run.remove(info.file, is_over=False)
+        return
+    with run.lock():
+        run.remove(info.file, is_over=True)
+
+
+def content(
+    layout: Layout, name: str, wanted: str, kind: Format, *, byte_range: str | None, if_range: str | None
+) -> Response:
+    """The bytes of a checkpoint, or a part of them.
+
+    Args:
+        layout: Where runs and exports lie.
+        name: The run's.
+        wanted: As `Run.resolve` takes it.
+        kind: As it was written, or as safetensors.
+        byte_range: The Range header.
+        if_range: The If-Range header: an ETag, with which alone the range counts.
+
+    Raises:
+        NotAvailable: There is no export of it, and so no safetensors.
+        RangeNotSatisfiable: The range begins behind the end.
+    """
+    run, info = _found(layout, name, wanted)
+    path = run.path / info.file if kind == "pt" else _exported(layout, run, info)
+    state = path.stat()
+    etag = _etag(state)
+    part = part_of(byte_range, state.st_size) if if_range in {None, etag} else None
+    shown = part or Part(0, state.st_size, state.st_size)
+    headers = {
+        "Cache-Control": "no-cache",
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(shown.end - shown.begin),
+        "Content-Disposition": f'attachment; filename="{run.name}-{Path(info.file).stem}.{kind}"',
+        "ETag": etag,
+        **({"Content-Range": part.content_range} if part else {}),
+    }
+    blocks = _blocks(path, etag, shown)
+    return StreamingResponse(blocks, status_code=206 if part else 200, media_type=BYTES, headers=headers)
+
+
+def _found(layout: Layout, name: str, wanted: str) -> tuple[Run, CheckpointInfo]:
+    run = Run.open(layout.run(name))
+    return run, run.resolve(wanted)
+
+
+def _exported(layout: Layout, run: Run, info: CheckpointInfo) -> Path:
+    folder = layout.export(run.name, info.file, info.sha256)
+    if folder is None or not (folder / _SAFETENSORS).is_file():
+        how = f"`python -m model_core.hf export --run {run.name} --checkpoint {info.file}` on the data root makes it"
+        detail = f"{info.file} has not been exported, and so there is no {_SAFETENSORS} of it; {how}"
+        raise NotAvailable((FieldProblem("/format", detail, "safetensors", ("pt",), code="not_available"),))
+    return folder / _SAFETENSORS
+
+
+def _etag(state: os.stat_result) -> str:
+    """Changes whenever another file gets the name."""
+    return f'"{state.st_mtime_ns:x}-{state.st_ino:x}-{state.st_size:x}"'
+
+
+def _blocks(path: Path, etag: str, part: Part) -> Iterator[bytes]:
+    """Read a part of one file; a checkpoint that was replaced since it was promised breaks the answer off."""
+    with path.open("rb") as file:
+        if _etag(os.fstat(file.fileno())) != etag:
+            raise OSError(f"{path.name} was replaced while it was asked for")
+        file.seek(part.begin)
+        left = part.end - part.begin
+        while left > 0 and (block := file.read(min(left, _BLOCK))):
+            left -= len(block)
+            yield block

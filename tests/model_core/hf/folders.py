@@ -1,0 +1,69 @@
+"""Shapes, texts and models for folders that go in and out."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model_core.gpt import GPT
+from model_core.records.run import Run
+
+MakeRun = Callable[..., Run]
+
+IDS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2]]  # (B, T)
+SHAPES: dict[str, dict[str, Any]] = {
+    "uniform": {"n_layer": 2, "n_embd": 16, "n_head": 4, "vocab_size": 50304},
+    "unequal": {"n_layer": 3, "n_embd": 16, "n_head_list": [4, 1, 8], "vocab_size": 320},
+    "sized": {"n_layer": 2, "n_embd": 16, "n_head_list": [3, 2], "head_dim": 12, "vocab_size": 300},
+    "wide": {"n_layer": 2, "n_embd": 16, "n_head": 2, "head_dim": 12, "vocab_size": 300, "dropout": 0.1},
+}
+FOREIGN = {
+    name: {"as": name, "config": {"n_layer": 2, "n_embd": 16, "n_head": 4, "vocab_size": 270, "n_positions": 32}}
+    for name in ("safetensors", "sharded", "pickle", "body", "half")
+}
+
+
+def text_of(size: int) -> str:
+    """Words, numbers, signs, white space, and characters of several bytes."""
+    rng = random.Random(size)
+    pieces = [
+        "the ",
+        "cat's",
+        " 3.14",
+        "\n\n",
+        "  ",
+        "\t",
+        "Ünïcödé ",
+        "日本語",
+        "🙂",
+        "don't",
+        " dog",
+        "!?",
+        "\r\n",
+        "x=y",
+    ]
+    text = ""
+    while len(text.encode()) < size:
+        text += rng.choice(pieces)
+    return text
+
+
+def random_model(shape: Any) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Runs that were exported, folders that transformers made, and its answer about both."""
+
+    runs: dict[str, Run]
+    folders: dict[str, Path]
+    answer: dict[str, Any]

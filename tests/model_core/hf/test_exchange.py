@@ -1,0 +1,134 @@
+"""Models in and out of transformers: the same numbers on both sides, whatever the heads."""
+
+import hashlib
+
+import pytest
+import torch
+
+from model_core.checkpoint import load_model
+from model_core.generation.engine import generate
+from model_core.hf.importing import import_folder
+from model_core.records.events import read_events
+from model_core.records.files import Layout, read_json
+from tests.model_core.hf.folders import FOREIGN, IDS, SHAPES, Exchange, text_of
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+CUSTOM = ("unequal", "sized", "wide")
+
+
+def logits_of(run, checkpoint: str = "best") -> torch.Tensor:
+    logits, _ = load_model(run, checkpoint).model(torch.tensor(IDS))
+    return logits
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_exported_run_gives_the_same_logits_in_transformers(exchange: Exchange, name: str) -> None:
+    theirs = exchange.answer["loaded"][name]
+    torch.testing.assert_close(theirs["logits"], logits_of(exchange.runs[name]), **TOLERANCE)
+    torch.testing.assert_close(theirs["fused"], theirs["logits"], **TOLERANCE)
+
+
+def test_a_uniform_run_is_a_plain_gpt2(exchange: Exchange) -> None:
+    theirs = exchange.answer["loaded"]["uniform"]
+    assert theirs["class"] == "GPT2LMHeadModel"
+    torch.testing.assert_close(theirs["plain"], theirs["logits"], **TOLERANCE)
+    assert not list(exchange.folders["uniform"].glob("*.py"))
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_a_plain_gpt2_refuses_what_it_would_load_wrong(exchange: Exchange, name: str) -> None:
+    theirs = exchange.answer["loaded"][name]
+    assert theirs["class"] == "HeadcountForCausalLM"
+    assert "must be divisible" in theirs["plain"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_attentions_have_the_heads_of_their_layer(exchange: Exchange, name: str) -> None:
+    attentions = exchange.answer["loaded"][name]["attentions"]
+    config = exchange.runs[name].config().model
+    length = len(IDS[0])
+    assert [tuple(weights.shape) for weights in attentions] == [(2, h, length, length) for h in config.heads]
+    assert all(torch.allclose(weights.sum(-1), torch.ones(())) for weights in attentions)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformers_writes_what_we_write_with_a_cache_and_without(exchange: Exchange, name: str) -> None:
+    written = exchange.answer["loaded"][name]["written"]
+    loaded = load_model(exchange.runs[name])
+    best = loaded.model(written[True][:, :-1])[0][..., : loaded.tokenizer.n_vocab].argmax(-1)  # (B, T)
+    new = slice(len(IDS[0]) - 1, None)
+    torch.testing.assert_close(written[True], written[False])
+    is_padding = (written[True][:, 1:] == loaded.tokenizer.eot)[:, new]  # what follows the end of a text
+    assert torch.where(is_padding, 0, best[:, new]).equal(torch.where(is_padding, 0, written[True][:, 1:][:, new]))
+
+
+@pytest.mark.parametrize("name", ["uniform", "unequal"])
+def test_ten_kilobytes_of_text_have_the_same_ids_and_come_back(exchange: Exchange, name: str) -> None:
+    theirs, text = exchange.answer["loaded"][name], text_of(10_000)
+    ours = load_model(exchange.runs[name]).tokenizer
+    assert theirs["encoded"] == ours.encode(text)
+    assert theirs["decoded"] == text
+    assert theirs["special"] == (ours.eot, ours.eot)
+
+
+def test_the_vocabulary_files_are_those_that_openai_published(exchange: Exchange) -> None:
+    hashes = {name: hashlib.sha256((exchange.folders["uniform"] / name).read_bytes()).hexdigest()[:16] for name in (
+        "vocab.json", "merges.txt",
+    )}  # fmt: skip
+    assert hashes == {"vocab.json": "196139668be63f3b", "merges.txt": "1ce1664773c50f3e"}
+
+
+def test_rows_that_pad_the_vocabulary_are_kept_and_never_written(exchange: Exchange) -> None:
+    folder = exchange.folders["uniform"]
+    assert read_json(folder / "config.json")["vocab_size"] == 50304
+    assert read_json(folder / "generation_config.json")["suppress_tokens"] == list(range(50257, 50304))
+
+
+def test_the_card_tells_what_is_known_and_no_more(exchange: Exchange) -> None:
+    card = (exchange.folders["unequal"] / "README.md").read_text(encoding="utf-8")
+    for told in ("# unequal", "| 0 | 4 | 4 |", "| 1 | 1 | 16 |", "1.6250 nats", "| steps | 7 |", "`tales`"):
+        assert told in card
+    assert "trust_remote_code=True" in card
+    assert "license" not in card
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_of_transformers_gives_the_same_logits_here(exchange: Exchange, layout: Layout, name: str) -> None:
+    run = import_folder(exchange.folders[name], name, layout)
+    torch.testing.assert_close(logits_of(run), exchange.answer["made"][name], **TOLERANCE)
+    torch.testing.assert_close(logits_of(run, "final"), exchange.answer["made"][name], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_export_comes_back_and_so_does_what_transformers_saved_of_it(
+    exchange: Exchange, layout: Layout, name: str
+) -> None:
+    folder, run = exchange.folders[name], exchange.runs[name]
+    back = import_folder(folder, "back", layout)
+    again = import_folder(folder.with_name(f"{name}-again"), "again", layout)
+    assert back.config().model.shape == again.config().model.shape == run.config().model.shape
+    assert torch.equal(logits_of(back), logits_of(run))
+    assert torch.equal(logits_of(again), logits_of(run))
+    assert back.config().data.tokenizer == run.config().data.tokenizer
+    assert load_model(back).tokenizer.sha256 == load_model(again).tokenizer.sha256 == load_model(run).tokenizer.sha256
+
+
+def test_an_imported_run_writes_and_tells_where_it_came_from(exchange: Exchange, layout: Layout) -> None:
+    run = import_folder(exchange.folders["unequal"], "mine", layout)
+    loaded = load_model(run)
+    (text,) = generate(loaded.model, loaded.tokenizer, "the cat", n=1, max_new_tokens=5, seed=0)
+    assert isinstance(text, str)
+    events = list(read_events(run.events))
+    assert [event["type"] for event in events] == ["start", "checkpoint", "checkpoint", "end"]
+    assert events[0]["imported"]["folder"] == "unequal"
+    weights = exchange.folders["unequal"] / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert events[0]["imported"]["files"]["model.safetensors"] == digest
+    assert (run.outcome() or {})["outcome"] == "succeeded"
+
+
+def test_ids_without_a_tokenizer_are_bytes_and_that_is_said(exchange: Exchange, layout: Layout) -> None:
+    run = import_folder(exchange.folders["safetensors"], "bytes", layout)
+    (warning,) = read_events(run.events, types={"warning"})
+    assert "no tokenizer files" in warning["detail"]
+    assert load_model(run).tokenizer.encode("abc") == [97, 98, 99]

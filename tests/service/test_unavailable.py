@@ -21,7 +21,7 @@ FREEZE: dict[str, Callable[[Any], None]] = {
 
 
 # Every operation of /openapi.json: what it answers without Redis, and what is asked. JOB is a job that runs.
-SERVED, QUEUE, INCOMPLETE = 200, "queue_unavailable", "not_ready"
+SERVED, ABSENT, QUEUE, INCOMPLETE = 200, 404, "queue_unavailable", "not_ready"
 CONFIG = {"json": {"experiment_name": "x", "job": {"preset": "quickstart"}}}
 ASK = {"run": "done", "prompt": "Once"}
 OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
@@ -41,6 +41,12 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("get", "/runs"): (SERVED, "/runs", {}),
     ("get", "/runs/{run}"): (SERVED, "/runs/done", {}),
     ("get", "/runs/{run}/report"): (SERVED, "/runs/done/report", {}),
+    ("get", "/runs/{run}/checkpoints"): (SERVED, "/runs/done/checkpoints", {}),
+    ("get", "/runs/{run}/checkpoints/{checkpoint}"): (SERVED, "/runs/done/checkpoints/best", {}),
+    ("get", "/runs/{run}/checkpoints/{checkpoint}/content"): (SERVED, "/runs/done/checkpoints/best/content", {}),
+    ("put", "/runs/{run}/checkpoints/{checkpoint}/pin"): (SERVED, "/runs/done/checkpoints/best/pin", {}),
+    ("delete", "/runs/{run}/checkpoints/{checkpoint}/pin"): (SERVED, "/runs/done/checkpoints/best/pin", {}),
+    ("delete", "/runs/{run}/checkpoints/{checkpoint}"): (ABSENT, "/runs/done/checkpoints/step=99", {}),
     ("get", "/generate"): (SERVED, "/generate", {"params": ASK}),
     ("post", "/generate"): (SERVED, "/generate", {"json": ASK}),
     ("get", "/attention/{run}/{example}"): (SERVED, "/attention/done/0", {}),

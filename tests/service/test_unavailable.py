@@ -34,6 +34,12 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("get", "/runs"): (SERVED, "/runs", {}),
     ("get", "/runs/{run}"): (SERVED, "/runs/done", {}),
     ("get", "/runs/{run}/report"): (SERVED, "/runs/done/report", {}),
+    ("get", "/runs/{run}/checkpoints"): (SERVED, "/runs/done/checkpoints", {}),
+    ("get", "/runs/{run}/checkpoints/{checkpoint}"): (SERVED, "/runs/done/checkpoints/best", {}),
+    ("get", "/runs/{run}/checkpoints/{checkpoint}/content"): (SERVED, "/runs/done/checkpoints/best/content", {}),
+    ("put", "/runs/{run}/checkpoints/{checkpoint}/pin"): (SERVED, "/runs/done/checkpoints/best/pin", {}),
+    ("delete", "/runs/{run}/checkpoints/{checkpoint}/pin"): (SERVED, "/runs/done/checkpoints/best/pin", {}),
+    ("delete", "/runs/{run}/checkpoints/{checkpoint}"): (QUEUE, "/runs/tiny/checkpoints/best", {}),
     ("get", "/generate"): (SERVED, "/generate", {"params": ASK}),
     ("post", "/generate"): (SERVED, "/generate", {"json": ASK}),
     ("get", "/attention/{run}/{example}"): (SERVED, "/attention/done/0", {}),
@@ -64,6 +70,7 @@ def own(make_site: Callable[..., Any], start_redis: Callable[..., Any]) -> Any:
     site.server = server
     site.job = site.submit("tiny")
     site.claimed = site.claim()
+    site.make_run("tiny", job_id=site.job["id"])
     site.make_run("done")
     site.host = site.add_host()
     site.http.get("/attention/done/0")

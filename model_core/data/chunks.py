@@ -157,7 +157,7 @@ def encode_chunk(chunk: Chunk, encoder: BulkEncoder, dtype: str) -> Encoded:
     texts = [part.text for _, part in chunk.parts]
     ids, lengths = encoder.encode(texts)  # (T,), (N,)
     sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])  # (N,)
-    of_document = np.array([SPLITS.index(split) for split, _ in chunk.parts])  # (N,)
+    of_document = np.array([SPLITS.index(split) for split, _ in chunk.parts], np.int8)  # (N,)
     of_token = np.repeat(of_document, lengths)  # (T,)
     tokens = {split: ids[of_token == n].astype(dtype).tobytes() for n, split in enumerate(SPLITS)}
     splits = {split: _count(of_document == n, lengths, sizes) for n, split in enumerate(SPLITS)}

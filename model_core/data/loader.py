@@ -1,7 +1,8 @@
 """Batches from a memory-mapped file of tokens.
 
 The file is cut into windows of T tokens. A batch takes the next B windows in the order of its epoch, so the whole
-state of the loader is one number: how many windows were handed out.
+state of the loader is one number: how many windows were handed out. Of several processes that train together each takes
+its own B of the next B x ranks windows, and counts them all.
 
 Shapes: B rows, T tokens.
 """
@@ -49,6 +50,8 @@ class LoaderConfig:
         shuffle: ``block`` draws the windows of each epoch in a new order, ``none`` takes them as they lie.
         seed: Of the orders.
         vocab_size: Ids at or above it are an error.
+        rank: Number of this process among those that share the windows.
+        ranks: How many these are.
     """
 
     batch_size: int
@@ -56,13 +59,15 @@ class LoaderConfig:
     shuffle: str = "none"
     seed: int = 0
     vocab_size: int = 2**32
+    rank: int = 0
+    ranks: int = 1
 
 
 class TokenLoader:
     """Endless batches, epoch after epoch.
 
     Attributes:
-        position: Windows handed out so far; set it to go on from there.
+        position: Windows handed out so far, to all ranks; set it to go on from there.
     """
 
     def __init__(
@@ -70,8 +75,8 @@ class TokenLoader:
     ) -> None:
         self._tokens, self._config, self._device, self._pinned, self._name = tokens, config, device, pinned, name
         self.windows = max(0, (len(tokens) - 1) // config.sequence_length)
-        if self.windows < config.batch_size:
-            needed = config.batch_size * config.sequence_length + 1
+        if self.windows < config.batch_size * config.ranks:
+            needed = config.batch_size * config.ranks * config.sequence_length + 1
             raise InvalidData(f"{name} has {len(tokens)} tokens; one batch takes {needed}")
         self.position = 0
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
@@ -95,11 +100,12 @@ class TokenLoader:
             InvalidData: An id does not fit the vocabulary.
         """
         size, length = self._config.batch_size, self._config.sequence_length
+        first = self.position + self._config.rank * size
         rows = np.empty((size, length + 1), np.int64)  # (B, T+1)
         for row in range(size):
-            start = self._window(self.position + row) * length
+            start = self._window(first + row) * length
             rows[row] = self._tokens[start : start + length + 1]
-        self.position += size
+        self.position += size * self._config.ranks
         largest = int(rows.max())
         if largest >= self._config.vocab_size:
             raise InvalidData(f"{self._name} holds id {largest}; the vocabulary has {self._config.vocab_size}")

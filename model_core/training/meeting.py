@@ -13,8 +13,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed.distributed_c10d import PrefixStore, Store, TCPStore
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined] # public, whatever the stubs say
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from model_core.errors import ModelCoreError, Stopped
 from model_core.place import Place

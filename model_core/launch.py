@@ -21,6 +21,7 @@ from model_core.place import LISTENER
 from model_core.stopping import StopRequest
 
 _POLL_S = 0.05
+_MOMENT_S = 2.0  # one that leaves in order is followed by the others; a signal would cut short how they end
 _ALONE_S = 30.0  # what the others get to save and leave when one is gone; then they hang
 _LOOPBACK = "127.0.0.1"
 
@@ -89,15 +90,15 @@ def _start(processes: int, command: list[str]) -> list[subprocess.Popen[bytes]]:
 
 def _watch(ranks: list[subprocess.Popen[bytes]], stop: StopRequest) -> int:
     """Wait until all are gone; when one is asked to leave, or has died, so must the others."""
-    told, deadline = False, float("inf")
+    told, broken_at = False, float("inf")
     while any(rank.poll() is None for rank in ranks):
-        is_broken = any(rank.poll() not in {None, 0} for rank in ranks)
-        if not told and (stop() or is_broken):
+        if any(rank.poll() not in {None, 0} for rank in ranks):
+            broken_at = min(broken_at, time.monotonic())
+        alone_s = time.monotonic() - broken_at
+        if not told and (stop() or alone_s > _MOMENT_S):
             told = True
             _signal(ranks, signal.SIGTERM)
-        if is_broken and deadline == float("inf"):
-            deadline = time.monotonic() + _ALONE_S
-        if time.monotonic() > deadline:
+        if alone_s > _ALONE_S:
             _signal(ranks, signal.SIGKILL)
         time.sleep(_POLL_S)
     for number, rank in enumerate(ranks):

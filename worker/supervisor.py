@@ -22,6 +22,7 @@ from worker.child import Child, environment
 from worker.jobs.job import Claim, JobError, Outcome, WorkerView
 from worker.jobs.kinds import BAD_INPUT, BUSY, STOPPED, argv
 from worker.jobs.order import write_order
+from worker.jobs.spec import processes_of
 from worker.jobs.worker_store import WorkerStore
 from worker.lease import Lease
 from worker.mirror import Mirror
@@ -96,6 +97,7 @@ def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpu
         data=data,
         modules=settings.kind_modules,
         seq_after=claim.seq_after,
+        processes=processes_of(claim.config),
     )
     return Child(command, directory=data, log=directory / "child.log", env=environment(os.environ, gpus))
 

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
-from model_core.config import ExperimentConfig
 from model_core.errors import CheckpointMismatch, is_out_of_memory
 from model_core.gpt import GPT
 from model_core.place import Place
@@ -56,11 +55,6 @@ class Ranks:
     def world(self) -> int:
         """How many there are."""
         return self.place.world
-
-    def share(self, config: ExperimentConfig) -> ExperimentConfig:
-        """The configuration with what one process does of each step."""
-        rows = {"total_batch_size": config.training.total_batch_size // self.world}
-        return config.model_copy(update={"training": config.training.model_copy(update=rows)})
 
     def reseed(self, seed: int, step: int) -> None:
         """Draw the random numbers of a step from its own seed, another one in each process: none need be saved."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from model_core.budget import share_of
 from model_core.checkpoint import State, clean, weights_state
 from model_core.config import ExperimentConfig
 from model_core.data.loader import TokenLoader
@@ -203,7 +204,7 @@ def _fitting_step(state: TrainState, observers: Sequence[Observer]) -> StepResul
         try:
             return take_step(state)
         except OutOfMemory:
-            smaller = fewer_rows(state.ranks.share(state.config), state.batch_size)
+            smaller = fewer_rows(share_of(state.config, state.ranks.world), state.batch_size)
             if state.config.training.on_oom == "fail" or smaller is None:
                 raise
         before = state.batch_size  # only here, without the error, is its memory free
@@ -237,7 +238,7 @@ def take_step(state: TrainState) -> StepResult:
         raise
     if not fits:
         _undo(state, position, rng)
-        share = state.ranks.share(config)
+        share = share_of(config, state.ranks.world)
         raise out_of_memory(share, state.runtime, step=state.step + 1, batch_size=state.batch_size)
     grad_norm, scale = _clip_gradients(state), state.scaler.get_scale()
     is_skipped = state.runtime.scaler and not math.isfinite(grad_norm)

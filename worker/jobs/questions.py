@@ -82,7 +82,7 @@ def submission(
 
     arguments = (
         f"job_{uuid.uuid4().hex}", hash_of(key) if key else "", fingerprint, spec.kind, spec.run,
-        "" if spec.gpus is None else spec.gpus, spec.job.priority, spec.config.model_dump_json(exclude_unset=True),
+        "" if spec.gpus is None else spec.gpus, spec.job.priority, json.dumps(spec.record),
         json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), int(is_taken), max_queued,
         " ".join(dict.fromkeys(spec.job.depends_on)), int(is_lacking),
         "" if memory_bytes is None else memory_bytes,

@@ -46,7 +46,6 @@ def test_all_problems_come_in_one_answer():
 @pytest.mark.parametrize(
     ("job", "pointer"),
     [
-        ({"resources": {"processes": 2}}, "/job/resources/processes"),
         ({"kind": "export"}, "/job/kind"),
     ],
 )

@@ -21,7 +21,7 @@ from model_core.place import LISTENER
 from model_core.stopping import StopRequest
 
 _POLL_S = 0.05
-_MOMENT_S = 2.0  # one that leaves in order is followed by the others; a signal would cut short how they end
+_MOMENT_S = 2.0  # one that leaves by itself is followed by the others; a signal would cut short how they end
 _ALONE_S = 30.0  # what the others get to save and leave when one is gone; then they hang
 _LOOPBACK = "127.0.0.1"
 
@@ -95,7 +95,8 @@ def _watch(ranks: list[subprocess.Popen[bytes]], stop: StopRequest) -> int:
         if any(rank.poll() not in {None, 0} for rank in ranks):
             broken_at = min(broken_at, time.monotonic())
         alone_s = time.monotonic() - broken_at
-        if not told and (stop() or alone_s > _MOMENT_S):
+        is_killed = any((rank.returncode or 0) < 0 for rank in ranks)
+        if not told and (stop() or is_killed or alone_s > _MOMENT_S):
             told = True
             _signal(ranks, signal.SIGTERM)
         if alone_s > _ALONE_S:

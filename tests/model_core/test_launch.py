@@ -51,7 +51,7 @@ def ranks_of(launcher: subprocess.Popen[str], directory: Path) -> list[psutil.Pr
     return [psutil.Process(int((directory / f"up{rank}").read_text())) for rank in (0, 1)]
 
 
-UP = "pathlib.Path(f'up{place.rank}.tmp').write_text(str(os.getpid())); os.rename(f'up{place.rank}.tmp', f'up{place.rank}')\n"
+UP = "up = pathlib.Path(f'.up{place.rank}')\nup.write_text(str(os.getpid()))\nup.rename(up.name[1:])\n"
 LEAVE_75 = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75 if place.leads else 3))\n"
 
 

@@ -1,0 +1,83 @@
+"""Faults of a job of several processes: it ends whole, leaves nobody behind, and goes on as if nothing had been."""
+
+import functools
+
+import psutil
+import pytest
+
+from tests.worker.site import is_over
+
+pytestmark = pytest.mark.e2e
+
+TWO = {"resources": {"processes": 2}}
+TRAINED = {"model": {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300, "block_size": 32, "dropout": 0.1}}
+LENGTH = {"fake": {"steps": 30, "step_s": 0.05}, "real": {"steps": 150, "step_s": 0.03, "changes": TRAINED}}
+
+
+@pytest.fixture(scope="module")
+def site_of(make_site, start_redis):
+    """One worker with one slot for either child, and the losses of a run that nobody disturbed."""
+
+    @functools.cache
+    def make(child):
+        site = make_site(start_redis(unix=True).url, child=child)
+        site.start_worker()
+        site.until(site.submit("straight", **TWO, **LENGTH[child]), "succeeded")
+        return site
+
+    return make
+
+
+def ranks_of(launcher):
+    """Both processes that the launcher of a job started, in the order of their ranks."""
+    return sorted(launcher.children(), key=lambda process: process.environ()["RANK"])
+
+
+@pytest.mark.parametrize("victim", [0, 1, None], ids=["rank 0", "rank 1", "launcher"])
+def test_job_of_two_processes_goes_on_when_one_is_killed(site_of, child, victim, seen):
+    site, run = site_of(child), f"killed-{victim}"
+    job_id = site.submit(run, **TWO, **LENGTH[child])
+    launcher = site.until_step(job_id, 7)
+    family = [launcher, *ranks_of(launcher)]
+
+    family[0 if victim is None else victim + 1].kill()
+    seconds = site.eventually(lambda: site.story(run).resumed)
+    left = [process for process in family if not is_over(process)]
+    job = site.until(job_id, "succeeded")
+
+    site.story(run).check(LENGTH[child]["steps"])
+    assert (job.attempt, left) == (2, [])
+    assert site.story(run).bits() == site.story("straight").bits()
+    seen(f"kill -9 of {victim}, two processes, {child}", f"0 bits differ, resumed after {seconds:.1f} s")
+
+
+@pytest.mark.parametrize("wish", ["cancel", "pause"])
+def test_job_of_two_processes_stops_whole(site_of, child, wish, seen):
+    site, run = site_of(child), f"{wish}s"
+    job_id = site.submit(run, **TWO, steps=10_000, step_s=0.02)
+    launcher = site.until_step(job_id, 7)
+    family = [launcher, *ranks_of(launcher)]
+
+    site.store.want(job_id, wish)
+    seconds = site.eventually(lambda: site.job(job_id).status in {"cancelled", "paused"})
+
+    assert len(family) == 3
+    assert [process for process in family if not is_over(process)] == []
+    assert site.children() == []
+    story = site.story(run)
+    assert story.of("checkpoint")[-1]["step"] == story.steps[-1]
+    seen(f"{wish}, two processes, {child}", f"saved and gone after {seconds:.1f} s")
+
+
+def test_processes_of_a_killed_worker_save_and_leave(hurried, child):
+    _, site = hurried(child=child)
+    worker = site.start_worker()
+    job_id = site.submit("orphans", **TWO, steps=10_000, step_s=0.02)
+    launcher = site.until_step(job_id, 7)
+    family = [launcher, *ranks_of(launcher)]
+
+    worker.kill()
+
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    story = site.story("orphans")
+    assert story.of("checkpoint")[-1]["step"] == story.steps[-1]

@@ -5,13 +5,14 @@ It is silent: rank 0 says how it went, also what went wrong here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from typing import Any
 
 from model_core.attempt import DONE, FAILED, describe
 from model_core.config import ExperimentConfig
-from model_core.errors import DeviceUnavailable, ModelCoreError, NonFiniteLoss, OutOfMemory, Stopped
+from model_core.errors import DeviceUnavailable, NonFiniteLoss, OutOfMemory, Stopped
 from model_core.hardware import device
 from model_core.hardware.machine import describe_machine
 from model_core.place import Place
@@ -40,32 +41,32 @@ def follow(config: ExperimentConfig, layout: Layout, meeting: Meeting, stop: Sto
     Returns:
         The exit code: that of rank 0, unless this process has come to the end, or to its own.
     """
-    try:
-        if meeting.wait_to_begin() and _train_along(config, layout, meeting, stop):
-            return DONE
-    except (Stopped, RankFailed, NonFiniteLoss, OutOfMemory) as error:  # rank 0 knows
-        log.debug("left rank=%d reason=%s", meeting.place.rank, error)
-    except Exception as error:  # the edge of the process
-        log.error("rank failed rank=%d", meeting.place.rank, exc_info=not isinstance(error, ModelCoreError))
-        meeting.fail(describe(error))
-        return FAILED
+    with contextlib.ExitStack() as closing:  # after what went wrong was told, since the others notice the end
+        try:
+            if meeting.wait_to_begin() and _train_along(config, layout, meeting, stop, closing):
+                return DONE
+        except (Stopped, RankFailed, NonFiniteLoss, OutOfMemory) as error:  # rank 0 knows
+            log.debug("left rank=%d reason=%s", meeting.place.rank, error)
+        except Exception as error:  # noqa: BLE001 - the edge of the process
+            meeting.fail(describe(error))
+            return FAILED
     said = meeting.last_word()
     return FAILED if said is None else said
 
 
-def _train_along(config: ExperimentConfig, layout: Layout, meeting: Meeting, stop: StopRequest) -> bool:
+def _train_along(
+    config: ExperimentConfig, layout: Layout, meeting: Meeting, stop: StopRequest, closing: contextlib.ExitStack
+) -> bool:
     run = Run.open(layout.run(config.experiment_name))
     config = run.config()  # what rank 0 resolved
     runtime = runtime_of(config, meeting.place)
     device.apply(runtime)
     meeting.arrive()
     ranks = Ranks.join(meeting, runtime.device)
-    try:
-        state = assemble(config, runtime, dataset_of(config, layout), _tell_nobody, ranks)
-        begin(state, run, layout, _tell_nobody)
-        return train(state, (), stop)
-    finally:
-        ranks.close()
+    closing.callback(ranks.close)
+    state = assemble(config, runtime, dataset_of(config, layout), _tell_nobody, ranks)
+    begin(state, run, layout, _tell_nobody)
+    return train(state, (), stop)
 
 
 def runtime_of(config: ExperimentConfig, place: Place, gpu: int | None = None) -> device.Runtime:

@@ -23,6 +23,7 @@ from model_core.errors import NonFiniteLoss, OutOfMemory, is_out_of_memory
 from model_core.gpt import GPT, Forward
 from model_core.hardware.device import Runtime
 from model_core.hardware.memory import fewer_rows, out_of_memory
+from model_core.hardware.rng import restore_rng, rng_state
 from model_core.hardware.throughput import Pace
 from model_core.optim import load_moments
 from model_core.schedule import get_lr
@@ -93,7 +94,7 @@ class TrainState:
             **weights_state(self.model, self.config, self.tokenizer, self.step),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": _rng_state(self.runtime.device),
+            "rng": rng_state(self.runtime.device),
             "position": self.loader.position,
             "batch_size": self.batch_size,
             "processes": self.ranks.world,
@@ -112,7 +113,7 @@ class TrainState:
         load_moments(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        _restore_rng(state["rng"], self.runtime.device)
+        restore_rng(state["rng"], self.runtime.device)
         self.loader.position = state["position"]
         self.resize(self._fitting(state.get("batch_size", self.config.training.batch_size)))
         self.step, self.loss, self.grad_norm = state["step"], state["loss"], state["grad_norm"]
@@ -226,7 +227,7 @@ def take_step(state: TrainState) -> StepResult:
         RankLost: Another process is gone; the state is as before.
     """
     began, config = time.perf_counter(), state.config
-    position, rng = state.loader.position, _rng_state(state.runtime.device)
+    position, rng = state.loader.position, rng_state(state.runtime.device)
     lr = get_lr(state.step, config.training, state.max_steps)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -295,7 +296,7 @@ def _undo(state: TrainState, position: int, rng: dict[str, Any]) -> None:
     """Put back what a step that did not update has changed."""
     state.optimizer.zero_grad(set_to_none=True)
     state.loader.position = position
-    _restore_rng(rng, state.runtime.device)
+    restore_rng(rng, state.runtime.device)
 
 
 def _clip_gradients(state: TrainState) -> float:
@@ -310,17 +311,3 @@ def _update(state: TrainState) -> None:
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-
-
-def _rng_state(device: str) -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
-    mps = torch.mps.get_rng_state() if device == "mps" else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda, "mps": mps}
-
-
-def _restore_rng(state: dict[str, Any], device: str) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and device.startswith("cuda"):
-        torch.cuda.set_rng_state(state["cuda"], device)
-    if state.get("mps") is not None and device == "mps":
-        torch.mps.set_rng_state(state["mps"])

@@ -102,7 +102,7 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
     check_tokenizer(state, saved, info.file)
     state.restore(saved)
     if (before := saved.get("processes", 1)) != state.ranks.world:
-        detail = f"{info.file} was written by {before} processes, and {state.ranks.world} go on: no text is skipped or"
+        detail = f"{info.file} is of {before} processes, and {state.ranks.world} go on from it: no text is skipped or"
         emit("warning", code="processes_changed", detail=f"{detail} repeated, and the last bits of losses are others")
     emit("resumed", file=info.file, step=info.step)
     log.info("resumed run=%s file=%s step=%d", run.name, info.file, info.step)

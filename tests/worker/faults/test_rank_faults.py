@@ -7,11 +7,12 @@ import pytest
 
 from tests.worker.site import is_over
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 TWO = {"resources": {"processes": 2}}
 TRAINED = {"model": {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300, "block_size": 32, "dropout": 0.1}}
-LENGTH = {"fake": {"steps": 30, "step_s": 0.05}, "real": {"steps": 150, "step_s": 0.03, "changes": TRAINED}}
+LENGTH = {"fake": {"steps": 30, "step_s": 0.05}, "real": {"steps": 60, "step_s": 0.03, "changes": TRAINED}}
+LONG_S = 240.0  # three processes that load torch on two cores
 
 
 @pytest.fixture(scope="module")
@@ -22,28 +23,29 @@ def site_of(make_site, start_redis):
     def make(child):
         site = make_site(start_redis(unix=True).url, child=child)
         site.start_worker()
-        site.until(site.submit("straight", **TWO, **LENGTH[child]), "succeeded")
+        site.until(site.submit("straight", **TWO, **LENGTH[child]), "succeeded", LONG_S)
         return site
 
     return make
 
 
-def ranks_of(launcher):
-    """Both processes that the launcher of a job started, in the order of their ranks."""
-    return sorted(launcher.children(), key=lambda process: process.environ()["RANK"])
+def family_of(site, job_id):
+    """The launcher of a job that trains, and both processes that it started, in the order of their ranks."""
+    site.eventually(lambda: site.job(job_id).progress.step >= 7, LONG_S)
+    launcher = site.child_of(job_id)
+    return [launcher, *sorted(launcher.children(), key=lambda process: process.environ()["RANK"])]
 
 
 @pytest.mark.parametrize("victim", [0, 1, None], ids=["rank 0", "rank 1", "launcher"])
 def test_job_of_two_processes_goes_on_when_one_is_killed(site_of, child, victim, seen):
     site, run = site_of(child), f"killed-{victim}"
     job_id = site.submit(run, **TWO, **LENGTH[child])
-    launcher = site.until_step(job_id, 7)
-    family = [launcher, *ranks_of(launcher)]
+    family = family_of(site, job_id)
 
     family[0 if victim is None else victim + 1].kill()
-    seconds = site.eventually(lambda: site.story(run).resumed)
+    seconds = site.eventually(lambda: site.story(run).resumed, LONG_S)
     left = [process for process in family if not is_over(process)]
-    job = site.until(job_id, "succeeded")
+    job = site.until(job_id, "succeeded", LONG_S)
 
     site.story(run).check(LENGTH[child]["steps"])
     assert (job.attempt, left) == (2, [])
@@ -55,11 +57,10 @@ def test_job_of_two_processes_goes_on_when_one_is_killed(site_of, child, victim,
 def test_job_of_two_processes_stops_whole(site_of, child, wish, seen):
     site, run = site_of(child), f"{wish}s"
     job_id = site.submit(run, **TWO, steps=10_000, step_s=0.02)
-    launcher = site.until_step(job_id, 7)
-    family = [launcher, *ranks_of(launcher)]
+    family = family_of(site, job_id)
 
     site.store.want(job_id, wish)
-    seconds = site.eventually(lambda: site.job(job_id).status in {"cancelled", "paused"})
+    seconds = site.eventually(lambda: site.job(job_id).status in {"cancelled", "paused"}, LONG_S)
 
     assert len(family) == 3
     assert [process for process in family if not is_over(process)] == []
@@ -73,11 +74,10 @@ def test_processes_of_a_killed_worker_save_and_leave(hurried, child):
     _, site = hurried(child=child)
     worker = site.start_worker()
     job_id = site.submit("orphans", **TWO, steps=10_000, step_s=0.02)
-    launcher = site.until_step(job_id, 7)
-    family = [launcher, *ranks_of(launcher)]
+    family = family_of(site, job_id)
 
     worker.kill()
 
-    assert psutil.wait_procs(family, timeout=30)[1] == []
+    assert psutil.wait_procs(family, timeout=LONG_S / 4)[1] == []
     story = site.story("orphans")
     assert story.of("checkpoint")[-1]["step"] == story.steps[-1]

@@ -1,6 +1,8 @@
 import time
 from typing import Any
 
+from tests.service.conftest import TREE
+
 GPU = {"name": "NVIDIA H200", "memory_bytes": 141 << 30}
 
 
@@ -62,10 +64,11 @@ def test_the_queue_counts_what_waits_and_runs(site) -> None:
 
 
 def test_a_job_that_asks_for_more_gpus_than_any_known_worker_has_is_refused(site) -> None:
-    assert site.submit("nobody-knows", job={"resources": {"gpus": 8}})["status"] == "queued"
+    shared = {"training": {**TREE["training"], "total_batch_size": 512}}
+    assert site.submit("nobody-knows", job={"resources": {"gpus": 8}}, **shared)["status"] == "queued"
     announce(site, "w1", *({"index": index, "uuid": f"GPU-{index}", "job": None, **GPU} for index in range(2)))
     announce(site, "w2")
-    assert site.submit("two", job={"resources": {"gpus": 2}})["status"] == "queued"
+    assert site.submit("two", job={"resources": {"gpus": 2}}, **shared)["status"] == "queued"
     body = {"experiment_name": "three", "data": {"source": "stories"}, "job": {"resources": {"gpus": 3}}}
     body["training"] = {"total_batch_size": 491_520}  # of three shares
     refused = site.http.post("/jobs", json=body)

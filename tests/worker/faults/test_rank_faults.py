@@ -36,7 +36,15 @@ def family_of(site, job_id):
     return [launcher, *sorted(launcher.children(), key=lambda process: process.environ()["RANK"])]
 
 
-@pytest.mark.parametrize("victim", [0, 1, None], ids=["rank 0", "rank 1", "launcher"])
+@pytest.mark.parametrize(
+    ("child", "victim"),
+    [
+        ("fake", 1),
+        pytest.param("real", 0, marks=pytest.mark.slow),
+        pytest.param("real", 1, marks=pytest.mark.slow),
+        pytest.param("real", None, marks=pytest.mark.slow),  # the launcher
+    ],
+)
 def test_job_of_two_processes_goes_on_when_one_is_killed(site_of, child, victim, seen):
     site, run = site_of(child), f"killed-{victim}"
     job_id = site.submit(run, **TWO, **LENGTH[child])
@@ -53,25 +61,25 @@ def test_job_of_two_processes_goes_on_when_one_is_killed(site_of, child, victim,
     seen(f"kill -9 of {victim}, two processes, {child}", f"0 bits differ, resumed after {seconds:.1f} s")
 
 
-@pytest.mark.parametrize("wish", ["cancel", "pause"])
-def test_job_of_two_processes_stops_whole(site_of, child, wish, seen):
-    site, run = site_of(child), f"{wish}s"
+def test_job_of_two_processes_stops_whole(site_of, child, seen):
+    site, run = site_of(child), "cancelled"
     job_id = site.submit(run, **TWO, steps=10_000, step_s=0.02)
     family = family_of(site, job_id)
 
-    site.store.want(job_id, wish)
-    seconds = site.eventually(lambda: site.job(job_id).status in {"cancelled", "paused"}, LONG_S)
+    site.store.want(job_id, "cancel")
+    seconds = site.eventually(lambda: site.job(job_id).status == "cancelled", LONG_S)
 
     assert len(family) == 3
     assert [process for process in family if not is_over(process)] == []
     assert site.children() == []
     story = site.story(run)
     assert story.of("checkpoint")[-1]["step"] == story.steps[-1]
-    seen(f"{wish}, two processes, {child}", f"saved and gone after {seconds:.1f} s")
+    seen(f"cancel, two processes, {child}", f"saved and gone after {seconds:.1f} s")
 
 
-def test_processes_of_a_killed_worker_save_and_leave(hurried, child):
-    _, site = hurried(child=child)
+@pytest.mark.slow
+def test_processes_of_a_killed_worker_save_and_leave(hurried):
+    _, site = hurried(child="real")
     worker = site.start_worker()
     job_id = site.submit("orphans", **TWO, steps=10_000, step_s=0.02)
     family = family_of(site, job_id)

@@ -10,11 +10,12 @@ import sys
 import typer
 
 from headcount import exits
-from headcount.commands import jobs, local, models
+from headcount.commands import datasets, jobs, local, models
 
 _PANELS = {
     "On this machine, no server needed": local.COMMANDS,
     "Jobs of a running service": jobs.COMMANDS,
+    "Datasets of a running service": datasets.COMMANDS,
     "Models of a running service": models.COMMANDS,
 }
 _HELP = """Train GPT-2 models whose layers have different numbers of attention heads, and see where every head looks.

@@ -5,12 +5,14 @@ An event stream that breaks is taken up again after the last event seen, so a fo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -146,6 +148,19 @@ class Client:
         path, params = f"/jobs/{_segment(job_id)}", {"artifacts": "true"} if artifacts else {}
         self._request("DELETE", path, params=params, timeout=httpx.Timeout(600, connect=3))
 
+    def datasets(self, *, limit: int = 20, after: str | None = None) -> Json:
+        """A page of datasets, by name."""
+        return self._json("GET", "/datasets", params=_given(limit=limit, after=after))
+
+    def prepare(self, body: Mapping[str, Any], files: Sequence[Path] = ()) -> Json:
+        """Have a dataset made: the job, or the dataset if it is there. Equal requests share one job."""
+        if not files:
+            return self._json("POST", "/datasets", json=dict(body))
+        values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in body.items()}
+        with contextlib.ExitStack() as stack:
+            parts = [("files", (path.name, stack.enter_context(path.open("rb")))) for path in files]
+            return self._json("POST", "/datasets", data=values, files=parts, timeout=httpx.Timeout(600, connect=3))
+
     def queue(self, *, limit: int = 20) -> Json:
         """How many jobs wait and run, and the first ready ones."""
         return self._json("GET", "/queue", params={"limit": limit})
@@ -235,8 +250,7 @@ class Client:
         return reply.content
 
     def _json(self, method: str, path: str, **options: Any) -> Json:
-        body: Json = self._request(method, path, **options).json()
-        return body
+        return self._request(method, path, **options).json()  # type: ignore[no-any-return]
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:

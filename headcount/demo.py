@@ -21,6 +21,7 @@ from rich.console import Console
 from headcount.client import DEFAULT_URL, Client, Json, Refused
 from headcount.follow import View, follow, number
 from headcount.processes import Family, Program
+from headcount.waiting import follow_from_queue
 from model_core.errors import ModelCoreError
 from model_core.presets import preset_text
 from model_core.records.files import Layout
@@ -54,7 +55,7 @@ def demo(data: Path, console: Console) -> int:
         run = job["run"]
         _say(console, f"submitted {job['id']}: a small GPT-2 with unequal heads, run {run}")
         with cancelled_on_interrupt(client, job["id"]):
-            view = follow(client.follow(job["id"]), console)
+            view = follow(follow_from_queue(client, job), console)
         require_success(client.job(job["id"]), data)
         _say(console, f"\nThe model writes, after {_PROMPT!r}:\n{write(client, run)}")
         pictures = _look(client, run, data)

@@ -32,6 +32,8 @@ class View:
     bits_per_byte: float | None = None
     eta_s: float | None = None
     activity: str = ""
+    done: int | None = None  # of what the activity is about
+    of: int | None = None
     last: tuple[datetime, int] | None = None  # time and number of the attempt's last step
     pace_s: float | None = None  # seconds a step, the recent ones counting most
 
@@ -41,10 +43,10 @@ class View:
         if kind == "status":
             return self._now(event)
         known: dict[str, Any] = {key: event[key] for key in _COPIED if event.get(key) is not None}
-        if kind == "progress":
-            known["activity"] = f"{event.get('unit', 'done')} {event.get('done')}/{event.get('of')}"
-        elif kind in {"step", "validation", "prepared", "resumed", "rendered"}:
-            known["activity"] = ""
+        if kind in {"progress", "waiting"}:
+            known |= {"activity": _activity(event), "done": event.get("done"), "of": event.get("of")}
+        elif kind in {"start", "step", "validation", "prepared", "resumed", "rendered"}:
+            known |= {"activity": "", "done": None, "of": None}
         if kind in {"start", "resumed"}:
             known |= {"last": None, "pace_s": None}
         if kind == "validation" and self.first_val_loss is None:
@@ -96,6 +98,17 @@ def follow(events: Iterable[Event], console: Console, *, start: View | None = No
     return _print(events, console, view)
 
 
+def _activity(event: Event) -> str:
+    """What is going on that is no step: how far a preparation is, or what the job waits for."""
+    done, of = event.get("done"), event.get("of")
+    parts = [f"{event.get('unit') or 'done'} {done:,}" + (f"/{of:,}" if of else "")] if isinstance(done, int) else []
+    parts += [f"ETA {duration(event['eta_s'])}"] if isinstance(event.get("eta_s"), int | float) else []
+    if event["type"] == "waiting":
+        what = f"run {event['run']}" if event.get("run") else f"dataset {event.get('dataset')}"
+        parts = [f"waits for {event.get('job')} ({event.get('kind')}, {what}), which is {event.get('status')}", *parts]
+    return "  ".join(parts)
+
+
 def describe(event: Event) -> str | None:
     """An event that deserves a line of its own, for people; None for the others."""
     kind = event["type"]
@@ -110,6 +123,8 @@ def describe(event: Event) -> str | None:
         return f"step {event.get('step')}  saved {event.get('file')}"
     if kind == "warning":
         return f"warning: {event.get('detail')}"
+    if kind == "prepared":
+        return f"dataset {event.get('dataset')} is ready"
     if kind == "resumed":
         return f"resumed from {event.get('file')} at step {event.get('step')}"
     if kind == "end":
@@ -180,7 +195,8 @@ def _draw(events: Iterable[Event], console: Console, view: View) -> View:
 
 def _update(progress: Progress, task: TaskID, view: View) -> None:
     facts = view.activity or view.line()
-    progress.update(task, description=view.status or "queued", total=view.max_steps, completed=view.step, facts=facts)
+    total, completed = (view.of, view.done or 0) if view.activity else (view.max_steps, view.step)
+    progress.update(task, description=view.status or "queued", total=total, completed=completed, facts=facts)
 
 
 def _say(console: Console, text: str) -> None:

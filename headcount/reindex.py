@@ -90,7 +90,7 @@ def lost_jobs(data: Path, redis_url: str) -> int:
 def _restore(store: JobStore, layout: Layout, trace: Trace, say: Say, warn: Say) -> str:
     known = _known(store, trace.id)
     if known is not None:
-        say(f"{known.id}  {known.run}  {known.status}, there already")
+        say(f"{known.id}  {known.run or known.dataset}  {known.status}, there already")
         return "there already"
     try:
         record = salvage(layout, trace)
@@ -98,11 +98,10 @@ def _restore(store: JobStore, layout: Layout, trace: Trace, say: Say, warn: Say)
         warn(f"{trace.id}: {error}; say headcount reindex again when it has ended")
         return "skipped"
     if not store.restore(record):
-        warn(
-            f"{trace.id}: another job has its run's name, {record.run!r}; say headcount reindex again when that is over"
-        )
+        name = record.run or record.dataset
+        warn(f"{trace.id}: another job has its name, {name!r}; say headcount reindex again when that is over")
         return "skipped"
-    say(f"{record.id}  {record.run}  {record.status}")
+    say(f"{record.id}  {record.run or record.dataset}  {record.status}")
     return "restored"
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from headcount.client import Client, Json
 from headcount.follow import duration, number
+from headcount.waiting import made_by
 
 _WIDTH = 150
 
@@ -18,11 +19,19 @@ def job_table(jobs: Sequence[Json], *, has_more: bool) -> None:
     """Print jobs, one a row; a column for priorities when some job has one."""
     ranked = any(job["priority"] for job in jobs)
     table = Table(
-        "job", "kind", "run", "status", "step", "loss", "created", *(["priority"] if ranked else []), box=None
+        "job",
+        "kind",
+        "run or dataset",
+        "status",
+        "step",
+        "loss",
+        "created",
+        *(["priority"] if ranked else []),
+        box=None,
     )
     for job in jobs:
         loss = "" if job["progress"]["loss"] is None else number(job["progress"]["loss"])
-        row = [job["id"], job["kind"], job["run"], _status(job), _steps(job), loss, job["created_at"]]
+        row = [job["id"], job["kind"], job["run"] or job["dataset"], _status(job), _steps(job), loss, job["created_at"]]
         table.add_row(*row, *([str(job["priority"])] if ranked else []))
     console = _console()
     console.print(table)
@@ -45,10 +54,11 @@ def queue_table(queue: Json) -> None:
     console.print(f"{queue['running']} running, {queue['queued']} queued: {waits}")
     if not queue["data"]:
         return
-    table = Table("place", "job", "kind", "run", "priority", "starts in", box=None)
+    table = Table("place", "job", "kind", "run or dataset", "priority", "starts in", box=None)
     for job in queue["data"]:
         place = job["queue"] or {"position": "", "eta_s": None}
-        row = (str(place["position"]), job["id"], job["kind"], job["run"], str(job["priority"]), _when(place["eta_s"]))
+        made = job["run"] or job["dataset"]
+        row = (str(place["position"]), job["id"], job["kind"], made, str(job["priority"]), _when(place["eta_s"]))
         table.add_row(*row)
     console.print(table)
     if len(queue["data"]) < queue["ready"]:
@@ -65,6 +75,19 @@ def worker_table(workers: Sequence[Json]) -> None:
         gpus = "\n".join(_gpu(gpu) for gpu in worker["gpus"]) or "none"
         table.add_row(worker["id"], f"{worker['busy']}/{worker['slots']}", gpus, "\n".join(worker["jobs"]))
     _console().print(table)
+
+
+def dataset_table(datasets: Sequence[Json], *, has_more: bool) -> None:
+    """Print datasets, one a row."""
+    table = Table("dataset", "state", "source", "documents", "tokens", "job", box=None)
+    for one in datasets:
+        counts = ["" if one[key] is None else f"{one[key]:,}" for key in ("documents", "tokens")]
+        state = f"{one['state']}: {one['error']['detail']}" if one["error"] else one["state"]
+        table.add_row(one["name"], state, one["source"] or "", *counts, one["job"] or "")
+    console = _console()
+    console.print(table)
+    if has_more:
+        console.print("there are more: --limit")
 
 
 def save_attention(client: Client, run: str, example: str, checkpoint: str, directory: Path) -> Iterator[Path]:
@@ -95,6 +118,9 @@ def _status(job: Json) -> str:
 
 def _steps(job: Json) -> str:
     progress = job["progress"]
+    if progress["step"] is None:
+        parts = [f"{progress['done'] or 0:,}", f"/{progress['of']:,}" if progress["of"] else "", progress["unit"] or ""]
+        return f"{''.join(parts[:2])} {parts[2]}".rstrip()
     return f"{progress['step']}/{progress['max_steps']}" if progress["max_steps"] else str(progress["step"])
 
 
@@ -110,9 +136,12 @@ def _gpu(gpu: Json) -> str:
 def _facts(job: Json) -> Iterator[tuple[str, str]]:
     progress = job["progress"]
     yield "job", job["id"]
-    yield "run", f"{job['run']} ({job['kind']})"
+    what, _, name = made_by(job).partition(" ")
+    yield what, f"{name} ({job['kind']})"
+    if job["run"] and job.get("dataset"):
+        yield "dataset", job["dataset"]
     yield "status", f"{job['status']}, attempt {job['attempt']}"
-    yield "step", _steps(job)
+    yield "progress" if progress["step"] is None else "step", _steps(job)
     for name in ("loss", "val_loss", "tokens_per_s"):
         if progress[name] is not None:
             yield name, number(progress[name])
@@ -145,12 +174,12 @@ def _circumstances(job: Json) -> Iterator[tuple[str, str]]:
         yield f"metadata {name}", value
 
 
-def _attempt(attempt: Json, run: str) -> str:
+def _attempt(attempt: Json, run: str | None) -> str:
     worker, origin = attempt["worker"] or {}, attempt["resumed_from"]
     parts = [f"{attempt['started_at']} to {attempt['ended_at'] or 'now'}"]
     parts += [f"on {worker['host']} {worker.get('device') or ''}".rstrip()] if worker else []
     parts += [f"run {attempt['run']}"] if attempt["run"] != run else []
     parts += [f"from {origin['file']} at step {origin['step']}"] if origin else []
-    parts += [f"to step {attempt['step']}"]
+    parts += [f"to step {attempt['step']}"] if attempt["step"] is not None else []
     parts += [f"then {attempt['result']} ({attempt['reason']})"] if attempt["result"] else []
     return ", ".join(parts)

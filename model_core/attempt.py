@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 
 from model_core.config import ExperimentConfig
 from model_core.data.preparation import ensure_dataset
+from model_core.data.sources.access import Token
 from model_core.errors import AttemptSuperseded, ModelCoreError, OutOfMemory, RunBusy, Stopped, is_out_of_memory
 from model_core.loading import Advice
-from model_core.records.dataset import Dataset, dataset_of
+from model_core.records.dataset import Dataset
 from model_core.records.events import EventWriter, finite, last_event
 from model_core.records.files import Layout, now, write_json
 from model_core.stopping import StopRequest
@@ -30,7 +31,7 @@ _BAD_INPUT_CODES = frozenset(
     {
         "invalid_config", "not_available", "malformed_body", "invalid_parameter", "unknown_preset", "run_exists",
         "run_not_found", "dataset_not_ready", "checkpoint_mismatch", "checkpoint_not_found", "checkpoint_not_ready",
-        "invalid_data",
+        "invalid_data", "hub_login_required", "hub_terms_not_accepted", "hub_bad_token", "hub_not_found",
     }
 )  # fmt: skip
 
@@ -72,18 +73,9 @@ class Attempt:
         for advice in advices:
             self.emit("warning", code=advice.code, detail=advice.detail)
 
-    def dataset(self, config: ExperimentConfig, layout: Layout, stop: StopRequest) -> Dataset:
+    def dataset(self, config: ExperimentConfig, layout: Layout, stop: StopRequest, token: Token | None) -> Dataset:
         """Open the configuration's dataset; when it is missing, prepare it and tell how that goes on."""
-        was_missing = bool(dataset_of(config, layout).missing())
-
-        def report(done: int, of: int, unit: str) -> None:
-            self.emit("progress", done=done, of=of, unit=unit)
-
-        dataset = ensure_dataset(config, layout, report=report, stop=stop)
-        if was_missing:
-            self.emit("prepared", dataset=dataset.name)
-            log.info("dataset prepared name=%s", dataset.name)
-        return dataset
+        return ensure_dataset(config, layout, token=token, emit=self.emit, stop=stop)
 
     def stopped(self, reason: str | None) -> int:
         """End as somebody asked; returns the exit code."""

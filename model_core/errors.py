@@ -198,9 +198,45 @@ class CheckpointMismatch(ModelCoreError):
 
 
 class DatasetNotReady(ModelCoreError):
-    """A dataset's files are missing, and the configuration names no source to make them from."""
+    """A dataset's files are missing, and nothing makes them now.
+
+    Attributes:
+        request: The request to the service that would make it: method, path and body.
+        job_id: The job that was to make it, or is at it.
+    """
 
     code = "dataset_not_ready"
+    request: Mapping[str, Any] | None = None
+    job_id: str | None = None
+
+
+class DatasetNotFound(ModelCoreError):
+    """No dataset has that name, and none is being made."""
+
+    code = "dataset_not_found"
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__(f"no dataset {dataset!r}")
+
+
+class DatasetExists(ModelCoreError):
+    """The name is taken by a dataset that is, or is being, made in another way."""
+
+    code = "dataset_exists"
+
+    def __init__(self, dataset: str, next_free: str, why: str) -> None:
+        super().__init__(f"dataset {dataset!r} exists: {why}; the next free name is {next_free!r}")
+        self.dataset, self.next_free = dataset, next_free
+
+
+class DatasetBusy(ModelCoreError):
+    """A job that is not over needs the dataset."""
+
+    code = "dataset_busy"
+
+    def __init__(self, dataset: str, job_id: str) -> None:
+        super().__init__(f"dataset {dataset!r} is used by {job_id}, which is not over; wait, or cancel it")
+        self.dataset, self.job_id = dataset, job_id
 
 
 class ExampleNotFound(ModelCoreError):

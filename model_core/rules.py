@@ -6,9 +6,12 @@ so one answer can hold all the errors of a file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
+from model_core.catalogue import FORMS, WITHOUT_COLUMNS, hub_dataset
 from model_core.config import (
     GPT2_VOCABULARY,
     CheckpointConfig,
@@ -85,6 +88,29 @@ def _shares_add_up(data: DataConfig) -> Iterator[FieldProblem]:
         yield FieldProblem("/data/split", detail, list(data.split), ([0.9, 0.09, 0.01],))
 
 
+def _source_is_known(data: DataConfig) -> Iterator[FieldProblem]:
+    source = data.source
+    if source is None or source in WITHOUT_COLUMNS or source.startswith("file:") or hub_dataset(source):
+        return
+    near = tuple(get_close_matches(source, FORMS, n=2)) or tuple(form for form in FORMS if form[:4] == source[:4])
+    what = "names no dataset of the hub" if source.startswith("hub:") else "is not a source"
+    yield FieldProblem("/data/source", f"{source!r} {what}; there are: {', '.join(FORMS)}", source, near)
+
+
+def _source_has_what_is_asked(data: DataConfig) -> Iterator[FieldProblem]:
+    source = data.source
+    if data.revision is not None and (source is None or not hub_dataset(source)):
+        why = "there is no data.source" if source is None else f"{source!r} has none: its documents say what it is"
+        detail = f"a revision is a commit, branch or tag of a dataset of the hub, and {why}; leave it out"
+        yield FieldProblem("/data/revision", detail, data.revision, (None,))
+    elif data.revision is not None and not re.fullmatch(r"[!-~]{1,200}", data.revision):
+        detail = f"{data.revision[:80]!r} is no commit, branch or tag"
+        yield FieldProblem("/data/revision", detail, data.revision[:80], ("main",))
+    if data.text_column != "text" and source in WITHOUT_COLUMNS:
+        detail = f"{source!r} has no columns; leave it at 'text'"
+        yield FieldProblem("/data/text_column", detail, data.text_column, ("text",))
+
+
 def _something_to_do(execution: ExecutionConfig) -> Iterator[FieldProblem]:
     if not (execution.train or execution.test):
         detail = "train and test are both false: nothing would be done; set one of them"
@@ -103,8 +129,6 @@ def _test_finds_its_checkpoint(
 
 
 def _colours_exist(testing: TestingConfig) -> Iterator[FieldProblem]:
-    from difflib import get_close_matches
-
     from matplotlib import colormaps  # heavy: loaded only when a configuration is checked
 
     if testing.cmap not in colormaps:
@@ -114,6 +138,8 @@ def _colours_exist(testing: TestingConfig) -> Iterator[FieldProblem]:
 
 _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data",), _shares_add_up),
+    (("data",), _source_is_known),
+    (("data",), _source_has_what_is_asked),
     (("execution",), _something_to_do),
     (("testing",), _colours_exist),
 )
@@ -127,10 +153,8 @@ _TRAINING_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 
 # Keys whose feature is not built yet, with the only value they may have.
 NOT_BUILT: Mapping[str, Mapping[str, Any]] = {
-    "data": {"revision": None, "text_column": "text", "dedupe": False},
     "logging": {"tensorboard": False, "wandb": "off"},
 }
-SOURCES = ("stories", "file:PATH")
 
 
 def _not_built(sections: Mapping[str, Config]) -> Iterator[FieldProblem]:
@@ -140,16 +164,3 @@ def _not_built(sections: Mapping[str, Config]) -> Iterator[FieldProblem]:
             if value != only:
                 detail = f"{section}.{key} is not available in this version; leave it at {only!r}"
                 yield FieldProblem(f"/{section}/{key}", detail, value, (only,), code="not_available")
-    data = sections.get("data")
-    if isinstance(data, DataConfig) and data.source is not None:
-        yield from _source_is_known(data.source)
-
-
-def _source_is_known(source: str) -> Iterator[FieldProblem]:
-    if source == "stories" or source.startswith("file:"):
-        return
-    named = source in {"pydoc", "babylm", "tinystories", "wikitext", "openwebtext"} or source.startswith("hub:")
-    what = "is not available in this version" if named else "is not a source"
-    code = "not_available" if named else "invalid"
-    detail = f"{source!r} {what}; there are: {', '.join(SOURCES)}"
-    yield FieldProblem("/data/source", detail, source, SOURCES, code=code)

@@ -38,13 +38,14 @@ class Tokenizer:
         n_vocab: Ids, the end of text included.
         eot: Id of the end of text.
         sha256: Equal for equal tokenizers.
+        ranks: Bytes of every ordinary id; not to be changed.
     """
 
     def __init__(self, kind: str, ranks: Ranks, sha256: str) -> None:
         self.kind, self.sha256 = kind, sha256
         self.eot = len(ranks)
         self.n_vocab = len(ranks) + 1
-        self._ranks = ranks
+        self.ranks = ranks
         self._encoding = tiktoken.Encoding(
             kind,
             pat_str=_PATTERN,
@@ -82,7 +83,7 @@ class Tokenizer:
         """What `from_dict` needs: the name for GPT-2, the tokens in order for a trained one."""
         if self.kind == "gpt2":
             return {"schema_version": 1, "kind": "gpt2", "sha256": self.sha256}
-        tokens = [base64.b64encode(token).decode() for token in sorted(self._ranks, key=self._ranks.__getitem__)]
+        tokens = [base64.b64encode(token).decode() for token in sorted(self.ranks, key=self.ranks.__getitem__)]
         return {"schema_version": 1, "kind": self.kind, "sha256": self.sha256, "tokens": tokens}
 
     @staticmethod

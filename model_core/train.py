@@ -30,8 +30,9 @@ from model_core.attempt import (
 )
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
-from model_core.data.preparation import DEFAULT_SEED, ensure_dataset
-from model_core.data.sources import open_source
+from model_core.data.preparation import ensure_dataset
+from model_core.data.recipe import Recipe
+from model_core.data.sources.access import token_from
 from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.loading import ParsedConfig, parse_config, read_config
 from model_core.place import Place, place_of
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 bad input, 75 stopped with a checkpoint, 76 run busy.
     """
     arguments = _parser().parse_args(argv)
+    arguments.token = token_from(os.environ)  # of the hub; here alone is the environment read
     stop = StopRequest()
 
     def on_refusal(error: ModelCoreError) -> None:
@@ -182,22 +184,24 @@ def _open(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layou
         return Run.open(path)
     if path.exists():
         raise RunExists(path.name, next_free_name(path))
-    _check_that_it_can_begin(config, layout, place, arguments.gpu)
+    _check_that_it_can_begin(arguments, config, layout, place)
     return Run.create(path, config, arguments.job_id)
 
 
-def _check_that_it_can_begin(config: ExperimentConfig, layout: Layout, place: Place, gpu: int | None) -> None:
+def _check_that_it_can_begin(
+    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: Place
+) -> None:
     """Refuse what would fail at once: no run is created for it, and its name stays free."""
     if dataset_of(config, layout).missing():
         if config.data.source is None:
             ensure_dataset(config, layout)  # raises, with the command that makes it
         else:
-            open_source(config.data.source, DEFAULT_SEED)
+            Recipe.of(config.data).open(arguments.token)
 
     from model_core.training.follower import runtime_of
     from model_core.training.origin import find_origin
 
-    runtime_of(config, place, gpu)
+    runtime_of(config, place, arguments.gpu)
     if config.checkpoint.load_checkpoint:
         find_origin(config, layout)
 
@@ -221,7 +225,7 @@ def _train_attempt(
     meeting: Meeting | None,
 ) -> int:
     config = run.config()
-    dataset = attempt.dataset(config, layout, stop)
+    dataset = attempt.dataset(config, layout, stop, arguments.token)
     if stop():
         return attempt.stopped(stop.reason)
 

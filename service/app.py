@@ -13,10 +13,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service import errors, openapi
+from service import openapi, problem
 from service.deps import Services
 from service.edge import Edge
-from service.routes import actions, attention, cluster, configs, generate, health, jobs, records, runs
+from service.routes import actions, attention, cluster, configs, datasets, generate, health, jobs, records, runs
 from service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -56,10 +56,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.services = services
-    app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
-    errors.install(app)
+    app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
+    problem.install(app)
     openapi.install(app)
-    for module in (jobs, actions, cluster, records, runs, generate, attention, configs, health):
+    for module in (jobs, actions, cluster, records, datasets, runs, generate, attention, configs, health):
         app.include_router(module.router)
     return app
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
@@ -20,17 +21,25 @@ _SAME_AS_YAML = {YAML, "application/x-yaml", "text/yaml", "text/x-yaml"}
 _MOST_YAML_BYTES = 1 << 16  # about half a second of parsing; a long configuration has 5 kB
 _AT_ONCE_BYTES = 1 << 14
 _MOST_VALUES = 3000  # a model of 1,000 layers fits
+_SECRET = re.compile(r"(?:^|[_-])(token|password|secret|api[_-]?key)$", re.IGNORECASE)
+_NO_SECRETS = "requests carry no secrets; set HF_TOKEN where the worker runs, or say `hf auth login` there"
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-async def _read_tree(request: Request) -> Tree:
+async def read_tree(request: Request) -> Tree:
+    """Read a mapping from a request's body.
+
+    Raises:
+        InvalidRequest: It holds something like a token.
+        ModelCoreError: As `parse_body`.
+    """
     data, content_type = await request.body(), request.headers.get("content-type", "")
     if content_type == JSON and len(data) <= _AT_ONCE_BYTES:  # quicker than the way to a thread
         return parse_body(data, content_type)
     return await run_in_threadpool(parse_body, data, content_type)
 
 
-ConfigTree = Annotated[Tree, Depends(_read_tree)]
+ConfigTree = Annotated[Tree, Depends(read_tree)]
 
 
 def parse_body(data: bytes, content_type: str) -> Tree:
@@ -52,7 +61,37 @@ def parse_body(data: bytes, content_type: str) -> Tree:
         raise UnsupportedMediaType(kind, (YAML, JSON))
     if holds_more_than(tree, _MOST_VALUES):
         raise BodyTooLarge(f"a body may hold at most {_MOST_VALUES:,} values")
+    refuse_secrets(tree)
     return tree
+
+
+def refuse_secrets(tree: Any) -> None:
+    """Refuse keys that ask for a secret to be kept: what a body says stands in records, events and answers.
+
+    Raises:
+        InvalidRequest: Naming the keys, not the values.
+    """
+    if found := list(_secrets(tree, "")):
+        said = [f"{pointer.rpartition('/')[2]!r}: {_NO_SECRETS}" for pointer in found]
+        raise InvalidRequest(map(FieldProblem, found, said))
+
+
+def _secrets(tree: Any, pointer: str) -> Iterator[str]:
+    """Pointers of keys that are called like a secret and have a value."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if value is not None and is_secret(key):
+                yield f"{pointer}/{key}"
+            else:
+                yield from _secrets(value, f"{pointer}/{key}")
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield from _secrets(value, f"{pointer}/{number}")
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key is called like something that nobody should see."""
+    return _SECRET.search(key) is not None
 
 
 def holds_more_than(tree: Any, most: int) -> bool:
@@ -125,9 +164,10 @@ def query_of(request: Request, *, lists: tuple[str, ...] = ()) -> dict[str, Any]
     """The query string as a mapping; only the named parameters may stand there more than once.
 
     Raises:
-        InvalidRequest: A parameter that stands there twice.
+        InvalidRequest: A parameter that stands there twice, or is called like a secret.
     """
     given = request.query_params
+    refuse_secrets(dict(given))
     twice = [name for name in given if len(given.getlist(name)) > 1 and name not in lists]
     if twice:
         raise InvalidRequest(FieldProblem(f"/{name}", f"{name} is given more than once") for name in twice)

@@ -7,8 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from service.views import JobView, View
-from worker.jobs.job import QueueState
+from service.views.base import View
+from service.views.job import JobView
+from worker.jobs.exchange import QueueState
 
 
 class WorkerGpu(View):

@@ -6,13 +6,15 @@ whoever dies in between has left a record, and deleting it again finishes the wo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from starlette.concurrency import run_in_threadpool
 
 from model_core.errors import RunBusy
+from model_core.records.dataset import Dataset
 from model_core.records.files import Layout
-from model_core.records.removal import hide, holding, remove_hidden
+from model_core.records.removal import hide, hide_dataset, holding, holding_dataset, remove_hidden
 from service.deps import Services
 from worker.jobs.job import JobDetail
 from worker.jobs.store import JobStore
@@ -25,18 +27,21 @@ async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
     Args:
         services: Where to ask.
         job_id: The job.
-        artifacts: Whether the runs that it made, what was captured of them, and its own directory go too.
+        artifacts: Whether the runs that it made, what was captured of them, the dataset that it made, and its own
+            directory go too.
 
     Raises:
         JobNotFound: There is none of that id.
         ActionNotAllowed: It is not over.
         RunBusy: A process holds a run of it, or a job that is not over uses one.
+        DatasetBusy: Likewise of its dataset.
     """
     if not artifacts:
         await services.ask(_forget, services.store, services.layout, job_id)
         return
     job = await services.ask(services.store.detail, job_id)
-    await run_in_threadpool(_erase, services.store, services.layout, job)  # as long as the disk takes
+    erase = _erase_preparation if job.kind == "prepare" else _erase
+    await run_in_threadpool(erase, services.store, services.layout, job)  # as long as the disk takes
 
 
 def _forget(store: JobStore, layout: Layout, job_id: str) -> None:
@@ -54,11 +59,36 @@ def _erase(store: JobStore, layout: Layout, job: JobDetail) -> None:
     store.forget(job.id)
 
 
+def _erase_preparation(store: JobStore, layout: Layout, job: JobDetail) -> None:
+    owned = job.dataset if _made_its_dataset(store, layout, job) else None
+    with holding_dataset(layout, owned) if owned else contextlib.nullcontext():
+        store.doom(job.id, with_run=owned is not None)
+        if owned:
+            hide_dataset(layout, owned, job.id)
+        hide(layout, (), job.id)
+    remove_hidden(layout, job.id)
+    store.forget(job.id)
+
+
+def _made_its_dataset(store: JobStore, layout: Layout, job: JobDetail) -> bool:
+    """Whether what is there is its work: it is the last that was to make it, and it ran when that was made."""
+    if job.dataset is None or not job.terminal:
+        return False
+    [last] = store.makers([job.dataset])
+    if last is None or last.id != job.id:
+        return False
+    dataset = Dataset.named(job.dataset, layout.dataset(job.dataset))
+    if dataset.missing():
+        return True
+    manifest = dataset.manifest()
+    return manifest is not None and (job.started_at or "~") <= manifest["created_at"] <= (job.finished_at or "")
+
+
 def _runs_made_by(job: JobDetail) -> Sequence[str]:
     """Its run, and those that it left behind when it began from scratch; none while it is not over."""
     if job.kind != "train" or not job.terminal:
         return ()
-    return tuple(dict.fromkeys([job.run, *(attempt.run for attempt in job.attempts)]))
+    return tuple(dict.fromkeys(filter(None, [job.run, *(attempt.run for attempt in job.attempts)])))
 
 
 def _nobody_needs(store: JobStore, left_behind: Sequence[str], job_id: str) -> None:

@@ -8,17 +8,20 @@ import secrets
 from anyio import CancelScope
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, problem_response
+from service.errors import BodyTooLarge
+from service.problem import problem_response
+from service.uploads import is_multipart
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _MOST_DRAINED_BYTES = 64 << 20
+UPLOADS = frozenset({"/datasets"})  # paths that take files
 
 
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
-        self._app, self._limit = app, max_body_bytes
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_upload_bytes: int) -> None:
+        self._app, self._limit, self._upload_limit = app, max_body_bytes, max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -37,12 +40,15 @@ class Edge:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         announced = headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced[:20]) > self._limit:
+        limit = self._limit
+        if scope["path"] in UPLOADS and is_multipart(headers.get(b"content-type", b"").decode("latin-1")):
+            limit = self._upload_limit
+        if announced.isdigit() and int(announced[:20]) > limit:
             if b"expect" not in headers:
                 await _drain(receive)
-            await problem_response(_too_large(self._limit), scope)(scope, receive, send)
+            await problem_response(_too_large(limit), scope)(scope, receive, send)
             return
-        await self._app(scope, _Counting(receive, self._limit), send)
+        await self._app(scope, _Counting(receive, limit), send)
 
 
 def _as_get(scope: Scope) -> Scope:

@@ -20,9 +20,10 @@ from model_core.records.run import Run
 from model_core.requests import GenerateRequest, GenerateResult
 from service.body import JSON
 from service.deps import Services
-from service.errors import InferenceUnavailable, Upstream, UriTooLong, document, request_id_of
+from service.errors import InferenceUnavailable, Upstream, UriTooLong
 from service.inference import while_connected
 from service.negotiate import choose
+from service.problem import document, request_id_of
 from service.stream import EVENT_STREAM, frame, stream
 
 log = logging.getLogger(__name__)

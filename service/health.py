@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from model_core.errors import ModelCoreError
 from service.deps import Services
 from service.errors import NotReady
-from service.views import Check, Readiness
+from service.views.about import Check, Readiness
 
 
 async def readiness(services: Services) -> Readiness:

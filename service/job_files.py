@@ -46,7 +46,7 @@ def log_of(layout: Layout, job: Job, source: Source | None = None) -> LogFile:
 
 
 def _directory(layout: Layout, job: Job) -> Path:
-    if job.kind == "train" and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
+    if job.kind == "train" and job.run and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
         return layout.run(job.run)
     return _own(layout, job)
 

@@ -89,12 +89,12 @@ class LogReader:
     Attributes:
         layout: Where things lie.
         source: See `text_response`.
-        first_run: The run that the job began with.
+        first_run: The run that the job began with; None if it has none.
     """
 
     layout: Layout
     source: Source | None
-    first_run: str
+    first_run: str | None
 
     def before_the_end(self, job: Job, tail: int) -> Place:
         """The place so many lines before the end."""
@@ -120,7 +120,7 @@ class LogReader:
     def _text(self, job: Job, log: LogFile) -> str:
         if log.source == "process":
             return "process" if self.source is None else ""
-        return job.run if job.run != self.first_run else ""
+        return job.run if job.run and job.run != self.first_run else ""
 
 
 async def follow_log(services: Services, job: Job, reader: LogReader, place: Place) -> AsyncIterator[bytes]:

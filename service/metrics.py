@@ -22,7 +22,7 @@ from model_core.records.files import Layout
 from model_core.records.series import METRICS, Metric, Series, SeriesReader
 from service.body import JSON
 from service.job_files import events_of
-from service.views import View
+from service.views.base import View
 from worker.jobs.job import Job, Number
 
 CSV = "text/csv"
@@ -67,7 +67,7 @@ class MetricsView(View):
 
     object: Literal["metrics"] = "metrics"
     job: str
-    run: str
+    run: str | None
     series: dict[str, CurveView]
 
 
@@ -123,7 +123,7 @@ def render(curves: Curves, layout: Layout, job: Job, wanted: MetricsQuery, media
     shown = {name: points.downsample(wanted.max_points) for name, points in series.items()}
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if media_type == CSV:
-        named = {"Content-Disposition": f'attachment; filename="{job.run}-metrics.csv"'}
+        named = {"Content-Disposition": f'attachment; filename="{job.run or job.id}-metrics.csv"'}
         return Response(_csv(shown), media_type=CSV, headers=headers | named)
     found = {
         name: {"steps": points.steps.tolist(), "values": _values(points), "points_total": len(series[name])}

@@ -22,9 +22,11 @@ from model_core.config import ExperimentConfig
 from model_core.presets import preset_tree
 from model_core.requests import GenerateRequest
 from service.body import JSON, YAML
-from service.errors import PROBLEM_JSON
+from service.making import DatasetRequest
+from service.problem import PROBLEM_JSON
 from service.stream import EVENT_STREAM
-from service.views import Problem
+from service.uploads import MULTIPART
+from service.views.problem import Problem
 from worker.jobs.spec import JobSection
 
 _SCHEMA = "#/components/schemas/{model}"
@@ -132,6 +134,36 @@ def _parameter(parameter: dict[str, Any]) -> dict[str, Any]:
         **parameter,
         "schema": {**schema, **(choices[0] if len(choices) == 1 else {"anyOf": choices} if choices else {})},
     }
+
+
+def dataset_body() -> dict[str, Any]:
+    """What POST /datasets takes: values, or values and files."""
+    schema = DatasetRequest.model_json_schema(ref_template=_INPUT)
+    parts = schema.pop("$defs", {})
+    inlined = _inlined(schema, parts)
+    form = {key: part for key, part in inlined["properties"].items() if key != "source"}
+    files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+    upload = {"type": "object", "properties": {**form, "files": files}, "required": ["name", "files"]}
+    example = {"name": "stories", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 1024}}
+    return {
+        "required": True,
+        "content": {
+            JSON: {"schema": inlined, "example": example},
+            YAML: {"schema": inlined, "example": example},
+            MULTIPART: {"schema": upload | {"additionalProperties": False}},
+        },
+    }
+
+
+def _inlined(part: Any, parts: Mapping[str, Any]) -> Any:
+    """A schema with what it refers to in its place: it belongs to no model that the routes name."""
+    if isinstance(part, list):
+        return [_inlined(item, parts) for item in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return _inlined(parts[part["$ref"].rpartition("/")[2].removesuffix("-Input")], parts)
+    return {key: _inlined(value, parts) for key, value in part.items()}
 
 
 def _config_body() -> dict[str, Any]:

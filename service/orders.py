@@ -12,13 +12,16 @@ from typing import Any
 
 from model_core.budget import Budget, budget_of
 from model_core.config import NAME_PATTERN, ExperimentConfig
-from model_core.errors import CheckpointMismatch, DatasetNotReady, FieldProblem, InvalidConfig, ModelCoreError
-from model_core.loading import Tree
+from model_core.errors import CheckpointMismatch, FieldProblem, InvalidConfig, ModelCoreError
+from model_core.loading import Advice, Tree
 from model_core.preflight import disk_shortage
 from model_core.records.dataset import dataset_of
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.report import train_tokens_of
+from service.recipes import difference, lost_source, not_ready
+from worker.jobs.preparation import Preparation
+from worker.jobs.questions import Taken
 from worker.jobs.spec import JobSpec, parse_spec
 
 _REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
@@ -30,20 +33,24 @@ class Order:
 
     Attributes:
         spec: What is asked for.
-        budget: What it costs.
-        is_taken: Whether a directory has the run's name.
+        budget: What it costs; None of a preparation, which trains nothing.
+        taken: Whether the disk has what the job makes.
         missing: What the job needs and the disk does not have.
+        preparation: Of the dataset, where that is missing and its source is known.
+        differs: How the dataset that has the name differs from the one that is wanted.
     """
 
     spec: JobSpec
-    budget: Budget
-    is_taken: bool
+    budget: Budget | None
+    taken: Taken
     missing: tuple[ModelCoreError, ...]
+    preparation: Preparation | None = None
+    differs: str | None = None
 
     @property
     def memory_bytes(self) -> int:
-        """What it needs of a worker, or of each of its GPUs; the budget is a training's, of one process."""
-        if self.spec.kind != "train":
+        """What it needs of a worker, or of each of its GPUs; the budget is of one process of a training."""
+        if self.budget is None or self.spec.kind != "train":
             return 0
         return self.budget.memory.required_bytes * self.sharing
 
@@ -57,7 +64,8 @@ class Order:
         """Equal for requests that ask for the same, however they are written."""
         spec = self.spec
         job = json.dumps(spec.job.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256("\n".join((spec.kind, spec.run, spec.config.model_dump_json(), job)).encode()).hexdigest()
+        asked = "\n".join((spec.kind, spec.run or "", spec.config.model_dump_json(), job))
+        return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def read_spec(tree: Tree, *, run: str | None, data_root: Path) -> JobSpec:
@@ -89,12 +97,49 @@ def orders_of(layout: Layout, specs: Sequence[JobSpec]) -> list[Order | Exceptio
 
 
 def _order_of(layout: Layout, spec: JobSpec) -> Order:
-    budget = budget_of(spec.config, train_tokens=train_tokens_of(dataset_of(spec.config, layout)))
+    if spec.kind == "prepare":
+        return _preparation_order(layout, spec)
+    dataset = dataset_of(spec.config, layout)
+    budget = budget_of(spec.config, train_tokens=train_tokens_of(dataset))
+    preparation = None
     if spec.kind == "train":
-        spec = replace(spec, warnings=(*spec.warnings, *disk_shortage(budget.disk, layout.run(spec.run))))
+        spec = replace(spec, warnings=(*spec.warnings, *disk_shortage(budget.disk, _run_of(layout, spec))))
+        if spec.config.data.source is not None and dataset.missing():
+            preparation = Preparation.of(spec.config)
+            spec = replace(spec, warnings=(*spec.warnings, _made_first(preparation)))
+    elif spec.dataset is None:
+        spec = replace(spec, dataset=_dataset_of_run(layout, spec))
     # What is missing now may be what it waits for.
     missing = () if spec.job.depends_on else tuple(_missing(spec, layout))
-    return Order(spec, budget, layout.run(spec.run).exists(), missing)
+    return Order(spec, budget, "1" if _run_of(layout, spec).exists() else "", missing, preparation)
+
+
+def _preparation_order(layout: Layout, spec: JobSpec) -> Order:
+    dataset, wanted = dataset_of(spec.config, layout), Preparation(spec.config.data.dataset_name, spec.config)
+    if dataset.missing():
+        lost = () if spec.job.depends_on else tuple(_lost(spec.config, layout))
+        return Order(spec, None, "", lost)
+    differs = difference(dataset, wanted, root_of(layout))
+    return Order(spec, None, "1" if differs else "ready", (), differs=differs)
+
+
+def _run_of(layout: Layout, spec: JobSpec) -> Path:
+    assert spec.run is not None
+    return layout.run(spec.run)
+
+
+def _dataset_of_run(layout: Layout, spec: JobSpec) -> str | None:
+    """What a test reads that names no data; None while there is no such run."""
+    try:
+        return Run.open(_run_of(layout, spec)).config().data.dataset_name
+    except ModelCoreError:
+        return None
+
+
+def _made_first(preparation: Preparation) -> Advice:
+    source = preparation.config.data.source
+    detail = f"dataset {preparation.dataset!r} is not there yet: a prepare job makes it from {source!r} first"
+    return Advice("dataset_made_first", f"{detail}, and this one waits for it")
 
 
 def _missing(spec: JobSpec, layout: Layout) -> Iterator[ModelCoreError]:
@@ -108,14 +153,26 @@ def _missing(spec: JobSpec, layout: Layout) -> Iterator[ModelCoreError]:
     except ModelCoreError as error:
         yield error
         return
-    if config.data.source is not None:
-        return
     dataset = dataset_of(config, layout)
-    if missing := dataset.missing():
-        yield DatasetNotReady(
-            f"dataset {dataset.name!r} lacks {', '.join(path.name for path in missing)}, and data.source is not set; "
-            f"set data.source to stories, or put the files below datasets/{dataset.name} of the data root"
-        )
+    if not dataset.missing():
+        return
+    if config.data.source is None or spec.kind == "test":
+        yield not_ready(dataset, config)
+    else:
+        yield from _lost(config, layout)
+
+
+def _lost(config: ExperimentConfig, layout: Layout) -> Iterator[ModelCoreError]:
+    """A source that should lie on disk and does not."""
+    problem = lost_source(config, root_of(layout))
+    if problem is not None:
+        yield InvalidConfig((problem,))
+
+
+def root_of(layout: Layout) -> Path:
+    """The data root of a service's layout."""
+    assert layout.datasets is not None
+    return layout.datasets.parent
 
 
 def _tested(written: ExperimentConfig, layout: Layout) -> ExperimentConfig:

@@ -25,6 +25,8 @@ from model_core.errors import CheckpointNotFound
 from model_core.pictures.heatmap import record_picture
 from model_core.pictures.page import PictureStyle
 from model_core.records.attention import AttentionRecord
+from model_core.records.dataset import dataset_of
+from model_core.records.examples import EXAMPLES
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.requests import AttentionRequest, Count, JsonNumber, TokenCount, Wanted
@@ -33,7 +35,8 @@ from service.deps import Services
 from service.errors import InferenceUnavailable
 from service.inference import while_connected
 from service.negotiate import choose, has_already
-from service.views import AttentionView
+from service.recipes import not_ready
+from service.views.attention import AttentionView
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 _FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
@@ -132,6 +135,7 @@ async def _record(services: Services, request: Request, look: AttentionRequest, 
     if target.file is None:
         present = await run_in_threadpool(lambda: Run.open(services.layout.run(look.run)).checkpoints())
         raise CheckpointNotFound(look.run, f"sha256={target.sha256}", tuple(info.file for info in present))
+    await run_in_threadpool(_example_is_there, services.layout, look)
     payload = look.model_copy(update={"checkpoint": target.file}).model_dump(mode="json")
     capture = services.hosts.ask("/capture", payload, run=look.run, checkpoint=target.file)
     manifest: Mapping[str, Any] = await while_connected(request, capture)
@@ -139,6 +143,18 @@ async def _record(services: Services, request: Request, look: AttentionRequest, 
     if record is None:
         raise InferenceUnavailable("the inference process does not share this service's data root")
     return record
+
+
+def _example_is_there(layout: Layout, look: AttentionRequest) -> None:
+    """Refuse an example of a dataset that has none, before a model is loaded for it.
+
+    Raises:
+        DatasetNotReady: With the request that makes the dataset.
+    """
+    config = Run.open(layout.run(look.run)).config()
+    dataset = dataset_of(config, layout)
+    if look.id.isdecimal() and not (dataset.directory / EXAMPLES).is_file():
+        raise not_ready(dataset, config)
 
 
 def _find(layout: Layout, look: AttentionRequest, sha256: str) -> AttentionRecord | None:

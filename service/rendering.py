@@ -10,9 +10,9 @@ import json
 from functools import lru_cache
 from typing import NamedTuple
 
-from service.views import JobDetailView, JobView
+from service.views.job import JobDetailView, JobView
 from worker.jobs.errors import JobNotFound
-from worker.jobs.job import Look, Rows
+from worker.jobs.exchange import Look, Rows
 from worker.jobs.reading import apart_from_the_queue, detail_apart_from_the_queue, queue_of
 
 _KEPT = 2048

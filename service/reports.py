@@ -18,7 +18,7 @@ from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.report import report_of
 from service.body import JSON
-from service.views import View
+from service.views.base import View
 from worker.jobs.job import Warned
 
 MARKDOWN = "text/markdown"

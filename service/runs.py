@@ -11,7 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from model_core.errors import ModelCoreError, RunNotFound
 from model_core.records.run import Run, runs_in
 from service.deps import Services
-from service.views import CheckpointView, Listed, RunDetail, RunView, run_links
+from service.views.base import Listed
+from service.views.run import CheckpointView, RunDetail, RunView, run_links
 from worker.jobs.errors import JobNotFound
 from worker.jobs.store import JobStore
 

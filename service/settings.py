@@ -12,12 +12,14 @@ class ServiceSettings(JobSettings):
 
     Attributes:
         max_body_bytes: Longest request body.
+        max_upload_bytes: Longest body with files for a dataset.
         deadline_s: Longest wait for the job store within one request.
         ping_s: Silence after which an event stream says that it is still there.
         drawing_threads: Pictures drawn at the same time.
     """
 
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    max_upload_bytes: int = Field(default=1 << 30, ge=1024)
     deadline_s: float = Field(default=1.4, gt=0)
     ping_s: float = Field(default=15.0, gt=0)
     drawing_threads: int = Field(default=2, ge=1)

@@ -19,8 +19,8 @@ from starlette.responses import StreamingResponse
 from model_core.records.events import Event, last_event, read_events
 from model_core.records.files import Layout
 from service.deps import Services
-from service.errors import json_safe
 from service.job_files import events_of
+from service.problem import json_safe
 from worker.jobs.errors import JobNotFound, QueueUnavailable
 from worker.jobs.job import Job, Transition
 

@@ -16,7 +16,8 @@ from service.errors import DoesNotFit
 from service.orders import Order, read_spec
 from worker.jobs import questions
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.job import Capacity, Submission
+from worker.jobs.exchange import Capacity, Refusal, Submission
+from worker.jobs.questions import Taken
 
 _AT_ONCE_VALUES = 150  # a full configuration has a hundred; each wrong key costs up to half a millisecond
 
@@ -51,24 +52,46 @@ async def submit(services: Services, order: Order, *, key: str | None) -> Submis
     Raises:
         ModelCoreError: Whatever stands against it.
     """
-    submitted = await services.wire.ask(
-        questions.submission(
-            order.spec,
-            key=key,
-            fingerprint=order.fingerprint,
-            is_taken=order.is_taken,
-            max_queued=services.settings.max_queued,
-            is_lacking=bool(order.missing),
-            memory_bytes=order.memory_bytes,
-        )
-    )
+    # A dataset that is there already is made again at once: its job sees that it is there.
+    taken = order.taken if order.taken != "ready" else ""
+    submitted = await ask(services, order, key=key, taken=taken, fingerprint=order.fingerprint)
     if isinstance(submitted, Submission):
         return submitted
-    if submitted.why == "lacking":
-        raise order.missing[0]
-    if submitted.capacity is not None:
-        raise _unfit(order, submitted.capacity)
-    raise RunExists(order.spec.run, await services.ask(services.store.next_free_run, order.spec.run))
+    raise await refused(services, order, submitted)
+
+
+async def ask(
+    services: Services, order: Order, *, key: str | None, taken: Taken, fingerprint: str
+) -> Submission | Refusal:
+    """Ask that a job is recorded, in one round trip.
+
+    Args:
+        services: Where to ask.
+        order: What to do.
+        key: The client's Idempotency-Key.
+        taken: Whether the disk has what the job makes.
+        fingerprint: Equal for equal requests.
+    """
+    question = questions.submission(
+        order.spec,
+        key=key,
+        fingerprint=fingerprint,
+        taken=taken,
+        max_queued=services.settings.max_queued,
+        is_lacking=bool(order.missing),
+        memory_bytes=order.memory_bytes,
+        preparation=order.preparation,
+    )
+    return await services.wire.ask(question)
+
+
+async def refused(services: Services, order: Order, refusal: Refusal) -> ModelCoreError:
+    """Why a job was not recorded, and what would be possible."""
+    if refusal.why == "lacking":
+        return order.missing[0]
+    if refusal.capacity is not None:
+        return _unfit(order, refusal.capacity)
+    return await services.ask(services.store.taken, order.spec, refusal, order.differs)
 
 
 async def warnings(services: Services, order: Order) -> list[Advice]:
@@ -80,9 +103,9 @@ async def warnings(services: Services, order: Order) -> list[Advice]:
     except QueueUnavailable as error:
         obstacles.append(error)
     found = [Advice(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
-    path = services.layout.run(order.spec.run)
-    if order.spec.kind == "train" and path.exists():
-        found.append(Advice(RunExists.code, str(RunExists(path.name, next_free_name(path)))))
+    if order.spec.run is not None and order.spec.kind == "train" and order.taken:
+        free = next_free_name(services.layout.run(order.spec.run))
+        found.append(Advice(RunExists.code, str(RunExists(order.spec.run, free))))
     return [*order.spec.warnings, *found]
 
 

@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a real Redis."""
+"""What tests of several rooms share: a real Redis, and a hub of our own."""
 
 import contextlib
 import shutil
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.hub.emulator import Hub
 from worker.jobs.connection import connect
 
 
@@ -116,3 +117,11 @@ def connected() -> Iterator[Callable[..., redis.Redis]]:
             return client
 
         yield open_client
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub without datasets, for processes that are started with ``hub.environment(home)``."""
+    emulator = Hub()
+    yield emulator
+    emulator.close()

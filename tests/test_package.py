@@ -36,7 +36,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_code_assets_and_presets(installed: Path) -> None:
     program = (
-        "import sys, model_core.data.stories, service.app, worker.jobs.store, headcount.cli;"
+        "import sys, model_core.data.sources.stories, service.app, worker.jobs.store, headcount.cli;"
         "from model_core.tokenizer import gpt2_tokenizer; from model_core.presets import preset_names;"
         "print(*(sys.modules[name].__file__ for name in ('model_core.data', 'service', 'worker', 'headcount')));"
         "print(gpt2_tokenizer().encode('Hello world'), len(preset_names()))"

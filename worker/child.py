@@ -18,15 +18,17 @@ from pathlib import Path
 
 import psutil
 
+from model_core.data.sources.access import REFUSED_VARIABLE, TOKEN_VARIABLE, flaw_of
+
 log = logging.getLogger(__name__)
 
 _PASSED_ON = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
     "LD_LIBRARY_PATH", "CUDA_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
     "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
-    "http_proxy", "https_proxy", "no_proxy", "HF_HOME", "HF_ENDPOINT",
+    "http_proxy", "https_proxy", "no_proxy", "HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN_PATH",
+    "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_XET",
 )  # fmt: skip
-_TOKEN = "HF_TOKEN"
 # Freed blocks are kept: filling fresh memory costs seven times as much as memory in hand.
 _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -37,7 +39,9 @@ _ALLOCATOR = {
 
 def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, str]:
     """Variables of a child that has these GPUs."""
-    passed = {name: parent[name] for name in _PASSED_ON if parent.get(name)} | _token(parent.get(_TOKEN, "").strip())
+    passed = {name: parent[name] for name in _PASSED_ON if parent.get(name)} | _token(
+        parent.get(TOKEN_VARIABLE, "").strip()
+    )
     checkout = Path(__file__).resolve().parents[1]
     if checkout.name != "site-packages":  # not installed: the child must find the sources too
         passed["PYTHONPATH"] = os.pathsep.join(filter(None, (passed.get("PYTHONPATH"), str(checkout))))
@@ -52,11 +56,11 @@ def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, s
 
 
 def _token(token: str) -> dict[str, str]:
-    """The token, if a header can hold it: else the HTTP client's error would repeat it, and a log the error."""
-    if token.isascii() and token.isprintable() and " " not in token:
-        return {_TOKEN: token} if token else {}
-    log.warning("token not handed on name=%s reason=it holds a character that no header can have", _TOKEN)
-    return {}
+    """The token, if it can be one; else why it is none, so that a job that needs it says so."""
+    if flaw := flaw_of(token):
+        log.warning("token not handed on name=%s reason=%s", TOKEN_VARIABLE, flaw)
+        return {REFUSED_VARIABLE: flaw}
+    return {TOKEN_VARIABLE: token} if token else {}
 
 
 _MARK = "CHILD_MARK"  # a variable that a child hands on to all it starts, by which they are found when it is dead
@@ -79,7 +83,7 @@ class Child:
             log: Its output is appended here.
             env: All its variables.
         """
-        self._log, self._mark, self._token = log, uuid.uuid4().hex, env.get(_TOKEN)
+        self._log, self._mark, self._token = log, uuid.uuid4().hex, env.get(TOKEN_VARIABLE)
         with log.open("ab") as output:
             self._log_begin = output.tell()
             self._process = subprocess.Popen(
@@ -115,7 +119,7 @@ class Child:
         with self._log.open("rb") as file:
             file.seek(max(self._log_begin, self._log.stat().st_size - 4096))
             text = file.read().decode(errors="replace")
-        lines = (text.replace(self._token, f"[{_TOKEN}]") if self._token else text).split("\n")
+        lines = (text.replace(self._token, f"[{TOKEN_VARIABLE}]") if self._token else text).split("\n")
         return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
 
     def kill(self) -> int:

@@ -7,7 +7,8 @@ import threading
 from typing import Self
 
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.job import Claim, WorkerView
+from worker.jobs.exchange import Claim
+from worker.jobs.job import WorkerView
 from worker.jobs.worker_store import WorkerStore
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from model_core.records.events import Event, EventReader
 from model_core.records.files import Layout, read_json
 from model_core.records.run import Run
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.job import Claim, Progress
+from worker.jobs.exchange import Claim
+from worker.jobs.job import Progress
 from worker.jobs.reading import progressed
 from worker.jobs.worker_store import WorkerStore
 
@@ -41,12 +42,12 @@ class Mirror:
         assert layout.jobs is not None
         self._store, self._claim, self._tokens_per_step = store, claim, tokens_per_step
         self._job_directory = layout.jobs / claim.id
-        self._run = Run(layout.run(claim.run)) if claim.kind == "train" else None
+        self._run = Run(layout.run(claim.run)) if claim.kind == "train" and claim.run else None
         self._reader: EventReader | None = None
         self._pending: list[Event] = []
         self._told: deque[Event] = deque(maxlen=_TOLD_AGAIN)
         self._told_before: int | None = None  # events up to here are those of earlier attempts
-        self._progress = Progress()
+        self._progress = Progress.beginning(claim.kind)
         self._next_call = 0.0
         self.desired, self.heard_at = "run", time.monotonic()
 

@@ -12,7 +12,8 @@ from typing import Any
 from model_core.errors import ModelCoreError
 from worker.devices import Devices, memory_bytes
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.job import Claim, JobError, Outcome, WorkerView
+from worker.jobs.exchange import Claim, Outcome
+from worker.jobs.job import JobError, WorkerView
 from worker.jobs.order import write_order
 from worker.jobs.worker_store import WorkerStore
 from worker.patience import patiently
@@ -45,7 +46,8 @@ class Runner:
         if taken is None:
             return
         claim, gpus = taken
-        log.info("job claimed job_id=%s attempt=%d run=%s", claim.id, claim.attempt, claim.run)
+        made = claim.run or claim.dataset
+        log.info("job claimed job_id=%s attempt=%d kind=%s name=%s", claim.id, claim.attempt, claim.kind, made)
         try:
             outcome = self._supervise(claim, gpus)
             if outcome is None:

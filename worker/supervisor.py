@@ -19,7 +19,8 @@ from model_core.errors import InvalidConfig
 from model_core.loading import parse_config, to_yaml
 from model_core.records.files import write_text
 from worker.child import Child, environment
-from worker.jobs.job import Claim, JobError, Outcome, WorkerView
+from worker.jobs.exchange import Claim, Outcome
+from worker.jobs.job import JobError, WorkerView
 from worker.jobs.kinds import BAD_INPUT, BUSY, STOPPED, argv
 from worker.jobs.order import write_order
 from worker.jobs.spec import processes_of
@@ -91,7 +92,7 @@ def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpu
     write_text(directory / "config.yaml", to_yaml(config, written_only=True))
     command = argv(
         claim.kind,
-        run=claim.run,
+        run=claim.run or claim.dataset or "",
         job_id=claim.id,
         attempt=claim.attempt,
         data=data,

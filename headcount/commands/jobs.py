@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from headcount import exits
 from headcount.commands.options import AsJson, FileArgument, Follow, JobArgument, Settings, open_client, print_json
-
-if TYPE_CHECKING:
-    from headcount.client import Client, Json
-    from headcount.follow import View
+from headcount.commands.watch import print_state, submitted
 
 
 def submit(
@@ -29,14 +25,7 @@ def submit(
 
     body, content_type = body_of(file, settings or ())
     with open_client() as client:
-        job = client.submit(body, content_type, run)
-        for warning in job.get("warnings", ()):
-            exits.complain(f"warning: {warning['detail']}")
-        if not follow:
-            _print_state(job)
-            return exits.DONE
-        print(f"{job['id']}  run {job['run']}", flush=True)
-        return _watch(client, job["id"])
+        return submitted(client, client.submit(body, content_type, run), follow=follow)
 
 
 def jobs(
@@ -155,29 +144,4 @@ COMMANDS = (submit, jobs, job, cancel, pause, resume, retry, delete, events, log
 
 def _act(job_id: str, action: str, **params: str) -> None:
     with open_client() as client:
-        _print_state(client.act(job_id, action, **params))
-
-
-def _print_state(job: Json) -> None:
-    print(f"{job['id']}  {job['status']}  run {job['run']}")
-
-
-def _watch(client: Client, job_id: str) -> int:
-    from rich.console import Console
-
-    from headcount.follow import follow
-
-    try:
-        return _ended(follow(client.follow(job_id), Console()))
-    except KeyboardInterrupt:
-        exits.complain(f"the job goes on; watch it with: headcount logs {job_id} --follow")
-        return exits.INTERRUPTED
-
-
-def _ended(seen: View) -> int:
-    if seen.status == "failed":
-        error = seen.error or {}
-        hint = f"; {error['hint']}" if error.get("hint") else ""
-        exits.complain(f"{error.get('code', 'failed')}: {error.get('detail', 'see the log')}{hint}")
-        return exits.FAILED
-    return exits.DONE if seen.status == "succeeded" else exits.STOPPED
+        print_state(client.act(job_id, action, **params))

@@ -1,247 +1,198 @@
-"""From a source to a dataset: documents are split, tokenized and streamed to disk.
+"""From a source to a dataset: what is there already is checked, what is missing is made, by one process at a time.
 
-The files are written in a folder beside their places and moved when all are complete, the training tokens last,
-so a dataset is never half ready. A lock makes two that want the same dataset share one preparation.
+A lock makes two that want the same dataset share one preparation.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
-from model_core.config import BpeTokenizer, ExperimentConfig
-from model_core.data.sources import Source, open_source, revision_of, source_name
-from model_core.data.splitting import assigned
-from model_core.data.writers import ExampleWriter, TokenWriter
+from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
+from model_core.config import ExperimentConfig
+from model_core.data.making import COMMIT_EVERY_S, Surroundings, make_files
+from model_core.data.pace import Emit
+from model_core.data.recipe import (
+    DEFAULT_SEED,
+    DEFAULT_SHARD_BYTES,
+    DEFAULT_SPLIT,
+    Recipe,
+    Shares,
+    TokenizerChoice,
+    asked_of,
+    differences,
+)
+from model_core.data.sources.access import Token
+from model_core.data.sources.opening import revision_of, source_name
 from model_core.errors import DatasetNotReady, InvalidData
-from model_core.records.dataset import EXAMPLE_INDEX, EXAMPLES, MANIFEST, SPLITS, TOKENIZER, Dataset, dataset_of
-from model_core.records.files import Layout, checked_name, now, sync_directory, write_json
-from model_core.rules import SOURCES
+from model_core.records.dataset import MANIFEST, SPLITS, Dataset, dataset_of, token_files
+from model_core.records.files import Layout, checked_name
 from model_core.stopping import StopRequest
-from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
 
-DEFAULT_SPLIT = (0.90, 0.09, 0.01)
-DEFAULT_SEED = 1337  # of every dataset, whatever the seed of the training: runs with other seeds share the data
-_LOCK, _BUILDING = ".lock", ".building"
-_REPORT_EVERY = 500
-_POLL_S = 5.0
-
-Report = Callable[[int, int, str], None]
-TokenizerChoice = Literal["gpt2"] | BpeTokenizer
-Shares = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What decides the bytes of a dataset, beside the documents themselves."""
-
-    source: str
-    tokenizer: TokenizerChoice = "gpt2"
-    split: Shares = DEFAULT_SPLIT
-    text_column: str = "text"
-    seed: int = DEFAULT_SEED
+_LOCK = ".lock"
+_POLL_S, _TELL_S = 0.5, 10.0
 
 
 def ensure_dataset(
-    config: ExperimentConfig, layout: Layout, *, report: Report | None = None, stop: StopRequest | None = None
-) -> Dataset:
+    config: ExperimentConfig, layout: Layout, *, token: Token | None = None, emit: Emit | None = None,
+    stop: StopRequest | None = None,
+) -> Dataset:  # fmt: skip
     """Open the dataset that a configuration means, and prepare it first if it is missing.
 
     Args:
         config: Its section `data`.
         layout: Where datasets lie.
-        report: Told how much is done, of how much, and the unit.
-        stop: Asked between documents.
+        token: See `prepare`.
+        emit: See `prepare`.
+        stop: See `prepare`.
 
     Raises:
-        Stopped: Somebody asked for it.
+        Stopped: Somebody asked for it; what is done is kept.
         DatasetNotReady: It is missing and the configuration names no source; with the command that makes it.
-        InvalidData: The source cannot be read, or the dataset that is there was made in another way.
+        InvalidData: The source cannot be read, or the dataset that is there was made in another way or is damaged.
     """
     dataset, data = dataset_of(config, layout), config.data
-    if data.source is not None and dataset.missing():
-        recipe = Recipe(data.source, data.tokenizer, data.split, data.text_column)
-        return _prepare(recipe, dataset, report or _silent, stop or StopRequest())
-    if missing := dataset.missing():
+    missing = dataset.missing()
+    if missing and data.source is not None:
+        return make(Recipe.of(data), dataset, _surroundings(emit, stop), token=token)
+    if missing:
         raise DatasetNotReady(f"there is no {missing[0]}; make it with: {_command(dataset, data.tokenizer, layout)}")
     if dataset.manifest() is None and data.tokenizer != "gpt2":
         raise InvalidData(
             f"dataset {dataset.name!r} has no {MANIFEST}, so its tokens are taken for GPT-2's, and data.tokenizer asks "
-            f"for {_asked(data.tokenizer)}; prepare it here, or leave data.tokenizer at gpt2"
+            f"for {asked_of(data.tokenizer)}; prepare it here, or leave data.tokenizer at gpt2"
         )
-    asked: dict[str, Any] = {"tokenizer": _asked(data.tokenizer)}
+    asked: dict[str, Any] = {"tokenizer": asked_of(data.tokenizer)}
     if data.source is not None:
-        asked |= {"source": source_name(data.source), "split": list(data.split)}
-        if (revision := revision_of(data.source, DEFAULT_SEED)) is not None:
-            asked["revision"] = revision
+        promises = Recipe.of(data).promises()
+        del promises["seed"]  # of the split; a dataset that was made with another is as good
+        asked = promises | _origin(data.source, DEFAULT_SEED, data.revision)
     _refuse_other(dataset, asked)
+    dataset.check_sizes()
     return dataset
 
 
 def prepare(
     source: str, directory: Path, *, name: str, tokenizer: TokenizerChoice = "gpt2", split: Shares = DEFAULT_SPLIT,
-    text_column: str = "text", seed: int = DEFAULT_SEED, report: Report | None = None,
-    stop: StopRequest | None = None,
+    revision: str | None = None, text_column: str = "text", seed: int = DEFAULT_SEED, dedupe: bool = False,
+    shard_bytes: int = DEFAULT_SHARD_BYTES, token: Token | None = None, emit: Emit | None = None,
+    stop: StopRequest | None = None, threads: int | None = None, commit_every_s: float = COMMIT_EVERY_S,
 ) -> Dataset:  # fmt: skip
-    """Make a dataset; one that is there already and was made in the same way is left as it is.
+    """Make a dataset; one that is there already and was made in the same way is verified and left as it is.
 
     Args:
-        source: ``stories`` or ``file:PATH``.
+        source: ``stories``, ``file:PATH`` or another that `open_source` knows.
         directory: Where its files go.
         name: What they are called after.
         tokenizer: ``gpt2``, or a BPE to be trained on the training split.
         split: Shares of training, validation and test documents.
+        revision: Which state of the source, where it has several.
         text_column: Which column of a source with columns is the text.
         seed: Of the split, and of generated text.
-        report: See `ensure_dataset`.
-        stop: See `ensure_dataset`.
+        dedupe: Drop documents whose text was there before.
+        shard_bytes: Of token ids in one file; what is longer goes on in another.
+        token: For sources that not everybody may read.
+        emit: Told ``progress``, ``resumed`` and ``prepared``, as events are.
+        stop: Asked between documents.
+        threads: How many tokenize; None for one a core. The files do not depend on it.
+        commit_every_s: How much work a kill may cost.
 
     Raises:
-        Stopped: Somebody asked for it.
+        Stopped: Somebody asked for it; the same call goes on from there.
+        DiskFull: Likewise.
         InvalidConfig: There is no such source.
-        InvalidData: The source cannot be read, or the dataset that is there was made in another way.
-        DiskFull: Nothing of the dataset is left.
+        InvalidData: The source cannot be read, or the dataset that is there was made in another way or is damaged.
     """
-    dataset = Dataset.named(checked_name("dataset", name), directory)
-    recipe = Recipe(source, tokenizer, split, text_column, seed)
-    return _prepare(recipe, dataset, report or _silent, stop or StopRequest())
+    recipe = Recipe(source, tokenizer, split, revision, text_column, seed, dedupe, shard_bytes)
+    around = _surroundings(emit, stop, threads, commit_every_s)
+    return make(recipe, Dataset.named(checked_name("dataset", name), directory), around, token=token)
 
 
-def _prepare(recipe: Recipe, dataset: Dataset, report: Report, stop: StopRequest) -> Dataset:
-    source = open_source(recipe.source, recipe.seed)
-    dataset.directory.mkdir(parents=True, exist_ok=True)
-    with _alone(dataset.directory, report, stop):
-        if dataset.missing():
-            _refuse_to_overwrite(dataset)
-            _build(recipe, source, dataset, report, stop)
-    same = {"source": source.name, "revision": source.revision, "split": list(recipe.split), "seed": recipe.seed}
-    _refuse_other(dataset, {"tokenizer": _asked(recipe.tokenizer), **same})
+def make(recipe: Recipe, dataset: Dataset, around: Surroundings, *, token: Token | None = None) -> Dataset:
+    """`prepare`, of a recipe."""
+    if not dataset.missing():
+        _refuse_to_overwrite(dataset)
+    tokenized = _make_missing(recipe, dataset, around, token) if dataset.missing() else 0
+    _refuse_other(dataset, recipe.promises() | _origin(recipe.source, recipe.seed, recipe.revision))
+    if not tokenized:
+        dataset.verify()
+    counted = (dataset.manifest() or {"splits": {}})["splits"].values()
+    facts = {key: sum(counts[key] for counts in counted) for key in ("documents", "tokens")}
+    around.emit("prepared", dataset=dataset.name, **facts, tokenized=tokenized)
     return dataset
 
 
+def _make_missing(recipe: Recipe, dataset: Dataset, around: Surroundings, token: Token | None) -> int:
+    """Make the files, unless somebody else does meanwhile; returns how many documents were tokenized here."""
+    source = recipe.open(token)
+    for advice in source.advice:
+        around.emit("warning", code=advice.code, detail=advice.detail)
+    dataset.directory.mkdir(parents=True, exist_ok=True)
+    with _alone(dataset.directory, around):
+        if not dataset.missing():
+            return 0
+        _refuse_to_overwrite(dataset)
+        return make_files(recipe, source, dataset, around)
+
+
 @contextmanager
-def _alone(directory: Path, report: Report, stop: StopRequest) -> Iterator[None]:
+def _alone(directory: Path, around: Surroundings) -> Iterator[None]:
     """Hold the directory; whoever waits says so, and the kernel frees the lock of a killed process."""
-    lock = FileLock(directory / _LOCK)
+    lock, tell_at = FileLock(directory / _LOCK), time.monotonic() + _POLL_S
     while not lock.is_locked:
-        stop.check()
+        around.stop.check()
         try:
             lock.acquire(timeout=_POLL_S)
         except Timeout:
-            report(0, 1, "preparation by another process")
+            if time.monotonic() >= tell_at:
+                around.emit("progress", done=0, of=1, unit="preparation by another process")
+                tell_at = time.monotonic() + _TELL_S
     try:
         yield
     finally:
         lock.release()
 
 
-def _build(recipe: Recipe, source: Source, dataset: Dataset, report: Report, stop: StopRequest) -> None:
-    building = dataset.directory / _BUILDING
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        manifest = _write(recipe, source, dataset, building, report, stop)
-        for split in SPLITS[:2]:
-            if recipe.split[SPLITS.index(split)] > 0 and not manifest["splits"][split]["documents"]:
-                detail = f"{source.count} documents are too few for the shares {list(recipe.split)}"
-                raise InvalidData(f"source {source.name!r}: {detail}: none falls to {split}")
-        places = {MANIFEST: MANIFEST, TOKENIZER: TOKENIZER, EXAMPLES: EXAMPLES, EXAMPLE_INDEX: EXAMPLE_INDEX}
-        places |= {f"{split}.npy": dataset.split(split).name for split in reversed(SPLITS)}
-        for written, place in places.items():
-            (building / written).replace(dataset.directory / place)
-        sync_directory(dataset.directory)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _write(
-    recipe: Recipe, source: Source, dataset: Dataset, building: Path, report: Report, stop: StopRequest
-) -> dict[str, Any]:
-    """Write every file of the dataset; returns the manifest."""
-    tokenizer = _tokenizer(recipe, source, report)
-    dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
-    with ExitStack() as stack:
-        files = {split: stack.enter_context(TokenWriter(building / f"{split}.npy", dtype)) for split in SPLITS}
-        examples = stack.enter_context(ExampleWriter(building / EXAMPLES))
-        for done, (split, document) in enumerate(assigned(source.documents(), recipe.split, recipe.seed), 1):
-            stop.check()
-            tokens = tokenizer.encode(document)
-            files[split].add([*tokens, tokenizer.eot], text_bytes=len(document.encode()))
-            if split == "test":
-                examples.add(document, tokens)
-            if done % _REPORT_EVERY == 0 or done == source.count:
-                report(done, source.count, "documents")
-    examples.write_index(building / EXAMPLE_INDEX)
-    tokenizer.write(building / TOKENIZER)
-    manifest = {
-        "schema_version": 1,
-        "name": dataset.name,
-        "source": source.name,
-        "revision": source.revision,
-        "text_column": recipe.text_column,
-        "created_at": now(),
-        "tokenizer": _asked_and_made(recipe.tokenizer, tokenizer),
-        "split": list(recipe.split),
-        "seed": recipe.seed,
-        "splits": {split: file.facts(dataset.split(split).name) for split, file in files.items()},
-        "examples": examples.facts(EXAMPLES, EXAMPLE_INDEX),
-    }
-    write_json(building / MANIFEST, manifest)
-    return manifest
-
-
-def _tokenizer(recipe: Recipe, source: Source, report: Report) -> Tokenizer:
-    if not isinstance(recipe.tokenizer, BpeTokenizer):
-        return gpt2_tokenizer()
-    documents = assigned(source.documents(), recipe.split, recipe.seed)
-    report(0, 1, "tokenizer")
-    tokenizer = train_bpe((text for split, text in documents if split == "train"), recipe.tokenizer.vocab_size)
-    report(1, 1, "tokenizer")
-    return tokenizer
-
-
-def _asked(tokenizer: TokenizerChoice) -> str:
-    return f"bpe:{tokenizer.vocab_size}" if isinstance(tokenizer, BpeTokenizer) else tokenizer
-
-
-def _asked_and_made(asked: TokenizerChoice, made: Tokenizer) -> dict[str, Any]:
-    facts = {"kind": made.kind, "n_vocab": made.n_vocab, "sha256": made.sha256, "file": TOKENIZER}
-    return {**facts, "asked": _asked(asked)}
+def _origin(source: str, seed: int, revision: str | None) -> dict[str, Any]:
+    """What the manifest says of a source, as far as that can be told without reading it."""
+    known = revision_of(source, seed=seed, revision=revision)
+    return {"source": source_name(source)} | ({} if known is None else {"revision": known})
 
 
 def _refuse_other(dataset: Dataset, asked: dict[str, Any]) -> None:
     """A dataset that is there must be the one that is asked for."""
-    if (manifest := dataset.manifest()) is None:
-        return  # a user's own files: they are what they are
-    made = {**manifest, "tokenizer": manifest["tokenizer"].get("asked")}
-    for key, value in asked.items():
-        if made.get(key) != value:
-            difference = f"was made with {key} {made.get(key)!r}, not {value!r}"
-            advice = "ask for that, take another dataset name, or delete the folder"
-            raise InvalidData(f"dataset {dataset.name!r} in {dataset.directory} {difference}; {advice}")
+    manifest = dataset.manifest()
+    if manifest is not None and (different := next(differences(manifest, asked), None)):
+        advice = "ask for that, take another dataset name, or delete the folder"
+        raise InvalidData(f"dataset {dataset.name!r} in {dataset.directory} was made with {different}; {advice}")
 
 
 def _refuse_to_overwrite(dataset: Dataset) -> None:
-    """Files that were not made here are not ours to replace."""
+    """Files that were not made here are not ours to replace, nor to be taken for what is asked."""
     if dataset.manifest() is not None:
         return
-    files = [dataset.directory / MANIFEST, *(dataset.split(split) for split in SPLITS)]
+    files = [dataset.directory / MANIFEST, *(file for split in SPLITS for file in token_files(dataset.split(split)))]
     if present := [file for file in files if file.exists()]:
         raise InvalidData(f"{present[0]} is not of this dataset and would be overwritten; choose another folder")
 
 
+def _surroundings(
+    emit: Emit | None, stop: StopRequest | None, threads: int | None = None, commit_every_s: float = COMMIT_EVERY_S
+) -> Surroundings:
+    return Surroundings(emit or _silent, stop or StopRequest(), threads, commit_every_s)
+
+
 def _command(dataset: Dataset, tokenizer: TokenizerChoice, layout: Layout) -> str:
-    source = dataset.name if dataset.name in SOURCES else "file:PATH"
+    source = dataset.name if dataset.name in {*WITHOUT_COLUMNS, *HUB_DATASETS} else "file:PATH"
     where = f"--data-root {layout.datasets.parent}" if layout.datasets else f"--out {dataset.directory}"
-    made_with = "" if tokenizer == "gpt2" else f" --tokenizer {_asked(tokenizer)}"
+    made_with = "" if tokenizer == "gpt2" else f" --tokenizer {asked_of(tokenizer)}"
     return f"python -m model_core.data.prepare --source {source} --name {dataset.name} {where}{made_with}"
 
 
-def _silent(done: int, of: int, unit: str) -> None:
+def _silent(event: str, **fields: Any) -> None:
     pass

@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from model_core.attempt import DONE, Attempt, OneLineParser, exit_code, log_to_stderr, make_attempt, refuse
-from model_core.config import ExperimentConfig
-from model_core.data.preparation import DEFAULT_SEED, DEFAULT_SPLIT, Report, prepare
+from model_core.catalogue import FORMS
+from model_core.data.making import Surroundings
+from model_core.data.preparation import make
+from model_core.data.recipe import DEFAULT_SEED, DEFAULT_SPLIT, Recipe
+from model_core.data.sources.access import token_from
+from model_core.data.terminal import TerminalProgress
 from model_core.errors import InvalidParameter, ModelCoreError
 from model_core.loading import parse_config, read_config
-from model_core.records.dataset import Dataset
-from model_core.records.files import Layout, portable
+from model_core.records.dataset import Dataset, dataset_of
+from model_core.records.files import Layout, checked_name, portable
 from model_core.stopping import StopRequest
 
 log = logging.getLogger(__name__)
@@ -33,25 +37,35 @@ examples:
   python -m model_core.data.prepare --source stories --tokenizer bpe:1024
   python -m model_core.data.prepare --source file:book.txt --name book --split 0.8,0.1,0.1
   python -m model_core.data.prepare --source stories --data-root ./data
+  python -m model_core.data.prepare --source tinystories --revision main
+  HF_TOKEN=... python -m model_core.data.prepare --source babylm
 
 The dataset's folder gets <name>_train.npy, <name>_val.npy and <name>_test.npy (token ids, one end of text after
 each document), test_examples.json with its index, tokenizer.json and manifest.json. A dataset that is already
-there and was made in the same way is left as it is. Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped.
+there and was made in the same way is verified and left as it is. After Ctrl-C, or if the machine went down, the same
+command goes on where it was. Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare a dataset as asked; returns the exit code."""
+    """Prepare a dataset as asked.
+
+    Args:
+        argv: Arguments; the process' own if not given.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 bad input, 75 stopped.
+    """
     arguments = _parser().parse_args(argv)
     stop = StopRequest()
     stop.listen(stdin=arguments.attempt is not None)
 
     def on_refusal(error: ModelCoreError) -> None:
-        if arguments.record is not None and arguments.attempt is not None:
+        if arguments.attempt is not None:
             refuse(arguments.record, arguments.attempt, error)
 
     try:
-        return exit_code(lambda: (_by_hand if arguments.config is None else _configured)(arguments, stop), on_refusal)
+        return exit_code(lambda: _run(arguments, stop), on_refusal)
     except KeyboardInterrupt:
         return 130
 
@@ -65,18 +79,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", type=portable, metavar="FILE", help="prepare what the section data of a file means")
     what.add_argument(
         "--source", metavar="SOURCE",
-        help="stories (made from a seed, needs no network), or file:PATH: UTF-8 text with blank lines or lines of "
-        "<|endoftext|> between documents; without either, every line is one",
+        help=f"one of {', '.join(FORMS)}. stories and pydoc need no network; file: takes a text with blank lines or "
+        "lines of <|endoftext|> between documents (without either, every line is one), .jsonl, .parquet, or a folder",
     )  # fmt: skip
+    what.add_argument("--config", type=portable, metavar="FILE", help="what the section data of a YAML file asks for")
     add("--name", metavar="DATASET", help="what the files are called after (default: the source's name)")
     add(
         "--data-root", type=portable, metavar="DIR", default=os.environ.get("HEADCOUNT_DATA"),
         help="data root of the service; the dataset goes to DIR/datasets/DATASET (default: $HEADCOUNT_DATA)",
     )  # fmt: skip
     add("--out", type=portable, metavar="DIR", help="the dataset's folder (default without a data root: ./<name>_data)")
+    add("--revision", metavar="REV", help="commit, branch or tag of a dataset of the hub (default: the newest)")
+    add("--text-column", default="text", metavar="NAME", help="the column that is the text (default: text)")
     add(
         "--tokenizer", default="gpt2", metavar="gpt2|bpe:SIZE",
         help="GPT-2's, or a byte-level BPE of SIZE ids that is trained on the training split (default: gpt2)",
@@ -86,66 +102,63 @@ def _parser() -> argparse.ArgumentParser:
         help="shares of the documents, exact in every hundred of them (default: 0.90,0.09,0.01)",
     )  # fmt: skip
     add("--seed", type=int, default=DEFAULT_SEED, help="of the split, and of made text (default: %(default)s)")
+    add("--dedupe", action="store_true", help="drop documents whose text was there before")
+    add(
+        "--threads", type=_count, metavar="N",
+        help="how many tokenize (default: one a core); the files do not depend on it",
+    )  # fmt: skip
     add("--run", help=argparse.SUPPRESS)  # every job's command line has it; a preparation makes no run
     add("--attempt", type=int, help=argparse.SUPPRESS)  # the supervisor's: number of this attempt
     add("--job-id", help=argparse.SUPPRESS)  # the supervisor's: whose dataset it is
     add("--seq-after", type=int, default=0, help=argparse.SUPPRESS)  # the supervisor's: events told before
-    add("--record", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # the supervisor's: where events go
+    add("--record", type=Path, default=Path(), metavar="DIR", help=argparse.SUPPRESS)  # the supervisor's: for events
     return parser
 
 
-def _configured(arguments: argparse.Namespace, stop: StopRequest) -> int:
-    """Make what a configuration means; a supervisor's attempt is recorded in its directory."""
-    config = read_config(arguments.config).config
-    if config.data.source is None:
-        raise InvalidParameter(f"{arguments.config} names no data.source, so there is nothing to prepare from")
-    layout = Layout.under(arguments.data_root) if arguments.data_root else Layout.of(config)
+def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    recipe, dataset = (_written if arguments.config is None else _configured)(arguments)
+    token = token_from(os.environ)
     if arguments.attempt is None:
-        _describe(_make(config, layout, _show if sys.stderr.isatty() else None, stop))
+        with TerminalProgress() as terminal:
+            make(recipe, dataset, Surroundings(terminal.emit, stop, arguments.threads), token=token)
+        _describe(dataset)
         return DONE
     log_to_stderr(verbose=True)
 
     def body(attempt: Attempt) -> int:
-        def report(done: int, of: int, unit: str) -> None:
-            attempt.emit("progress", done=done, of=of, unit=unit)
-
-        dataset = _make(config, layout, report, stop)
-        attempt.emit("prepared", dataset=dataset.name)
+        make(recipe, dataset, Surroundings(attempt.emit, stop, arguments.threads), token=token)
         log.info("dataset prepared name=%s", dataset.name)
         return DONE
 
-    return make_attempt(arguments.record or Path(), arguments.attempt, body, seq_after=arguments.seq_after)
+    return make_attempt(arguments.record, arguments.attempt, body, seq_after=arguments.seq_after)
 
 
-def _make(config: ExperimentConfig, layout: Layout, report: Report | None, stop: StopRequest) -> Dataset:
-    data = config.data
-    assert data.source is not None
-    return prepare(
-        data.source, layout.dataset(data.dataset_name), name=data.dataset_name, tokenizer=data.tokenizer,
-        split=data.split, text_column=data.text_column, seed=config.device.seed, report=report, stop=stop,
-    )  # fmt: skip
-
-
-def _by_hand(arguments: argparse.Namespace, stop: StopRequest) -> int:
+def _written(arguments: argparse.Namespace) -> tuple[Recipe, Dataset]:
+    """What the arguments ask for."""
     name = arguments.name or _name_of(arguments.source)
-    section = {"source": arguments.source, "dataset": name, "split": list(arguments.split)}
+    asked = ("source", "revision", "text_column", "dedupe")
+    section = {key: getattr(arguments, key) for key in asked} | {"dataset": name, "split": list(arguments.split)}
     data = parse_config({"data": {**section, "tokenizer": _tokenizer(arguments.tokenizer)}}).config.data
-    dataset = prepare(
-        arguments.source, _directory(arguments, name), name=name, tokenizer=data.tokenizer, split=data.split,
-        seed=arguments.seed, report=_show if sys.stderr.isatty() else None, stop=stop,
-    )  # fmt: skip
-    _describe(dataset)
-    return DONE
+    return Recipe.of(data, arguments.seed), Dataset.named(checked_name("dataset", name), _directory(arguments, name))
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[Recipe, Dataset]:
+    """What a configuration asks for."""
+    config = read_config(arguments.config).config
+    if config.data.source is None:
+        raise InvalidParameter(f"{arguments.config} names no data.source, so there is nothing to prepare from")
+    layout = Layout.under(Path(arguments.data_root)) if arguments.data_root else Layout.of(config)
+    return Recipe.of(config.data, config.device.seed), dataset_of(config, layout)
 
 
 def _directory(arguments: argparse.Namespace, name: str) -> Path:
     if arguments.out is not None:
         return Path(arguments.out)
-    return Layout.under(arguments.data_root).dataset(name) if arguments.data_root else Path(f"{name}_data")
+    return Layout.under(Path(arguments.data_root)).dataset(name) if arguments.data_root else Path(f"{name}_data")
 
 
 def _name_of(source: str) -> str:
-    stem = portable(source.removeprefix("file:")).stem
+    stem = portable(source.removeprefix("file:").removeprefix("hub:")).stem
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:63] or "text"
 
 
@@ -166,9 +179,10 @@ def _shares(text: str) -> tuple[float, ...]:
     return train, val, test
 
 
-def _show(done: int, of: int, unit: str) -> None:
-    sys.stderr.write(f"\r{done:,} of {of:,} {unit}\x1b[K" + ("\n" if done == of else ""))
-    sys.stderr.flush()
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 128:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 128")
+    return int(text)
 
 
 def _describe(dataset: Dataset) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
+from typing import TypeVar
 
 from model_core.records.dataset import SPLITS
 
 BLOCK = 100  # documents that are dealt together
+T = TypeVar("T")
 
 
-def assigned(documents: Iterable[str], shares: Sequence[float], seed: int) -> Iterator[tuple[str, str]]:
+def assigned(documents: Iterable[T], shares: Sequence[float], seed: int) -> Iterator[tuple[str, T]]:
     """Give every document its split.
 
     Args:
@@ -26,10 +28,26 @@ def assigned(documents: Iterable[str], shares: Sequence[float], seed: int) -> It
     Yields:
         Split and document, in the order of the documents.
     """
-    remaining = iter(documents)
-    number = 0
+    return chain.from_iterable(dealt_blocks(documents, shares, seed))
+
+
+def dealt_blocks(
+    documents: Iterable[T], shares: Sequence[float], seed: int, *, first: int = 0
+) -> Iterator[list[tuple[str, T]]]:
+    """Give every document its split, a block at a time.
+
+    Args:
+        documents: In order, from the beginning of a block.
+        shares: See `assigned`.
+        seed: See `assigned`.
+        first: Number of the first block.
+
+    Yields:
+        Split and document of a block's documents; the last block may be shorter.
+    """
+    remaining, number = iter(documents), first
     while block := list(islice(remaining, BLOCK)):
-        yield from zip(_dealt(len(block), shares, seed, number), block, strict=True)
+        yield list(zip(_dealt(len(block), shares, seed, number), block, strict=True))
         number += 1
 
 

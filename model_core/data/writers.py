@@ -1,136 +1,180 @@
-"""Files that grow while documents stream through: tokens as .npy, examples as a JSON array with an index."""
+"""Files that grow while documents stream through, and can be cut back to where they were safe.
+
+Token ids and the index of the examples are .npy files whose header gets the length at the end; the examples are a
+JSON array, one a line.
+"""
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
+import io
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from model_core.records.files import replacing, sha256_of
-
-
-class _Growing(ABC):
-    """A file that gets its name when it is complete and on disk; on an error there is none.
-
-    Raises:
-        DiskFull: On leaving, when no space is left.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._replacing = replacing(path)
-
-    def __enter__(self) -> Self:
-        self._file: BinaryIO = self._replacing.__enter__()
-        self._begin()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        if error is None:
-            try:
-                self._end()
-            except BaseException as failure:
-                self._replacing.__exit__(type(failure), failure, failure.__traceback__)
-                raise
-        return self._replacing.__exit__(kind, error, trace)
-
-    @abstractmethod
-    def _begin(self) -> None:
-        """Write what comes before the first document."""
-
-    @abstractmethod
-    def _end(self) -> None:
-        """Write what can be written at the end alone."""
+from model_core.errors import InvalidData
+from model_core.records.examples import EXAMPLE_INDEX, EXAMPLES
 
 
-class TokenWriter(_Growing):
-    """A one-dimensional .npy whose length is known at the end alone."""
+class GrowingFile:
+    """A file that is written at its end alone."""
 
-    def __init__(self, path: Path, dtype: DTypeLike) -> None:
-        super().__init__(path)
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self.documents = self._tokens = self._text_bytes = 0
-
-    def add(self, tokens: list[int], *, text_bytes: int) -> None:
-        """Append one document.
+    def __init__(self, path: Path, *, head: bytes, size: int) -> None:
+        """Open a file for what comes after its first bytes.
 
         Args:
-            tokens: Its ids, the end of text among them.
-            text_bytes: Length of its text in UTF-8.
+            path: The file; it is made when it is not there.
+            head: What a new file begins with.
+            size: How many bytes after that are kept.
+
+        Raises:
+            InvalidData: It has fewer.
         """
-        self._file.write(np.asarray(tokens, self._dtype).tobytes())
-        self.documents += 1
-        self._tokens += len(tokens)
-        self._text_bytes += text_bytes
+        self._head = head
+        present = path.stat().st_size if path.exists() else 0
+        if size and present < len(head) + size:
+            raise InvalidData(f"{path} has lost bytes that were written; delete {path.parent} and prepare again")
+        self._file: BinaryIO = path.open("r+b" if present else "w+b")
+        self._file.truncate(len(head) + size)
+        self.rewrite_head(head)
+        self.size = size
 
-    def facts(self, file: str) -> dict[str, Any]:
-        """What the manifest says of the complete file.
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        self._file.write(data)
+        self.size += len(data)
 
-        Args:
-            file: The name it will have.
-        """
-        return {
-            "file": file,
-            "documents": self.documents,
-            "tokens": self._tokens,
-            "text_bytes": self._text_bytes,
-            "size_bytes": self.path.stat().st_size,
-            "sha256": sha256_of(self.path),
-            "dtype": self._dtype.name,
-        }
-
-    def _begin(self) -> None:
-        self._header_bytes = self._write_header()
-
-    def _end(self) -> None:
+    def rewrite_head(self, head: bytes) -> None:
+        """Replace what the file begins with by as many other bytes."""
+        assert len(head) == len(self._head)
         self._file.seek(0)
-        assert self._write_header() == self._header_bytes  # numpy leaves room for any length
+        self._file.write(head)
+        self._file.seek(0, os.SEEK_END)
 
-    def _write_header(self) -> int:
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._tokens,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-        return self._file.tell()
+    def sync(self) -> None:
+        """Put everything on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close it."""
+        self._file.close()
 
 
-class ExampleWriter(_Growing):
-    """test_examples.json, one example a line, and where in it each example stands."""
+class Shards:
+    """A row of token ids, in as many files as it takes."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._places: list[tuple[int, int]] = []
-
-    def add(self, text: str, tokens: list[int]) -> None:
-        """Append one example; its number is the count of those before it."""
-        self._file.write(b",\n" if self._places else b"\n")
-        start = self._file.tell()
-        record = {"id": len(self._places), "text": text, "tokens": tokens}
-        self._file.write(json.dumps(record, ensure_ascii=False).encode())
-        self._places.append((start, self._file.tell()))
-
-    def write_index(self, path: Path) -> None:
-        """Write first and last byte of every example, (examples, 2)."""
-        with replacing(path) as file:
-            np.save(file, np.array(self._places, "<u8").reshape(-1, 2))
-
-    def facts(self, file: str, index: str) -> dict[str, Any]:
-        """What the manifest says of the complete file.
+    def __init__(self, directory: Path, split: str, dtype: str, shard_bytes: int, *, tokens: int) -> None:
+        """Go on with a row.
 
         Args:
-            file: The name it will have.
-            index: The name of its index.
+            directory: Where the files lie.
+            split: What they are called after.
+            dtype: Of an id.
+            shard_bytes: Of ids in one file; every file but the last holds as many.
+            tokens: Ids that are kept of what was written before.
         """
-        size, sha256 = self.path.stat().st_size, sha256_of(self.path)
-        return {"file": file, "index": index, "count": len(self._places), "size_bytes": size, "sha256": sha256}
+        self._directory, self._split, self._dtype = directory, split, np.dtype(dtype)
+        self._limit = max(1, shard_bytes // self._dtype.itemsize) * self._dtype.itemsize
+        size = tokens * self._dtype.itemsize
+        complete = max(0, size - 1) // self._limit  # a full file is the last until there is more
+        self.paths = [self._path(number) for number in range(complete)]
+        self._open(size - complete * self._limit)
 
-    def _begin(self) -> None:
-        self._file.write(b"[")
+    def write(self, ids: bytes) -> None:
+        """Append ids."""
+        rest = memoryview(ids)
+        while len(rest) > (room := self._limit - self._file.size):
+            self._file.write(rest[:room])
+            self._complete()
+            self._open(0)
+            rest = rest[room:]
+        self._file.write(rest)
 
-    def _end(self) -> None:
+    def sync(self) -> None:
+        """Put everything on disk."""
+        self._file.sync()
+
+    def finish(self) -> list[Path]:
+        """Complete the last file; returns all of them in order."""
+        self._complete()
+        return self.paths
+
+    def close(self) -> None:
+        """Close what is open, as it is."""
+        self._file.close()
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{self._split}_{number:05d}.npy"
+
+    def _open(self, size: int) -> None:
+        path = self._path(len(self.paths))
+        self._file = GrowingFile(path, head=_head(self._dtype, (0,)), size=size)
+        self.paths.append(path)
+
+    def _complete(self) -> None:
+        self._file.rewrite_head(_head(self._dtype, (self._file.size // self._dtype.itemsize,)))
+        self._file.sync()
+        self._file.close()
+
+
+class Examples:
+    """test_examples.json, and where in it each example stands."""
+
+    _ROW = np.dtype("<u8")
+
+    def __init__(self, directory: Path, *, count: int, size: int) -> None:
+        """Go on with the examples.
+
+        Args:
+            directory: Where both files lie.
+            count: Examples that are kept of what was written before.
+            size: Their bytes.
+        """
+        self.count = count
+        self._file = GrowingFile(directory / EXAMPLES, head=b"[", size=size)
+        row = 2 * self._ROW.itemsize
+        self._index = GrowingFile(directory / EXAMPLE_INDEX, head=_head(self._ROW, (0, 2)), size=count * row)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the examples."""
+        return self._file.size
+
+    def write(self, examples: Sequence[bytes]) -> None:
+        """Append JSON objects."""
+        places: list[tuple[int, int]] = []
+        for example in examples:
+            self._file.write(b",\n" if self.count + len(places) else b"\n")
+            begin = self._file.size + 1  # after the bracket
+            self._file.write(example)
+            places.append((begin, begin + len(example)))
+        self._index.write(np.array(places, self._ROW).tobytes())
+        self.count += len(places)
+
+    def sync(self) -> None:
+        """Put everything on disk."""
+        self._file.sync()
+        self._index.sync()
+
+    def finish(self) -> None:
+        """Complete both files."""
         self._file.write(b"\n]\n")
+        self._index.rewrite_head(_head(self._ROW, (self.count, 2)))
+        self.sync()
+        self.close()
+
+    def close(self) -> None:
+        """Close both files, as they are."""
+        self._file.close()
+        self._index.close()
+
+
+def _head(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
+    """The header of a .npy; numpy leaves room in it for any length of the first dimension."""
+    head = io.BytesIO()
+    facts = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    return head.getvalue()

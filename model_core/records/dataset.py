@@ -1,41 +1,26 @@
-"""A dataset on disk: three token files, test examples that are read one at a time, a tokenizer, a manifest.
+"""A dataset on disk: token files of three splits, test examples that are read one at a time, a tokenizer, a manifest.
 
 A folder with token files alone, such as a user's own, works too: it has no manifest, and its tokens are GPT-2's.
-Preparation moves the training tokens into place last, so a dataset whose token files are all there is complete.
+The row of a split that is too long for one file goes on in others, `x_train_00000.npy` and so on. Preparation moves
+the training tokens into place last, so a dataset whose token files are all there is complete.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from model_core.config import ExperimentConfig
-from model_core.errors import DatasetNotReady, ExampleNotFound
-from model_core.records.files import Layout, portable, read_json
+from model_core.errors import DatasetNotReady, ExampleNotFound, InvalidData
+from model_core.records.examples import EXAMPLES, Example, ExampleFile
+from model_core.records.files import Layout, portable, read_json, sha256_of
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer
 
 SPLITS = ("train", "val", "test")
-EXAMPLES, EXAMPLE_INDEX = "test_examples.json", "test_examples_index.npy"
 TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One document of the test split.
-
-    Attributes:
-        id: Its number, from 0.
-        text: The document.
-        tokens: Its ids, without the end of text.
-    """
-
-    id: int
-    text: str
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -63,12 +48,15 @@ class Dataset:
         return self.train.parent
 
     def split(self, name: str) -> Path:
-        """Token file of ``train``, ``val`` or ``test``."""
+        """Token file of ``train``, ``val`` or ``test``; where there are several, what they are called after."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def missing(self) -> list[Path]:
         """Token files that are not there; none when the dataset is ready."""
-        return [path for path in (self.train, self.val, self.test) if not path.is_file()]
+        alone = [path for path in (self.train, self.val, self.test) if not path.is_file()]
+        if not alone:
+            return []  # the manifest is read only where a split may lie in several files
+        return [path for split in SPLITS for path in self._files(split) if not path.is_file()]
 
     def manifest(self) -> dict[str, Any] | None:
         """What preparation recorded; None for files that were not prepared here, or beside another dataset's."""
@@ -87,41 +75,93 @@ class Dataset:
         facts = manifest["splits"].get(split) if manifest else None
         return facts["text_bytes"] / facts["tokens"] if facts and facts["tokens"] else None
 
+    def check_sizes(self) -> None:
+        """Compare the size of every file with the manifest's, which takes no reading.
+
+        Raises:
+            InvalidData: One has another; it is named.
+        """
+        for path, facts in self._recorded():
+            size = path.stat().st_size if path.is_file() else None
+            if size != facts["size_bytes"]:
+                has = "is missing" if size is None else f"has {size} bytes"
+                raise InvalidData(f"{path} {has}, and {MANIFEST} says {facts['size_bytes']}; {_REMEDY}")
+
+    def verify(self) -> None:
+        """Compare every file with the manifest, byte for byte by its hash.
+
+        Raises:
+            InvalidData: One differs; it is named.
+        """
+        self.check_sizes()
+        for path, facts in self._recorded():
+            if (found := sha256_of(path)) != facts["sha256"]:
+                detail = f"has the sha256 {found}, and {MANIFEST} says {facts['sha256']}"
+                raise InvalidData(f"{path} {detail}: it was changed or damaged; {_REMEDY}")
+
     @property
     def example_count(self) -> int:
         """Test examples there are; none when the folder has no examples file."""
-        if not (self.directory / EXAMPLES).is_file():
-            return 0
-        places = self._places()
-        return len(read_json(self.directory / EXAMPLES)) if places is None else len(places)
+        examples = ExampleFile(self.directory)
+        return examples.count() if examples.exists() else 0
 
     def example(self, number: int) -> Example:
-        """Read one test example; of a prepared dataset, without reading the others.
+        """Read one test example without reading the others.
 
         Raises:
             DatasetNotReady: The dataset has no examples file.
             ExampleNotFound: It has fewer.
+            InvalidData: The file is not what it should be.
         """
-        file = self.directory / EXAMPLES
-        if not file.is_file():
+        examples = ExampleFile(self.directory)
+        if not examples.exists():
             raise DatasetNotReady(f"dataset {self.name!r} has no {EXAMPLES}; preparing the dataset makes it")
-        if not 0 <= number < self.example_count:
-            raise ExampleNotFound(self.name, str(number), self.example_count)
-        places = self._places()
-        if places is None:
-            record = read_json(file)[number]
-        else:
-            start, end = (int(offset) for offset in places[number])
-            with file.open("rb") as examples:
-                examples.seek(start)
-                record = json.loads(examples.read(end - start))
-        return Example(number, record["text"], tuple(record["tokens"]))
+        count = examples.count()
+        if not 0 <= number < count:
+            raise ExampleNotFound(self.name, str(number), count)
+        return examples.read(number)
 
-    def _places(self) -> np.ndarray[Any, Any] | None:
-        """First byte of every example and the byte after its last, (examples, 2); None for a user's own file."""
-        file = self.directory / EXAMPLE_INDEX
-        places: np.ndarray[Any, Any] | None = np.load(file, mmap_mode="r") if file.is_file() else None
-        return places
+    def _files(self, split: str) -> list[Path]:
+        """Token files of a split, as the manifest has them, or as they lie there."""
+        manifest, path = self.manifest(), self.split(split)
+        if manifest and "files" in manifest["splits"][split]:
+            return [self.directory / facts["file"] for facts in manifest["splits"][split]["files"]]
+        return token_files(path)
+
+    def _recorded(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every file of which the manifest knows size and hash; none without a manifest."""
+        manifest = self.manifest()
+        if manifest is not None:
+            splits = [facts for split in SPLITS for facts in _each_file(manifest["splits"][split])]
+            for facts in (*splits, manifest["examples"]):
+                yield self.directory / facts["file"], facts
+
+
+_REMEDY = "delete the dataset's folder and prepare it again"
+
+
+def _each_file(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    files: list[dict[str, Any]] = facts.get("files", [facts])
+    return files
+
+
+def shard_of(path: Path, number: int) -> Path:
+    """Where a row of token ids goes on, for example ``x_train_00001.npy`` of ``x_train.npy``."""
+    return path.with_name(f"{path.stem}_{number:05d}{path.suffix}")
+
+
+def token_files(path: Path) -> list[Path]:
+    """The files of a row of token ids, in order: one, or those that it was cut into.
+
+    Args:
+        path: What they are called after.
+
+    Returns:
+        The path itself when there is nothing else.
+    """
+    if path.is_file():
+        return [path]
+    return list(itertools.takewhile(Path.is_file, (shard_of(path, number) for number in itertools.count()))) or [path]
 
 
 def dataset_of(config: ExperimentConfig, layout: Layout) -> Dataset:

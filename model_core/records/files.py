@@ -7,7 +7,6 @@ when the program is run by hand. Records hold names, never absolute paths, becau
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 
 from model_core.config import NAME_PATTERN, ExperimentConfig
 from model_core.errors import DiskFull, InvalidParameter
+from model_core.records.space import is_no_space
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Layout:
         datasets: Holds one directory a dataset; None when `data_dir` is the dataset's own directory.
         data_dir: The directory with the token files when there is no data root.
         jobs: Holds one directory a job.
+        uploads: Holds what datasets may be made from.
     """
 
     exp: Path
@@ -41,11 +42,12 @@ class Layout:
     datasets: Path | None
     data_dir: Path | None
     jobs: Path | None
+    uploads: Path | None = None
 
     @classmethod
     def under(cls, root: Path) -> Layout:
         """Everything below one data root."""
-        return cls(root / "exp", root / "attention_outputs", root / "datasets", None, root / "jobs")
+        return cls(root / "exp", root / "attention_outputs", root / "datasets", None, root / "jobs", root / "uploads")
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> Layout:
@@ -129,17 +131,9 @@ def replacing(path: Path, *, just_before: Callable[[], None] | None = None) -> I
         sync_directory(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if _is_no_space(error):
+        if is_no_space(error):
             raise DiskFull(path) from None
         raise
-
-
-def _is_no_space(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def sync_directory(path: Path) -> None:

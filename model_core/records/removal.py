@@ -7,16 +7,20 @@ between finishes by doing the same again.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from model_core.errors import RunBusy
+from model_core.errors import DatasetBusy, RunBusy
+from model_core.records.dataset import Dataset
 from model_core.records.files import Layout, sync_directory
 from model_core.records.run import Run
 
+PREPARATION_LOCK = ".lock"  # in a dataset's directory: preparation holds it while it writes
+UPLOAD = r"[0-9a-f]{16}"  # a folder of uploaded files, by what is in them
 _PATIENCE_S = 10.0  # others only rename a few directories
 
 
@@ -45,6 +49,54 @@ def holding(layout: Layout, names: Iterable[str], job_id: str) -> Iterator[tuple
         yield runs
 
 
+@contextlib.contextmanager
+def holding_dataset(layout: Layout, name: str) -> Iterator[None]:
+    """Hold a dataset's directory, if there is one, so that nobody writes it.
+
+    Args:
+        layout: Where it lies.
+        name: The dataset's.
+
+    Raises:
+        DatasetBusy: A preparation holds it.
+    """
+    directory = layout.dataset(name)
+    with contextlib.ExitStack() as stack:
+        if directory.is_dir():
+            try:
+                stack.enter_context(FileLock(directory / PREPARATION_LOCK, timeout=0))
+            except Timeout:
+                raise DatasetBusy(name, "a preparation") from None
+        yield
+
+
+def hide_dataset(layout: Layout, name: str, whose: str) -> None:
+    """Take a dataset that is held out of sight, with the files that were uploaded for it.
+
+    Of a dataset that was never ready only what a preparation left goes: other files are somebody's own.
+
+    Args:
+        layout: Where it lies.
+        name: The dataset's.
+        whose: What its hidden name tells.
+    """
+    directory = layout.dataset(name)
+    if not Dataset.named(name, directory).missing() or not _holds_files_of_others(directory):
+        _rename(directory, whose)
+    for uploaded in uploads_of(layout, name):
+        _rename(uploaded, whose)
+
+
+def _holds_files_of_others(directory: Path) -> bool:
+    return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
+
+
+def uploads_of(layout: Layout, name: str) -> list[Path]:
+    """Folders of files that were uploaded for a dataset; what somebody put there by hand is not among them."""
+    assert layout.uploads is not None
+    return [path for path in sorted((layout.uploads / name).glob("*")) if re.fullmatch(UPLOAD, path.name)]
+
+
 def hide(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
     """Take a job's directories out of sight: its runs, which it holds, what was captured of them, and its own.
 
@@ -62,7 +114,8 @@ def hide(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
 
 def remove_hidden(layout: Layout, job_id: str) -> None:
     """Free the bytes of everything of a job that was taken out of sight."""
-    for parent in filter(None, (layout.exp, layout.attention, layout.jobs)):
+    uploads = layout.uploads.glob("*") if layout.uploads is not None else ()
+    for parent in filter(None, (layout.exp, layout.attention, layout.jobs, layout.datasets, *uploads)):
         for path in parent.glob(f".*.{job_id}.removed"):
             _remove(path)
 

@@ -28,7 +28,7 @@ def test(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, st
     """Test the run that a configuration names.
 
     Args:
-        arguments: Of the program: ``data_root``, ``record``, ``attempt``, ``gpu``.
+        arguments: Of the program: ``data_root``, ``record``, ``attempt``, ``gpu``, ``token``.
         parsed: The configuration and its warnings.
         layout: Where runs and pictures lie.
         stop: Asked between examples.
@@ -84,7 +84,7 @@ def _test_attempt(
     config = _agreed(written, loaded)
     if not arguments.data_root:
         layout = replace(layout, data_dir=Layout.of(config).data_dir)
-    dataset = attempt.dataset(config, layout, stop)
+    dataset = attempt.dataset(config, layout, stop, arguments.token)
     runtime = device.decide(config, describe_machine(), arguments.gpu)
     device.apply(runtime)
     announce(attempt.emit, config, runtime, arguments.gpu, checkpoint=loaded.info.file, step=loaded.info.step)

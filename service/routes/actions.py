@@ -14,8 +14,8 @@ from model_core.config import Config
 from service.body import parameters_of, query
 from service.deps import Door
 from service.openapi import problems
-from service.views import JobView
-from worker.jobs.job import Wish
+from service.views.job import JobView
+from worker.jobs.exchange import Wish
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 

@@ -13,7 +13,7 @@ from service.body import JSON, parameters_of, query
 from service.deps import Door
 from service.openapi import problems
 from service.pictures import MEDIA_TYPES, Index, PictureQuery, answer
-from service.views import AttentionView
+from service.views.attention import AttentionView
 
 router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"])
 

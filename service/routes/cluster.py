@@ -12,7 +12,7 @@ from service.body import parameters_of, query
 from service.cluster import GpuView, QueueReport, WorkerFacts, gpus_of, workers_of
 from service.deps import Door
 from service.openapi import problems
-from service.views import Listed
+from service.views.base import Listed
 
 router = APIRouter(tags=["cluster"])
 

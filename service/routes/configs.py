@@ -13,7 +13,9 @@ from service.body import JSON, YAML, ConfigTree
 from service.deps import Door
 from service.negotiate import choose
 from service.openapi import problems
-from service.views import Listed, PresetView, Validation
+from service.views.about import PresetView
+from service.views.base import Listed
+from service.views.job import Validation
 
 router = APIRouter(prefix="/configs", tags=["configs"])
 
@@ -49,4 +51,4 @@ def config(name: str, accept: Annotated[str | None, Header()] = None) -> Respons
 async def validate(tree: ConfigTree, services: Door) -> Validation:
     """The resolved configuration, its budget and warnings; or every wrong value."""
     order = await submission.take(services, tree, run=None)
-    return Validation.of(order.spec.kind, order.spec.config, order.budget, order.spec.warnings)
+    return Validation.of(order.spec, order.budget, order.spec.warnings)

@@ -11,11 +11,11 @@ from service.deps import Door
 from service.health import readiness
 from service.negotiate import choose
 from service.openapi import problems
-from service.views import Health, Readiness, Welcome
+from service.views.about import Health, Readiness, Welcome
 
 router = APIRouter(tags=["service"])
 
-_LINKS = ("docs", "jobs", "queue", "workers", "gpus", "runs", "configs", "healthz", "readyz")
+_LINKS = ("docs", "jobs", "queue", "workers", "gpus", "datasets", "runs", "configs", "healthz", "readyz")
 
 
 @router.get("/healthz", summary="Is the process alive?")

@@ -15,7 +15,8 @@ from service.deps import Door, Services, services_of
 from service.negotiate import tags_of
 from service.openapi import problems
 from service.rendering import listing_of, look_of
-from service.views import JobDetailView, JobView, Listed, Validation
+from service.views.base import Listed
+from service.views.job import JobDetailView, JobView, Validation
 from worker.jobs import questions
 from worker.jobs.spec import MOST_METADATA, Kind, Label, Text
 from worker.jobs.states import Status
@@ -38,12 +39,13 @@ class JobsQuery(Config):
     status: Status | None = None
     kind: Kind | None = None
     run: Name | None = None
+    dataset: Name | None = Field(default=None, description="only jobs that make or read it")
 
 
 class DeleteQuery(Config):
     """What goes with a job."""
 
-    artifacts: bool = Field(default=False, description="free the bytes too: run, pictures, output")
+    artifacts: bool = Field(default=False, description="free the bytes too: run, pictures, dataset, output")
 
 
 class JobPatch(Config):
@@ -87,7 +89,7 @@ async def submit(
     if wanted.validate_only:
         response.status_code = 200
         found = await submission.warnings(services, order)
-        return Validation.of(order.spec.kind, order.spec.config, order.budget, found)
+        return Validation.of(order.spec, order.budget, found)
     submitted = await submission.submit(services, order, key=idempotency_key)
     response.status_code = 202 if submitted.created else 200
     response.headers["Location"] = f"/jobs/{submitted.job.id}"
@@ -144,7 +146,7 @@ async def amend(job_id: str, tree: ConfigTree, services: Door, if_match: IfMatch
     openapi_extra={"parameters": parameters_of(DeleteQuery)},
 )
 async def delete(job_id: str, wanted: Annotated[DeleteQuery, query(DeleteQuery)], services: Door) -> None:
-    """Its record; with `artifacts=true` also the run that it made, pictures of that run, and its own directory."""
+    """Its record; with `artifacts=true` also its directory, and the run with its pictures or the dataset it made."""
     await deletion.delete(services, job_id, artifacts=wanted.artifacts)
 
 

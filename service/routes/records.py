@@ -20,7 +20,8 @@ from service.metrics import CSV, MEDIA_TYPES, MetricsQuery, MetricsView, render
 from service.negotiate import choose
 from service.openapi import problems
 from service.stream import EVENT_STREAM, events_after, follow, stream
-from service.views import EventView, Listed
+from service.views.base import Listed
+from service.views.job import EventView
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 

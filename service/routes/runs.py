@@ -15,7 +15,8 @@ from service.deps import Door
 from service.negotiate import choose
 from service.openapi import problems
 from service.reports import MARKDOWN, MEDIA_TYPES, ReportQuery, ReportView, render
-from service.views import Listed, RunDetail, RunView
+from service.views.base import Listed
+from service.views.run import RunDetail, RunView
 
 router = APIRouter(tags=["runs"])
 _MARKDOWN: dict[str, Any] = {MARKDOWN: {"schema": {"type": "string"}}}

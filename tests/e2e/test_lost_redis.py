@@ -45,16 +45,16 @@ def test_reindex_brings_back_what_a_lost_redis_knew(serving, make_data_root, tin
 
     with serving(data, log) as service:
         assert (
-            f"has records of 2 job(s), but Redis knows none: to bring them back, say headcount reindex --data {data}"
+            f"has records of 3 job(s), but Redis knows none: to bring them back, say headcount reindex --data {data}"
             in (log.read_text())
         )
         assert service.client.get(f"/jobs/{done['id']}").status_code == 404
         said = headcount("reindex", "--data", str(data), url=service.url)
-        assert said.splitlines() == [
-            f"{done['id']}  done  succeeded",
-            f"{cut}  cut  paused",
-            "2 restored, 0 there already, 0 skipped, 0 unreadable",
-        ]
+        [made] = service.client.get("/jobs", params={"kind": "prepare"}).json()["data"]
+        assert said.splitlines()[-1] == "3 restored, 0 there already, 0 skipped, 0 unreadable"
+        assert sorted(said.splitlines()[:-1]) == sorted(
+            [f"{made['id']}  text  succeeded", f"{done['id']}  done  succeeded", f"{cut}  cut  paused"]
+        )
         restored = service.job(done["id"])
         assert {key: restored[key] for key in EQUAL} == {key: done[key] for key in EQUAL}
         assert headcount("resume", cut, url=service.url) == f"{cut}  queued  run cut\n"
@@ -65,6 +65,7 @@ def test_reindex_brings_back_what_a_lost_redis_knew(serving, make_data_root, tin
         headcount("delete", done["id"], "--artifacts", url=service.url)
         assert not (data / "exp" / "done").exists()
         said = headcount("reindex", "--data", str(data), url=service.url)
-        assert said.splitlines()[:-1] == [f"{cut}  cut  succeeded, there already"]
+        there = [f"{made['id']}  text  succeeded, there already", f"{cut}  cut  succeeded, there already"]
+        assert said.splitlines()[:-1] == there
     events = list(read_events(data / "exp" / "cut" / "events.jsonl"))
     assert [event["step"] for event in events if event["type"] == "step"] == list(range(1, 1001))

@@ -20,7 +20,7 @@ from model_core.config import ExperimentConfig
 from model_core.errors import InvalidParameter
 from model_core.records.files import Layout
 from model_core.records.run import Run
-from worker.jobs.job import Claim
+from worker.jobs.exchange import Claim
 from worker.jobs.order import write_order
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import JobStore
@@ -151,7 +151,7 @@ def test_a_name_that_another_job_keeps_is_no_obstacle_to_the_others(data, given,
     claim = Claim(other, 1, "train", "cut", {"experiment_name": "cut"}, order={"created_at": 5})
     write_order(layout.jobs / other, claim, "running")
     assert told.reindex(data) == 0
-    assert "another job has its run's name, 'cut'" in told.warnings[0]
+    assert "another job has its name, 'cut'" in told.warnings[0]
 
 
 def test_without_a_data_root_there_is_nothing_to_do(tmp_path: Path, given, told) -> None:

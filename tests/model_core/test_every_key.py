@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model_core.config import Config, ExperimentConfig
 from model_core.data.preparation import ensure_dataset
-from model_core.data.sources import open_source
+from model_core.data.sources.opening import open_source, revision_of
 from model_core.errors import InvalidConfig, NotAvailable, OutOfMemory
 from model_core.hardware.device import Runtime, decide
 from model_core.hardware.machine import Gpu, Machine
@@ -58,7 +58,7 @@ class Built:
         """The manifest of a dataset of its own, without what differs each time."""
         manifest = ensure_dataset(self.config, Layout.under(self._home / self._name)).manifest()
         assert manifest is not None
-        return {name: manifest[name] for name in ("splits", "tokenizer")}
+        return {name: manifest[name] for name in ("splits", "tokenizer", "duplicates")}
 
     @cached_property
     def state(self) -> TrainState:
@@ -177,6 +177,17 @@ def names(b: Built) -> object:
     return b.run.names
 
 
+def revision(b: Built) -> object:
+    """Of a dataset of the hub, as far as a configuration tells it."""
+    return revision_of(str(b.config.data.source), seed=0, revision=b.config.data.revision)
+
+
+def first_text(b: Built) -> object:
+    rows = b.dataset.directory.parent / "rows.jsonl"
+    rows.write_text('{"text": "One.", "story": "Once."}')
+    return next(open_source(f"file:{rows}", seed=0, text_column=b.config.data.text_column).documents(0)).text
+
+
 def pictures(b: Built) -> object:
     return b.test.pictures()
 
@@ -211,8 +222,11 @@ OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
     "data.val_file": ("a_val.npy", paths),
     "data.test_file": ("a_test.npy", paths),
     "data.dataset": ("named", paths),
-    "data.source": ("stories", lambda b: open_source(str(b.config.data.source), 0).name),
+    "data.source": ("stories", lambda b: open_source(str(b.config.data.source), seed=0).name),
+    "data.revision": ("a" * 40, revision, "data.source=babylm"),
+    "data.text_column": ("story", first_text),
     "data.split": ("[0.5, 0.3, 0.2]", lambda b: b.prepared["splits"]),
+    "data.dedupe": ("true", lambda b: b.prepared["duplicates"]),
     "data.tokenizer": ("{type: bpe, vocab_size: 260}", lambda b: b.prepared["tokenizer"]),
     "data.shuffle": ("none", batch),
     "execution.train": ("false", lambda b: b.run.code, "execution.test=true"),
@@ -253,9 +267,6 @@ OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
 }
 # A later version builds these: every value but the default is refused.
 NOT_BUILT = {
-    "data.revision": "main",
-    "data.text_column": "story",
-    "data.dedupe": "true",
     "logging.tensorboard": "true",
     "logging.wandb": "offline",
 }

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer as Reference
 from tokenizers import models, pre_tokenizers, trainers
 
-from model_core.data.stories import stories
+from model_core.data.sources.stories import stories
 from model_core.errors import InvalidData
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
 

@@ -18,19 +18,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from model_core.data.sources.opening import revision_of
 from model_core.loading import parse_config
 from model_core.records.attention import AttentionRecord, RecordWriter, home_of
+from model_core.records.dataset import MANIFEST, SPLITS, Dataset
 from model_core.records.events import EventWriter
-from model_core.records.files import Layout
+from model_core.records.examples import EXAMPLES
+from model_core.records.files import Layout, now, write_json
 from model_core.records.run import Run
 from service.app import create_app
 from service.settings import ServiceSettings
 from worker.jobs.connection import connect
-from worker.jobs.job import Claim, Outcome, WorkerView
+from worker.jobs.exchange import Claim, Outcome
+from worker.jobs.job import WorkerView
 from worker.jobs.registry import Registry
 from worker.jobs.worker_store import WorkerStore
 
 WAIT_S = 10.0
+DATASET = "words"
 HEADS = (4, 2)
 TREE: dict[str, Any] = {
     "experiment_name": "tiny",
@@ -38,7 +43,7 @@ TREE: dict[str, Any] = {
     "training": {
         "batch_size": 2, "sequence_length": 32, "total_batch_size": 64, "max_steps": 3, "warmup_steps": 1,
     },
-    "data": {"source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 512}},
+    "data": {"dataset": DATASET, "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 512}},
 }  # fmt: skip
 
 
@@ -151,6 +156,20 @@ def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 
     )  # fmt: skip
 
 
+def manifest(dataset: Dataset, **facts: Any) -> dict[str, Any]:
+    """What preparation would have written of such files."""
+    one = {"documents": 10, "tokens": 200, "text_bytes": 600, "size_bytes": 528, "sha256": "0" * 64, "dtype": "uint16"}
+    made = {
+        "schema_version": 1, "name": dataset.name, "source": "stories", "seed": 1337,
+        "revision": revision_of("stories", seed=1337),
+        "text_column": "text", "created_at": now(), "split": [0.9, 0.09, 0.01], "dedupe": False,
+        "tokenizer": {"kind": "gpt2", "n_vocab": 50257, "sha256": "0" * 64, "file": "tokenizer.json", "asked": "gpt2"},
+        "splits": {split: {"file": dataset.split(split).name, **one} for split in SPLITS},
+        "examples": {"file": EXAMPLES, "index": "test_examples_index.npy", "count": 10, "size_bytes": 1, "sha256": ""},
+    }  # fmt: skip
+    return {**made, **facts}
+
+
 class Site:
     """A running service, and the rooms around it as a test needs them."""
 
@@ -163,6 +182,18 @@ class Site:
         self.url = self._served.url
         self.http = httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False)  # less than a ping
         self._hosts: list[FakeHost] = []
+        self.add_dataset(DATASET)
+
+    def add_dataset(self, name: str, **facts: Any) -> Dataset:
+        """Files as they are when a dataset is ready: with facts, a manifest says that it was prepared here."""
+        dataset = Dataset.named(name, self.layout.dataset(name))
+        dataset.directory.mkdir(parents=True)
+        for split in SPLITS:
+            np.save(dataset.split(split), np.arange(200, dtype=np.uint16))
+        write_json(dataset.directory / EXAMPLES, [{"id": n, "text": f"text {n}", "tokens": [n]} for n in range(10)])
+        if facts:
+            write_json(dataset.directory / MANIFEST, manifest(dataset, **facts))
+        return dataset
 
     def submit(self, name: str = "tiny", **sections: Any) -> dict[str, Any]:
         """Submit a tiny training."""
@@ -216,6 +247,7 @@ class Site:
         self._hosts.clear()
         shutil.rmtree(self.settings.data, ignore_errors=True)
         self.settings.data.mkdir()
+        self.add_dataset(DATASET)
 
     def close(self) -> None:
         self.http.close()

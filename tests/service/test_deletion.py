@@ -33,8 +33,9 @@ def fill(path: Path) -> None:
 
 
 def files(layout: Layout) -> list[str]:
-    """Every file below the data root but locks, which stay."""
-    found = (path for path in layout.exp.parent.rglob("*") if path.is_file() and not path.name.endswith("lock"))
+    """Every file below the data root but datasets, which nobody deletes here, and locks, which stay."""
+    every = (path for path in layout.exp.parent.rglob("*") if path.is_file() and layout.datasets not in path.parents)
+    found = (path for path in every if not path.name.endswith("lock"))
     return sorted(str(path.relative_to(layout.exp.parent)) for path in found)
 
 

@@ -79,7 +79,7 @@ def test_a_browser_shows_the_page_and_asks_no_other_host(site) -> None:
         browser.close()
     hosts = {urlsplit(url).netloc for url in asked if not url.startswith("data:")}
     assert hosts == {urlsplit(site.url).netloc}
-    assert [job["run"] for job in site.http.get("/jobs").json()["data"]] == ["quickstart"]
+    assert [job["run"] for job in site.http.get("/jobs").json()["data"]] == ["quickstart", None]
 
 
 def references(value: Any) -> list[str]:

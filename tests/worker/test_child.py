@@ -5,6 +5,8 @@ import time
 import psutil
 import pytest
 
+from model_core.data.sources.access import token_from
+from model_core.data.sources.refusal import HubBadToken
 from worker.child import Child, environment
 
 LAUNCHER = """
@@ -32,8 +34,17 @@ def test_child_gets_only_what_is_listed():
 
 @pytest.mark.parametrize(("token", "passed"), [(" hf_a\n", "hf_a"), ("hf_a\nb", None), ("hf_ä", None), ("\n", None)])
 def test_a_token_that_no_header_can_hold_is_not_handed_on(token: str, passed: str | None, caplog):
-    assert environment({"HF_TOKEN": token}, ()).get("HF_TOKEN") == passed
+    handed_on = environment({"HF_TOKEN": token}, ())
+    assert handed_on.get("HF_TOKEN") == passed
     assert "hf_" not in caplog.text
+
+
+@pytest.mark.parametrize("token", ["hf_a\nb", "hf_a b", "hf_ä"])
+def test_a_child_knows_that_its_token_was_refused_and_not_the_token(token: str):
+    handed_on = environment({"HF_TOKEN": token}, ())
+    with pytest.raises(HubBadToken, match="the token in HF_TOKEN is refused: it holds"):
+        token_from(handed_on).checked()
+    assert "hf_" not in repr(handed_on)
 
 
 def test_the_last_line_is_told_without_the_token(tmp_path):

@@ -10,7 +10,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-MODULES: Mapping[str, str] = {"train": "model_core.train", "test": "model_core.train"}
+MODULES: Mapping[str, str] = {
+    "train": "model_core.train",
+    "test": "model_core.train",
+    "prepare": "model_core.data.prepare",
+}
 
 LAUNCHER = "model_core.launch"  # of several processes; it ends them together
 
@@ -32,7 +36,7 @@ def argv(
 
     Args:
         kind: What the job does.
-        run: The run it makes or reads.
+        run: The run it makes or reads; of a preparation, the dataset it makes.
         job_id: Its id.
         attempt: The number of this process of the job.
         data: The data root.

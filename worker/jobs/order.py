@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from model_core.records.files import now, read_json, write_json
-from worker.jobs.job import Claim, JobError
+from worker.jobs.exchange import Claim
+from worker.jobs.job import JobError
 
 _FILE = "job.json"
 
@@ -20,9 +21,9 @@ def write_order(directory: Path, claim: Claim, status: str, error: JobError | No
         status: Where it is now.
         error: Why it failed, if it did.
     """
-    job = {"schema_version": 1, "id": claim.id, "kind": claim.kind, "run": claim.run, "attempt": claim.attempt}
+    job = {"schema_version": 1, "id": claim.id, "kind": claim.kind, "run": claim.run, "dataset": claim.dataset}
     end = {"status": status, "error": error.model_dump() if error else None, "time": now()}
-    write_json(directory / _FILE, {**job, **claim.order, **end, "config": claim.config})
+    write_json(directory / _FILE, {**job, "attempt": claim.attempt, **claim.order, **end, "config": claim.config})
 
 
 def read_order(directory: Path) -> dict[str, Any] | None:

@@ -10,16 +10,20 @@ import json
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
-from worker.jobs.job import Capacity, Job, JobDetail, Look, Refusal, Row, Rows, Submission
+from worker.jobs.exchange import Capacity, Look, Refusal, Row, Rows, Submission
+from worker.jobs.job import Job, JobDetail
+from worker.jobs.preparation import Preparation
 from worker.jobs.reading import checked_id, detail_of, job_of, jobs_of, known_job
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status
 
 T = TypeVar("T")
+
+Taken = Literal["", "1", "ready"]  # 1: something has that name; ready: it is a dataset that was made in this way
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ def submission(
     *,
     key: str | None,
     fingerprint: str,
-    is_taken: bool,
+    taken: Taken,
     max_queued: int,
     is_lacking: bool = False,
     memory_bytes: int | None = None,
+    preparation: Preparation | None = None,
 ) -> Question[Submission | Refusal]:
     """Record a job, unless its key was used before, or something stands against it.
 
@@ -53,11 +58,12 @@ def submission(
         spec: What to do.
         key: The client's Idempotency-Key, kept for a day.
         fingerprint: Equal for equal requests.
-        is_taken: Whether a directory has the run's name.
+        taken: Whether the disk has what it makes.
         max_queued: Jobs that may wait.
         is_lacking: Whether the disk lacks what the job needs.
         memory_bytes: What it needs of a worker; the known one with most must have as much, and the GPUs. None: whether
             a worker could run it is not asked.
+        preparation: Of a dataset that must be made first: a job that is at it is waited for, else one is recorded too.
 
     The answer may be:
         IdempotencyConflict: The key came with another fingerprint before.
@@ -67,8 +73,10 @@ def submission(
 
     def read(reply: Any) -> Submission | Refusal:
         verdict, fact, *seen = reply
-        if verdict in {"run_exists", "lacking"}:
+        if verdict in {"run_exists", "ready", "lacking"}:
             return Refusal(verdict)
+        if verdict == "dataset_exists":
+            return Refusal(verdict, maker=fact or None)
         if verdict == "unfit":
             return Refusal(verdict, _capacity_of(fact))
         if verdict == "conflict":
@@ -81,13 +89,25 @@ def submission(
         return Submission(known_job(job_of(*seen), fact), created=verdict == "created")
 
     arguments = (
-        f"job_{uuid.uuid4().hex}", hash_of(key) if key else "", fingerprint, spec.kind, spec.run,
+        new_id(), hash_of(key) if key else "", fingerprint, spec.kind, spec.run or "",
         "" if spec.gpus is None else spec.gpus, spec.job.priority, json.dumps(spec.record),
-        json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), int(is_taken), max_queued,
+        json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), taken, max_queued,
         " ".join(dict.fromkeys(spec.job.depends_on)), int(is_lacking),
-        "" if memory_bytes is None else memory_bytes,
+        "" if memory_bytes is None else memory_bytes, spec.dataset or "", *_making(spec, preparation),
     )  # fmt: skip
     return Question("submit", arguments, read)
+
+
+def new_id() -> str:
+    """The id of a job that is to be."""
+    return f"job_{uuid.uuid4().hex}"
+
+
+def _making(spec: JobSpec, preparation: Preparation | None) -> tuple[str, str, str]:
+    """Recipe, and id and configuration of the job that makes the dataset first."""
+    if preparation is None:
+        return (spec.recipe, "", "")
+    return (preparation.recipe, new_id(), preparation.config.model_dump_json(exclude_unset=True))
 
 
 def detail(job_id: str) -> Question[JobDetail]:
@@ -125,6 +145,7 @@ def page(
     status: Status | None = None,
     kind: str | None = None,
     run: str | None = None,
+    dataset: str | None = None,
 ) -> Question[Rows]:
     """List jobs, newest first.
 
@@ -134,6 +155,7 @@ def page(
         status: Only these.
         kind: Only these.
         run: Only these.
+        dataset: Only those that make or read it.
 
     Raises:
         JobNotFound: `after` is no job; also as the answer.
@@ -147,7 +169,22 @@ def page(
         seen, outlook, has_more = rest
         return Rows(tuple(Row(*row) for row in seen), outlook, has_more=bool(has_more))
 
-    return Question("page", (cursor, limit + 1, status or "", kind or "", run or ""), read)
+    return Question("page", (cursor, limit + 1, status or "", kind or "", run or "", dataset or ""), read)
+
+
+def makers(datasets: Sequence[str]) -> Question[list[Job | None]]:
+    """Read the last job that makes or made each dataset, where one is known."""
+
+    def read(reply: Any) -> list[Job | None]:
+        rows, outlook = reply
+        return [job_of(Row(*row), outlook) for row in rows]
+
+    return Question("makers", tuple(datasets), read)
+
+
+def datasets(*, after: str | None, limit: int) -> Question[list[str]]:
+    """Names of datasets that some job makes or made, in order."""
+    return Question("datasets", (after or "", limit), list)
 
 
 def shortage(gpus: int, memory_bytes: int) -> Question[Capacity | None]:

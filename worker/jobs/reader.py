@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -10,7 +11,8 @@ import redis
 from model_core.records.events import Event
 from worker.jobs import questions
 from worker.jobs.connection import PREFIX, reaching
-from worker.jobs.job import Job, JobDetail, Page, QueueState
+from worker.jobs.exchange import Page, QueueState
+from worker.jobs.job import Job, JobDetail
 from worker.jobs.reading import checked_id, jobs_of, known_job
 from worker.jobs.scripts import Scripts
 from worker.jobs.states import Status
@@ -47,6 +49,7 @@ class JobReader:
         status: Status | None = None,
         kind: str | None = None,
         run: str | None = None,
+        dataset: str | None = None,
     ) -> Page:
         """List jobs, newest first.
 
@@ -56,12 +59,22 @@ class JobReader:
             status: Only these.
             kind: Only these.
             run: Only these.
+            dataset: Only those that make or read it.
 
         Raises:
             JobNotFound: `after` is no job.
         """
-        found = self._scripts.ask(questions.page(after=after, limit=limit, status=status, kind=kind, run=run))
+        asked = questions.page(after=after, limit=limit, status=status, kind=kind, run=run, dataset=dataset)
+        found = self._scripts.ask(asked)
         return Page(tuple(jobs_of(found.rows, found.outlook)), found.has_more)
+
+    def makers(self, datasets: Sequence[str]) -> list[Job | None]:
+        """Read the last job that makes or made each dataset, where one is known."""
+        return self._scripts.ask(questions.makers(datasets))
+
+    def user(self, dataset: str) -> str | None:
+        """A job that makes or reads a dataset and is not over, if there is one."""
+        return self._scripts.run("user", dataset) or None
 
     def queue(self, limit: int = 20) -> QueueState:
         """Count what is queued and running, and list the first ready jobs in the order of their turn."""

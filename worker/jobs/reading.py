@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from model_core.records.events import Event
 from worker.jobs.errors import JobNotFound
-from worker.jobs.job import Job, JobDetail, Look, Progress, QueueView, Row
+from worker.jobs.exchange import Look, Row
+from worker.jobs.job import Job, JobDetail, Progress, QueueView
 from worker.jobs.outlook import read_outlook
 from worker.jobs.scripts import DETAIL, VIEW
 from worker.jobs.spec import JOB_ID
@@ -71,7 +72,8 @@ def detail_apart_from_the_queue(known: str, more: str) -> JobDetail | None:
     if record["status"] in HOLDING:
         every.append(_present_attempt(record, rest))
     facts = _facts(record, history)
-    facts["attempts"], facts["depends_on"] = every, (rest["depends_on"] or "").split()
+    facts["attempts"] = [_of_kind(record["kind"], attempt) for attempt in every]
+    facts["depends_on"] = (rest["depends_on"] or "").split()
     facts["gpus"] = int(rest["gpus"]) if rest["gpus"] else None
     return JobDetail.model_validate(facts)
 
@@ -101,7 +103,8 @@ def _facts(record: Mapping[str, Any], history: Sequence[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "id": record["id"],
         "kind": record["kind"],
-        "run": record["run"],
+        "run": record["run"] or None,
+        "dataset": record["dataset"] or None,
         "status": status,
         "terminal": status in TERMINAL,
         "allowed_actions": allowed_actions(status),
@@ -117,6 +120,8 @@ def _facts(record: Mapping[str, Any], history: Sequence[str]) -> dict[str, Any]:
     facts |= {name: json.loads(record[name]) for name in ("error", "worker") if record[name]}
     if record["waiting_for"]:
         facts["waiting_for"] = record["waiting_for"].split()
+    if record["kind"] == "prepare":
+        facts["progress"] = {"step": None}
     if record["progress"]:
         progress = json.loads(record["progress"])
         facts["progress"] = progress if status in HOLDING else {**progress, "eta_s": None}  # only what moves arrives
@@ -128,6 +133,11 @@ def _history(text: str) -> list[dict[str, Any]]:
         {"time": rfc3339(entry["time"]), "from_": entry.get("from"), "to": entry["to"], "reason": entry["reason"]}
         for entry in json.loads(text)
     ]
+
+
+def _of_kind(kind: str, attempt: dict[str, Any]) -> dict[str, Any]:
+    """What counts a preparation's crashes is no step, and it has no run."""
+    return {**attempt, "run": None, "step": None} if kind == "prepare" else attempt
 
 
 def _attempt(entry: dict[str, Any]) -> dict[str, Any]:
@@ -175,10 +185,16 @@ def progressed(progress: Progress, event: Event, tokens_per_step: int) -> Progre
     known: dict[str, Any] = {
         key: event[key] for key in ("step", "max_steps", "loss", "val_loss", "tokens_per_s") if key in event
     }
+    if progress.step is None:  # a preparation's: what it counts are documents
+        known.pop("step", None)
     if event["type"] == "step":
         speed, last = event.get("tokens_per_s"), known.get("max_steps", progress.max_steps)
         if isinstance(speed, int | float) and speed > 0 and last is not None:
             known["eta_s"] = round(max(0, last - event["step"]) * tokens_per_step / speed, 1)
+    elif event["type"] == "progress":
+        known = {key: event.get(key) for key in ("done", "of", "unit", "eta_s")}
     elif event["type"] not in {"validation", "resumed", "start", "prepared", "checkpoint"}:
         return progress
+    if event["type"] in {"step", "prepared"}:
+        known |= {"done": None, "of": None, "unit": None} if progress.step is not None else {}  # that is over
     return Progress.model_validate({**progress.model_dump(), **known})

@@ -13,7 +13,8 @@ from model_core.config import ExperimentConfig
 from model_core.loading import Tree, parse_config, read_tree
 from model_core.records.events import Event, read_events
 from model_core.records.files import Layout
-from worker.jobs.job import Progress, Restored
+from worker.jobs.exchange import Restored
+from worker.jobs.job import Progress
 from worker.jobs.reading import progressed
 from worker.jobs.spec import JobSection, JobSpec, Kind
 from worker.jobs.states import TERMINAL, Status
@@ -39,8 +40,8 @@ def salvage(layout: Layout, trace: Trace) -> Restored:
 
 def _restored(layout: Layout, trace: Trace) -> Restored:
     order = trace.order or _order_of(trace)
-    tokens_per_step = _config(order.config, trace.config).training.total_batch_size
-    told = _Told.read(trace.home / "events.jsonl", tokens_per_step)
+    config = _config(order.config, trace.config)
+    told = _Told.read(trace.home / "events.jsonl", config.training.total_batch_size, order.kind)
     outcomes = _outcomes(trace)
     attempt = max([trace.attempt, order.attempt, told.attempt, *(outcome.attempt for outcome in outcomes)])
     outcome = next((outcome for outcome in outcomes if outcome.attempt == attempt), None)
@@ -51,6 +52,8 @@ def _restored(layout: Layout, trace: Trace) -> Restored:
         id=trace.id,
         kind=order.kind,
         run=order.run,
+        dataset=order.dataset,
+        recipe=JobSpec(order.kind, order.run, config, JobSection()).recipe,
         status=status,
         config=order.config,
         attempt=attempt,
@@ -73,7 +76,7 @@ def _status(layout: Layout, trace: Trace, order: Order, attempt: int, outcome: O
         return order.status
     if outcome is not None and outcome.outcome != "stopped":
         return outcome.outcome
-    if order.kind == "train" and trace.run is None and layout.run(order.run).exists():
+    if order.kind == "train" and trace.run is None and order.run and layout.run(order.run).exists():
         return "cancelled"  # its name is another's, which happens only when a job is over
     return "paused"
 
@@ -94,8 +97,8 @@ class _Told:
     started_at_ms: int | None = None
 
     @classmethod
-    def read(cls, path: Path, tokens_per_step: int) -> _Told:
-        told = cls(Progress())
+    def read(cls, path: Path, tokens_per_step: int, kind: str) -> _Told:
+        told = cls(Progress.beginning(kind))
         with reading(path):
             for event in read_events(path):
                 told = told._after(event, tokens_per_step)

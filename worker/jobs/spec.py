@@ -12,13 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from model_core.catalogue import FORMS
 from model_core.config import Config, ExperimentConfig, Name, Whole
-from model_core.errors import FieldProblem, InvalidConfig, NotAvailable
+from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter, NotAvailable
 from model_core.loading import Advice, ParsedConfig, Tree, merge_patch, parse_config, problems_of
 from model_core.presets import preset_tree
 from model_core.records.files import checked_name, portable
 from model_core.rules import whole_steps
 from worker.jobs.kinds import MODULES
+from worker.jobs.preparation import Preparation
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
 Kind = Literal["train", "test", "prepare", "export"]
@@ -56,22 +58,31 @@ class JobSpec:
     """A request that is right in itself.
 
     Attributes:
-        kind: ``train`` makes a run; ``test`` reads one.
-        run: Its name.
-        config: The experiment, named by the run.
+        kind: ``train`` makes a run; ``test`` reads one; ``prepare`` makes a dataset.
+        run: Its name; None of a preparation.
+        config: The experiment, named by the run; of a preparation the part that says how its dataset is made.
         job: How to run it.
         warnings: What its author should know.
+        dataset: The one that it makes or reads; None where the run's own configuration says it.
     """
 
     kind: str
-    run: str
+    run: str | None
     config: ExperimentConfig
     job: JobSection
     warnings: tuple[Advice, ...] = ()
+    dataset: str | None = None
+
+    @property
+    def recipe(self) -> str:
+        """Of the dataset that a preparation makes; empty of every other job."""
+        return Preparation(self.config.data.dataset_name, self.config).recipe if self.kind == "prepare" else ""
 
     @property
     def gpus(self) -> int | None:
         """GPUs it takes; None: one if the worker has any, else none."""
+        if self.kind == "prepare":
+            return 0
         asked, device = self.job.resources, self.config.device.device
         if asked.gpus is not None:
             return asked.gpus
@@ -98,7 +109,7 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
         data_root: Below its ``uploads`` a ``file:`` source may lie; without it there is no such place.
 
     Raises:
-        InvalidParameter: `run` is no name.
+        InvalidParameter: `run` is no name, or the job makes no run.
         UnknownPreset: There is no such preset.
         InvalidConfig: With every problem of the tree.
         NotAvailable: Nothing is wrong but features that this version does not have.
@@ -108,6 +119,7 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
     if job.preset is not None:
         merged = merge_patch(preset_tree(job.preset), merged)
     merged, replaced = _without_paths(merged)
+    _refuse_to_name(job, run)
     renamed = {} if run is None else {"experiment_name": checked_name("run", run)}
     parsed, more = _experiment(merged)
     if parsed is not None:
@@ -115,9 +127,13 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
         more += _processes_fit(job, parsed.config)
     if problems or more or parsed is None:
         raise _refusal((*problems, *more))
+    if job.kind == "prepare":
+        preparation = Preparation.of(parsed.config, own_seed=True)
+        return JobSpec("prepare", None, preparation.config, job, replaced, preparation.dataset)
     config = parsed.config.model_copy(update=renamed)
-    kind = "train" if config.execution.train else "test"
-    spec = JobSpec(kind, config.experiment_name, config, job)
+    kind = _derived_kind(config)
+    reads = config.data.dataset_name if kind == "train" or "data" in config.model_fields_set else None
+    spec = JobSpec(kind, config.experiment_name, config, job, dataset=reads)
     return replace(spec, warnings=(*parsed.warnings, *replaced, *_idle_gpus(spec)))
 
 
@@ -125,6 +141,15 @@ def processes_of(record: Mapping[str, Any]) -> int:
     """Processes that train together, of an experiment as the queue keeps it."""
     processes: int = record.get("job", {}).get("resources", {}).get("processes", 1)
     return processes
+
+
+def _refuse_to_name(job: JobSection, run: str | None) -> None:
+    if job.kind == "prepare" and run is not None:
+        raise InvalidParameter(f"run {run!r}: a prepare job makes no run; data.dataset is the name of what it makes")
+
+
+def _derived_kind(config: ExperimentConfig) -> Kind:
+    return "train" if config.execution.train else "test"
 
 
 def _job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
@@ -156,12 +181,13 @@ def _idle_gpus(spec: JobSpec) -> Iterator[Advice]:
 
 def _processes_fit(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
     gpus, processes = job.resources.gpus or 0, job.resources.processes
-    if processes > 1 and not config.execution.train:
-        yield FieldProblem("/job/resources/processes", "a test runs in one process", processes, (1,))
+    trains = config.execution.train and job.kind != "prepare"
+    if processes > 1 and not trains:
+        yield FieldProblem("/job/resources/processes", "a job that trains nothing runs in one process", processes, (1,))
     elif processes > 1 and gpus not in {0, processes}:
         detail = f"{processes} is not resources.gpus {gpus}: each process drives one GPU; 0 GPUs leave all on the CPU"
         yield FieldProblem("/job/resources/processes", detail, processes, (gpus,))
-    elif config.execution.train and max(processes, gpus) > 1:
+    elif trains and max(processes, gpus) > 1:
         yield from whole_steps(config.training, max(processes, gpus))
 
 
@@ -179,10 +205,22 @@ def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
 
 
 def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
-    derived = "train" if config.execution.train else "test"
+    if job.kind == "prepare":
+        yield from _something_to_prepare(job, config)
+        return
+    derived = _derived_kind(config)
     if job.kind in MODULES and job.kind != derived:
         detail = f"{job.kind!r} contradicts execution.train {config.execution.train}, which makes it {derived!r}"
         yield FieldProblem("/job/kind", detail, job.kind, (derived,))
+
+
+def _something_to_prepare(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
+    if config.data.source is None:
+        detail = "a preparation needs a source: where its documents come from"
+        yield FieldProblem("/data/source", detail, None, FORMS)
+    if job.resources.gpus:
+        detail = f"{job.resources.gpus} GPUs: a preparation uses none; leave it out"
+        yield FieldProblem("/job/resources/gpus", detail, job.resources.gpus, (0,))
 
 
 def _source_stays_inside(config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:

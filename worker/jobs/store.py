@@ -7,18 +7,22 @@ stands here and in reader.py, what workers may in worker_store.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
 
 import redis
 
-from model_core.errors import InvalidParameter, RunBusy, RunExists
+from model_core.errors import DatasetBusy, DatasetExists, InvalidParameter, RunBusy, RunExists
 from model_core.records.events import last_event
 from model_core.records.files import further_names
 from model_core.records.run import Run
 from worker.jobs import questions
 from worker.jobs.connection import PREFIX, reaching
 from worker.jobs.errors import ActionNotAllowed, JobNotFound, PreconditionFailed
-from worker.jobs.job import Job, Refusal, Restored, Submission, Wish
+from worker.jobs.exchange import Refusal, Restored, Submission, Wish
+from worker.jobs.job import Job
+from worker.jobs.preparation import Preparation
 from worker.jobs.reader import JobReader
 from worker.jobs.reading import checked_id, job_of, known_job
 from worker.jobs.settings import JobSettings
@@ -37,7 +41,9 @@ class JobStore(JobReader):
 
     # --- submit ----------------------------------------------------------------------------------------------
 
-    def submit(self, spec: JobSpec, *, key: str | None = None, fingerprint: str) -> Submission:
+    def submit(
+        self, spec: JobSpec, *, key: str | None = None, fingerprint: str, preparation: Preparation | None = None
+    ) -> Submission:
         """Record a job, unless its key was used before.
 
         The run's name is refused when a directory has it or a job that is not over keeps it; a known key comes first,
@@ -47,31 +53,57 @@ class JobStore(JobReader):
             spec: What to do.
             key: The client's Idempotency-Key, kept for a day.
             fingerprint: Equal for equal requests.
+            preparation: Of a dataset that must be made first.
 
         Raises:
             IdempotencyConflict: The key came with another fingerprint before.
             RunExists: Naming the next free name.
+            DatasetExists: Another job makes it in another way.
             QueueFull: Too many jobs wait.
             InvalidConfig: It is to wait for a job that is not there.
         """
-        is_taken = self._settings.layout.run(spec.run).exists()
+        exists = spec.run is not None and self._settings.layout.run(spec.run).exists()
         asked = questions.submission(
-            spec, key=key, fingerprint=fingerprint, is_taken=is_taken, max_queued=self._settings.max_queued
+            spec,
+            key=key,
+            fingerprint=fingerprint,
+            taken="1" if exists else "",
+            max_queued=self._settings.max_queued,
+            preparation=preparation,
         )
         submitted = self._scripts.ask(asked)
         if isinstance(submitted, Refusal):
-            raise RunExists(spec.run, self.next_free_run(spec.run))
+            raise self.taken(spec, submitted)
         return submitted
+
+    def taken(self, spec: JobSpec, refusal: Refusal, differs: str | None = None) -> RunExists | DatasetExists:
+        """What to say of a name that another job keeps or the disk has.
+
+        Args:
+            spec: What was asked for.
+            refusal: Why it was not recorded.
+            differs: How the dataset on disk differs from it.
+        """
+        if refusal.why == "run_exists":
+            assert spec.run is not None
+            return RunExists(spec.run, self.next_free_run(spec.run))
+        assert spec.dataset is not None
+        why = f"{refusal.maker} makes it in another way" if refusal.maker else differs
+        return DatasetExists(spec.dataset, self.next_free_dataset(spec.dataset), why or "it was made in another way")
 
     def next_free_run(self, run: str) -> str:
         """The first of run-2, run-3 ... that neither a directory nor a job that is not over has."""
-        return next(self._free_runs(run))
+        return next(self._free("run", run, self._settings.layout.run))
 
-    def _free_runs(self, run: str) -> Iterator[str]:
-        for candidate in further_names(run):
+    def next_free_dataset(self, dataset: str) -> str:
+        """The first of dataset-2, dataset-3 ... that neither a directory nor a job that is not over has."""
+        return next(self._free("dataset", dataset, self._settings.layout.dataset))
+
+    def _free(self, what: Literal["run", "dataset"], name: str, place: Callable[[str], Path]) -> Iterator[str]:
+        for candidate in further_names(name):
             with reaching():
-                kept = self._redis.exists(f"{PREFIX}run:{candidate}")
-            if not kept and not self._settings.layout.run(candidate).exists():
+                kept = self._redis.exists(f"{PREFIX}{what}:{candidate}")
+            if not kept and not place(candidate).exists():
                 yield candidate
 
     # --- act -------------------------------------------------------------------------------------------------
@@ -104,10 +136,13 @@ class JobStore(JobReader):
             raise ActionNotAllowed(fact, action, allowed_actions(fact))
         if verdict == "run_exists":
             raise RunExists(fact, self.next_free_run(fact))
+        if verdict == "dataset_exists":
+            raise DatasetExists(fact, self.next_free_dataset(fact), "another job is making it")
         return Wish(known_job(job_of(*seen), job_id), is_new=verdict == "changed")
 
     def _own_run(self, job: Job, new_run: str | None) -> int:
         """Number of the last event of the job's run, which must be its own unless it is left behind."""
+        assert job.run is not None
         run = Run(self._settings.layout.run(job.run))
         if not run.path.exists():
             return 0
@@ -127,11 +162,11 @@ class JobStore(JobReader):
             RunExists: Another job has taken the run's name meanwhile.
         """
         job = self.get(job_id)
-        if not scratch or job.kind != "train" or job.status != "failed":
+        if not scratch or job.run is None or job.kind != "train" or job.status != "failed":
             return self.want(job_id, "retry")
         if not self._settings.layout.run(job.run).exists():
             return self.want(job_id, "retry")  # it has made nothing yet
-        for candidate in self._free_runs(job.run):
+        for candidate in self._free("run", job.run, self._settings.layout.run):
             try:
                 return self.want(job_id, "retry", run=candidate)
             except RunExists:
@@ -180,12 +215,13 @@ class JobStore(JobReader):
 
         Args:
             job_id: The job.
-            with_run: Whether its run goes too.
+            with_run: Whether what it made goes too.
 
         Raises:
             JobNotFound: There is none of that id.
             ActionNotAllowed: It is not over.
             RunBusy: A job that is not over uses its run.
+            DatasetBusy: A job that is not over uses the dataset that it made.
         """
         job = self.get(job_id)
         verdict, fact = self._scripts.run("doom", job_id, int(with_run))
@@ -194,7 +230,7 @@ class JobStore(JobReader):
         if verdict == "refused":
             raise ActionNotAllowed(fact, "delete", allowed_actions(fact))
         if verdict == "busy":
-            raise RunBusy(job.run)
+            raise DatasetBusy(job.dataset or "", fact) if job.run is None else RunBusy(job.run)
         return job
 
     def forget(self, job_id: str) -> None:
@@ -205,7 +241,7 @@ class JobStore(JobReader):
         """Put a record back that was lost.
 
         Returns:
-            False if the job is known, or another job keeps the name of its run.
+            False if the job is known, or another job keeps its name.
         """
         gpus = "" if record.gpus is None else str(record.gpus)
         optional = {
@@ -213,13 +249,15 @@ class JobStore(JobReader):
             "finished_at": record.finished_at_ms,
             "error": record.error.model_dump_json() if record.error else None,
         }
+        counted = record.progress.step or record.progress.done or 0
         fields: dict[str, str | int] = {
-            "kind": record.kind, "run": record.run, "epoch": record.attempt, "priority": record.priority,
+            "kind": record.kind, "run": record.run or "", "epoch": record.attempt, "priority": record.priority,
             "spec": json.dumps(record.config), "warnings": json.dumps([item.model_dump() for item in record.warnings]),
             "metadata": json.dumps(dict(record.metadata)), "gpus": gpus, "class": gpus or "any", "desired": "run",
-            "step": record.progress.step, "crash_step": record.progress.step, "mirrored": record.last_seq, "key": "",
+            "step": counted, "crash_step": counted, "mirrored": record.last_seq, "key": "",
             "progress": record.progress.model_dump_json(), "depends_on": " ".join(record.depends_on),
-            "waiting_for": "", **{name: value for name, value in optional.items() if value is not None},
+            "waiting_for": "", "dataset": record.dataset or "", "recipe": record.recipe,
+            **{name: value for name, value in optional.items() if value is not None},
         }  # fmt: skip
         pairs = [item for pair in fields.items() for item in pair]
         return bool(self._scripts.run("restore", record.id, record.status, record.created_at_ms, *pairs))

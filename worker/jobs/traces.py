@@ -47,7 +47,8 @@ class Order(_File):
 
     id: str
     kind: Kind
-    run: Name
+    run: Name | None = None
+    dataset: Name | None = None
     attempt: int = 0
     status: Status = "running"
     gpus: int | None = None

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from model_core.records.events import Event
 from worker.jobs.connection import PREFIX, reaching
-from worker.jobs.job import Claim, JobError, Outcome, Progress, WorkerView
+from worker.jobs.exchange import Claim, Outcome
+from worker.jobs.job import JobError, Progress, WorkerView
 from worker.jobs.outlook import Outlook
 from worker.jobs.store import JobStore
 
@@ -44,6 +45,7 @@ class WorkerStore(JobStore):
             job_id,
             kind,
             run,
+            dataset,
             devices,
             spec,
             asked,
@@ -63,7 +65,9 @@ class WorkerStore(JobStore):
             "created_at": int(created_at),
         }
         taken = tuple((devices or "").split())
-        return Claim(job_id, int(epoch), kind, run, json.loads(spec), taken, int(seq_after or 0), order)
+        return Claim(
+            job_id, int(epoch), kind, run or None, json.loads(spec), dataset or None, taken, int(seq_after or 0), order
+        )
 
     def fitting(self, worker_id: str, *, idle: Sequence[str] = (), gpus: int = 0) -> bool:
         """Whether `claim` would find a job."""
@@ -89,9 +93,10 @@ class WorkerStore(JobStore):
         Returns:
             As `beat`.
         """
-        shown = (progress or Progress()).model_dump_json()
+        shown = (progress or Progress.beginning(claim.kind)).model_dump_json()
         pairs = [item for event in events for item in (event["seq"], json.dumps(event, ensure_ascii=False))]
-        furthest = max((event.get("step", 0) for event in events), default=0)
+        counted = "done" if claim.kind == "prepare" else "step"  # a crash after more of it is no crash in a row
+        furthest = max((event.get(counted, 0) for event in events), default=0)
         resumed = [{"file": e["file"], "step": e["step"]} for e in events if _is_resumption_of(claim, e)]
         origin = json.dumps(resumed[-1]) if resumed else ""
         return str(self._scripts.run("mirror", claim.id, claim.attempt, shown, furthest, EVENT_TAIL, origin, *pairs))

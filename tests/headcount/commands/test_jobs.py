@@ -1,107 +1,10 @@
 """Commands about jobs against a service of canned replies: what is asked, what is printed, how it ends."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
-from headcount import client as client_module
-from headcount import exits
-from headcount.cli import app
-
-JOB, OTHER = (f"job_{letter * 32}" for letter in "01")
-WORKER = {"id": "host:1", "host": "host", "device": "cuda:0", "pid": 7}
-
-
-def job(**facts: Any) -> dict[str, Any]:
-    """A job as the service answers, with some facts of a test's own."""
-    progress = {"step": 0, "max_steps": None, "loss": None, "val_loss": None, "tokens_per_s": None, "eta_s": None}
-    known = {
-        "id": JOB, "kind": "train", "run": "one", "status": "running", "attempt": 1, "created_at": "2026-01-01",
-        "error": None, "worker": None, "queue": None, "waiting_for": [], "history": [], "warnings": [], "metadata": {},
-        "priority": 0, "allowed_actions": [],
-    }  # fmt: skip
-    return {**known, **facts, "progress": {**progress, **facts.get("progress", {})}}
-
-
-class Service:
-    """Answers what a test has put in; remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.replies: dict[str, list[tuple[int, bytes]]] = {}
-        self.asked: list[str] = []
-
-    def says(self, asked: str, body: Any, status: int = 200) -> None:
-        """The next reply to ``METHOD /path``; the last one is repeated. Bytes are an event stream."""
-        text = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.replies.setdefault(asked, []).append((status, text))
-
-    def reply(self, method: str, path: str) -> tuple[int, bytes]:
-        self.asked.append(f"{method} {path}")
-        waiting = self.replies[f"{method} {path.partition('?')[0]}"]
-        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    service = Service()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, body = service.reply(self.command, self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST = do_DELETE = answer  # noqa: N815 - the names that the server calls
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        monkeypatch.setenv("HEADCOUNT_URL", f"http://127.0.0.1:{server.server_port}")
-        yield service
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def headcount(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command: exit code, stdout and stderr."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(client_module, "_RECONNECT_S", 0)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = exits.run(lambda: app(list(arguments), standalone_mode=False))
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
-
-def status(name: str, **facts: Any) -> tuple[str, None, dict[str, Any]]:
-    over = name in {"succeeded", "failed", "cancelled"}
-    return ("status", None, {"status": name, "terminal": over, "reason": "asked", "error": None, **facts})
-
-
-def step(number: int) -> tuple[str, int, dict[str, Any]]:
-    told = {"seq": number, "time": f"2026-01-01T00:00:{number:02d}Z", "attempt": 1, "step": number, "loss": 1.0}
-    return ("step", number, told)
-
-
-def stream(*events: tuple[str, int | None, dict[str, Any]]) -> bytes:
-    ids = [f"id: {number}\n" if number else "" for _, number, _ in events]
-    frames = [f"{id_}event: {e[0]}\ndata: {json.dumps(e[2])}\n\n" for id_, e in zip(ids, events, strict=True)]
-    return "".join(frames).encode()
+from tests.headcount.commands.replies import JOB, OTHER, WORKER, job, status, step, stream
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_core.data.loader import LoaderConfig, TokenLoader, load_tokens
+from model_core.data.loader import LoaderConfig, ShardedTokens, TokenLoader, load_tokens
 from model_core.errors import InvalidData
 
 TOKENS = np.arange(1001, dtype=np.uint16)
@@ -57,8 +57,49 @@ def test_a_file_shorter_than_a_batch_is_named_with_what_a_batch_takes() -> None:
 
 
 def test_an_id_above_the_vocabulary_is_named() -> None:
-    with pytest.raises(InvalidData, match="holds id 20; the vocabulary has 20"):
+    with pytest.raises(InvalidData, match="the file holds id 20 at token 20; the vocabulary has 20"):
         TokenLoader(TOKENS, LoaderConfig(2, 10, vocab_size=20)).next_batch()
+
+
+@settings(deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 1001), max_size=4), ranks=st.integers(1, 4), size=st.integers(1, 5),
+    steps=st.integers(0, 60), after=st.integers(0, 60), shuffle=st.sampled_from(["none", "block"]),
+    ahead=st.booleans(),
+)  # fmt: skip
+def test_ranks_of_a_row_in_shards_take_what_one_process_takes_of_it_whole(
+    cuts: list[int], ranks: int, size: int, steps: int, after: int, shuffle: str, ahead: bool
+) -> None:
+    shards = ShardedTokens(np.split(TOKENS, sorted(cuts)))
+    whole = TokenLoader(TOKENS, LoaderConfig(ranks * size, 10, shuffle, 3))
+    expected = [starts(whole, 1) for _ in range(after + steps)][after:]
+    configs = [LoaderConfig(size, 10, shuffle, 3, rank=rank, ranks=ranks) for rank in range(ranks)]
+    loaders = [TokenLoader(shards, config, ahead=ahead) for config in configs]
+    for loader in loaders:
+        loader.next_batch()
+        loader.position = after * ranks * size  # as after a resume: what was read ahead is not taken
+    assert [[start for loader in loaders for start in starts(loader, 1)] for _ in range(steps)] == expected
+
+
+@given(cuts=st.lists(st.integers(0, 1001), max_size=4), start=st.integers(0, 1001), length=st.integers(0, 300))
+def test_a_part_of_a_row_in_shards_is_that_of_the_whole(cuts: list[int], start: int, length: int) -> None:
+    shards = ShardedTokens(np.split(TOKENS, sorted(cuts)))
+    assert len(shards) == 1001
+    assert shards[start : start + length].tolist() == TOKENS[start : start + length].tolist()
+
+
+def test_files_of_a_row_are_read_as_one_without_copying(tmp_path: Path) -> None:
+    for number, part in enumerate(np.split(TOKENS, [400, 800])):
+        np.save(tmp_path / f"x_train_{number:05d}.npy", part)
+    tokens = load_tokens(tmp_path / "x_train.npy")
+    assert len(tokens) == 1001
+    assert tokens[390:410].tolist() == list(range(390, 410))
+    assert isinstance(tokens[410:420].base, np.memmap)
+
+
+def test_an_unknown_rank_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank 2 is not one of 2"):
+        LoaderConfig(1, 1, rank=2, ranks=2)
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 2), np.uint16), np.zeros(4), np.array([object()])])

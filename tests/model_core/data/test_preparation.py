@@ -86,14 +86,6 @@ def test_the_tokenizer_never_sees_what_is_held_out(corpus, tmp_path):
     assert changed.tokenizer().sha256 == kept.tokenizer().sha256
 
 
-def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path):
-    from model_core.data.writers import TokenWriter
-
-    with TokenWriter(tmp_path / "ids.npy", np.uint32) as writer:
-        writer.add([70_000, 1], text_bytes=1)
-    assert np.load(tmp_path / "ids.npy", mmap_mode="r").tolist() == [70_000, 1]
-
-
 def test_a_prepared_dataset_is_left_as_it_is_and_another_recipe_is_refused(corpus, prepared):
     before = prepared.train.stat().st_mtime_ns
     source = f"file:{corpus}"
@@ -108,11 +100,11 @@ def test_a_prepared_dataset_is_left_as_it_is_and_another_recipe_is_refused(corpu
 
 
 def test_a_broken_preparation_leaves_nothing_that_looks_ready(corpus, tmp_path):
-    def stop(done, of, unit):
+    def emit(event, **fields):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(f"file:{corpus}", tmp_path / "mine", name="mine", report=stop)
+        prepare(f"file:{corpus}", tmp_path / "mine", name="mine", emit=emit)
     assert [path.name for path in (tmp_path / "mine").glob("[!.]*")] == []
     assert prepare(f"file:{corpus}", tmp_path / "mine", name="mine").missing() == []
 
@@ -124,6 +116,10 @@ def test_files_of_the_user_are_never_overwritten(corpus, tmp_path):
     with pytest.raises(InvalidData, match=r"mine_train\.npy .* would be overwritten"):
         prepare(f"file:{corpus}", own.parent, name="mine")
     assert own.read_bytes() == b"mine"
+    for split in ("val", "test"):
+        own.with_name(f"mine_{split}.npy").write_bytes(b"mine")
+    with pytest.raises(InvalidData, match="is not of this dataset"):
+        prepare(f"file:{corpus}", own.parent, name="mine")
 
 
 def test_a_source_too_small_for_its_split_is_refused(tmp_path):
@@ -135,11 +131,11 @@ def test_a_source_too_small_for_its_split_is_refused(tmp_path):
 
 
 def test_two_that_want_it_share_one_preparation(corpus, tmp_path):
-    reports, ready = [], []
+    told, ready = [], []
 
     def want():
-        report = lambda *progress: reports.append(progress)  # noqa: E731
-        ready.append(prepare(f"file:{corpus}", tmp_path / "mine", name="mine", report=report))
+        emit = lambda event, **fields: told.append((event, fields.get("tokenized")))  # noqa: E731
+        ready.append(prepare(f"file:{corpus}", tmp_path / "mine", name="mine", emit=emit))
 
     threads = [threading.Thread(target=want) for _ in range(2)]
     for thread in threads:
@@ -147,7 +143,7 @@ def test_two_that_want_it_share_one_preparation(corpus, tmp_path):
     for thread in threads:
         thread.join()
     assert [dataset.missing() for dataset in ready] == [[], []]
-    assert reports.count((250, 250, "documents")) == 1
+    assert sorted(tokenized for event, tokenized in told if event == "prepared") == [0, 250]
 
 
 def test_a_configuration_prepares_what_it_names_below_a_data_root_and_by_hand(corpus, tmp_path):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from model_core.data.preparation import prepare
-from model_core.errors import DatasetNotReady, ExampleNotFound
+from model_core.errors import DatasetNotReady, ExampleNotFound, InvalidData
 from model_core.loading import parse_config
 from model_core.records.dataset import Dataset, dataset_of
 from model_core.records.files import Layout
+from model_core.report import train_tokens_of
 
 DOCUMENTS = [f"Document {number} has its own text, number {number}." for number in range(300)]
 
@@ -87,3 +88,27 @@ def test_files_are_named_by_the_dataset_below_a_data_root_and_by_the_configurati
     assert below.val == tmp_path / "datasets" / "mine" / "mine_val.npy"
     assert by_hand.train.as_posix() == "some/folder/mine_train.npy"
     assert by_hand.val.as_posix() == "some/folder/babylm_val.npy"
+
+
+def test_a_changed_file_is_named_by_its_size_or_its_hash(dataset):
+    dataset.verify()
+    whole = dataset.val.read_bytes()
+    dataset.val.write_bytes(whole[:-2] + b"\0\0")
+    dataset.check_sizes()
+    with pytest.raises(InvalidData, match=r"mine_val\.npy has the sha256 .* was changed or damaged"):
+        dataset.verify()
+    dataset.val.write_bytes(whole[:-2])
+    with pytest.raises(InvalidData, match=rf"mine_val\.npy has {len(whole) - 2} bytes, and manifest\.json says"):
+        dataset.check_sizes()
+
+
+def test_a_split_in_several_files_is_ready_when_all_are_there(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
+    dataset = prepare(f"file:{corpus}", tmp_path / "mine", name="mine", split=(0.8, 0.1, 0.1), shard_bytes=2000)
+    facts = dataset.manifest()["splits"]["train"]
+    assert [file["file"] for file in facts["files"]] == [f"mine_train_{n:05d}.npy" for n in range(len(facts["files"]))]
+    assert sum(file["tokens"] for file in facts["files"]) == facts["tokens"] == train_tokens_of(dataset)
+    assert dataset.missing() == []
+    (dataset.directory / "mine_train_00002.npy").unlink()
+    assert dataset.missing() == [dataset.directory / "mine_train_00002.npy"]

@@ -13,7 +13,7 @@ TREE: dict[str, Any] = {
     "experiment_name": "tiny",
     "model": {"n_layer": 2, "n_embd": 32, "n_head_list": [4, 2], "vocab_size": 512, "block_size": 64},
     "training": {"batch_size": 2, "sequence_length": 32, "total_batch_size": 64, "max_steps": 3, "warmup_steps": 1},
-    "data": {"source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 512}},
+    "data": {"dataset": "words", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 512}},
 }
 
 
@@ -36,7 +36,7 @@ def test_yaml_and_json_make_the_same_job(site) -> None:
     assert (job["object"], job["kind"], job["run"], job["status"]) == ("job", "train", "tiny", "queued")
     assert job["queue"] == {"position": 1, "jobs_ahead": 0, "eta_s": None}
     assert job["history"][0] | {"time": None} == {"time": None, "from": None, "to": "queued", "reason": "submitted"}
-    assert set(job["links"]) == {"self", "events", "logs", "metrics", "run", "cancel"}
+    assert set(job["links"]) == {"self", "events", "logs", "metrics", "run", "dataset", "cancel"}
 
 
 def test_a_key_belongs_to_one_body(site) -> None:

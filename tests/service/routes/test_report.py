@@ -81,8 +81,7 @@ def test_the_schema_describes_it_number_by_number(site) -> None:
 
 def test_epochs_are_those_of_the_dataset_in_the_data_root(site) -> None:
     site.make_run("tiny")
-    tokens: Path = site.layout.dataset("babylm") / "babylm_train.npy"
-    tokens.parent.mkdir(parents=True)
+    tokens: Path = site.layout.dataset("words") / "words_train.npy"
     np.save(tokens, np.zeros(96, np.uint16))
     schedule = site.http.get(REPORT).json()["budget"]["schedule"]
     assert (schedule["train_tokens"], schedule["tokens"], schedule["epochs"]) == (96, 192, 2.0)

@@ -6,7 +6,8 @@ from model_core.errors import InvalidParameter, RunBusy, RunExists
 from model_core.records.events import EventWriter
 from model_core.records.run import Run
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, PreconditionFailed
-from worker.jobs.job import JobError, Outcome
+from worker.jobs.exchange import Outcome
+from worker.jobs.job import JobError
 from worker.jobs.states import ACTIONS, STATUSES
 
 FAILURE = JobError(code="non_finite_loss", detail="the loss is nan")

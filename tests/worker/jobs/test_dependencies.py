@@ -3,7 +3,8 @@
 import pytest
 
 from model_core.errors import InvalidConfig
-from worker.jobs.job import JobError, Outcome
+from worker.jobs.exchange import Outcome
+from worker.jobs.job import JobError
 
 DONE = Outcome("succeeded", "finished")
 FAILED = Outcome("failed", "nan", JobError(code="non_finite_loss", detail="nan"))

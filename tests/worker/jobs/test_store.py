@@ -7,7 +7,8 @@ import pytest
 from model_core.errors import RunExists
 from worker.jobs.connection import connect
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, QueueFull, QueueUnavailable
-from worker.jobs.job import JobError, Outcome, Progress
+from worker.jobs.exchange import Outcome
+from worker.jobs.job import JobError, Progress
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import CHANGES_KEY
 from worker.jobs.worker_store import WorkerStore

@@ -12,8 +12,11 @@ import time
 import pytest
 
 from model_core.errors import InvalidConfig, ModelCoreError
-from worker.jobs.job import JobError, Outcome, WorkerView
+from worker.jobs.exchange import Outcome
+from worker.jobs.job import JobError, WorkerView
+from worker.jobs.preparation import Preparation
 from worker.jobs.settings import JobSettings
+from worker.jobs.spec import parse_spec
 from worker.jobs.states import ACTIONS, ARROWS, HOLDING, STATUSES, TERMINAL
 from worker.jobs.worker_store import WorkerStore
 
@@ -43,6 +46,18 @@ class Walk:
     def wake(self):
         if self.random.random() > LOST:
             self.woken.append(self.random.choice(list(GPUS)))
+
+    def prepare(self):
+        """A preparation, or a training that needs one: of few names, so that they meet."""
+        name, size = f"data-{self.random.randrange(6)}", self.random.choice((300, 300, 400))
+        data = {"dataset": name, "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": size}}
+        wanted = self.random.choice(({"job": {"kind": "prepare"}}, {"experiment_name": f"run-{next(self.names)}"}))
+        spec = parse_spec({**wanted, "data": data})
+        needed = Preparation.of(spec.config) if spec.kind == "train" else None
+        key = f"key-{next(self.names)}"
+        job = self.call(self.store.submit, spec, key=key, fingerprint="f", preparation=needed).job
+        self.ids += [one for one in (*job.waiting_for, job.id) if one not in self.ids]
+        self.wake()
 
     def submit(self):
         awaited = self.random.sample(self.ids, min(len(self.ids), self.random.choice((0, 0, 0, 1, 2))))
@@ -110,15 +125,15 @@ class Walk:
 
     def step(self):
         deeds = {
-            self.submit: 20, self.claim: 22, self.want: 20, self.amend: 4, self.delete: 3, self.report: 15,
-            self.finish: 18, self.janitor: 10, self.lose: 2,
+            self.submit: 16, self.prepare: 6, self.claim: 22, self.want: 20, self.amend: 4, self.delete: 3,
+            self.report: 15, self.finish: 18, self.janitor: 10, self.lose: 2,
         }  # fmt: skip
         with contextlib.suppress(ModelCoreError, IndexError, InvalidConfig):
             self.random.choices(list(deeds), weights=list(deeds.values()))[0]()
         self.check()
 
     def records(self):
-        fields = ("status", "waiting_for", "devices", "run", "kind")
+        fields = ("status", "waiting_for", "devices", "run", "kind", "dataset")
         with self.redis.pipeline(transaction=False) as pipe:
             for job_id in self.ids:
                 pipe.hmget(f"headcount:job:{job_id}", fields)
@@ -138,8 +153,13 @@ class Walk:
         assert set(self.members("leases")) == holding
         for status, members in by_status.items():
             assert set(self.members(f"jobs:status:{status}")) == members
-        live = [job_id for job_id, record in records.items() if record["status"] not in TERMINAL]
-        assert sorted(self.redis.mget(["headcount:-", *self.redis.keys("headcount:run:*")])[1:]) == sorted(live)
+        for kind, made in {"train": "run", "prepare": "dataset"}.items():
+            live = [(r[made], i) for i, r in records.items() if r["kind"] == kind and r["status"] not in TERMINAL]
+            names = self.redis.keys(f"headcount:{made}:*")
+            kept = [(name.rpartition(":")[2], self.redis.get(name)) for name in names]
+            assert sorted(kept) == sorted(live)  # and so no name is kept twice
+        makers = {record["dataset"] for record in records.values() if record["kind"] == "prepare"}
+        assert set(self.members("datasets")) == makers
         told = {gpu: job_id for job_id in holding for gpu in (records[job_id]["devices"] or "").split()}
         assert self.redis.hgetall("headcount:gpus") == told
         assert len(told) == sum(len((records[job_id]["devices"] or "").split()) for job_id in holding)

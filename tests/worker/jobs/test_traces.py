@@ -5,7 +5,7 @@ import pytest
 from model_core.config import ExperimentConfig
 from model_core.records.files import Layout, read_json, write_json, write_text
 from model_core.records.run import Run
-from worker.jobs.job import Claim
+from worker.jobs.exchange import Claim
 from worker.jobs.order import write_order
 from worker.jobs.traces import traces, write_off
 

@@ -1,5 +1,5 @@
 -- ARGV owner token, lease_ms, idle GPUs, how many GPUs in all, worker (JSON), its name
--- -> {} or {epoch, id, kind, run, devices, spec, gpus, priority, metadata, warnings, depends_on, created_at,
+-- -> {} or {epoch, id, kind, run, dataset, devices, spec, gpus, priority, metadata, warnings, depends_on, created_at,
 -- seq_after}.
 -- The same token gets the same job again, should the reply have got lost.
 local owner, worker = ARGV[1], ARGV[6]
@@ -19,5 +19,5 @@ if not (id and get(id, 'owner') == owner and holds(id, get(id, 'epoch'))) then
   lease(id, ARGV[2])
   move(id, 'running', 'claimed by ' .. worker)
 end
-return redis.call('HMGET', key(id), 'epoch', 'id', 'kind', 'run', 'devices', 'spec', 'gpus', 'priority', 'metadata',
+return redis.call('HMGET', key(id), 'epoch', 'id', 'kind', 'run', 'dataset', 'devices', 'spec', 'gpus', 'priority', 'metadata',
   'warnings', 'depends_on', 'created_at', 'seq_after')

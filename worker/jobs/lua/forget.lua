@@ -1,10 +1,7 @@
 -- ARGV id -> 1 if there was a doomed job of that id. Nothing of it stays.
 local id = ARGV[1]
 if not get(id, 'doomed') then return 0 end
-for _, set_key in ipairs({'jobs', 'jobs:kind:' .. get(id, 'kind'), 'jobs:run:' .. get(id, 'run'),
-    'jobs:status:' .. get(id, 'status')}) do
-  redis.call('ZREM', P .. set_key, id)
-end
+strike(id)
 local idempotency = P .. 'key:' .. (get(id, 'key') or '')
 if redis.call('HGET', idempotency, 'job') == id then redis.call('DEL', idempotency) end
 changed(id)

@@ -1,7 +1,7 @@
 -- Shared by every script. Before it stand P, the prefix of every key, VIEW, the fields of a job that clients see, and
 -- states.py's ARROWS, ACTIONS, TERMINAL and HOLDING. Time is the server's. A job's status changes in `move` alone, so what must
 -- hold together is written once: ready <=> queued and nothing awaited, lease <=> running or stopping, one status set,
--- a run's name kept while its job is not over.
+-- a name kept while its job is not over: a run's by the training that makes it, a dataset's by its preparation.
 local HISTORY, ATTEMPTS, DURATIONS, CHANGES = 200, 100, 50, 10000
 
 local function now()
@@ -42,21 +42,58 @@ end
 
 local function outlook() return redis.call('GET', P .. 'outlook') or '' end
 
--- Name of the job that keeps a run's name, or false.
-local function keeper(run) return redis.call('GET', P .. 'run:' .. run) end
+-- The job that keeps the name of a 'run' or of a 'dataset', or false.
+local function keeper(what, name) return redis.call('GET', P .. what .. ':' .. name) end
+
+-- What a job makes, whose name it keeps: 'run' or 'dataset' and that name; nothing of a job that only reads.
+local MADE_BY = {train = 'run', prepare = 'dataset'}
+local function made_by(id)
+  local what = MADE_BY[get(id, 'kind')]
+  return what, what and get(id, what)
+end
 
 local function keep_name(id)
-  if get(id, 'kind') ~= 'train' then return true end
-  local run = get(id, 'run')
-  local other = keeper(run)
+  local what, name = made_by(id)
+  if not what then return true end
+  local other = keeper(what, name)
   if other and other ~= id then return false end
-  redis.call('SET', P .. 'run:' .. run, id)
+  redis.call('SET', P .. what .. ':' .. name, id)
   return true
 end
 
 local function let_name_go(id)
-  local run = get(id, 'run')
-  if keeper(run) == id then redis.call('DEL', P .. 'run:' .. run) end
+  local what, name = made_by(id)
+  if what and keeper(what, name) == id then redis.call('DEL', P .. what .. ':' .. name) end
+end
+
+-- The lists of jobs that a job stands in, beside that of its status. A preparation has no run, and jobs from before
+-- there were any have no dataset.
+local function lists_of(id)
+  local kind, run, dataset = get(id, 'kind'), get(id, 'run') or '', get(id, 'dataset') or ''
+  local lists = {P .. 'jobs', P .. 'jobs:kind:' .. kind}
+  if run ~= '' then lists[#lists + 1] = P .. 'jobs:run:' .. run end
+  if dataset ~= '' then lists[#lists + 1] = P .. 'jobs:dataset:' .. dataset end
+  if kind == 'prepare' then lists[#lists + 1] = P .. 'makers:' .. dataset end
+  return lists
+end
+
+local function enlist(id)
+  for _, list in ipairs(lists_of(id)) do redis.call('ZADD', list, get(id, 'seq'), id) end
+  if get(id, 'kind') == 'prepare' then redis.call('ZADD', P .. 'datasets', 0, get(id, 'dataset')) end
+end
+
+local function strike(id)
+  for _, list in ipairs(lists_of(id)) do redis.call('ZREM', list, id) end
+  redis.call('ZREM', P .. 'jobs:status:' .. get(id, 'status'), id)
+  local dataset = get(id, 'dataset') or ''
+  if redis.call('EXISTS', P .. 'makers:' .. dataset) == 0 then redis.call('ZREM', P .. 'datasets', dataset) end
+end
+
+-- A job of a list, other than one, that is not over; or nil.
+local function user_of(list, except)
+  for _, other in ipairs(redis.call('ZRANGE', P .. 'jobs:' .. list, 0, -1)) do
+    if other ~= except and not TERMINAL[get(other, 'status')] then return other end
+  end
 end
 
 -- Ready jobs stand in line twice: all together, where places are counted, and by the GPUs they need, where they are taken.
@@ -127,8 +164,10 @@ local function move(id, to, reason)
 end
 
 local function fail_for(id, awaited, how)
+  local why = how == 'failed' and get(awaited, 'error')
   if how == 'cancelled' then how = 'was cancelled' end
-  set(id, 'error', cjson.encode({code = 'dependency_failed', detail = 'it waits for ' .. awaited .. ', which ' .. how,
+  local detail = 'it waits for ' .. awaited .. ', which ' .. how .. (why and ': ' .. cjson.decode(why).detail or '')
+  set(id, 'error', cjson.encode({code = 'dependency_failed', detail = detail,
     hint = 'bring that job to success and retry this one, or submit it again without depends_on'}))
   move(id, 'failed', awaited .. ' ' .. how)
 end

@@ -1,9 +1,10 @@
--- ARGV after id or '', how many, status, kind, run ('': any) -> {'ok', views newest first, outlook, whether there are more} or {'missing'}
+-- ARGV after id or '', how many, status, kind, run, dataset ('': any)
+-- -> {'ok', views newest first, outlook, whether there are more} or {'missing'}
 -- Walks the narrowest sorted set; never SCAN.
 local after, count = ARGV[1], tonumber(ARGV[2])
-local wanted = {status = ARGV[3], kind = ARGV[4], run = ARGV[5]}
+local wanted = {status = ARGV[3], kind = ARGV[4], run = ARGV[5], dataset = ARGV[6]}
 local walked = P .. 'jobs'
-for _, field in ipairs({'run', 'status', 'kind'}) do
+for _, field in ipairs({'run', 'dataset', 'status', 'kind'}) do
   if wanted[field] ~= '' then walked = walked .. ':' .. field .. ':' .. wanted[field] break end
 end
 local highest = '+inf'

@@ -1,5 +1,6 @@
 -- ARGV id, action, new run or '' (retry from scratch), the last event number of the old one
--- -> {verdict, fact, view, outlook}; verdict: changed, same, missing, refused (fact: status) or run_exists (fact: run)
+-- -> {verdict, fact, view, outlook}; verdict: changed, same, missing, refused (fact: status), run_exists (fact: run) or
+-- dataset_exists (fact: dataset)
 local id, action, run = ARGV[1], ARGV[2], ARGV[3]
 local from = get(id, 'status')
 if not from then return {'missing', ''} end
@@ -11,7 +12,7 @@ local verdict = from == to and 'same' or 'changed'
 
 if to == 'queued' and from ~= 'queued' then
   if run ~= '' then
-    if keeper(run) then return {'run_exists', run} end
+    if keeper('run', run) then return {'run_exists', run} end
     let_name_go(id)
     redis.call('ZREM', P .. 'jobs:run:' .. get(id, 'run'), id)
     redis.call('ZADD', P .. 'jobs:run:' .. run, number(id, 'seq'), id)
@@ -19,7 +20,10 @@ if to == 'queued' and from ~= 'queued' then
     set(id, 'run', run, 'step', 0, 'crash_step', 0, 'busy_ms', 0, 'mirrored', told, 'seq_after', told)
     clear(id, 'progress')
   end
-  if not keep_name(id) then return {'run_exists', get(id, 'run')} end
+  if not keep_name(id) then
+    local what, name = made_by(id)
+    return {what .. '_exists', name}
+  end
   set(id, 'failures', 0, 'not_before', 0)
 end
 if to == 'stopping' and desired ~= action then

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from model_core.data.plots import CLOSING, DETAIL, FRIEND, OPENING, PLOTS
-from model_core.data.stories import stories
-from model_core.data.words import LISTS
+from model_core.data.sources.plots import CLOSING, DETAIL, FRIEND, OPENING, PLOTS
+from model_core.data.sources.stories import stories
+from model_core.data.sources.words import LISTS
 
 RUN = 25  # words
 

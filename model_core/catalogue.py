@@ -1,0 +1,65 @@
+"""Every source there is, as data: what a configuration may write, and what a table of the documentation says.
+
+Whatever may be named without a network stands here too, so this module loads nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset of the Hugging Face hub.
+
+    Attributes:
+        id: Owner and name.
+        config: Which of its configurations; None where there is one.
+        revision: What is read unless a configuration says otherwise; None: the newest commit.
+        gated: Whether its terms must be accepted.
+        size: About how much is downloaded.
+        licence: As the dataset's page says.
+        articles: Whether its rows are lines of articles with headings, which are joined again.
+    """
+
+    id: str
+    config: str | None = None
+    revision: str | None = None
+    gated: bool = False
+    size: str = "unknown"
+    licence: str = "see its page"
+    articles: bool = False
+
+    @property
+    def page(self) -> str:
+        """Where people read about it, and accept its terms."""
+        return f"https://huggingface.co/datasets/{self.id}"
+
+
+HUB_DATASETS = {
+    "babylm": HubDataset("BabyLM-community/babylm-eng", gated=True, size="300 MB", licence="by document"),
+    "tinystories": HubDataset("roneneldan/TinyStories", size="1 GB", licence="CDLA-Sharing-1.0"),
+    "wikitext": HubDataset(
+        "Salesforce/wikitext", "wikitext-103-raw-v1", size="300 MB", licence="CC BY-SA 3.0", articles=True
+    ),
+    "openwebtext": HubDataset(
+        "Skylion007/openwebtext",
+        revision="refs/convert/parquet",
+        size="up to 24 GB",
+        licence="CC0 1.0, of the collection",
+    ),
+}
+WITHOUT_COLUMNS = ("stories", "pydoc")
+FORMS = (*WITHOUT_COLUMNS, *HUB_DATASETS, "hub:OWNER/NAME[:CONFIG]", "file:PATH")
+
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_HUB = re.compile(rf"hub:(?P<id>{_PART}/{_PART})(?::(?P<config>[A-Za-z0-9_][A-Za-z0-9_.+-]*))?")
+
+
+def hub_dataset(source: str) -> HubDataset | None:
+    """The dataset that a source names; None where it names none of the hub."""
+    if source in HUB_DATASETS:
+        return HUB_DATASETS[source]
+    match = _HUB.fullmatch(source)
+    return HubDataset(match["id"], match["config"]) if match else None

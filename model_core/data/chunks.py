@@ -1,0 +1,194 @@
+"""From a source's documents to pieces of work, and from a piece to the bytes that go to disk.
+
+A chunk holds whole documents, about a quarter of a megabyte of them. What becomes of a document depends on it and on
+its place in the corpus alone, so chunks may be cut anywhere and be worked on side by side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_core.data.duplicates import SeenTexts
+from model_core.data.encoder import BulkEncoder, Ids
+from model_core.data.recipe import Recipe
+from model_core.data.sources.source import Source
+from model_core.data.splitting import BLOCK, dealt_blocks
+from model_core.records.dataset import SPLITS
+
+CHUNK_CHARACTERS = 1 << 18
+
+
+class Part(NamedTuple):  # of which there are millions
+    """A document on its way.
+
+    Attributes:
+        number: How many documents of the source were read with it.
+        hash: Of its text, where duplicates are dropped.
+    """
+
+    text: str
+    category: str | None
+    number: int
+    hash: bytes = b""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Documents that are worked on together.
+
+    Attributes:
+        parts: Split and document.
+        first_example: How many test documents were before.
+        ends_block: Whether the next document begins a block of the split: what is done up to here can be kept.
+    """
+
+    parts: list[tuple[str, Part]]
+    first_example: int
+    ends_block: bool
+
+
+@dataclass
+class Counts:
+    """Of some documents."""
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Count those of another too."""
+        self.documents += other.documents
+        self.tokens += other.tokens
+        self.text_bytes += other.text_bytes
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A chunk as it goes to disk.
+
+    Attributes:
+        chunk: Which.
+        tokens: Bytes of the ids of every split, an end of text behind each document.
+        splits: What they hold.
+        categories: Likewise, by category; empty when the source has none.
+        examples: Test documents as JSON objects.
+    """
+
+    chunk: Chunk
+    tokens: dict[str, bytes]
+    splits: dict[str, Counts]
+    categories: dict[str, Counts]
+    examples: list[bytes]
+
+
+class Reading:
+    """Goes through a source once, without its duplicates where the recipe says so.
+
+    Attributes:
+        read: How many documents were read so far, with those of earlier processes.
+    """
+
+    def __init__(self, source: Source, recipe: Recipe, *, skip: int = 0, hashes: bytes = b"") -> None:
+        """Begin after what was read before.
+
+        Args:
+            source: The corpus.
+            recipe: What to do with it.
+            skip: How many documents were read before.
+            hashes: Of those that were kept.
+        """
+        self._documents, self.read = source.documents(skip), skip
+        self._seen = SeenTexts(hashes) if recipe.dedupe else None
+
+    def __iter__(self) -> Iterator[Part]:
+        for document in self._documents:
+            self.read += 1
+            text = _encodable(document.text)
+            found = self._seen.add(text) if self._seen else b""
+            if found is not None:
+                category = None if document.category is None else _encodable(document.category)
+                yield Part(text, category, self.read, found)
+
+
+def chunks(
+    parts: Iterable[Part], recipe: Recipe, *, kept: int = 0, examples: int = 0, characters: int = CHUNK_CHARACTERS
+) -> Iterator[Chunk]:
+    """Cut documents into chunks.
+
+    Args:
+        parts: From the beginning of a block of the split.
+        recipe: Its shares and seed.
+        kept: Documents before these.
+        examples: Test documents before these.
+        characters: About how many a chunk has.
+    """
+    gathered: list[tuple[str, Part]] = []
+    size, is_cut = 0, False
+    for block in dealt_blocks(parts, recipe.split, recipe.seed, first=kept // BLOCK):
+        for split, part in block:
+            if size >= characters:
+                yield Chunk(gathered, examples, ends_block=False)
+                examples += sum(split == "test" for split, _ in gathered)
+                gathered, size, is_cut = [], 0, True
+            gathered.append((split, part))
+            size += len(part.text)
+        if is_cut or size >= characters // 2:
+            yield Chunk(gathered, examples, ends_block=True)
+            examples += sum(split == "test" for split, _ in gathered)
+            gathered, size, is_cut = [], 0, False
+    if gathered:
+        yield Chunk(gathered, examples, ends_block=True)
+
+
+def encode_chunk(chunk: Chunk, encoder: BulkEncoder, dtype: str) -> Encoded:
+    """Tokenize a chunk; several threads may do it at once.
+
+    Args:
+        chunk: The documents.
+        encoder: Of the dataset's tokenizer.
+        dtype: Of the ids on disk.
+    """
+    texts = [part.text for _, part in chunk.parts]
+    ids, lengths = encoder.encode(texts)  # (T,), (N,)
+    sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])  # (N,)
+    of_document = np.array([SPLITS.index(split) for split, _ in chunk.parts])  # (N,)
+    of_token = np.repeat(of_document, lengths)  # (T,)
+    tokens = {split: ids[of_token == n].astype(dtype).tobytes() for n, split in enumerate(SPLITS)}
+    splits = {split: _count(of_document == n, lengths, sizes) for n, split in enumerate(SPLITS)}
+    names = dict.fromkeys(part.category for _, part in chunk.parts)
+    numbers = {name: n for n, name in enumerate(names)}
+    of_category = np.array([numbers[part.category] for _, part in chunk.parts])  # (N,)
+    categories = {name: _count(of_category == n, lengths, sizes) for name, n in numbers.items() if name is not None}
+    return Encoded(chunk, tokens, splits, categories, _examples(chunk, ids, lengths))
+
+
+def _count(which: NDArray[np.bool_], lengths: NDArray[np.int64], sizes: NDArray[np.int64]) -> Counts:
+    """Count some of N documents, of which lengths in tokens and sizes in bytes are known."""
+    return Counts(int(which.sum()), int(lengths[which].sum()), int(sizes[which].sum()))
+
+
+def _examples(chunk: Chunk, ids: Ids, lengths: NDArray[np.int64]) -> list[bytes]:
+    examples, ends = list[bytes](), np.cumsum(lengths)
+    for (split, part), length, end in zip(chunk.parts, lengths, ends, strict=True):
+        if split == "test":
+            number = chunk.first_example + len(examples)
+            record = {"id": number, "text": part.text, "tokens": ids[end - length : end - 1].tolist()}
+            examples.append(json.dumps(record, ensure_ascii=False).encode())
+    return examples
+
+
+def _encodable(text: str) -> str:
+    """The text; halves of surrogate pairs, which JSON can bring and UTF-8 cannot hold, become U+FFFD."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -1,0 +1,132 @@
+"""Datasets: make, list, look into, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from pydantic import Field
+
+from model_core.config import Config, Name
+from service import datasets as records
+from service import making
+from service.body import parameters_of, query, read_tree
+from service.deps import Door
+from service.openapi import dataset_body, problems
+from service.routes.jobs import Key
+from service.uploads import is_multipart
+from service.views.base import Listed
+from service.views.dataset import DatasetDetail, DatasetStatistics, DatasetView, ExampleView
+from service.views.job import JobView
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])
+
+Number = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class DatasetsQuery(Config):
+    """Which datasets."""
+
+    after: str | None = Field(default=None, max_length=100, description="last_id of the page before")
+    limit: int = Field(default=20, ge=1, le=100)
+
+
+class ExamplesQuery(Config):
+    """Which examples."""
+
+    after: int | None = Field(default=None, ge=0, lt=2**53, description="last_id of the page before")
+    limit: int = Field(default=20, ge=1, le=100)
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Make a dataset",
+    responses={200: {"model": JobView | DatasetDetail}, **problems(400, 409, 413, 415, 422, 429, 503, 507)},
+    openapi_extra={"requestBody": dataset_body()},
+)
+async def make(
+    request: Request,
+    services: Door,
+    response: Response,
+    idempotency_key: Annotated[Key | None, Header(alias="Idempotency-Key")] = None,
+) -> JobView | DatasetDetail:
+    """From a source that is named, or from files in a multipart body: 202 with the job that prepares it.
+
+    200 with that job while it is at it, and with the dataset once it is there: equal requests share one preparation.
+    """
+    if is_multipart(request.headers.get("content-type", "")):
+        name, submitted = await making.submit_files(services, request, key=idempotency_key)
+    else:
+        body = await read_tree(request)
+        submitted, name = await making.submit(services, body, key=idempotency_key), str(body["name"])
+    if submitted is None:
+        response.status_code = 200
+        response.headers["Location"] = f"/datasets/{name}"
+        return await records.one(services, name)
+    response.status_code = 202 if submitted.created else 200
+    response.headers["Location"] = f"/jobs/{submitted.job.id}"
+    return JobView.of(submitted.job)
+
+
+@router.get(
+    "",
+    summary="List datasets by name",
+    responses=problems(422),
+    openapi_extra={"parameters": parameters_of(DatasetsQuery)},
+)
+async def datasets(
+    wanted: Annotated[DatasetsQuery, query(DatasetsQuery)], services: Door, request: Request, response: Response
+) -> Listed[DatasetView]:
+    """One page; `last_id` is the next page's `after`. Those that are being made, or that failed, are there too."""
+    page = await records.page(services, after=wanted.after, limit=wanted.limit)
+    _link_on(page, request, response)
+    return page
+
+
+@router.get("/{name}", summary="Look at a dataset", responses=problems(404, 422, 503))
+async def dataset(name: Name, services: Door) -> DatasetDetail:
+    """Whether it is ready, its manifest, the job that makes it or made it, and why that failed."""
+    return await records.one(services, name)
+
+
+@router.delete("/{name}", status_code=204, summary="Delete a dataset", responses=problems(404, 409, 422, 503))
+async def delete(name: Name, services: Door) -> None:
+    """Its files and what was uploaded for it; refused while a job that is not over makes or reads it."""
+    await records.delete(services, name)
+
+
+@router.get("/{name}/statistics", summary="Count what is in a dataset", responses=problems(404, 409, 422, 503))
+async def statistics(name: Name, services: Door) -> DatasetStatistics:
+    """Documents, tokens and bytes: in all, by split, and by category where the source has them."""
+    return await records.statistics(services, name)
+
+
+@router.get(
+    "/{name}/examples",
+    summary="List documents of the test split",
+    responses=problems(404, 409, 422, 503),
+    openapi_extra={"parameters": parameters_of(ExamplesQuery)},
+)
+async def examples(
+    name: Name,
+    wanted: Annotated[ExamplesQuery, query(ExamplesQuery)],
+    services: Door,
+    request: Request,
+    response: Response,
+) -> Listed[ExampleView]:
+    """One page; `last_id` is the next page's `after`."""
+    page = await records.examples(services, name, after=wanted.after, limit=wanted.limit)
+    _link_on(page, request, response)
+    return page
+
+
+@router.get("/{name}/examples/{number}", summary="Read one document", responses=problems(404, 409, 422, 503))
+async def example(name: Name, number: Number, services: Door) -> ExampleView:
+    """Text and tokens of one document of the test split: the text that attention and samples are about."""
+    return await records.example(services, name, number)
+
+
+def _link_on(page: Listed[Any], request: Request, response: Response) -> None:
+    if page.has_more:
+        response.headers["Link"] = f'<{request.url.include_query_params(after=page.last_id)}>; rel="next"'

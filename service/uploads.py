@@ -1,0 +1,267 @@
+"""Files that come with a request: streamed to disk part by part, and kept in a folder named by what is in them.
+
+So the same files sent twice are the same source, and other files never replace those that a job reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import re
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from model_core.errors import DiskFull, FieldProblem
+from model_core.records.files import HashingWriter, sync_directory
+from service.errors import BodyTooLarge, InvalidRequest, MalformedBody
+
+MULTIPART = "multipart/form-data"
+KINDS = (".txt", ".jsonl", ".parquet")
+_FILES = ("files", "file")  # how a part with a file may be called
+_INCOMING, _FORGOTTEN_S = ".incoming-", 86_400.0
+_MOST_FILES, _MOST_FIELDS, _LONGEST_FIELD = 1000, 20, 1 << 16
+_AT_ONCE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a multipart body held.
+
+    Attributes:
+        fields: Its values, as text.
+        directory: Where its files lie until somebody keeps them.
+        digest: Of the names and the bytes of all files.
+    """
+
+    fields: dict[str, str]
+    directory: Path
+    digest: str
+
+    def keep(self, home: Path) -> Path:
+        """Put the files where they stay.
+
+        Args:
+            home: Holds the folders of one dataset.
+
+        Returns:
+            Their folder, which may be there already with the same files.
+        """
+        place = home / self.digest
+        home.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.rename(place)
+        except OSError:
+            if not place.is_dir():
+                raise
+        sync_directory(home)
+        return place
+
+    def take_back(self, place: Path) -> None:
+        """Undo `keep`."""
+        place.rename(self.directory)
+        with contextlib.suppress(OSError):  # other files are there
+            place.parent.rmdir()
+
+
+def is_multipart(content_type: str) -> bool:
+    """Whether a body may hold files."""
+    return content_type.partition(";")[0].strip().lower() == MULTIPART
+
+
+@contextlib.asynccontextmanager
+async def received(request: Request, uploads: Path) -> AsyncIterator[Upload]:
+    """Take in a body; what nobody keeps is gone in the end.
+
+    Args:
+        request: Whose body.
+        uploads: The directory of all uploads.
+
+    Raises:
+        MalformedBody: It is not multipart, or ends in the middle.
+        BodyTooLarge: More files or longer values than anybody needs.
+        InvalidRequest: Files of other kinds, or of one name.
+        DiskFull: There is no room for it.
+    """
+    directory = uploads / f"{_INCOMING}{uuid.uuid4().hex}"
+    await run_in_threadpool(_make_room, uploads, directory, request.headers.get("content-length", ""))
+    form = _Form(directory)
+    try:
+        await _fill(form, request)
+        yield Upload(form.fields, directory, await run_in_threadpool(form.finish))
+    finally:
+        form.close()
+        await run_in_threadpool(shutil.rmtree, directory, ignore_errors=True)
+
+
+def _make_room(uploads: Path, directory: Path, announced: str) -> None:
+    directory.mkdir(parents=True)
+    for left in uploads.glob(f"{_INCOMING}*"):
+        if time.time() - left.stat().st_mtime > _FORGOTTEN_S:  # of a service that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    needed, free = int(announced) if announced.isdigit() else 0, shutil.disk_usage(uploads).free
+    if needed > free:
+        directory.rmdir()
+        raise DiskFull(uploads, needed_bytes=needed, free_bytes=free)
+
+
+async def _fill(form: _Form, request: Request) -> None:
+    parser = _parser(form, request.headers.get("content-type", ""))
+    waiting = bytearray()
+    async for chunk in request.stream():
+        waiting += chunk
+        if len(waiting) >= _AT_ONCE_BYTES or not chunk:
+            await run_in_threadpool(_write, parser, bytes(waiting))
+            waiting.clear()
+    if not form.is_complete:
+        raise MalformedBody("the body ends before its last boundary")
+
+
+def _parser(form: _Form, content_type: str) -> MultipartParser:
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise MalformedBody("Content-Type multipart/form-data names no boundary")
+    try:
+        return MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.begin,
+                "on_header_field": form.header_name,
+                "on_header_value": form.header_value,
+                "on_header_end": form.header_end,
+                "on_headers_finished": form.open,
+                "on_part_data": form.data,
+                "on_part_end": form.end,
+                "on_end": form.complete,
+            },
+        )
+    except FormParserError as error:
+        raise MalformedBody(f"not valid multipart/form-data: {error}") from None
+
+
+def _write(parser: MultipartParser, data: bytes) -> None:
+    try:
+        parser.write(data)
+    except FormParserError as error:
+        raise MalformedBody(f"not valid multipart/form-data: {error}") from None
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull(Path("uploads")) from None
+        raise
+
+
+@dataclass
+class _Form:
+    """Takes the parts of a body as they come."""
+
+    directory: Path
+    fields: dict[str, str] = field(default_factory=dict)
+    is_complete: bool = False
+    _hashes: dict[str, str] = field(default_factory=dict)
+    _problems: list[FieldProblem] = field(default_factory=list)
+    _header: tuple[bytearray, bytearray] = field(default_factory=lambda: (bytearray(), bytearray()))
+    _disposition: bytes = b""
+    _name: str = ""
+    _file: BinaryIO | None = None
+    _writer: HashingWriter | None = None
+    _value: bytearray = field(default_factory=bytearray)
+
+    def begin(self) -> None:
+        self._disposition, self._value = b"", bytearray()
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header[0].extend(data[start:end])
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1].extend(data[start:end])
+
+    def header_end(self) -> None:
+        name, value = self._header
+        if name.lower() == b"content-disposition":
+            self._disposition = bytes(value)
+        name.clear()
+        value.clear()
+
+    def open(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        given = options.get(b"filename")
+        if given is None:
+            if len(self.fields) >= _MOST_FIELDS:
+                raise BodyTooLarge(f"a body may hold at most {_MOST_FIELDS} values")
+        elif given:
+            self._open_file(given.decode("utf-8", "replace"))
+
+    def _open_file(self, given: str) -> None:
+        if len(self._hashes) >= _MOST_FILES:
+            raise BodyTooLarge(f"a body may hold at most {_MOST_FILES} files; put several texts into one")
+        name = safe_name(given)
+        pointer = f"/files/{len(self._hashes) + len(self._problems)}"
+        if self._name not in _FILES:
+            detail = f"{self._name!r} holds a file; the parts with files are called files"
+            self._problems.append(FieldProblem(f"/{self._name}", detail, given, ("files",)))
+        elif Path(name).suffix not in KINDS:
+            detail = f"{given!r} is none of the kinds that are read: {', '.join(KINDS)}"
+            self._problems.append(FieldProblem(pointer, detail, given, KINDS))
+        elif name in self._hashes:
+            detail = f"{given!r} has the same name as another file here: {name!r}"
+            self._problems.append(FieldProblem(pointer, detail, given))
+        else:
+            self._hashes[name] = ""
+            self._name = name
+            self._file = (self.directory / name).open("xb")
+            self._writer = HashingWriter(self._file)
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        if self._writer is not None:
+            self._writer.write(memoryview(data)[start:end])
+        elif len(self._value) + end - start > _LONGEST_FIELD and not self._problems:
+            raise BodyTooLarge(f"{self._name!r} may have at most {_LONGEST_FIELD:,} bytes")
+        elif not self._problems:
+            self._value += data[start:end]
+
+    def end(self) -> None:
+        if self._writer is not None:
+            self._hashes[self._name] = self._writer.sha256
+            self.close()
+        elif b"filename" not in parse_options_header(self._disposition)[1]:
+            if self._name in self.fields:
+                self._problems.append(FieldProblem(f"/{self._name}", f"{self._name} is given more than once"))
+            self.fields[self._name] = self._value.decode("utf-8", "replace")
+
+    def complete(self) -> None:
+        self.is_complete = True
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = self._writer = None
+
+    def finish(self) -> str:
+        """Refuse what cannot be used; the digest of the files."""
+        if not self._hashes and not self._problems:
+            detail = f"no file came; send one or more parts called files, each {', '.join(KINDS)}"
+            self._problems.append(FieldProblem("/files", detail))
+        if self._problems:
+            raise InvalidRequest(self._problems)
+        every = "\n".join(f"{name} {digest}" for name, digest in sorted(self._hashes.items()))
+        return hashlib.sha256(every.encode()).hexdigest()[:16]
+
+
+def safe_name(given: str) -> str:
+    """A file's name without directories and odd characters; its ending in small letters."""
+    base = given.replace("\\", "/").rpartition("/")[2]
+    stem, dot, ending = base.rpartition(".")
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", stem if dot else base).strip("-")[:100] or "text"
+    return f"{plain}.{re.sub(r'[^a-z0-9]', '', ending.lower())[:20]}" if dot else plain

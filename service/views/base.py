@@ -1,0 +1,36 @@
+"""A part of an answer, and one page of a list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+T = TypeVar("T")
+
+
+class View(BaseModel):
+    """A part of an answer."""
+
+    model_config = ConfigDict(frozen=True, serialize_by_alias=True)
+
+
+class Listed(View, Generic[T]):
+    """One page of a list; `last_id` is the next page's `after`."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    first_id: str | int | None = None
+    last_id: str | int | None = None
+    has_more: bool = False
+
+    @classmethod
+    def of(cls, data: Sequence[T], ids: Sequence[str | int], *, has_more: bool) -> Self:
+        """A page with the ids of its ends."""
+        return cls(
+            data=list(data),
+            first_id=ids[0] if ids else None,
+            last_id=ids[-1] if ids else None,
+            has_more=has_more,
+        )

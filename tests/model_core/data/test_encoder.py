@@ -1,0 +1,50 @@
+"""Many documents at once: the same ids as one by one, whatever they hold."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_core.data.encoder import BulkEncoder
+from model_core.tokenizer import gpt2_tokenizer, train_bpe
+
+GPT2 = gpt2_tokenizer()
+BULK = BulkEncoder(GPT2)
+SPACES = (
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2009\u200a\u200b\u2028\u2029\u202f\u205f\u3000\u180e\ufeff"
+)
+PIECES = st.sampled_from([*SPACES, " ", "  ", "\n\n", "'", "'s", "ll", "a", "Word", "漢", "٣", "9", "½", "!", "\ufdd0",
+                          "\ufdd1", "<|endoftext|>", "\U0001f600", "e\u0301", "\0"])  # fmt: skip
+TEXTS = st.lists(PIECES, max_size=20).map("".join) | st.text(max_size=20)
+
+
+def one_by_one(tokenizer, texts):
+    return [[*tokenizer.encode(text), tokenizer.eot] for text in texts]
+
+
+def in_bulk(encoder, texts):
+    ids, counts = encoder.encode(texts)
+    return [part.tolist() for part in np.split(ids, np.cumsum(counts)[:-1])] if texts else []
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(TEXTS, max_size=8))
+def test_documents_together_have_the_ids_they_have_alone(texts):
+    assert in_bulk(BULK, texts) == one_by_one(GPT2, texts)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_every_white_space_stands_where_the_pattern_puts_it(space):
+    texts = [f"{a}{space * n}{b}" for a in ("", "a", "!", " ") for b in ("", "a", "!", "\n", " a") for n in (1, 2, 3)]
+    assert in_bulk(BULK, texts) == one_by_one(GPT2, texts)
+
+
+def test_long_white_space_and_long_documents_are_no_exception():
+    texts = ["a", " " * 250_000 + "b", "word " * 30_000, "c  d"]
+    assert in_bulk(BULK, texts) == one_by_one(GPT2, texts)
+
+
+def test_a_trained_tokenizer_does_it_too():
+    tokenizer = train_bpe(["the cat  sat\n\non the mat's edge"] * 20, 300)
+    texts = ["the cat", "sat  on\n\n the mat's 漢\n"]
+    assert in_bulk(BulkEncoder(tokenizer), texts) == one_by_one(tokenizer, texts)

@@ -1,0 +1,313 @@
+"""Datasets over HTTP: asked for, listed, looked into, deleted."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from model_core.records.dataset import MANIFEST
+from worker.jobs.exchange import Outcome
+from worker.jobs.job import JobError, WorkerView
+
+BODY = {"name": "tales", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 512}}
+BPE = {"kind": "bpe", "n_vocab": 512, "sha256": "0" * 64, "file": "tokenizer.json", "asked": "bpe:512"}
+
+
+@pytest.fixture
+def ask(site) -> Callable[..., Any]:
+    def ask(status: int = 202, **changes: Any) -> dict[str, Any]:
+        reply = site.http.post("/datasets", json={**BODY, **changes})
+        assert reply.status_code == status, reply.text
+        return reply.json()
+
+    return ask
+
+
+def test_a_dataset_is_made_by_a_job_without_a_run(site, ask) -> None:
+    reply = site.http.post("/datasets", json=BODY)
+    job = reply.json()
+    assert (reply.status_code, reply.headers["location"]) == (202, f"/jobs/{job['id']}")
+    assert (job["kind"], job["run"], job["dataset"], job["links"]["run"]) == ("prepare", None, "tales", None)
+    assert (job["links"]["dataset"], job["progress"]["step"]) == ("/datasets/tales", None)
+    claim = site.claim()
+    assert (claim.run, claim.dataset) == (None, "tales")
+    assert claim.config == {
+        "data": {"dataset": "tales", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 512}}
+    }
+    [listed] = site.http.get("/jobs", params={"kind": "prepare", "dataset": "tales"}).json()["data"]
+    assert listed["id"] == job["id"]
+
+
+def test_yaml_is_read_as_json_is(site) -> None:
+    text = "name: tales\nsource: stories\nseed: 7\n"
+    reply = site.http.post("/datasets", content=text, headers={"Content-Type": "application/yaml"})
+    assert reply.status_code == 202
+    assert site.claim().config["device"] == {"seed": 7}
+
+
+def test_equal_requests_share_one_job_until_the_dataset_is_there(site, ask) -> None:
+    made = ask()
+    assert ask(200)["id"] == made["id"]
+    taken = ask(409, seed=7)
+    assert (taken["code"], taken["dataset"], taken["next_free"]) == ("dataset_exists", "tales", "tales-2")
+    assert made["id"] in taken["detail"]
+    site.finish(site.claim())
+    site.add_dataset("tales", tokenizer=BPE)
+    ready = site.http.post("/datasets", json=BODY)
+    assert (ready.status_code, ready.headers["location"]) == (200, "/datasets/tales")
+    assert (ready.json()["object"], ready.json()["state"], ready.json()["job"]) == ("dataset", "ready", made["id"])
+    assert "split [0.9, 0.09, 0.01], not [0.8, 0.1, 0.1]" in ask(409, split=[0.8, 0.1, 0.1])["detail"]
+    assert "prepared here" in ask(409, name="words")["detail"]
+
+
+def test_a_repeated_key_gets_its_job_whatever_has_become_of_it(site) -> None:
+    key = {"Idempotency-Key": "one"}
+    made = site.http.post("/datasets", json=BODY, headers=key).json()
+    other = site.http.post("/datasets", json={**BODY, "seed": 7}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
+    joined = site.http.post("/datasets", json=BODY, headers={"Idempotency-Key": "two"})
+    assert (joined.status_code, joined.json()["id"]) == (200, made["id"])
+    site.finish(site.claim())
+    site.add_dataset("tales", tokenizer=BPE)
+    again = [site.http.post("/datasets", json=BODY, headers={"Idempotency-Key": name}) for name in ("one", "two")]
+    assert [(reply.status_code, reply.json()["id"]) for reply in again] == [(200, made["id"])] * 2
+
+
+def test_all_wrong_values_are_named_at_once(site) -> None:
+    body = {"name": "../x", "sorce": "stories", "split": [0.5, 0.5, 0.5], "seed": "x", "tokenizer": "gpt3"}
+    refused = site.http.post("/datasets", json=body).json()
+    assert {error["pointer"] for error in refused["errors"]} >= {"/name", "/sorce", "/source", "/seed", "/tokenizer"}
+    assert "source" in next(error["nearest"] for error in refused["errors"] if error["pointer"] == "/sorce")
+    assert refused["code"] == "invalid_parameter"
+    shares = site.http.post("/datasets", json={**BODY, "split": [0.5, 0.5, 0.5]}).json()
+    assert [error["pointer"] for error in shares["errors"]] == ["/split"]
+    lost = site.http.post("/datasets", json={**BODY, "source": "file:uploads/none.txt"}).json()
+    assert [error["pointer"] for error in lost["errors"]] == ["/source"]
+    assert site.http.get("/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("path", ["/datasets", "/jobs", "/configs/validate"])
+def test_a_token_is_refused_by_name_and_not_repeated(site, path: str) -> None:
+    canary = "hf_canaryCanaryCanary"
+    bodies = [{**BODY, "hf_token": canary}, {"data": {"token": canary}}, {"job": {"metadata": {"Api-Key": canary}}}]
+    refused = [site.http.post(path, json=body) for body in bodies]
+    refused.append(site.http.get("/datasets", params={"token": canary}))
+    assert {(reply.status_code, reply.json()["code"]) for reply in refused} == {(422, "invalid_parameter")}
+    assert all("set HF_TOKEN where the worker runs" in reply.json()["detail"] for reply in refused)
+    assert all(canary not in reply.text for reply in refused)
+
+
+def test_a_dataset_tells_how_its_preparation_goes_and_why_it_failed(site, ask) -> None:
+    job = ask()
+    assert site.http.get("/datasets/tales").json()["state"] == "preparing"
+    claim = site.claim()
+    told = {"seq": 1, "type": "progress", "time": "", "attempt": 1, "done": 500, "of": 20000, "unit": "documents"}
+    site.store.mirror(claim, [told], site.store.get(job["id"]).progress.model_copy(update={"done": 500, "of": 20000}))
+    shown = site.http.get("/datasets/tales").json()
+    assert (shown["progress"]["done"], shown["progress"]["of"], shown["progress"]["step"]) == (500, 20000, None)
+    early = site.http.get("/datasets/tales/statistics")
+    assert (early.status_code, early.json()["code"], early.json()["job"]) == (409, "dataset_not_ready", job["id"])
+    error = JobError(code="hub_login_required", detail="say who you are", hint="set HF_TOKEN")
+    site.store.finish(claim, Outcome("failed", error.detail, error))
+    failed = site.http.get("/datasets/tales").json()
+    assert (failed["state"], failed["error"]["code"], failed["manifest"]) == ("failed", "hub_login_required", None)
+    assert ask(202)["id"] != job["id"]
+
+
+def test_a_dataset_that_nobody_knows_is_not_found(site) -> None:
+    for path in ("", "/statistics", "/examples", "/examples/0"):
+        reply = site.http.get(f"/datasets/none{path}")
+        assert (reply.status_code, reply.json()["code"]) == (404, "dataset_not_found")
+    assert site.http.get("/datasets/..%2fexp").status_code in {404, 422}
+
+
+def test_statistics_are_the_manifests(site) -> None:
+    one = {"documents": 10, "tokens": 200, "text_bytes": 600}
+    site.add_dataset("tales", duplicates=3, categories={"child-directed": one})
+    found = site.http.get("/datasets/tales/statistics").json()
+    assert (found["documents"], found["tokens"], found["tokens_per_document"]) == (30, 600, 20.0)
+    assert (found["splits"]["val"]["documents"], found["duplicates"], found["examples"]) == (10, 3, 10)
+    assert found["categories"] == {"child-directed": one}
+    own = site.http.get("/datasets/words/statistics").json()
+    assert (own["documents"], own["tokens"], own["categories"]) == (None, 600, None)
+
+
+def test_examples_are_read_one_by_one_and_in_pages(site) -> None:
+    found = site.http.get("/datasets/words/examples/7").json()
+    assert found == {"object": "example", "dataset": "words", "id": 7, "text": "text 7", "tokens": [7]}
+    missing = site.http.get("/datasets/words/examples/10")
+    assert (missing.status_code, missing.json()["code"]) == (404, "example_not_found")
+    assert "0 to 9" in missing.json()["detail"]
+    first = site.http.get("/datasets/words/examples", params={"limit": 6})
+    rest = site.http.get(first.links["next"]["url"]).json()
+    assert ([one["id"] for one in rest["data"]], rest["has_more"]) == ([6, 7, 8, 9], False)
+
+
+def test_datasets_are_listed_by_name_in_pages_ready_or_not(site, ask) -> None:
+    site.add_dataset("alpha", source="stories")
+    (site.layout.datasets / "half").mkdir()
+    ask(name="beta")
+    first = site.http.get("/datasets", params={"limit": 2})
+    assert [(one["name"], one["state"]) for one in first.json()["data"]] == [("alpha", "ready"), ("beta", "preparing")]
+    rest = site.http.get(first.links["next"]["url"]).json()
+    assert ([one["name"] for one in rest["data"]], rest["has_more"]) == (["words"], False)
+
+
+def test_a_dataset_is_deleted_unless_a_job_needs_it(site) -> None:
+    training = site.submit("tiny")
+    busy = site.http.delete("/datasets/words")
+    assert (busy.status_code, busy.json()["code"], busy.json()["job"]) == (409, "dataset_busy", training["id"])
+    site.finish(site.claim())
+    assert site.http.delete("/datasets/words").status_code == 204
+    assert list(site.layout.datasets.iterdir()) == []
+    assert site.http.delete("/datasets/words").status_code == 404
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_manifest_that_cannot_be_read_hides_no_dataset(site, ask, text: str) -> None:
+    (site.layout.datasets / "words" / MANIFEST).write_text(text)
+    assert [one["state"] for one in site.http.get("/datasets").json()["data"]] == ["ready"]
+    assert site.http.get("/datasets/words").json()["manifest"] is None
+    assert site.http.get("/datasets/words/statistics").json()["tokens"] == 600
+    assert ask(409, name="words")["code"] == "dataset_exists"
+
+
+def test_ready_datasets_are_served_without_redis(make_site, tmp_path) -> None:
+    site = make_site(f"unix://{tmp_path}/none.sock?db=0")
+    assert site.http.get("/datasets/words").json()["state"] == "ready"
+    assert site.http.get("/datasets").json()["last_id"] == "words"
+    assert site.http.get("/datasets/other").status_code == 503
+
+
+def test_deleting_a_preparation_with_what_it_made_frees_the_dataset(site, ask) -> None:
+    made = ask()
+    claim = site.claim()
+    dataset = site.add_dataset("tales", tokenizer=BPE)
+    assert site.http.delete(f"/jobs/{made['id']}", params={"artifacts": "true"}).status_code == 409
+    site.finish(claim)
+    test = {"data": {"dataset": "tales"}, "experiment_name": "reads", "training": {"max_steps": 3, "warmup_steps": 1}}
+    reader = site.http.post("/jobs", json=test).json()
+    needed = site.http.delete(f"/jobs/{made['id']}", params={"artifacts": "true"})
+    assert (needed.status_code, needed.json()["code"]) == (409, "dataset_busy")
+    site.http.post(f"/jobs/{reader['id']}/cancel")
+    assert site.http.delete(f"/jobs/{made['id']}", params={"artifacts": "true"}).status_code == 204
+    assert not dataset.directory.exists()
+
+
+def test_a_dataset_that_a_job_found_ready_is_not_its_to_delete(site, ask) -> None:
+    made = ask()
+    dataset = site.add_dataset("tales", tokenizer=BPE, created_at="2026-01-01T00:00:00.000Z")
+    site.finish(site.claim())
+    assert site.http.delete(f"/jobs/{made['id']}", params={"artifacts": "true"}).status_code == 204
+    assert (dataset.directory / MANIFEST).is_file()
+
+
+# --- trainings whose data is missing -------------------------------------------------------------------------------
+
+
+def tree(**data: Any) -> dict[str, Any]:
+    return {
+        "experiment_name": "learns",
+        "training": {"max_steps": 3, "warmup_steps": 1},
+        "data": {"dataset": "tales", "source": "stories", **data},
+    }
+
+
+def test_a_training_waits_for_the_preparation_that_it_needs(site) -> None:
+    checked = site.http.post("/jobs", json=tree(), params={"validate_only": "true"}).json()
+    assert "dataset_made_first" in [warning["code"] for warning in checked["warnings"]]
+    assert site.http.get("/jobs").json()["data"] == []
+
+    training = site.http.post("/jobs", json=tree(), headers={"Idempotency-Key": "one"}).json()
+    [preparation] = site.http.get("/jobs", params={"kind": "prepare"}).json()["data"]
+    assert (training["waiting_for"], training["dataset"]) == ([preparation["id"]], "tales")
+    assert "dataset_made_first" in [warning["code"] for warning in training["warnings"]]
+    again = site.http.post("/jobs", json=tree(), headers={"Idempotency-Key": "one"}).json()
+    second = site.http.post("/jobs", json=tree(), params={"run": "second"}).json()
+    asked = site.http.post("/datasets", json={"name": "tales", "source": "stories"}).json()
+    assert (again["id"], second["waiting_for"], asked["id"]) == (training["id"], [preparation["id"]], preparation["id"])
+    assert len(site.http.get("/jobs").json()["data"]) == 3
+
+    claim = site.claim()
+    assert (claim.kind, claim.id) == ("prepare", preparation["id"])
+    site.finish(claim)
+    assert site.http.get(f"/jobs/{training['id']}").json()["waiting_for"] == []
+
+
+def test_a_training_fails_with_the_reason_of_its_preparation(site) -> None:
+    training = site.http.post("/jobs", json=tree()).json()
+    error = JobError(code="hub_terms_not_accepted", detail="accept the terms first")
+    site.store.finish(site.claim(), Outcome("failed", error.detail, error))
+    failed = site.http.get(f"/jobs/{training['id']}").json()
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "dependency_failed")
+    assert "accept the terms first" in failed["error"]["detail"]
+
+
+def test_a_training_that_is_refused_makes_no_preparation(site) -> None:
+    site.make_run("learns")
+    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 1 << 20}, 60)
+    unknown = {"depends_on": [f"job_{'0' * 32}"]}
+    refused = [
+        site.http.post("/jobs", json=tree()),
+        site.http.post("/jobs?run=other", json=tree(source="file:uploads/none.txt")),
+        site.http.post("/jobs?run=other", json={**tree(), "job": unknown}),
+    ]
+    assert [reply.status_code for reply in refused] == [422, 422, 422]
+    site.registry.withdraw("workers", "w1")
+    assert site.http.post("/jobs", json=tree()).json()["code"] == "run_exists"
+    assert site.http.post("/jobs?run=other", json={**tree(), "job": unknown}).status_code == 422
+    assert site.http.get("/jobs").json()["data"] == []
+
+
+def test_a_training_of_other_data_under_that_name_is_refused_while_it_is_made(site, ask) -> None:
+    ask()
+    refused = site.http.post("/jobs", json=tree())
+    assert (refused.status_code, refused.json()["code"]) == (409, "dataset_exists")
+
+
+def test_data_that_no_source_is_known_of_comes_with_the_request_that_makes_it(site) -> None:
+    refused = site.http.post("/jobs", json=tree(source=None, tokenizer=BODY["tokenizer"]))
+    assert (refused.status_code, refused.json()["code"]) == (409, "dataset_not_ready")
+    request = refused.json()["request"]
+    assert request["body"] == {**BODY, "source": "stories"}
+    assert site.http.request(request["method"], request["path"], json=request["body"]).status_code == 202
+
+
+def test_a_test_and_a_look_at_missing_data_come_with_that_request_too(site) -> None:
+    site.make_run("tiny")
+    site.add_host()
+    assert site.http.delete("/datasets/words").status_code == 204
+    test = {"experiment_name": "tiny", "execution": {"train": False, "test": True}}
+    refused = [site.http.post("/jobs", json=test), site.http.get("/attention/tiny/0")]
+    assert [(reply.status_code, reply.json()["code"]) for reply in refused] == [(409, "dataset_not_ready")] * 2
+    bodies = [reply.json()["request"]["body"] for reply in refused]
+    assert bodies == [{"name": "words", "source": "stories", "tokenizer": BODY["tokenizer"]}] * 2
+
+
+def test_a_preparation_can_be_submitted_as_a_job_too(site) -> None:
+    body = {"job": {"kind": "prepare", "metadata": {"why": "text"}}, "data": {"dataset": "tales", "source": "stories"}}
+    checked = site.http.post("/jobs", json=body, params={"validate_only": "true"}).json()
+    assert (checked["kind"], checked["run"], checked["dataset"], checked["budget"]) == ("prepare", None, "tales", None)
+    job = site.http.post("/jobs", json=body).json()
+    assert (job["kind"], job["dataset"], job["metadata"]) == ("prepare", "tales", {"why": "text"})
+    nothing = site.http.post("/jobs", json={"job": {"kind": "prepare", "resources": {"gpus": 1}}})
+    assert [error["pointer"] for error in nothing.json()["errors"]] == ["/data/source", "/job/resources/gpus"]
+    assert site.http.post("/jobs?run=x", json=body).json()["code"] == "invalid_parameter"
+
+
+def test_a_preparation_is_paused_resumed_cancelled_and_retried(site, ask) -> None:
+    job = ask()
+    here = f"/jobs/{job['id']}"
+    assert site.http.post(f"{here}/pause").json()["status"] == "paused"
+    assert ask(200)["id"] == job["id"]  # it keeps its name
+    assert site.http.post(f"{here}/resume").json()["status"] == "queued"
+    claim = site.store.claim("again", WorkerView(id="w1", host="here"))
+    site.store.finish(claim, Outcome("failed", "no", JobError(code="hub_unreachable", detail="no")))
+    assert site.http.post(f"{here}/retry", params={"from": "scratch"}).json()["status"] == "queued"
+    assert site.http.post(f"{here}/cancel").json()["status"] == "cancelled"
+    assert site.http.get("/datasets/tales").json()["state"] == "cancelled"
+    other = ask(seed=7)
+    kept = site.http.post(f"{here}/resume")
+    assert (kept.status_code, kept.json()["code"]) == (409, "dataset_exists")
+    assert json.loads(site.http.get(f"/jobs/{other['id']}").text)["status"] == "queued"

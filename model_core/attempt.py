@@ -36,6 +36,9 @@ _BAD_INPUT_CODES = frozenset(
 )  # fmt: skip
 
 
+OnRefusal = Callable[[ModelCoreError], None]
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Arguments of a program that says what is wrong with them on one line."""
 
@@ -152,7 +155,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {"code": code, "detail": detail, "step": step, "hint": hint}
 
 
-def exit_code(main: Callable[[], int], on_refusal: Callable[[ModelCoreError], None] | None = None) -> int:
+def exit_code(main: Callable[[], int], on_refusal: OnRefusal | None = None) -> int:
     """Run a program's body; errors become one line on stderr and an exit code.
 
     Args:

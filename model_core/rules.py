@@ -50,14 +50,21 @@ def _vocabulary_holds_every_id(model: ModelConfig, data: DataConfig) -> Iterator
         yield FieldProblem("/model/vocab_size", detail, model.vocab_size, (needed, -(-needed // 64) * 64))
 
 
-def _step_is_whole_batches(training: TrainingConfig) -> Iterator[FieldProblem]:
-    rows = training.batch_size * training.sequence_length
+def whole_steps(training: TrainingConfig, processes: int = 1) -> Iterator[FieldProblem]:
+    """A step is whole micro batches, as many for each of the processes that share it.
+
+    Args:
+        training: Its total_batch_size counts the tokens of all processes.
+        processes: How many train together: the job says that, or who starts them by hand.
+    """
+    rows = training.batch_size * training.sequence_length * processes
     total = training.total_batch_size
     if total % rows:
         nearest = tuple(n * rows for n in (total // rows, total // rows + 1) if n)
+        shared = f" x {processes} processes" if processes > 1 else ""
         detail = (
             f"{total} is not a multiple of batch_size {training.batch_size} x sequence_length "
-            f"{training.sequence_length} = {rows}; the nearest are {' and '.join(map(str, nearest))}"
+            f"{training.sequence_length}{shared} = {rows}; the nearest are {' and '.join(map(str, nearest))}"
         )
         yield FieldProblem("/training/total_batch_size", detail, total, nearest)
 
@@ -139,7 +146,7 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 _TRAINING_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("model", "training"), _sequence_fits_the_model),
     (("model", "data"), _vocabulary_holds_every_id),
-    (("training",), _step_is_whole_batches),
+    (("training",), whole_steps),
     (("training",), _schedule_is_ordered),
     (("execution", "checkpoint", "testing"), _test_finds_its_checkpoint),
 )

@@ -9,11 +9,13 @@ import faulthandler
 import os
 import signal
 import threading
+import time
 from types import FrameType
 
 from model_core.errors import Stopped
 
 _STDERR = 2  # the descriptor: sys.stderr may be something that a signal handler cannot write to
+_PARENT_S = 0.5
 
 
 class StopRequest:
@@ -31,12 +33,13 @@ class StopRequest:
         """Whether somebody asked."""
         return self._event.is_set()
 
-    def listen(self, *, stdin: bool) -> None:
+    def listen(self, *, stdin: bool, parent: bool = False) -> None:
         """Heed SIGTERM and SIGINT; SIGUSR1 writes the stacks of all threads to stderr, whatever hangs.
 
         Args:
             stdin: Heed the end of standard input too: it is a pipe whose other end the supervisor holds, so it
                 closes when the supervisor dies, in whatever way.
+            parent: Heed the end of the parent: the launcher of several processes that train together.
         """
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             faulthandler.register(signal.SIGUSR1, file=_STDERR, all_threads=True)
@@ -44,6 +47,8 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._on_signal)
         if stdin:
             threading.Thread(target=self._watch, args=(0,), name="supervisor-watch", daemon=True).start()
+        if parent:
+            threading.Thread(target=self._watch_parent, args=(os.getppid(),), name="parent-watch", daemon=True).start()
 
     def check(self) -> None:
         """Go on, unless somebody asked.
@@ -69,3 +74,8 @@ class StopRequest:
         while os.read(descriptor, 4096):
             pass
         self.request("supervisor gone")
+
+    def _watch_parent(self, parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_S)
+        self.request("launcher gone")

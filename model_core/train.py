@@ -3,7 +3,8 @@
     python -m model_core.train --config configs/baseline.yaml --gpu 0
 
 SIGTERM, Ctrl-C, or the end of standard input when a supervisor started it: the state is saved and the exit code
-is 75. The handlers are installed before torch is loaded, so a stop during start-up is heeded too.
+is 75. The handlers are installed before torch is loaded, so a stop during start-up is heeded too. Started by torchrun
+or model_core.launch it is one of several processes that train together; then rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_core.attempt import (
+    BAD_INPUT,
     DONE,
     Attempt,
     OneLineParser,
+    OnRefusal,
     exit_code,
     log_to_stderr,
     make_attempt,
@@ -30,12 +33,14 @@ from model_core.config import ExperimentConfig
 from model_core.data.preparation import ensure_dataset
 from model_core.data.recipe import Recipe
 from model_core.data.sources.access import token_from
-from model_core.errors import InvalidParameter, ModelCoreError, RunBusy, RunExists
+from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.loading import ParsedConfig, parse_config, read_config
+from model_core.place import Place, place_of
 from model_core.preflight import preflight
 from model_core.records.dataset import Dataset, dataset_of
 from model_core.records.files import Layout, next_free_name
 from model_core.records.run import Run
+from model_core.rules import whole_steps
 from model_core.schedule import effective_steps
 from model_core.stopping import StopRequest
 from model_core.training.environment import announce
@@ -43,6 +48,7 @@ from model_core.training.testing import draw, test
 
 if TYPE_CHECKING:
     from model_core.hardware.device import Runtime
+    from model_core.training.meeting import Meeting
     from model_core.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
@@ -60,13 +66,19 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     arguments.token = token_from(os.environ)  # of the hub; here alone is the environment read
     stop = StopRequest()
-    stop.listen(stdin=arguments.attempt is not None)
 
     def on_refusal(error: ModelCoreError) -> None:
         if arguments.attempt is not None:  # there is no run to write it in: it stands beside the configuration
             refuse(Path(arguments.config).parent, arguments.attempt, error)
 
-    return exit_code(lambda: _run(arguments, stop), on_refusal)
+    def body() -> int:
+        place = place_of(os.environ)
+        stop.listen(stdin=arguments.attempt is not None, parent=place.launched)
+        if place.leads:
+            return _run(arguments, place, stop, on_refusal)
+        return _follow(arguments, place, stop)
+
+    return exit_code(body, on_refusal)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,31 +103,74 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
+def _run(arguments: argparse.Namespace, place: Place, stop: StopRequest, on_refusal: OnRefusal) -> int:
+    parsed, layout = _read(arguments, place)
+    log_to_stderr(verbose=parsed.config.logging.verbose)
+    if place.world == 1:
+        program = _train if parsed.config.execution.train else test
+        return program(arguments, parsed, layout, stop)
+
+    from model_core.training.meeting import Meeting
+
+    meeting = Meeting(place)
+    code = exit_code(lambda: _train(arguments, parsed, layout, stop, meeting), on_refusal)
+    meeting.leave(code)
+    return code
+
+
+def _follow(arguments: argparse.Namespace, place: Place, stop: StopRequest) -> int:
+    """Train along with rank 0, which says what there is to say."""
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        parsed, layout = _read(arguments, place)
+    except ModelCoreError:
+        return BAD_INPUT
+
+    from model_core.training.follower import follow
+    from model_core.training.meeting import Meeting
+
+    return follow(parsed.config, layout, Meeting(place), stop)
+
+
+def _read(arguments: argparse.Namespace, place: Place) -> tuple[ParsedConfig, Layout]:
+    """The configuration, and where things lie."""
     renamed = [f"experiment_name={arguments.run}"] if arguments.run else []
     parsed = read_config(arguments.config, [*arguments.overrides, *renamed])
-    log_to_stderr(verbose=parsed.config.logging.verbose)
     layout = Layout.under(arguments.data_root) if arguments.data_root else Layout.of(parsed.config)
-    program = _train if parsed.config.execution.train else test
-    return program(arguments, parsed, layout, stop)
+    if place.world > 1:
+        if not parsed.config.execution.train:
+            raise InvalidParameter(f"a test runs in one process, not in {place.world}: start it without torchrun")
+        if arguments.gpu is not None:
+            raise InvalidParameter(
+                f"--gpu {arguments.gpu} does not go with {place.world} processes: each takes its own"
+            )
+        if problems := tuple(whole_steps(parsed.config.training, place.world)):
+            raise InvalidConfig(problems)
+    return parsed, layout
 
 
-def _train(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, stop: StopRequest) -> int:
-    run = _open(arguments, parsed.config, layout)
+def _train(
+    arguments: argparse.Namespace,
+    parsed: ParsedConfig,
+    layout: Layout,
+    stop: StopRequest,
+    meeting: Meeting | None = None,
+) -> int:
+    run = _open(arguments, parsed.config, layout, meeting.place if meeting else Place())
     with run.lock(timeout_s=5 if arguments.attempt else 0):
         number = _begin(arguments, run)
         run.recover()
 
         def body(attempt: Attempt) -> int:
             attempt.warn(parsed.warnings)
-            return _train_attempt(arguments, run, layout, attempt, stop)
+            return _train_attempt(arguments, run, layout, attempt, stop, meeting)
 
         return make_attempt(
             run.path, number, body, log_to_file=parsed.config.logging.log_to_file, seq_after=arguments.seq_after
         )
 
 
-def _open(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout) -> Run:
+def _open(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: Place) -> Run:
     """Create the run, or open the one to go on with."""
     path = layout.run(config.experiment_name)
     if arguments.resume:
@@ -129,11 +184,13 @@ def _open(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layou
         return Run.open(path)
     if path.exists():
         raise RunExists(path.name, next_free_name(path))
-    _check_that_it_can_begin(arguments, config, layout)
+    _check_that_it_can_begin(arguments, config, layout, place)
     return Run.create(path, config, arguments.job_id)
 
 
-def _check_that_it_can_begin(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout) -> None:
+def _check_that_it_can_begin(
+    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: Place
+) -> None:
     """Refuse what would fail at once: no run is created for it, and its name stays free."""
     if dataset_of(config, layout).missing():
         if config.data.source is None:
@@ -141,11 +198,10 @@ def _check_that_it_can_begin(arguments: argparse.Namespace, config: ExperimentCo
         else:
             Recipe.of(config.data).open(arguments.token)
 
-    from model_core.hardware.device import decide
-    from model_core.hardware.machine import describe_machine
+    from model_core.training.follower import runtime_of
     from model_core.training.origin import find_origin
 
-    decide(config, describe_machine(), arguments.gpu)
+    runtime_of(config, place, arguments.gpu)
     if config.checkpoint.load_checkpoint:
         find_origin(config, layout)
 
@@ -160,42 +216,51 @@ def _begin(arguments: argparse.Namespace, run: Run) -> int:
     return number
 
 
-def _train_attempt(arguments: argparse.Namespace, run: Run, layout: Layout, attempt: Attempt, stop: StopRequest) -> int:
+def _train_attempt(
+    arguments: argparse.Namespace,
+    run: Run,
+    layout: Layout,
+    attempt: Attempt,
+    stop: StopRequest,
+    meeting: Meeting | None,
+) -> int:
     config = run.config()
     dataset = attempt.dataset(config, layout, stop, arguments.token)
     if stop():
         return attempt.stopped(stop.reason)
 
     from model_core.hardware import device
-    from model_core.hardware.machine import describe_machine
     from model_core.optim import parameter_counts
-    from model_core.training.assemble import assemble, resume
+    from model_core.training.assemble import assemble
+    from model_core.training.follower import begin, runtime_of
     from model_core.training.observers import observers
-    from model_core.training.origin import find_origin, start_from
+    from model_core.training.ranks import Ranks
     from model_core.training.trainer import train
 
-    asked = config
-    runtime = device.decide(asked, describe_machine(), arguments.gpu)
+    asked, place = config, meeting.place if meeting else Place()
+    runtime = runtime_of(asked, place, arguments.gpu)
     config = _resolve(config, dataset, runtime)
     run.write_config(config)
     preflight(config, dataset, run.path, attempt.emit)
     device.apply(runtime)
-    state = assemble(config, runtime, dataset, attempt.emit)
+    if meeting:
+        meeting.begin(stop)
+    ranks = Ranks.join(meeting, runtime.device) if meeting else Ranks()
+    state = assemble(config, runtime, dataset, attempt.emit, ranks)
     sizes = {"max_steps": state.max_steps, "batch_size": state.batch_size, "accumulation": state.accumulation}
-    announce(attempt.emit, asked, runtime, arguments.gpu, **parameter_counts(state.model), **sizes)
-    resume(state, run, attempt.emit)
-    if state.step == 0 and config.checkpoint.load_checkpoint:
-        start_from(state, find_origin(config, layout), attempt.emit)
-        state.resize(config.training.batch_size)  # what did not fit elsewhere may fit here
+    facts = {**parameter_counts(state.model), **sizes, "processes": ranks.world}
+    announce(attempt.emit, asked, runtime, arguments.gpu, **facts)
+    begin(state, run, layout, attempt.emit)
 
     listeners = observers(config, run, attempt=attempt.number, dataset=dataset, emit=attempt.emit)
     try:
         finished = train(state, listeners, stop)
     finally:
         attempt.facts |= _summary(state)
+        ranks.close()
     if finished and config.execution.test:
         finished = draw(run, config, layout, dataset, runtime, attempt, stop)
-    return DONE if finished else attempt.stopped(stop.reason)
+    return DONE if finished else attempt.stopped(stop.reason or "a signal to another process")
 
 
 def _summary(state: TrainState) -> dict[str, Any]:
@@ -203,7 +268,7 @@ def _summary(state: TrainState) -> dict[str, Any]:
     from model_core.hardware.memory import peak_bytes
     from model_core.hardware.throughput import summarise
 
-    runtime, flops = state.runtime, budget_of(state.config).flops_per_token
+    runtime, flops = state.runtime, budget_of(state.config).flops_per_token // state.ranks.world  # of one device
     gpu = runtime.gpu.name if runtime.gpu else None
     speed = summarise(state.pace, flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
     log.info("trained step=%d loss=%s %s", state.step, state.loss, " ".join(f"{k}={v!r}" for k, v in speed.items()))

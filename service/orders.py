@@ -49,8 +49,15 @@ class Order:
 
     @property
     def memory_bytes(self) -> int:
-        """What it needs of a worker; the budget is a training's."""
-        return self.budget.memory.required_bytes if self.budget and self.spec.kind == "train" else 0
+        """What it needs of a worker, or of each of its GPUs; the budget is of one process of a training."""
+        if self.budget is None or self.spec.kind != "train":
+            return 0
+        return self.budget.memory.required_bytes * self.sharing
+
+    @property
+    def sharing(self) -> int:
+        """How many of its processes share one memory."""
+        return 1 if self.spec.gpus else self.spec.processes
 
     @property
     def fingerprint(self) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 
 from anyio import to_thread
 
-from model_core.budget import fitting_batch_size
+from model_core.budget import fitting_batch_size, share_of
 from model_core.errors import ModelCoreError, RunExists
 from model_core.loading import Advice, Tree
 from model_core.records.files import next_free_name
@@ -128,9 +128,9 @@ def _gpus(count: int) -> str:
 
 
 def _too_large(order: Order, largest: float) -> DoesNotFit:
-    needed = order.memory_bytes
+    needed, config = order.memory_bytes, share_of(order.spec.config, order.spec.processes)
     error = DoesNotFit(f"training needs about {_gib(needed)}; the largest known worker has {_gib(largest)}")
-    smaller = fitting_batch_size(order.spec.config, largest)
+    smaller = fitting_batch_size(config, largest / order.sharing)
     if smaller is not None:
         error.hint = f"training.batch_size {smaller} would fit, at the same total_batch_size"
     else:

@@ -11,7 +11,7 @@ import torch
 from model_core.checkpoint import newest_full_state
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, TokenLoader, load_tokens
-from model_core.errors import CheckpointMismatch
+from model_core.errors import CheckpointMismatch, InvalidConfig
 from model_core.gpt import GPT
 from model_core.hardware.compiled import compiled
 from model_core.hardware.device import Runtime
@@ -19,7 +19,9 @@ from model_core.loading import parse_config
 from model_core.optim import make_optimizer
 from model_core.records.dataset import Dataset
 from model_core.records.run import Run
+from model_core.rules import whole_steps
 from model_core.training.origin import check_tokenizer
+from model_core.training.ranks import Ranks
 from model_core.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,9 @@ log = logging.getLogger(__name__)
 Emit = Callable[..., Any]
 
 
-def assemble(config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit: Emit) -> TrainState:
+def assemble(
+    config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit: Emit, ranks: Ranks | None = None
+) -> TrainState:
     """Build model, optimizer and loader from the seed.
 
     Args:
@@ -35,8 +39,14 @@ def assemble(config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit:
         runtime: Where it runs.
         dataset: Its training split and tokenizer.
         emit: Told ``warning``.
+        ranks: The processes that train together; None: this one alone.
+
+    Raises:
+        InvalidConfig: A step's rows cannot be shared among so many.
     """
-    training = config.training
+    training, ranks = config.training, ranks or Ranks()
+    if problems := tuple(whole_steps(training, ranks.world)):
+        raise InvalidConfig(problems)
     torch.manual_seed(config.device.seed)
     model = GPT(config.model).to(runtime.device)
     model.gradient_checkpointing = training.gradient_checkpointing
@@ -46,6 +56,8 @@ def assemble(config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit:
         config.data.shuffle,
         config.device.seed,
         config.model.vocab_size,
+        ranks.place.rank,
+        ranks.world,
     )
     return TrainState(
         config=config,
@@ -58,6 +70,7 @@ def assemble(config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit:
             load_tokens(dataset.train), loader, device=runtime.device, pinned=runtime.pinned, name=dataset.train.name
         ),
         forward=compiled(model, runtime.compile_mode, emit) if runtime.compile_mode else model,
+        ranks=ranks,
     )
 
 
@@ -67,7 +80,7 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
     Args:
         state: Assembled from the run's configuration.
         run: Where states are looked for.
-        emit: Told ``resumed``, and ``warning`` about every state that is damaged.
+        emit: Told ``resumed``, and ``warning`` about every state that is damaged or of another number of processes.
 
     Raises:
         CheckpointMismatch: Configuration or tokenizer are not those of the state.
@@ -88,6 +101,9 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
         raise CheckpointMismatch(f"{info.file} and config.yaml differ: {'; '.join(different)}")
     check_tokenizer(state, saved, info.file)
     state.restore(saved)
+    if (before := saved.get("processes", 1)) != state.ranks.world:
+        detail = f"{info.file} is of {before} processes, and {state.ranks.world} go on from it: no text is skipped or"
+        emit("warning", code="processes_changed", detail=f"{detail} repeated, and the last bits of losses are others")
     emit("resumed", file=info.file, step=info.step)
     log.info("resumed run=%s file=%s step=%d", run.name, info.file, info.step)
 

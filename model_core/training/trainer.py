@@ -2,7 +2,7 @@
 
 The loop knows nothing of files, logs or pictures. It changes a `TrainState` and hands it, with what the step
 measured, to an ordered list of observers; losses are the same whichever of them listen. A step that fails, for lack
-of memory or because its loss is not a number, leaves the state as it was before.
+of memory, because its loss is not a number or because another process was lost, leaves the state as it was before.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from model_core.budget import share_of
 from model_core.checkpoint import State, clean, weights_state
 from model_core.config import ExperimentConfig
 from model_core.data.loader import TokenLoader
@@ -22,10 +23,13 @@ from model_core.errors import NonFiniteLoss, OutOfMemory, is_out_of_memory
 from model_core.gpt import GPT, Forward
 from model_core.hardware.device import Runtime
 from model_core.hardware.memory import fewer_rows, out_of_memory
+from model_core.hardware.rng import restore_rng, rng_state
 from model_core.hardware.throughput import Pace
 from model_core.optim import load_moments
 from model_core.schedule import get_lr
 from model_core.tokenizer import Tokenizer
+from model_core.training.meeting import RankLost
+from model_core.training.ranks import Ranks
 
 _LEAST_SCALE = 1.0  # gradients that overflow float16 without being scaled up are not the scaler's doing
 
@@ -37,6 +41,7 @@ class TrainState:
     Attributes:
         forward: What a micro batch goes through: the model, or what a compiler made of it.
         batch_size: Rows of a micro batch; less than configured after memory ran out.
+        ranks: The processes that take each step together.
         pace: What the steps of this process took.
         step: Optimizer updates done.
         loss: Training loss of the last step.
@@ -61,6 +66,7 @@ class TrainState:
     best_step: int = -1
     seconds: float = 0.0
     pace: Pace = field(default_factory=Pace)
+    ranks: Ranks = field(default_factory=Ranks)
     batch_size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,9 +79,9 @@ class TrainState:
 
     @property
     def accumulation(self) -> int:
-        """Micro batches in one step."""
+        """Micro batches that each process computes in one step."""
         training = self.config.training
-        return training.total_batch_size // (self.batch_size * training.sequence_length)
+        return training.total_batch_size // (self.batch_size * training.sequence_length * self.ranks.world)
 
     def resize(self, batch_size: int) -> None:
         """Take a step's rows in micro batches of another size."""
@@ -88,9 +94,10 @@ class TrainState:
             **weights_state(self.model, self.config, self.tokenizer, self.step),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": _rng_state(self.runtime.device),
+            "rng": rng_state(self.runtime.device),
             "position": self.loader.position,
             "batch_size": self.batch_size,
+            "processes": self.ranks.world,
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "val_loss": self.val_loss,
@@ -106,13 +113,19 @@ class TrainState:
         load_moments(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        _restore_rng(state["rng"], self.runtime.device)
+        restore_rng(state["rng"], self.runtime.device)
         self.loader.position = state["position"]
-        self.resize(state.get("batch_size", self.config.training.batch_size))
+        self.resize(self._fitting(state.get("batch_size", self.config.training.batch_size)))
         self.step, self.loss, self.grad_norm = state["step"], state["loss"], state["grad_norm"]
         self.val_loss, self.val_step = state["val_loss"], state["val_step"]
         self.best_val_loss, self.best_step = state["best_val_loss"], state["best_step"]
         self.seconds = state["seconds"]
+
+    def _fitting(self, batch_size: int) -> int:
+        """A micro batch that another number of processes came to, unless a step is no whole number of those here."""
+        training = self.config.training
+        rows = training.total_batch_size // (training.sequence_length * self.ranks.world)
+        return training.batch_size if rows % batch_size else batch_size
 
 
 @dataclass(frozen=True)
@@ -155,26 +168,31 @@ def train(state: TrainState, observers: Sequence[Observer], should_stop: Callabl
     Args:
         state: Where to begin; it is changed.
         observers: Told in this order.
-        should_stop: Asked between steps.
+        should_stop: Asked between steps; all processes stop at the same one.
 
     Returns:
         Whether the run reached its last step.
 
     Raises:
+        RankLost: Another process is gone; the observers were told that the run stops, so the state is saved.
         NonFiniteLoss: The loss is not a number; the state is that of the step before.
         OutOfMemory: A step does not fit, and may not or cannot be cut smaller; likewise.
     """
     try:
         for observer in observers:
             observer.on_start(state)
-        stopped = should_stop()
+        stopped = state.ranks.any(should_stop())
         while not stopped and state.step < state.max_steps:
             result = _fitting_step(state, observers)
             for observer in observers:
                 observer.on_step(state, result)
-            stopped = should_stop() and state.step < state.max_steps
+            stopped = state.ranks.any(should_stop()) and state.step < state.max_steps
         for observer in observers:
             observer.on_end(state, stopped=stopped)
+    except RankLost:
+        for observer in observers:
+            observer.on_end(state, stopped=True)
+        raise
     finally:
         for observer in observers:
             observer.close()
@@ -187,7 +205,7 @@ def _fitting_step(state: TrainState, observers: Sequence[Observer]) -> StepResul
         try:
             return take_step(state)
         except OutOfMemory:
-            smaller = fewer_rows(state.config, state.batch_size)
+            smaller = fewer_rows(share_of(state.config, state.ranks.world), state.batch_size)
             if state.config.training.on_oom == "fail" or smaller is None:
                 raise
         before = state.batch_size  # only here, without the error, is its memory free
@@ -199,27 +217,30 @@ def _fitting_step(state: TrainState, observers: Sequence[Observer]) -> StepResul
 
 
 def take_step(state: TrainState) -> StepResult:
-    """Accumulate gradients over the micro batches and update once.
+    """Accumulate gradients over the micro batches of all processes and update once.
 
     With float16, gradients that overflow are no error: the scaler skips the update and lowers its scale.
 
     Raises:
         NonFiniteLoss: The loss, or the gradient, is not finite; the state is as before.
-        OutOfMemory: The micro batch does not fit; the state is as before.
+        OutOfMemory: The micro batch does not fit, here or in another process; the state is as before.
+        RankLost: Another process is gone; the state is as before.
     """
     began, config = time.perf_counter(), state.config
-    position, rng = state.loader.position, _rng_state(state.runtime.device)
+    position, rng = state.loader.position, rng_state(state.runtime.device)
     lr = get_lr(state.step, config.training, state.max_steps)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
 
     try:
-        loss, waiting_s = _accumulate(state)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+        loss, waiting_s, fits = _accumulate_together(state)
+    except RankLost:
         _undo(state, position, rng)
-        raise out_of_memory(config, state.runtime, step=state.step + 1, batch_size=state.batch_size) from None
+        raise
+    if not fits:
+        _undo(state, position, rng)
+        share = share_of(config, state.ranks.world)
+        raise out_of_memory(share, state.runtime, step=state.step + 1, batch_size=state.batch_size)
     grad_norm, scale = _clip_gradients(state), state.scaler.get_scale()
     is_skipped = state.runtime.scaler and not math.isfinite(grad_norm)
     if not math.isfinite(loss) or not (math.isfinite(grad_norm) or (is_skipped and scale >= _LEAST_SCALE)):
@@ -234,6 +255,25 @@ def take_step(state: TrainState) -> StepResult:
     state.pace.add(config.training.total_batch_size, elapsed, waiting_s)
     speed = config.training.total_batch_size / elapsed
     return StepResult(loss, lr, grad_norm, speed, scale if is_skipped else None)
+
+
+def _accumulate_together(state: TrainState) -> tuple[float, float, bool]:
+    """Average loss and gradients over all processes, if the rows of each fit in its memory.
+
+    Returns:
+        The loss, the seconds spent on waiting for data, and whether all fitted; if not, the gradients are of no use.
+    """
+    state.ranks.reseed(state.config.device.seed, state.step)
+    try:
+        loss, waiting_s, fits = *_accumulate(state), True
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        loss, waiting_s, fits = 0.0, 0.0, False
+    loss, fits = state.ranks.agree(loss, fits=fits)
+    if fits:
+        state.ranks.average(state.model)
+    return loss, waiting_s, fits
 
 
 def _accumulate(state: TrainState) -> tuple[float, float]:
@@ -256,7 +296,7 @@ def _undo(state: TrainState, position: int, rng: dict[str, Any]) -> None:
     """Put back what a step that did not update has changed."""
     state.optimizer.zero_grad(set_to_none=True)
     state.loader.position = position
-    _restore_rng(rng, state.runtime.device)
+    restore_rng(rng, state.runtime.device)
 
 
 def _clip_gradients(state: TrainState) -> float:
@@ -271,17 +311,3 @@ def _update(state: TrainState) -> None:
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-
-
-def _rng_state(device: str) -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
-    mps = torch.mps.get_rng_state() if device == "mps" else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda, "mps": mps}
-
-
-def _restore_rng(state: dict[str, Any], device: str) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and device.startswith("cuda"):
-        torch.cuda.set_rng_state(state["cuda"], device)
-    if state.get("mps") is not None and device == "mps":
-        torch.mps.set_rng_state(state["mps"])

@@ -12,6 +12,7 @@ from model_core.attempt import DONE, STOPPED, Attempt, exit_code, make_attempt
 from model_core.config import ExperimentConfig
 from model_core.errors import InvalidData, RunBusy
 from model_core.loading import load_config
+from model_core.place import place_of
 from model_core.records.files import Layout, read_json, replacing
 from model_core.records.run import Run
 from model_core.stopping import StopRequest
@@ -33,7 +34,17 @@ def main() -> int:
         time.sleep(SLOW_S)
     stop = StopRequest()
     stop.listen(stdin=True)
+    if place_of(os.environ).rank:
+        return follow(arguments, stop)
     return exit_code(lambda: work(arguments, stop))
+
+
+def follow(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    """Leave when asked, or when rank 0 has said how its attempt ended."""
+    run = Run(Layout.under(arguments.data_root).run(arguments.run))
+    while not stop() and (run.outcome() or {"attempt": 0})["attempt"] < arguments.attempt:
+        time.sleep(0.05)
+    return STOPPED if stop() else DONE
 
 
 def work(arguments: argparse.Namespace, stop: StopRequest) -> int:

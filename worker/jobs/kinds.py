@@ -16,6 +16,8 @@ MODULES: Mapping[str, str] = {
     "prepare": "model_core.data.prepare",
 }
 
+LAUNCHER = "model_core.launch"  # of several processes; it ends them together
+
 STOPPED, BUSY, BAD_INPUT = 75, 76, 2  # exit codes of a child
 
 
@@ -28,6 +30,7 @@ def argv(
     data: Path,
     modules: Mapping[str, str],
     seq_after: int = 0,
+    processes: int = 1,
 ) -> list[str]:
     """Command line of a job's child.
 
@@ -39,10 +42,12 @@ def argv(
         data: The data root.
         modules: Module by kind; it wins over `MODULES`.
         seq_after: Number of the job's last event in the run that this one replaces.
+        processes: How many of it work together.
     """
     directory = data / "jobs" / job_id
     module = {**MODULES, **modules}[kind]
-    command = [sys.executable, "-P", "-m", module, "--config", str(directory / "config.yaml"), "--run", run]
+    several = [LAUNCHER, "--processes", str(processes), "--"] if processes > 1 else []
+    command = [sys.executable, "-P", "-m", *several, module, "--config", str(directory / "config.yaml"), "--run", run]
     command += ["--data-root", str(data), "--attempt", str(attempt), "--job-id", job_id]
     command += ["--seq-after", str(seq_after)] if seq_after else []
     return command if kind == "train" else [*command, "--record", str(directory)]

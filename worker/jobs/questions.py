@@ -90,7 +90,7 @@ def submission(
 
     arguments = (
         new_id(), hash_of(key) if key else "", fingerprint, spec.kind, spec.run or "",
-        "" if spec.gpus is None else spec.gpus, spec.job.priority, spec.config.model_dump_json(exclude_unset=True),
+        "" if spec.gpus is None else spec.gpus, spec.job.priority, json.dumps(spec.record),
         json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), taken, max_queued,
         " ".join(dict.fromkeys(spec.job.depends_on)), int(is_lacking),
         "" if memory_bytes is None else memory_bytes, spec.dataset or "", *_making(spec, preparation),

@@ -6,7 +6,7 @@ The tree is the YAML file's, as JSON or YAML alike. With a preset, the rest of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter, Not
 from model_core.loading import Advice, ParsedConfig, Tree, merge_patch, parse_config, problems_of
 from model_core.presets import preset_tree
 from model_core.records.files import checked_name, portable
+from model_core.rules import whole_steps
 from worker.jobs.kinds import MODULES
 from worker.jobs.preparation import Preparation
 
@@ -29,10 +30,10 @@ Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=6
 
 
 class Resources(Config):
-    """What a job needs of a worker."""
+    """What a job needs of a worker. Several GPUs are driven by as many processes, which train together."""
 
     gpus: Whole | None = Field(default=None, ge=0, le=64)  # None: one if the worker has any, else the CPU
-    processes: Whole = Field(default=1, ge=1, le=1024)
+    processes: Whole = Field(default=1, ge=1, le=1024)  # that train together, on the CPU unless there are as many GPUs
 
 
 class JobSection(Config):
@@ -82,8 +83,21 @@ class JobSpec:
         """GPUs it takes; None: one if the worker has any, else none."""
         if self.kind == "prepare":
             return 0
-        asked, device = self.job.resources.gpus, self.config.device.device
-        return asked if asked is not None else {"cpu": 0, "cuda": 1}.get(device)
+        asked, device = self.job.resources, self.config.device.device
+        if asked.gpus is not None:
+            return asked.gpus
+        return {"cpu": 0, "cuda": asked.processes}.get(device, None if asked.processes == 1 else 0)
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together; each has a GPU of its own, or none has any."""
+        return max(self.job.resources.processes, self.gpus or 1) if self.kind == "train" else 1
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The experiment as the queue keeps it, with what its supervisor must know of the job."""
+        tree = self.config.model_dump(mode="json", exclude_unset=True)
+        return tree if self.processes == 1 else {**tree, "job": {"resources": {"processes": self.processes}}}
 
 
 def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Path | None = None) -> JobSpec:
@@ -110,15 +124,23 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
     parsed, more = _experiment(merged)
     if parsed is not None:
         more += [*_source_stays_inside(parsed.config, data_root), *_kind_fits(job, parsed.config)]
+        more += _processes_fit(job, parsed.config)
     if problems or more or parsed is None:
         raise _refusal((*problems, *more))
     if job.kind == "prepare":
         preparation = Preparation.of(parsed.config, own_seed=True)
         return JobSpec("prepare", None, preparation.config, job, replaced, preparation.dataset)
     config = parsed.config.model_copy(update=renamed)
-    kind, warnings = _derived_kind(config), (*parsed.warnings, *replaced, *_idle_gpus(job))
+    kind = _derived_kind(config)
     reads = config.data.dataset_name if kind == "train" or "data" in config.model_fields_set else None
-    return JobSpec(kind, config.experiment_name, config, job, warnings, reads)
+    spec = JobSpec(kind, config.experiment_name, config, job, dataset=reads)
+    return replace(spec, warnings=(*parsed.warnings, *replaced, *_idle_gpus(spec)))
+
+
+def processes_of(record: Mapping[str, Any]) -> int:
+    """Processes that train together, of an experiment as the queue keeps it."""
+    processes: int = record.get("job", {}).get("resources", {}).get("processes", 1)
+    return processes
 
 
 def _refuse_to_name(job: JobSection, run: str | None) -> None:
@@ -148,19 +170,28 @@ def _is_name(text: str) -> bool:
         return False
 
 
-def _idle_gpus(job: JobSection) -> Iterator[Advice]:
-    gpus = job.resources.gpus or 0
-    if gpus > 1:
-        yield Advice("gpus_idle", f"resources.gpus {gpus}: one process drives one GPU; the others stay idle")
+def _idle_gpus(spec: JobSpec) -> Iterator[Advice]:
+    gpus, processes = spec.gpus or 0, spec.processes
+    if gpus > processes:
+        yield Advice("gpus_idle", f"resources.gpus {gpus}: a {spec.kind} job drives one GPU; the others stay idle")
+    if processes > 1 and spec.job.resources.gpus is None and not gpus and spec.config.device.device == "auto":
+        detail = f"resources.processes {processes} run on the CPU; resources.gpus {processes} gives each a GPU"
+        yield Advice("processes_on_cpu", detail)
+
+
+def _processes_fit(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
+    gpus, processes = job.resources.gpus or 0, job.resources.processes
+    trains = config.execution.train and job.kind != "prepare"
+    if processes > 1 and not trains:
+        yield FieldProblem("/job/resources/processes", "a job that trains nothing runs in one process", processes, (1,))
+    elif processes > 1 and gpus not in {0, processes}:
+        detail = f"{processes} is not resources.gpus {gpus}: each process drives one GPU; 0 GPUs leave all on the CPU"
+        yield FieldProblem("/job/resources/processes", detail, processes, (gpus,))
+    elif trains and max(processes, gpus) > 1:
+        yield from whole_steps(config.training, max(processes, gpus))
 
 
 def _not_built(job: JobSection) -> Iterator[FieldProblem]:
-    def refuse(key: str, value: Any, only: Any) -> FieldProblem:
-        detail = f"job.{key} is not available in this version; leave it at {only!r}"
-        return FieldProblem(f"/job/{key.replace('.', '/')}", detail, value, (only,), code="not_available")
-
-    if job.resources.processes > 1:
-        yield refuse("resources.processes", job.resources.processes, 1)
     if job.kind is not None and job.kind not in MODULES:
         detail = f"job.kind {job.kind!r} is not available in this version; there are: {', '.join(MODULES)}"
         yield FieldProblem("/job/kind", detail, job.kind, tuple(MODULES), code="not_available")

@@ -107,3 +107,28 @@ def test_other_files_are_refused(array: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", array, allow_pickle=True)
     with pytest.raises(InvalidData, match=r"x\.npy"):
         load_tokens(tmp_path / "x.npy")
+
+
+def handed_out(config: LoaderConfig, begun: int, batches: int) -> tuple[list[torch.Tensor], int]:
+    """Batches from a place in the middle, and the place after them."""
+    loader = TokenLoader(TOKENS, config)
+    loader.position = begun
+    return [loader.next_batch()[0] for _ in range(batches)], loader.position
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.sampled_from(["none", "block"]), st.integers(0, 5), st.integers(1, 4))
+def test_ranks_share_the_rows_that_one_process_would_take(
+    ranks: int, size: int, shuffle: str, steps: int, batches: int
+) -> None:
+    begun = steps * ranks * size
+    alone, position = handed_out(LoaderConfig(ranks * size, 10, shuffle, 3), begun, batches)
+    shares = [handed_out(LoaderConfig(size, 10, shuffle, 3, 2**32, r, ranks), begun, batches) for r in range(ranks)]
+    together = [torch.cat(rows) for rows in zip(*(rows for rows, _ in shares), strict=True)]  # each (ranks * size, 10)
+    assert torch.equal(torch.stack(together), torch.stack(alone))
+    assert {after for _, after in shares} == {position}
+
+
+def test_file_that_is_too_short_for_a_batch_of_all_ranks_is_refused() -> None:
+    with pytest.raises(InvalidData, match="one batch takes 161"):
+        TokenLoader(TOKENS[:150], LoaderConfig(8, 10, rank=1, ranks=2), name="short.npy")

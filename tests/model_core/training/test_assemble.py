@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_core.checkpoint import State
+from model_core.checkpoint import State, writer
 from model_core.config import ExperimentConfig
 from model_core.data.preparation import prepare
 from model_core.errors import CheckpointMismatch
@@ -145,6 +145,18 @@ def in_a_run(dataset: Dataset, tmp_path: Path) -> Callable[..., TrainState]:
 
     go.told, go.path = told, tmp_path  # type: ignore[attr-defined]
     return go
+
+
+def test_a_state_of_another_number_of_processes_is_gone_on_from_with_a_warning(
+    in_a_run: Callable[..., TrainState],
+) -> None:
+    saved = in_a_run("shared", until=3).full() | {"processes": 2}
+    Run(in_a_run.path / "shared").publish(LATEST, writer(saved), attempt=1, step=3, full=True, loss=None, val_loss=None)
+
+    assert in_a_run("shared").step == STEPS
+
+    (warning,) = [event for event in in_a_run.told.of("warning") if event["code"] == "processes_changed"]
+    assert warning["detail"].startswith("model_latest.pt is of 2 processes, and 1 go on from it")
 
 
 def plain(value: Any) -> Any:

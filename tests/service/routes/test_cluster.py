@@ -1,6 +1,8 @@
 import time
 from typing import Any
 
+from tests.service.conftest import TREE
+
 GPU = {"name": "NVIDIA H200", "memory_bytes": 141 << 30}
 
 
@@ -62,11 +64,13 @@ def test_the_queue_counts_what_waits_and_runs(site) -> None:
 
 
 def test_a_job_that_asks_for_more_gpus_than_any_known_worker_has_is_refused(site) -> None:
-    assert site.submit("nobody-knows", job={"resources": {"gpus": 8}})["status"] == "queued"
+    shared = {"training": {**TREE["training"], "total_batch_size": 512}}
+    assert site.submit("nobody-knows", job={"resources": {"gpus": 8}}, **shared)["status"] == "queued"
     announce(site, "w1", *({"index": index, "uuid": f"GPU-{index}", "job": None, **GPU} for index in range(2)))
     announce(site, "w2")
-    assert site.submit("two", job={"resources": {"gpus": 2}})["status"] == "queued"
+    assert site.submit("two", job={"resources": {"gpus": 2}}, **shared)["status"] == "queued"
     body = {"experiment_name": "three", "data": {"source": "stories"}, "job": {"resources": {"gpus": 3}}}
+    body["training"] = {"total_batch_size": 491_520}  # of three shares
     refused = site.http.post("/jobs", json=body)
     assert (refused.status_code, refused.json()["code"]) == (422, "does_not_fit")
     assert "3 GPUs" in refused.json()["detail"]
@@ -79,3 +83,14 @@ def test_a_job_that_insists_on_a_gpu_is_refused_where_no_known_worker_has_one(si
     refused = site.http.post("/jobs", json=body)
     assert (refused.status_code, refused.json()["code"]) == (422, "does_not_fit")
     assert "device.device auto" in refused.json()["hint"]
+
+
+def test_processes_that_share_a_memory_need_as_much_each(site) -> None:
+    announce(site, "w1")
+    body = {"experiment_name": "many", "job": {"preset": "quickstart", "resources": {"processes": 64}}}
+    body["training"] = {"batch_size": 1, "sequence_length": 64, "total_batch_size": 64 * 64}
+    one = site.http.post("/jobs?validate_only=true", json={**body, "job": {"preset": "quickstart"}}).json()
+    needed = one["budget"]["memory"]["required_bytes"] * 64 / 2**30
+    refused = site.http.post("/jobs", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (422, "does_not_fit")
+    assert f"about {needed:,.1f} GiB" in refused.json()["detail"]

@@ -1,7 +1,7 @@
 import pytest
 
 from model_core.errors import InvalidConfig, InvalidParameter, NotAvailable, UnknownPreset
-from worker.jobs.spec import parse_spec
+from worker.jobs.spec import parse_spec, processes_of
 
 
 def pointers(error):
@@ -43,17 +43,10 @@ def test_all_problems_come_in_one_answer():
     assert refused.value.problems[1].nearest == ("priority",)
 
 
-@pytest.mark.parametrize(
-    ("job", "pointer"),
-    [
-        ({"resources": {"processes": 2}}, "/job/resources/processes"),
-        ({"kind": "export"}, "/job/kind"),
-    ],
-)
-def test_what_is_not_built_is_refused(job, pointer):
+def test_what_is_not_built_is_refused():
     with pytest.raises(NotAvailable) as refused:
-        parse_spec({"job": job})
-    assert pointers(refused) == [pointer]
+        parse_spec({"job": {"kind": "export"}})
+    assert pointers(refused) == ["/job/kind"]
 
 
 def test_kind_that_contradicts_the_experiment_is_refused():
@@ -88,3 +81,54 @@ def test_section_of_the_wrong_shape_is_refused(job):
     with pytest.raises(InvalidConfig) as refused:
         parse_spec({"job": job})
     assert pointers(refused)[0].startswith("/job")
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "gpus", "processes"),
+    [
+        ({"processes": 2}, "auto", 0, 2),
+        ({"processes": 2}, "cuda", 2, 2),
+        ({"processes": 2, "gpus": 0}, "auto", 0, 2),
+        ({"gpus": 4}, "auto", 4, 4),
+        ({"gpus": 2, "processes": 2}, "auto", 2, 2),
+        ({"gpus": 1}, "auto", 1, 1),
+        ({}, "auto", None, 1),
+    ],
+)
+def test_several_gpus_are_driven_by_as_many_processes(resources, device, gpus, processes):
+    spec = parse_spec({"job": {"resources": resources}, "device": {"device": device}})
+    assert (spec.gpus, spec.processes, processes_of(spec.record)) == (gpus, processes, processes)
+
+
+def test_processes_that_leave_gpus_unused_are_told_so():
+    spec = parse_spec({"job": {"resources": {"processes": 2}}})
+    assert [warning.code for warning in spec.warnings] == ["processes_on_cpu"]
+
+
+def test_gpus_that_a_test_leaves_idle_are_told():
+    tree = {"execution": {"train": False, "test": True}, "job": {"resources": {"gpus": 2}}}
+    spec = parse_spec(tree)
+    assert (spec.processes, [warning.code for warning in spec.warnings]) == (1, ["gpus_idle"])
+
+
+@pytest.mark.parametrize(
+    ("tree", "pointer", "nearest"),
+    [
+        ({"job": {"resources": {"gpus": 3, "processes": 2}}}, "/job/resources/processes", (3,)),
+        ({"job": {"resources": {"processes": 0}}}, "/job/resources/processes", ()),
+        (
+            {"execution": {"train": False, "test": True}, "job": {"resources": {"processes": 2}}},
+            "/job/resources/processes",
+            (1,),
+        ),
+        (
+            {"training": {"total_batch_size": 524_288}, "job": {"resources": {"processes": 3}}},
+            "/training/total_batch_size",
+            (491_520, 540_672),
+        ),
+    ],
+)
+def test_processes_that_cannot_share_the_work_are_refused_with_what_could(tree, pointer, nearest):
+    with pytest.raises(InvalidConfig) as refused:
+        parse_spec(tree)
+    assert [(problem.pointer, problem.nearest) for problem in refused.value.problems] == [(pointer, nearest)]

@@ -1,0 +1,120 @@
+"""Start the processes of one training on this host, and end them together.
+
+    python -m model_core.launch --processes 2 -- model_core.train --config configs/baseline.yaml
+
+They are told their places as torchrun tells them. Unlike torchrun this keeps the exit code of rank 0, gives it all the
+time it needs to save, and loads no torch. The port is bound before the first process starts, so nobody can take it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from model_core.attempt import OneLineParser
+from model_core.place import LISTENER
+from model_core.stopping import StopRequest
+
+_POLL_S = 0.05
+_MOMENT_S = 2.0  # one that leaves by itself is followed by the others; a signal would cut short how they end
+_ALONE_S = 30.0  # what the others get to save and leave when one is gone; then they hang
+_LOOPBACK = "127.0.0.1"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: Arguments; the process' own if not given.
+
+    Returns:
+        The exit code of rank 0; 128 and the signal's number if a signal ended it.
+    """
+    arguments = _parser().parse_args(argv)
+    stop = StopRequest()
+    stop.listen(stdin=False)
+    ranks = _start(arguments.processes, [arguments.module, *arguments.arguments])
+    try:
+        return _watch(ranks, stop)
+    except KeyboardInterrupt:  # a second Ctrl-C does not wait
+        _signal(ranks, signal.SIGKILL)
+        return 128 + signal.SIGINT
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="python -m model_core.launch",
+        description="Train with several processes on this host, which average their gradients.",
+        epilog="exit codes: those of model_core.train",
+    )
+    parser.add_argument("--processes", type=_count, required=True, metavar="N", help="how many; a GPU each, if any")
+    parser.add_argument("module", help="what each runs, for example model_core.train")
+    parser.add_argument("arguments", nargs="...", help="its arguments")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, from 1 to 1024")
+    return int(text)
+
+
+def _start(processes: int, command: list[str]) -> list[subprocess.Popen[bytes]]:
+    """Start the ranks; rank 0 inherits the socket at which the others find it."""
+    with socket.socket() as listener:
+        listener.bind((_LOOPBACK, 0))
+        listener.listen(processes)
+        shared = {
+            "MASTER_ADDR": _LOOPBACK,
+            "MASTER_PORT": str(listener.getsockname()[1]),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+            LISTENER: str(listener.fileno()),
+        }
+        argv = [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", *command]
+        return [
+            subprocess.Popen(
+                argv,
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                pass_fds=() if rank else (listener.fileno(),),
+            )
+            for rank in range(processes)
+        ]
+
+
+def _watch(ranks: list[subprocess.Popen[bytes]], stop: StopRequest) -> int:
+    """Wait until all are gone; when one is asked to leave, or has died, so must the others."""
+    told, broken_at = False, float("inf")
+    while any(rank.poll() is None for rank in ranks):
+        if any(rank.poll() not in {None, 0} for rank in ranks):
+            broken_at = min(broken_at, time.monotonic())
+        alone_s = time.monotonic() - broken_at
+        is_killed = any((rank.returncode or 0) < 0 for rank in ranks)
+        if not told and (stop() or is_killed or alone_s > _MOMENT_S):
+            told = True
+            _signal(ranks, signal.SIGTERM)
+        if alone_s > _ALONE_S:
+            _signal(ranks, signal.SIGKILL)
+        time.sleep(_POLL_S)
+    for number, rank in enumerate(ranks):
+        if rank.returncode < 0:
+            name = signal.Signals(-rank.returncode).name
+            print(f"rank {number} was ended by {name}", file=sys.stderr)  # noqa: T201 - the command's voice
+    code: int = ranks[0].returncode
+    return code if code >= 0 else 128 - code
+
+
+def _signal(ranks: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

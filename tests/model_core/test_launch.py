@@ -1,0 +1,104 @@
+"""The launcher starts ranks, keeps the exit code of the first, and leaves none behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+REPOSITORY = Path(__file__).parents[2]
+HOLD = "import time; time.sleep(60)"
+Launch = Callable[[str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """Start two ranks that run some Python; each knows its RANK and says "up" as a file when it heeds signals."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(script: str) -> subprocess.Popen[str]:
+        head = "import os, pathlib, signal, sys\nfrom model_core.place import place_of\nplace = place_of(os.environ)\n"
+        (tmp_path / "rank.py").write_text(f"{head}{script}")
+        path = os.pathsep.join((str(REPOSITORY), str(tmp_path)))
+        command = [sys.executable, "-m", "model_core.launch", "--processes", "2", "--", "rank"]
+        started.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def ranks_of(launcher: subprocess.Popen[str], directory: Path) -> list[psutil.Process]:
+    """Both ranks, once each has said that it is up."""
+    deadline = time.monotonic() + 60
+    while len(list(directory.glob("up*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return [psutil.Process(int((directory / f"up{rank}").read_text())) for rank in (0, 1)]
+
+
+UP = "up = pathlib.Path(f'.up{place.rank}')\nup.write_text(str(os.getpid()))\nup.rename(up.name[1:])\n"
+LEAVE_75 = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75 if place.leads else 3))\n"
+
+
+def test_the_exit_code_is_that_of_rank_0(launch: Launch) -> None:
+    assert launch("sys.exit(0 if place.rank else 76)").wait(60) == 76
+
+
+def test_each_rank_is_told_its_own_place_and_the_first_inherits_the_socket(launch: Launch, tmp_path: Path) -> None:
+    told = "import socket\nport = place.listener and socket.socket(fileno=place.listener).getsockname()[1]\n"
+    launch(f"{told}pathlib.Path(str(place.rank)).write_text(f'{{place.world}} {{port == place.port}}')").wait(60)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 True", "2 False"]
+
+
+def test_a_stop_reaches_all_ranks_and_rank_0_says_how_it_ended(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch(LEAVE_75 + UP + HOLD)
+    ranks_of(launcher, tmp_path)
+    launcher.terminate()
+    assert launcher.wait(60) == 75
+
+
+def test_ranks_end_when_one_is_killed(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch(LEAVE_75 + UP + HOLD)
+    leader, other = ranks_of(launcher, tmp_path)
+    other.kill()
+    assert launcher.wait(60) == 75
+    assert launcher.stderr is not None
+    assert launcher.stderr.read() == "rank 1 was ended by SIGKILL\n"
+    assert not leader.is_running()
+
+
+def test_a_signal_that_ends_rank_0_shows_in_the_exit_code(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch(LEAVE_75 + UP + HOLD)
+    ranks_of(launcher, tmp_path)[0].kill()
+    assert launcher.wait(60) == 128 + signal.SIGKILL
+
+
+def test_ranks_notice_that_their_launcher_was_killed(launch: Launch, tmp_path: Path) -> None:
+    watch = "from model_core.stopping import StopRequest\nstop = StopRequest()\nstop.listen(stdin=False, parent=True)\n"
+    launcher = launch(f"{watch}{UP}import time\nwhile not stop(): time.sleep(0.05)")
+    ranks = ranks_of(launcher, tmp_path)
+    launcher.kill()
+    assert psutil.wait_procs(ranks, timeout=20)[1] == []
+
+
+@pytest.mark.parametrize("processes", ["0", "two", "2000"])
+def test_a_number_of_processes_that_cannot_be_is_refused(processes: str) -> None:
+    command = [sys.executable, "-m", "model_core.launch", "--processes", processes, "rank"]
+    told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
+    assert f"'{processes}' is not a number of processes, from 1 to 1024" in told.stderr

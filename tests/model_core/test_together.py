@@ -1,0 +1,152 @@
+"""The program as several processes, by hand: one run, written by one of them, with the numbers of a single process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_core.hardware.machine import describe_machine
+from model_core.loading import load_config
+from model_core.place import Place
+from model_core.records.events import Event, read_events, series
+from model_core.train import main
+from model_core.training.follower import runtime_of
+
+pytestmark = [pytest.mark.usefixtures("signals"), pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
+Tiny = Callable[..., Path]
+LAUNCH = ("-m", "model_core.launch", "--processes")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+SHORT = {
+    "training": {"max_steps": 6, "batch_size": 2, "total_batch_size": 192},  # 6 rows: 3 micro batches, or 1 of 3 ranks
+    "evaluation": {"checkpoint_every": 1, "max_checkpoints_to_keep": 9, "val_loss_every": 3, "sample_num": 0},
+}
+FOR_TWO = {**SHORT, "training": {**SHORT["training"], "total_batch_size": 128}}
+
+
+def together(processes: int, *arguments: str, launcher: tuple[str, ...] = LAUNCH) -> subprocess.CompletedProcess[str]:
+    several = (*launcher, str(processes), *(("--",) if launcher is LAUNCH else ("-m",)), "model_core.train")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *several, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def told(run: Path, *types: str) -> list[Event]:
+    return [event for event in read_events(run / "events.jsonl") if event["type"] in types]
+
+
+def losses(run: Path, kind: str = "step", field: str = "loss") -> dict[int, float]:
+    return series(read_events(run / "events.jsonl"), kind, field)
+
+
+def first_gradients(run: Path) -> torch.Tensor:
+    """After the first step a moment is a constant times the gradient."""
+    state = torch.load(run / "model_00001.pt", weights_only=True)
+    return torch.cat([moment["exp_avg"].flatten() for moment in state["optimizer"]["state"].values()])
+
+
+def test_two_processes_make_the_run_that_one_makes(tiny: Tiny, tmp_path: Path) -> None:
+    one, two = (tmp_path / "exp" / name for name in ("one", "two"))
+    assert main(["--config", str(tiny("one", **FOR_TWO))]) == 0
+
+    done = together(2, "--config", str(tiny("two", **FOR_TWO)))
+
+    assert done.returncode == 0, done.stderr
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(two, "validation", "val_loss") == pytest.approx(losses(one, "validation", "val_loss"), rel=1e-5)
+    expected, gradients = first_gradients(one), first_gradients(two)
+    assert float((gradients - expected).norm() / expected.norm()) < 1e-5
+    assert [event["processes"] for event in told(two, "start")] == [2]
+    assert len(told(two, "step")) == 6
+    names = torch.load(two / "model_final.pt", weights_only=True)["model"].keys()
+    assert names == torch.load(one / "model_final.pt", weights_only=True)["model"].keys()
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_at_another_process_is_told_by_the_first(tiny: Tiny, tmp_path: Path) -> None:
+    file = tiny("bad", data={"shuffle": "none"}, **FOR_TWO)
+    assert main(["--config", str(tiny("good", training={"max_steps": 3}))]) == 0  # prepares the data
+    tokens = np.load(tmp_path / "text_data" / "text_train.npy", mmap_mode="r+")
+    tokens[16 * 2 + 5] = 60_000  # in the third row: the first of rank 1
+    tokens.flush()
+
+    ended = together(2, "--config", str(file))
+
+    outcome = json.loads((tmp_path / "exp" / "bad" / "outcome.json").read_text())
+    assert (outcome["outcome"], outcome["error"]["code"]) == ("failed", "invalid_data")
+    assert outcome["error"]["detail"].startswith("rank 1: text_train.npy holds id 60000")
+    assert ended.returncode == 2
+    assert ended.stderr.count("error: rank 1: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--gpu", "0"), "--gpu 0 does not go with 2 processes"),
+        (("--set", "execution.train=false", "--set", "execution.test=true"), "a test runs in one process, not in 2"),
+        (("--set", "training.total_batch_size=96"), "x 2 processes = 64; the nearest are 64 and 128"),
+    ],
+    ids=["gpu", "test", "rows"],
+)
+def test_what_two_processes_cannot_do_is_refused_before_a_run_begins(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert main(["--config", str(tiny()), *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "exp").exists()
+
+
+def test_each_process_gets_its_share_of_the_cores(tiny: Tiny) -> None:
+    config = load_config(tiny(device={"threads": None}))
+    assert runtime_of(config, Place(rank=0, world=2, local_world=1)).threads == describe_machine().cores
+    assert runtime_of(config, Place(rank=1, world=1024, local=1, local_world=1024)).threads == 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_training(tiny: Tiny, tmp_path: Path) -> None:
+    ours = together(2, "--config", str(tiny("ours", **FOR_TWO)))
+    theirs = together(2, "--config", str(tiny("theirs", **FOR_TWO)), launcher=TORCHRUN)
+    assert (ours.returncode, theirs.returncode) == (0, 0)
+    assert losses(tmp_path / "exp" / "theirs") == losses(tmp_path / "exp" / "ours")
+    assert together(2, "--config", str(tiny("theirs", **FOR_TWO)), launcher=TORCHRUN).returncode == 1
+
+
+@pytest.mark.slow
+def test_three_processes_go_on_bit_for_bit_and_so_does_another_number_but_for_rounding(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    straight, cut, alone = (tmp_path / "exp" / name for name in ("straight", "cut", "alone"))
+    assert together(3, "--config", str(tiny("straight", model={"dropout": 0.1}, **SHORT))).returncode == 0
+    from_3 = {"checkpoint": {"load_checkpoint": "straight/model_00003.pt"}}
+    assert together(3, "--config", str(tiny("cut", model={"dropout": 0.1}, **SHORT, **from_3))).returncode == 0
+    assert losses(cut) == {step: losses(straight)[step] for step in (4, 5, 6)}
+
+    assert together(3, "--config", str(tiny("even", **SHORT))).returncode == 0
+    from_even = {"checkpoint": {"load_checkpoint": "even/model_00003.pt"}}
+    assert main(["--config", str(tiny("alone", **SHORT, **from_even))]) == 0
+    expected = {step: losses(tmp_path / "exp" / "even")[step] for step in (4, 5, 6)}
+    assert losses(alone) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices are visible")
+def test_two_gpus_make_the_run_that_one_makes(tiny: Tiny, tmp_path: Path) -> None:
+    one, two = (tmp_path / "exp" / name for name in ("one", "two"))
+    on_gpu = {**FOR_TWO, "device": {"device": "cuda", "dtype": "float32", "tf32": False}}
+    assert main(["--config", str(tiny("one", **on_gpu)), "--gpu", "0"]) == 0
+    assert together(2, "--config", str(tiny("two", **on_gpu))).returncode == 0
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)

@@ -1,0 +1,116 @@
+"""One of two processes that take steps together: started by a test, it leaves what it saw in a file of its own.
+
+The second runs out of memory, or gets a loss that is no number, where the test needs that.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model_core.data.loader import LoaderConfig, TokenLoader
+from model_core.errors import ModelCoreError
+from model_core.gpt import GPT
+from model_core.hardware.device import decide
+from model_core.hardware.machine import Machine
+from model_core.loading import parse_config
+from model_core.optim import make_optimizer
+from model_core.place import place_of
+from model_core.tokenizer import train_bpe
+from model_core.training.meeting import Meeting
+from model_core.training.ranks import Ranks
+from model_core.training.trainer import TrainState, take_step, train
+
+
+def state_of(ranks, *, rows=4, forward=None, on_oom="fail"):
+    """A model in its first step; the same rows make it up whoever many share them."""
+    shape = {"n_layer": 2, "n_embd": 16, "n_head_list": [4, 2], "vocab_size": 300, "block_size": 16}
+    section = {"batch_size": rows, "sequence_length": 16, "total_batch_size": 256, "warmup_steps": 0, "max_steps": 2}
+    config = parse_config(
+        {
+            "model": shape,
+            "training": {**section, "on_oom": on_oom},
+            "data": {"tokenizer": {"type": "bpe", "vocab_size": 300}},
+            "device": {"dtype": "float32", "threads": 1},
+        }
+    ).config
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = GPT(config.model)
+    tokens = np.random.default_rng(1).integers(0, 300, 2000, np.uint16)
+    return TrainState(
+        config=config,
+        runtime=decide(config, Machine("Linux", cores=1)),
+        model=model,
+        tokenizer=train_bpe(["some text"], 300),
+        optimizer=make_optimizer(model, config.training, fused=True),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        loader=TokenLoader(tokens, LoaderConfig(rows, 16, "block", 0, 300, ranks.place.rank, ranks.world)),
+        forward=forward(model) if forward else model,
+        ranks=ranks,
+    )
+
+
+def gradients_of_a_step(state):
+    """The loss of one step, and what the optimizer was given."""
+    given = []
+    state.optimizer.register_step_pre_hook(lambda *_: given.extend(p.grad.flatten() for p in state.model.parameters()))
+    return take_step(state).loss, torch.cat(given)
+
+
+def _on_the_second(ranks, faulty):
+    return lambda model: model if ranks.place.leads else faulty(model)
+
+
+def _short_of_memory(model):
+    def forward(idx, targets):
+        if len(idx) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return model(idx, targets)
+
+    return forward
+
+
+def _not_a_number(model):
+    def forward(idx, targets):
+        logits, loss = model(idx, targets)
+        return logits, loss * float("nan")
+
+    return forward
+
+
+def _end_of(state):
+    """How two steps ended, and whether the weights were touched."""
+    before = [parameter.clone() for parameter in state.model.parameters()]
+    try:
+        train(state, (), lambda: False)
+        code = "done"
+    except ModelCoreError as error:
+        code = error.code
+    same = all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+    return {"code": code, "batch_size": state.batch_size, "position": state.loader.position, "untouched": same}
+
+
+def main(directory):
+    meeting = Meeting(place_of(os.environ))
+    ranks = Ranks.join(meeting, "cpu")
+    loss, gradients = gradients_of_a_step(state_of(ranks))
+    torch.save(gradients, directory / f"gradients{ranks.place.rank}.pt")
+    ranks.reseed(7, 3)
+    seen = {
+        "loss": loss,
+        "draw": torch.rand(1).item(),
+        "non_finite": _end_of(state_of(ranks, forward=_on_the_second(ranks, _not_a_number))),
+        "short": _end_of(state_of(ranks, forward=_on_the_second(ranks, _short_of_memory))),
+        "halved": _end_of(state_of(ranks, forward=_on_the_second(ranks, _short_of_memory), on_oom="halve")),
+        "stopped": [train(state := state_of(ranks), (), lambda: not ranks.place.leads), state.step],
+    }
+    (directory / f"seen{ranks.place.rank}.json").write_text(json.dumps(seen))
+    ranks.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""Faults of a job of several processes: it ends whole, leaves nobody behind, and goes on as if nothing had been."""
+
+import functools
+
+import psutil
+import pytest
+
+from tests.worker.site import is_over
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+TWO = {"resources": {"processes": 2}}
+TRAINED = {"model": {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300, "block_size": 32, "dropout": 0.1}}
+LENGTH = {"fake": {"steps": 30, "step_s": 0.05}, "real": {"steps": 60, "step_s": 0.03, "changes": TRAINED}}
+LONG_S = 240.0  # three processes that load torch on two cores
+
+
+@pytest.fixture(scope="module")
+def site_of(make_site, start_redis):
+    """One worker with one slot for either child, and the losses of a run that nobody disturbed."""
+
+    @functools.cache
+    def make(child):
+        site = make_site(start_redis(unix=True).url, child=child)
+        site.start_worker()
+        site.until(site.submit("straight", **TWO, **LENGTH[child]), "succeeded", LONG_S)
+        return site
+
+    return make
+
+
+def family_of(site, job_id):
+    """The launcher of a job that trains, and both processes that it started, in the order of their ranks."""
+    site.eventually(lambda: site.job(job_id).progress.step >= 7, LONG_S)
+    launcher = site.child_of(job_id)
+    return [launcher, *sorted(launcher.children(), key=lambda process: process.environ()["RANK"])]
+
+
+@pytest.mark.parametrize(
+    ("child", "victim"),
+    [
+        ("fake", 1),
+        pytest.param("real", 0, marks=pytest.mark.slow),
+        pytest.param("real", 1, marks=pytest.mark.slow),
+        pytest.param("real", None, marks=pytest.mark.slow),  # the launcher
+    ],
+)
+def test_job_of_two_processes_goes_on_when_one_is_killed(site_of, child, victim, seen):
+    site, run = site_of(child), f"killed-{victim}"
+    job_id = site.submit(run, **TWO, **LENGTH[child])
+    family = family_of(site, job_id)
+
+    family[0 if victim is None else victim + 1].kill()
+    seconds = site.eventually(lambda: site.story(run).resumed, LONG_S)
+    left = [process for process in family if not is_over(process)]
+    job = site.until(job_id, "succeeded", LONG_S)
+
+    site.story(run).check(LENGTH[child]["steps"])
+    assert (job.attempt, left) == (2, [])
+    assert site.story(run).bits() == site.story("straight").bits()
+    seen(f"kill -9 of {victim}, two processes, {child}", f"0 bits differ, resumed after {seconds:.1f} s")
+
+
+def test_job_of_two_processes_stops_whole(site_of, child, seen):
+    site, run = site_of(child), "cancelled"
+    job_id = site.submit(run, **TWO, steps=10_000, step_s=0.02)
+    family = family_of(site, job_id)
+
+    site.store.want(job_id, "cancel")
+    seconds = site.eventually(lambda: site.job(job_id).status == "cancelled", LONG_S)
+
+    assert len(family) == 3
+    assert [process for process in family if not is_over(process)] == []
+    assert site.children() == []
+    story = site.story(run)
+    assert story.of("checkpoint")[-1]["step"] == story.steps[-1]
+    seen(f"cancel, two processes, {child}", f"saved and gone after {seconds:.1f} s")
+
+
+@pytest.mark.slow
+def test_processes_of_a_killed_worker_save_and_leave(hurried):
+    _, site = hurried(child="real")
+    worker = site.start_worker()
+    job_id = site.submit("orphans", **TWO, steps=10_000, step_s=0.02)
+    family = family_of(site, job_id)
+
+    worker.kill()
+
+    assert psutil.wait_procs(family, timeout=LONG_S / 4)[1] == []
+    story = site.story("orphans")
+    assert story.of("checkpoint")[-1]["step"] == story.steps[-1]

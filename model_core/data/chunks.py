@@ -1,6 +1,6 @@
 """From a source's documents to pieces of work, and from a piece to the bytes that go to disk.
 
-A chunk holds whole documents, about a quarter of a megabyte of them. What becomes of a document depends on it and on
+A chunk holds whole documents, about half a megabyte of them. What becomes of a document depends on it and on
 its place in the corpus alone, so chunks may be cut anywhere and be worked on side by side.
 """
 
@@ -21,7 +21,7 @@ from model_core.data.sources.source import Source
 from model_core.data.splitting import BLOCK, dealt_blocks
 from model_core.records.dataset import SPLITS
 
-CHUNK_CHARACTERS = 1 << 18
+CHUNK_CHARACTERS = 1 << 19  # smaller ones wait for the interpreter's lock too often
 
 
 class Part(NamedTuple):  # of which there are millions

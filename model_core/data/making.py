@@ -42,7 +42,7 @@ class Surroundings:
     Attributes:
         emit: Told ``progress`` and ``resumed``.
         stop: Asked between chunks.
-        threads: How many tokenize; None for one a core.
+        threads: How many tokenize; None for one more than there are cores.
         commit_every_s: Between records of what is safe.
         chunk_characters: What one thread takes at a time.
     """
@@ -145,7 +145,7 @@ def _encoded(work: Iterable[Chunk], encoder: BulkEncoder, dtype: str, threads: i
 
 def _default_threads() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_THREADS)
+    return min(cores + 1, _MOST_THREADS)  # one of them waits for the interpreter, now and then
 
 
 def _tokenizer(recipe: Recipe, source: Source, building: Building, around: Surroundings) -> Tokenizer:

@@ -99,7 +99,7 @@ def prepare(
         token: For sources that not everybody may read.
         emit: Told ``progress``, ``resumed`` and ``prepared``, as events are.
         stop: Asked between documents.
-        threads: How many tokenize; None for one a core. The files do not depend on it.
+        threads: How many tokenize; None for one more than there are cores. The files do not depend on it.
         commit_every_s: How much work a kill may cost.
 
     Raises:

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dedupe", action="store_true", help="drop documents whose text was there before")
     add(
         "--threads", type=_count, metavar="N",
-        help="how many tokenize (default: one a core); the files do not depend on it",
+        help="how many tokenize (default: cores + 1); the files do not depend on it",
     )  # fmt: skip
     add("--run", help=argparse.SUPPRESS)  # every job's command line has it; a preparation makes no run
     add("--attempt", type=int, help=argparse.SUPPRESS)  # the supervisor's: number of this attempt

@@ -137,7 +137,7 @@ def groups(b: Built) -> object:
 def rows_without_memory(b: Built) -> object:
     """Rows of a micro batch after a step for which two were too many."""
 
-    def narrow(idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def narrow(idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if len(idx) > 1:
             raise torch.OutOfMemoryError("out of memory")
         return b.state.model(idx, targets)

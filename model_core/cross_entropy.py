@@ -49,7 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         *sums, count = ctx.saved_tensors
         scale = above / count.clamp(min=1)  # ()

@@ -15,6 +15,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_core.hardware.allocator import begin_with_settings
+
+if __name__ == "__main__":  # here, because it begins again: nothing heavy is imported twice
+    begin_with_settings()
+
 from model_core.attempt import (
     DONE,
     Attempt,

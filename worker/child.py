@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from model_core.hardware import allocator
+
 log = logging.getLogger(__name__)
 
 _PASSED_ON = (
@@ -27,12 +29,6 @@ _PASSED_ON = (
     "http_proxy", "https_proxy", "no_proxy", "HF_HOME", "HF_ENDPOINT",
 )  # fmt: skip
 _TOKEN = "HF_TOKEN"
-# Freed blocks are kept: filling fresh memory costs seven times as much as memory in hand.
-_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
 
 
 def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, str]:
@@ -43,7 +39,7 @@ def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, s
         passed["PYTHONPATH"] = os.pathsep.join(filter(None, (passed.get("PYTHONPATH"), str(checkout))))
     return {
         **passed,
-        **_ALLOCATOR,
+        **allocator.SETTINGS,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi numbers them
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
         "PYTHONFAULTHANDLER": "1",  # a fatal signal leaves the stacks in the log

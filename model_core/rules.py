@@ -121,7 +121,6 @@ _TRAINING_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 # Keys whose feature is not built yet, with the only value they may have.
 NOT_BUILT: Mapping[str, Mapping[str, Any]] = {
     "data": {"revision": None, "text_column": "text", "dedupe": False},
-    "logging": {"tensorboard": False, "wandb": "off"},
 }
 SOURCES = ("stories", "file:PATH")
 

@@ -147,8 +147,10 @@ def _check_that_it_can_begin(config: ExperimentConfig, layout: Layout, gpu: int 
     from model_core.hardware.device import decide
     from model_core.hardware.machine import describe_machine
     from model_core.training.origin import find_origin
+    from model_core.training.tracking import require_trackers
 
     decide(config, describe_machine(), gpu)
+    require_trackers(config)
     if config.checkpoint.load_checkpoint:
         find_origin(config, layout)
 

@@ -28,9 +28,11 @@ from model_core.loading import override, parse_config
 from model_core.records.dataset import Dataset, dataset_of
 from model_core.records.events import read_events
 from model_core.records.files import Layout
+from model_core.records.run import Run
 from model_core.schedule import effective_steps, get_lr
 from model_core.train import main
 from model_core.training.assemble import assemble
+from model_core.training.tracking import trackers
 from model_core.training.trainer import TrainState, train
 
 pytestmark = pytest.mark.usefixtures("signals")
@@ -250,14 +252,14 @@ OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
     "logging.log_interval": ("2", lambda b: b.run.files["logs/log.txt"].count(b" lr=")),
     "logging.log_to_file": ("false", names),
     "logging.verbose": ("false", lambda b: "step=1/4" in b.run.stderr),
+    "logging.tensorboard": ("true", lambda b: "tensorboard" in {Path(name).parts[0] for name in b.run.names}),
+    "logging.wandb": ("offline", lambda b: len(trackers(b.config, Run(Path()), dataset=b.dataset, emit=print))),
 }
 # A later version builds these: every value but the default is refused.
 NOT_BUILT = {
     "data.revision": "main",
     "data.text_column": "story",
     "data.dedupe": "true",
-    "logging.tensorboard": "true",
-    "logging.wandb": "offline",
 }
 FIXED = {"schema_version"}  # of the file's form; there is one
 

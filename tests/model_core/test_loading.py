@@ -142,7 +142,7 @@ def test_bad_values_are_named_with_what_is_right(tree: dict, pointer: str, neare
     assert problem.detail
 
 
-@pytest.mark.parametrize("setting", ["logging.wandb=offline", "data.dedupe=true", "data.source=tinystories"])
+@pytest.mark.parametrize("setting", ["data.revision=main", "data.dedupe=true", "data.source=tinystories"])
 def test_what_is_not_built_is_refused_as_such(setting: str) -> None:
     with pytest.raises(NotAvailable) as caught:
         parse_config(override({}, [setting]))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ROWS = 512
+from model_core.budget import CHUNK_ROWS
+
 IGNORED = -1
 
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model_core.budget import CHUNK_ROWS
 from model_core.config import ModelConfig
-from model_core.cross_entropy import CHUNK_ROWS, linear_cross_entropy
+from model_core.cross_entropy import linear_cross_entropy
 from model_core.gpt import GPT
 
 N, C, V = CHUNK_ROWS + 88, 24, 130

@@ -4,7 +4,7 @@ At a fixed `n_embd` the number of heads changes neither parameters nor KV size n
 heads share the width: head_dim = n_embd / heads. Only the softmax gets smaller. A fixed `head_dim` does save.
 
 Letters: C n_embd, H heads of a layer, D head_dim of a layer, W = H D, T sequence_length, B batch_size, V vocab_size,
-L layers, N = B T rows of a micro batch, P parameters.
+L layers, N = B T rows of a micro batch, R of them in a chunk of the cross entropy, P parameters.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ FORMULAS = {
     "kv_bytes_per_token": "2 W numbers of 2 bytes (bfloat16)",
     "flops_per_token": "6 x parameters + 12 W T a layer, 6 (V C + 2 C) for the head; forward and backward",
     "softmax_elements": "H T (T + 1) / 2 a layer and sequence",
-    "memory_bytes": "48 MiB + P (16 | 18) + L N C (64 | 36) + 12 N V; float32 | bfloat16",
+    "memory_bytes": "170 MiB + P (16 | 18) + L N C (85 | 48) + the larger of R V (4 | 6) + V C (4 | 6) and 8 V C; "
+    "float32 | bfloat16",
     "checkpoint_bytes": "12 P a full state, 4 P weights alone; at most 3 full states more than the periodic ones",
 }
 FLASH_MAX_HEAD_DIM = 256  # of PyTorch's flash kernel on a GPU; the one for CPUs takes any size
-MEMORY_MARGIN = 1.2  # the estimate was within 17 % of what was measured
+MEMORY_MARGIN = 1.2  # the estimate was within 5 % of what was measured in float32
+CHUNK_ROWS = 512  # of the cross entropy, which has no memory for the scores of all rows
 
 _MIB = 1 << 20
 _BF16_BYTES = 2
@@ -224,23 +226,30 @@ def _memory(config: ExperimentConfig, parameters: int) -> MemoryBudget:
     model, training = config.model, config.training
     half = config.device.dtype in {"bfloat16", "float16"}  # auto may come to be float32
     rows = training.batch_size * training.sequence_length
-    kept = 36 if half else 64  # bytes of activations a layer, row and channel
+    kept = 48 if half else 85  # bytes a layer, row and channel: 36 and 64 of activations, and what lies between them
     layer = rows * model.n_embd * kept
     activations = model.n_layer * layer
     if training.gradient_checkpointing:  # the input of every layer, and one layer in full
         activations = model.n_layer * rows * model.n_embd * 4 + layer
     parts = {
-        "base_bytes": 48 * _MIB,
+        "base_bytes": 170 * _MIB,
         "weights_bytes": parameters * (6 if half else 4),  # autocast keeps a copy of every matrix
         "gradients_bytes": parameters * 4,
         "optimizer_bytes": parameters * 8,
         "activations_bytes": activations,
-        "logits_bytes": 12 * rows * model.vocab_size,
+        "logits_bytes": _cross_entropy(model, min(rows, CHUNK_ROWS), half=half),
         "attention_bytes": _explicit_attention(model, training, half=half),
     }
     total = sum(parts.values())
     measured = not (training.gradient_checkpointing or parts["attention_bytes"])
     return MemoryBudget(**parts, total_bytes=total, required_bytes=int(total * MEMORY_MARGIN), measured=measured)
+
+
+def _cross_entropy(model: ModelConfig, rows: int, *, half: bool) -> int:
+    """Scores of one chunk and the head's gradient as it grows, or that gradient and the scaled one."""
+    kept = 6 if half else 4  # under autocast what is exact stands beside what is multiplied
+    growing = rows * model.vocab_size * kept + model.vocab_size * model.n_embd * kept
+    return max(growing, 8 * model.vocab_size * model.n_embd)
 
 
 def _explicit_attention(model: ModelConfig, training: TrainingConfig, *, half: bool) -> int:

@@ -74,6 +74,16 @@ class NotAvailable(InvalidConfig):
     code = "not_available"
 
 
+class PackageMissing(ModelCoreError):
+    """A key needs a package that is an extra, and it is not installed."""
+
+    code = "not_available"
+
+    def __init__(self, key: str, extra: str) -> None:
+        super().__init__(f"{key} is on, and the package {extra!r} is not installed here")
+        self.hint = f"pip install 'headcount[{extra}]', or turn {key} off"
+
+
 class MalformedConfig(ModelCoreError):
     """Text that is not YAML, or YAML that is not a mapping."""
 

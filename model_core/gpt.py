@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model_core.config import ModelConfig
+from model_core.cross_entropy import linear_cross_entropy
 
-Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]  # a GPT, or what a compiler made of one
+Forward = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]  # a GPT, or what a compiler made of one
 _STD = 0.02  # GPT-2's initial standard deviation
 
 
@@ -196,22 +197,21 @@ class GPT(nn.Module):
         normed: Tensor = self.transformer["ln_f"](x)  # (B, T, C)
         return normed
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Score the next token everywhere.
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Score the next token everywhere, or say how well it is known.
 
         Args:
             idx: Token ids, (B, T).
             targets: Ids that should come next, (B, T); -1 is not counted.
 
         Returns:
-            Logits (B, T, V), and the mean cross entropy in nats if targets were given.
+            Without targets the logits, (B, T, V), and None. With targets None, because the logits of all rows are
+            never there together, and the mean cross entropy in nats.
         """
-        logits = self.lm_head(self.hidden(idx))  # (B, T, V)
+        x = self.hidden(idx)  # (B, T, C)
         if targets is None:
-            return logits, None
-        exact = torch.promote_types(logits.dtype, torch.float32)  # autocast's scores are too coarse for a softmax
-        loss = F.cross_entropy(logits.flatten(0, 1).to(exact), targets.flatten(), ignore_index=-1)  # ()
-        return logits, loss
+            return self.lm_head(x), None  # (B, T, V)
+        return None, linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())  # ()
 
     def _scale_residual_projections(self) -> None:
         std = _STD / math.sqrt(2 * self.config.n_layer)  # two additions to the stream a layer

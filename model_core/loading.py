@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from model_core.config import Config, ExperimentConfig
-from model_core.errors import ConfigFileNotFound, FieldProblem, InvalidConfig, MalformedConfig, NotAvailable
+from model_core.errors import ConfigFileNotFound, FieldProblem, InvalidConfig, MalformedConfig
 from model_core.rules import disagreements
 
 Tree = dict[str, Any]
@@ -174,7 +174,6 @@ def parse_config(tree: Mapping[str, Any]) -> ParsedConfig:
 
     Raises:
         InvalidConfig: With every problem of the tree.
-        NotAvailable: Nothing is wrong but features that this version does not have.
     """
     tree, renamed = _rename_deprecated({k: v for k, v in tree.items() if k not in SERVICE_SECTIONS})
     try:
@@ -183,8 +182,7 @@ def parse_config(tree: Mapping[str, Any]) -> ParsedConfig:
     except ValidationError as error:
         problems = (*problems_of(error, ExperimentConfig), *disagreements(_sound_sections(tree)))
     if problems:
-        missing_only = all(problem.code == "not_available" for problem in problems)
-        raise (NotAvailable if missing_only else InvalidConfig)(problems)
+        raise InvalidConfig(problems)
     return ParsedConfig(config, (*renamed, *advice_of(config)))
 
 

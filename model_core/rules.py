@@ -1,4 +1,4 @@
-"""What the sections of a configuration must agree on, and what this version does not offer.
+"""What the sections of a configuration must agree on.
 
 A rule reads one or two sections and yields what is wrong. Rules run on every section that is right in itself,
 so one answer can hold all the errors of a file.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any
 
 from model_core.catalogue import FORMS, WITHOUT_COLUMNS, hub_dataset
 from model_core.config import (
@@ -34,7 +33,6 @@ def disagreements(sections: Mapping[str, Config]) -> Iterator[FieldProblem]:
     for names, rule in (*_RULES, *(_TRAINING_RULES if trains else ())):
         if all(name in sections for name in names):
             yield from rule(*(sections[name] for name in names))
-    yield from _not_built(sections)
 
 
 def _sequence_fits_the_model(model: ModelConfig, training: TrainingConfig) -> Iterator[FieldProblem]:
@@ -150,17 +148,3 @@ _TRAINING_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("training",), _schedule_is_ordered),
     (("execution", "checkpoint", "testing"), _test_finds_its_checkpoint),
 )
-
-# Keys whose feature is not built yet, with the only value they may have.
-NOT_BUILT: Mapping[str, Mapping[str, Any]] = {
-    "logging": {"tensorboard": False, "wandb": "off"},
-}
-
-
-def _not_built(sections: Mapping[str, Config]) -> Iterator[FieldProblem]:
-    for section, keys in NOT_BUILT.items():
-        for key, only in keys.items():
-            value = getattr(sections[section], key) if section in sections else only
-            if value != only:
-                detail = f"{section}.{key} is not available in this version; leave it at {only!r}"
-                yield FieldProblem(f"/{section}/{key}", detail, value, (only,), code="not_available")

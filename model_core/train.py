@@ -16,6 +16,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_core.hardware.allocator import begin_with_settings
+
+if __name__ == "__main__":  # here, because it begins again: nothing heavy is imported twice
+    begin_with_settings()
+
 from model_core.attempt import (
     BAD_INPUT,
     DONE,
@@ -200,8 +205,10 @@ def _check_that_it_can_begin(
 
     from model_core.training.follower import runtime_of
     from model_core.training.origin import find_origin
+    from model_core.training.tracking import require_trackers
 
     runtime_of(config, place, arguments.gpu)
+    require_trackers(config)
     if config.checkpoint.load_checkpoint:
         find_origin(config, layout)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from model_core.data.sources.access import REFUSED_VARIABLE, TOKEN_VARIABLE, flaw_of
+from model_core.hardware import allocator
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,6 @@ _PASSED_ON = (
     "http_proxy", "https_proxy", "no_proxy", "HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN_PATH",
     "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_XET",
 )  # fmt: skip
-# Freed blocks are kept: filling fresh memory costs seven times as much as memory in hand.
-_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
 
 
 def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, str]:
@@ -47,7 +42,7 @@ def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, s
         passed["PYTHONPATH"] = os.pathsep.join(filter(None, (passed.get("PYTHONPATH"), str(checkout))))
     return {
         **passed,
-        **_ALLOCATOR,
+        **allocator.SETTINGS,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi numbers them
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
         "PYTHONFAULTHANDLER": "1",  # a fatal signal leaves the stacks in the log

@@ -33,7 +33,7 @@ def with_reserve(first: Forward, model: Forward, emit: Callable[..., Any]) -> Fo
     """
     chosen: list[Forward] = [first]
 
-    def forward(idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
         try:
             return chosen[0](idx, targets)
         except Exception as error:

@@ -27,6 +27,8 @@ from model_core.records.dataset import Dataset
 from model_core.records.run import Run
 from model_core.records.space import require_space
 from model_core.training.evaluate import Emit, bits_per_byte, mean_loss
+from model_core.training.listener import Listener
+from model_core.training.tracking import trackers
 from model_core.training.trainer import Observer, StepResult, TrainState
 
 log = logging.getLogger(__name__)
@@ -40,29 +42,10 @@ def observers(config: ExperimentConfig, run: Run, *, attempt: int, dataset: Data
     present: list[Observer] = [Events(emit), Validation(dataset, emit)]
     if config.evaluation.sample_num:
         present.append(Samples(emit))
-    present += [Checkpoints(run, attempt, emit), LogLines()]
+    present += [Checkpoints(run, attempt, emit), LogLines(), *trackers(config, run, dataset=dataset, emit=emit)]
     if config.logging.verbose and sys.stderr.isatty():
         present.append(ProgressBar())
     return present
-
-
-class Listener:
-    """An observer that does nothing, to build others on."""
-
-    def on_start(self, state: TrainState) -> None:
-        """Nothing."""
-
-    def on_halved(self, state: TrainState, before: int) -> None:
-        """Nothing."""
-
-    def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Nothing."""
-
-    def on_end(self, state: TrainState, *, stopped: bool) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 class Events(Listener):

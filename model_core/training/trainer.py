@@ -284,7 +284,7 @@ def _accumulate(state: TrainState) -> tuple[float, float]:
         idx, targets = state.loader.next_batch()
         waiting_s += time.perf_counter() - asked
         with state.runtime.autocast(), state.runtime.attention():
-            loss = state.forward(idx, targets)[1]  # the logits, named, would stay through the backward pass
+            loss = state.forward(idx, targets)[1]
         assert loss is not None
         loss = loss / state.accumulation
         total = total + loss.detach()

@@ -37,7 +37,7 @@ def test_every_layer_has_its_own_heads() -> None:
     assert [tuple(block.attn(x).shape) for block in model.blocks] == [(2, 5, 24)] * 4
 
 
-@pytest.mark.parametrize("file", ["gpt.py", "capture.py"])
+@pytest.mark.parametrize("file", ["gpt.py", "cross_entropy.py", "capture.py"])
 def test_every_line_that_changes_a_shape_ends_with_the_new_one(file: str) -> None:
     code = (ROOT / "model_core" / file).read_text().splitlines()
     silent = [line for line in code if RESHAPES.search(line) and not re.search(r"# (\d x )?\(.*\)$", line)]
@@ -82,7 +82,7 @@ def test_the_loss_is_the_mean_over_counted_targets() -> None:
     model, idx = build(TINY), torch.randint(0, 40, (2, 6))
     targets = torch.randint(0, 40, (2, 6))
     targets[0, :3] = -1
-    logits, loss = model(idx, targets)
+    (logits, _), (_, loss) = model(idx), model(idx, targets)
     log_probs = logits.log_softmax(-1)
     counted = [log_probs[b, t, targets[b, t]] for b in range(2) for t in range(6) if targets[b, t] >= 0]
     torch.testing.assert_close(loss, -torch.stack(counted).mean())

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig, divisors
-from model_core.errors import ConfigFileNotFound, InvalidConfig, MalformedConfig, NotAvailable
-from model_core.loading import load_config, merge_patch, override, parse_config, parse_yaml, to_yaml
+from model_core.errors import ConfigFileNotFound, InvalidConfig, MalformedConfig
+from model_core.loading import load_config, merge_patch, parse_config, parse_yaml, to_yaml
 from model_core.presets import preset_tree
 from model_core.records.files import Layout
 
@@ -140,13 +140,6 @@ def test_bad_values_are_named_with_what_is_right(tree: dict, pointer: str, neare
     problem = problems(tree)[pointer]
     assert problem.nearest[: len(nearest)] == nearest
     assert problem.detail
-
-
-@pytest.mark.parametrize("setting", ["logging.wandb=offline", "logging.tensorboard=true"])
-def test_what_is_not_built_is_refused_as_such(setting: str) -> None:
-    with pytest.raises(NotAvailable) as caught:
-        parse_config(override({}, [setting]))
-    assert caught.value.problems[0].code == "not_available"
 
 
 @pytest.mark.parametrize(

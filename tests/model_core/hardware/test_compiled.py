@@ -26,7 +26,7 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self._error, self.calls = error, 0
 
-    def __call__(self, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
         self.calls += 1
         raise self._error
 

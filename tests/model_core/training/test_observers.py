@@ -111,7 +111,7 @@ def test_a_halved_micro_batch_is_told_before_its_step_and_at_every_resume(bench:
     small = bench(training={"on_oom": "halve", "max_steps": 4, "batch_size": 4})
     model = small.state.model
 
-    def forward(idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if small.state.step == 2 and len(idx) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return model(idx, targets)

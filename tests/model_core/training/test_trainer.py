@@ -80,7 +80,7 @@ class Device:
         self.seen: list[Tensor] = []
         self.calls = 0
 
-    def __call__(self, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
         self.calls += 1
         if len(idx) > self._rows or self.calls == self._full_at:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_a_number_stops_at_its_step_with_the_state_before_it(
     take_step(good)
     calls = iter(range(100))
 
-    def nan_in_the_third_step(idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def nan_in_the_third_step(idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
         logits, loss = bad.model(idx, targets)
         return logits, loss * (math.nan if next(calls) >= 2 else 1)
 
@@ -198,7 +198,7 @@ def test_memory_that_runs_out_ends_the_run_unless_told_otherwise() -> None:
 def test_an_error_that_is_none_of_memory_is_not_taken_for_one() -> None:
     run = state(4, on_oom="halve")
 
-    def broken(idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def broken(idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
         raise RuntimeError("shapes cannot be multiplied")
 
     run.forward = broken

@@ -1,0 +1,60 @@
+"""Training steps to be timed: our own loop on random tokens, and what they cost in memory."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model_core.data.preparation import ensure_dataset
+from model_core.hardware.device import apply, decide
+from model_core.hardware.machine import describe_machine
+from model_core.loading import load_config
+from model_core.records.files import Layout
+from model_core.training.assemble import assemble
+from model_core.training.trainer import TrainState
+
+BASELINE = Path(__file__).parents[2] / "configs" / "baseline.yaml"
+_TOKENS, _GPT2_IDS = 2_000_000, 50257
+
+
+def state_of(settings: Sequence[str], directory: Path) -> TrainState:
+    """A training of the baseline about to begin, on random tokens.
+
+    Args:
+        settings: Keys that differ, for example ``model.n_layer=6``.
+        directory: Where the tokens are written.
+    """
+    ids = np.random.default_rng(0).integers(0, _GPT2_IDS, _TOKENS).astype(np.uint16)
+    for split, count in {"train": _TOKENS, "val": 2000, "test": 2000}.items():
+        np.save(directory / f"random_{split}.npy", ids[:count])
+    files = [f"data.{split}_file=random_{split}.npy" for split in ("train", "val", "test")]
+    config = load_config(BASELINE, [f"data.data_dir={directory}", *files, "training.warmup_steps=0", *settings])
+    runtime = decide(config, describe_machine())
+    apply(runtime)
+    return assemble(config, runtime, ensure_dataset(config, Layout.of(config)), lambda *_, **__: None)
+
+
+def median_seconds(step: Callable[[], object], seconds: float, least: int = 3) -> float:
+    """Take one step to warm up, then more for so many seconds; the median of what they took."""
+    step()
+    took: list[float] = []
+    while len(took) < least or sum(took) < seconds:
+        began = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def resident_mib(name: str) -> float:
+    """Memory of this process: ``VmRSS`` now, ``VmHWM`` at most so far."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(rf"{name}:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else float("nan")

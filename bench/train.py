@@ -1,0 +1,98 @@
+"""How fast a CPU trains, beside transformers, and what unequal heads cost.
+
+    make bench NAME=train [or: python bench/train.py --only small --dtype float32]
+
+Ours and transformers take turns, each round in a process of its own; the ratio is the median over the rounds, because a
+machine is never quiet. Ours begins with the allocator's settings that the supervisor and the command line give; theirs
+is a loop as a person writes it, with the fused optimizer of its Trainer. Peak memory is VmHWM less VmRSS after the
+import of torch. MFU is held against the best of ten products of 4096 x 4096 in the same run. Exits 1 when a target is
+missed. Where the processor has no instructions for bfloat16 both train in float32, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from parts.processes import Line, measured
+
+from model_core.hardware.allocator import SETTINGS
+
+ROUNDS, SECONDS = 3, 8.0
+SHAPES = {
+    "small": ["model.n_layer=6", "model.n_head=6", "model.n_embd=384", "model.block_size=256",
+              "training.batch_size=12", "training.sequence_length=256", "training.total_batch_size=3072"],
+    "124M": ["training.batch_size=4", "training.sequence_length=256", "training.total_batch_size=1024"],
+}  # fmt: skip
+TARGETS = {"small": 1.9, "124M": 1.8}
+MEMORY_TARGET, MFU_TARGET, HEADS_TARGET = 0.55, 0.45, 1.05
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def compare(shape: str, dtype: str, flops: float) -> Iterator[Line]:
+    """Ours and theirs in turns."""
+    settings = [*SHAPES[shape], f"device.dtype={dtype}", "device.device=cpu"]
+    rounds = []
+    for turn in range(ROUNDS):
+        both = {}
+        for who in ("ours", "transformers") if turn % 2 else ("transformers", "ours"):
+            extra = SETTINGS if who == "ours" else {}
+            both[who] = measured(who, settings, SECONDS, {**_WITHOUT_SETTINGS, **extra})
+        rounds.append((both["ours"], both["transformers"]))
+    ratios = [ours["tokens_per_s"] / theirs["tokens_per_s"] for ours, theirs in rounds]
+    mine, others = (statistics.median(side["tokens_per_s"] for side in sides) for sides in zip(*rounds, strict=True))
+    spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
+    yield Line(
+        f"{shape}: tokens/s ({spread})", f"{mine:,.0f}", f"{others:,.0f}", statistics.median(ratios), TARGETS[shape],
+        higher_is_better=True,
+    )  # fmt: skip
+    mine, others = (max(side["memory_mib"] for side in sides) for sides in zip(*rounds, strict=True))
+    yield Line(f"{shape}: peak memory, MiB", f"{mine:,.0f}", f"{others:,.0f}", mine / others, MEMORY_TARGET)
+    speed = statistics.median(ours["tokens_per_s"] for ours, _ in rounds)
+    mfu = speed * rounds[0][0]["flops_per_token"] / flops
+    what = f"{shape}: MFU of {flops / 1e9:,.0f} GFLOP/s"
+    yield Line(what, f"{mfu:.2f}", "", mfu, MFU_TARGET if shape == "124M" else 0.0, higher_is_better=True)
+
+
+def unequal_heads(dtype: str) -> Iterator[Line]:
+    """Steps of variable_heads beside steps of the uniform model, in one process."""
+    settings = [*SHAPES["124M"], f"device.dtype={dtype}", "device.device=cpu"]
+    found = measured("pairs", settings, SECONDS, {**_WITHOUT_SETTINGS, **SETTINGS})
+    spread = f"{found['least']:.3f}-{found['most']:.3f}"
+    yield Line("variable_heads: time of a step by uniform's", spread, "", found["ratio"], HEADS_TARGET)
+
+
+_WITHOUT_SETTINGS = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", choices=[*SHAPES, "heads"], action="append")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"])
+    arguments = parser.parse_args(argv)
+    chosen = arguments.only or [*SHAPES, "heads"]
+    dtype = arguments.dtype or _dtype_of_this_cpu()
+    flops = measured("matmul", [f"device.dtype={dtype}"], SECONDS, _WITHOUT_SETTINGS)["flops"]
+    why = "" if arguments.dtype or dtype == "bfloat16" else ": this processor has no instructions for bfloat16"
+    print(f"{ROUNDS} rounds in {dtype}{why}; products of 4096 x 4096 at {flops / 1e9:,.0f} GFLOP/s")
+    print(f"{'':<44}{'ours':>14}{'transformers':>14}{'ratio':>8}{'target':>11}")
+    lines = []
+    for name in chosen:
+        for line in unequal_heads(dtype) if name == "heads" else compare(name, dtype, flops):
+            print(line, flush=True)
+            lines.append(line)
+    return 0 if all(line.is_met for line in lines) else 1
+
+
+def _dtype_of_this_cpu() -> str:
+    from model_core.hardware.machine import multiplies_bfloat16
+
+    return "bfloat16" if multiplies_bfloat16(CPUINFO) else "float32"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,110 @@
+"""The head and its cross entropy in one, some rows at a time, so that the scores of all rows never stand in memory.
+
+The gradients of a chunk are formed while its scores are there, in the forward pass; the backward pass only scales
+them by what comes from above. Products use autocast's number format; softmax and sums are float32 at least.
+
+Shapes: N rows, R rows of a chunk, C n_embd, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from model_core.budget import CHUNK_ROWS
+
+IGNORED = -1
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Score every row, and compare with what should come next; as `F.cross_entropy(F.linear(hidden, weight), targets)`.
+
+    Args:
+        hidden: What the head reads, (N, C).
+        weight: The head's, (V, C).
+        targets: Ids that should come next, (N,); -1 is not counted.
+
+    Returns:
+        Mean over the counted rows in nats, (). Where none counts it is nan and the gradients are 0, as in PyTorch:
+        a training that has nothing to learn from stops there.
+    """
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+        return loss
+    total, _, _ = _sums(hidden, weight, targets, (False, False))
+    return total / (targets != IGNORED).sum()
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """What a plain function is not: it has its gradients before it is asked for them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        total, for_hidden, for_weight = _sums(hidden, weight, targets, ctx.needs_input_grad[:2])
+        count = (targets != IGNORED).sum()
+        ctx.save_for_backward(for_hidden, for_weight, count)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        *sums, count = ctx.saved_tensors
+        scale = above / count.clamp(min=1)  # ()
+        for_hidden, for_weight = (
+            None if part is None else (part * scale).to(dtype) for part, dtype in zip(sums, ctx.dtypes, strict=True)
+        )
+        return for_hidden, for_weight, None
+
+
+def _sums(
+    hidden: Tensor, weight: Tensor, targets: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Sum the loss over all rows, and its gradients by `hidden` and `weight` where they are wanted."""
+    device = hidden.device.type
+    narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    exact = torch.promote_types(narrow, torch.float32)
+    counted = targets != IGNORED  # (N,)
+    ids = targets.where(counted, 0)  # (N,)
+    with torch.autocast(device, enabled=False):
+        rows, head = hidden.to(narrow).masked_fill(~counted[:, None], 0), weight.to(narrow)  # (N, C), (V, C)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        for_hidden = torch.empty_like(rows, dtype=exact) if wanted[0] else None  # (N, C)
+        for_weight = torch.zeros_like(head, dtype=exact) if wanted[1] else None  # (V, C)
+        for start in range(0, len(rows), CHUNK_ROWS):
+            chunk = slice(start, start + CHUNK_ROWS)
+            losses, errors = _chunk(rows[chunk], head, ids[chunk])  # (R,), (R, V)
+            total = total + losses.where(counted[chunk], 0).sum()
+            if for_hidden is not None:
+                for_hidden[chunk] = errors @ head  # (R, C)
+            if for_weight is not None:
+                _add_product(for_weight, errors.T, rows[chunk])
+            del errors  # before the next chunk's scores
+        if for_hidden is not None:
+            for_hidden.masked_fill_(~counted[:, None], 0)
+    return total, for_hidden, for_weight
+
+
+def _chunk(rows: Tensor, head: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of every row, (R,), and its gradient by the scores, (R, V): the probabilities, less 1 at the target."""
+    scores = rows @ head.T  # (R, V)
+    exact = scores.to(torch.promote_types(scores.dtype, torch.float32))  # a softmax wants more than autocast's digits
+    del scores
+    target = ids[:, None]  # (R, 1)
+    at_target = exact.gather(1, target)  # (R, 1)
+    top, where = exact.max(1, keepdim=True)  # 2 x (R, 1)
+    probabilities = torch.softmax(exact, 1, out=exact)  # (R, V)
+    log_total = top - probabilities.gather(1, where).log()  # (R, 1)
+    probabilities.scatter_add_(1, target, torch.full_like(at_target, -1))
+    return (log_total - at_target).squeeze(1), probabilities.to(rows.dtype)  # (R,), (R, V)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a @ b to a sum that may be more exact than they."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)  # (V, C)
+    else:
+        total += a @ b  # (V, C)

@@ -23,6 +23,7 @@ from service.routes import (
     cluster,
     configs,
     datasets,
+    exports,
     generate,
     health,
     jobs,
@@ -71,7 +72,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
     problem.install(app)
     openapi.install(app)
-    for module in (jobs, actions, cluster, records, datasets, runs, checkpoints, generate, attention, configs, health):
+    about_runs = (runs, checkpoints, exports, generate, attention)
+    for module in (jobs, actions, cluster, records, datasets, *about_runs, configs, health):
         app.include_router(module.router)
     return app
 

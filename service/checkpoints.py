@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from model_core.errors import FieldProblem, NotAvailable
 from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.exports import TENSORS
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from service.deps import Services
@@ -24,7 +25,6 @@ from worker.jobs.states import TERMINAL
 Format = Literal["pt", "safetensors"]
 BYTES = "application/octet-stream"
 _BLOCK = 1 << 20
-_SAFETENSORS = "model.safetensors"
 
 
 def page(layout: Layout, name: str) -> Listed[CheckpointView]:
@@ -129,11 +129,11 @@ def _found(layout: Layout, name: str, wanted: str) -> tuple[Run, CheckpointInfo]
 
 def _exported(layout: Layout, run: Run, info: CheckpointInfo) -> Path:
     folder = layout.export(run.name, info.file, info.sha256)
-    if folder is None or not (folder / _SAFETENSORS).is_file():
-        how = f"`python -m model_core.hf export --run {run.name} --checkpoint {info.file}` on the data root makes it"
-        detail = f"{info.file} has not been exported, and so there is no {_SAFETENSORS} of it; {how}"
+    if folder is None or not (folder / TENSORS).is_file():
+        how = f'POST /runs/{run.name}/exports with {{"checkpoint": "{info.file}"}} makes it'
+        detail = f"{info.file} has not been exported, and so there is no {TENSORS} of it; {how}"
         raise NotAvailable((FieldProblem("/format", detail, "safetensors", ("pt",), code="not_available"),))
-    return folder / _SAFETENSORS
+    return folder / TENSORS
 
 
 def _etag(state: os.stat_result) -> str:

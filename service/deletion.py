@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
 from model_core.errors import RunBusy
 from model_core.records.dataset import Dataset
-from model_core.records.files import Layout
-from model_core.records.removal import hide, hide_dataset, holding, holding_dataset, remove_hidden
+from model_core.records.exports import made_at
+from model_core.records.files import Layout, read_json
+from model_core.records.removal import hide, hide_dataset, hide_export, holding, holding_dataset, remove_hidden
 from service.deps import Services
 from worker.jobs.job import JobDetail
 from worker.jobs.store import JobStore
@@ -27,21 +29,23 @@ async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
     Args:
         services: Where to ask.
         job_id: The job.
-        artifacts: Whether the runs that it made, what was captured of them, the dataset that it made, and its own
-            directory go too.
+        artifacts: Whether the runs that it made, what was captured of them, the dataset or the export that it made,
+            and its own directory go too.
 
     Raises:
         JobNotFound: There is none of that id.
         ActionNotAllowed: It is not over.
-        RunBusy: A process holds a run of it, or a job that is not over uses one.
+        RunBusy: A process holds a run of it, a job that is not over uses one, or one makes the same export.
         DatasetBusy: Likewise of its dataset.
     """
     if not artifacts:
         await services.ask(_forget, services.store, services.layout, job_id)
         return
     job = await services.ask(services.store.detail, job_id)
-    erase = _erase_preparation if job.kind == "prepare" else _erase
-    await run_in_threadpool(erase, services.store, services.layout, job)  # as long as the disk takes
+    erase = {"prepare": _erase_preparation, "export": _erase_export}
+    await run_in_threadpool(
+        erase.get(job.kind, _erase), services.store, services.layout, job
+    )  # as long as the disk takes
 
 
 def _forget(store: JobStore, layout: Layout, job_id: str) -> None:
@@ -68,6 +72,27 @@ def _erase_preparation(store: JobStore, layout: Layout, job: JobDetail) -> None:
         hide(layout, (), job.id)
     remove_hidden(layout, job.id)
     store.forget(job.id)
+
+
+def _erase_export(store: JobStore, layout: Layout, job: JobDetail) -> None:
+    folder = _export_made_by(layout, job)
+    store.doom(job.id, with_run=True)
+    if folder is not None:
+        hide_export(layout, folder, job.id)
+    hide(layout, (), job.id)
+    remove_hidden(layout, job.id)
+    store.forget(job.id)
+
+
+def _export_made_by(layout: Layout, job: JobDetail) -> Path | None:
+    """The folder that its outcome names, if that was made while it ran and not found there."""
+    assert layout.jobs is not None
+    outcome = layout.jobs / job.id / "outcome.json"
+    told = read_json(outcome) if outcome.is_file() else {}
+    folder = layout.export(job.run or "", told["checkpoint"], told["sha256"]) if "sha256" in told else None
+    if folder is None or not folder.is_dir():
+        return None
+    return folder if (job.started_at or "~") <= made_at(folder) <= (job.finished_at or "") else None
 
 
 def _made_its_dataset(store: JobStore, layout: Layout, job: JobDetail) -> bool:

@@ -16,6 +16,7 @@ from model_core.errors import CheckpointMismatch, FieldProblem, InvalidConfig, M
 from model_core.loading import Advice, Tree
 from model_core.preflight import disk_shortage
 from model_core.records.dataset import dataset_of
+from model_core.records.exports import export_at
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.report import train_tokens_of
@@ -33,7 +34,7 @@ class Order:
 
     Attributes:
         spec: What is asked for.
-        budget: What it costs; None of a preparation, which trains nothing.
+        budget: What it costs; None of a preparation and of an export, which train nothing.
         taken: Whether the disk has what the job makes.
         missing: What the job needs and the disk does not have.
         preparation: Of the dataset, where that is missing and its source is known.
@@ -99,6 +100,8 @@ def orders_of(layout: Layout, specs: Sequence[JobSpec]) -> list[Order | Exceptio
 def _order_of(layout: Layout, spec: JobSpec) -> Order:
     if spec.kind == "prepare":
         return _preparation_order(layout, spec)
+    if spec.kind == "export":
+        return _export_order(layout, spec)
     dataset = dataset_of(spec.config, layout)
     budget = budget_of(spec.config, train_tokens=train_tokens_of(dataset))
     preparation = None
@@ -121,6 +124,15 @@ def _preparation_order(layout: Layout, spec: JobSpec) -> Order:
         return Order(spec, None, "", lost)
     differs = difference(dataset, wanted, root_of(layout))
     return Order(spec, None, "1" if differs else "ready", (), differs=differs)
+
+
+def _export_order(layout: Layout, spec: JobSpec) -> Order:
+    try:
+        run = Run.open(_run_of(layout, spec))
+        info = run.resolve(spec.config.testing.checkpoint_path)
+    except ModelCoreError as error:
+        return Order(spec, None, "", () if spec.job.depends_on else (error,))
+    return Order(spec, None, "ready" if export_at(layout, run, info) else "", ())
 
 
 def _run_of(layout: Layout, spec: JobSpec) -> Path:

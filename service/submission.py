@@ -52,7 +52,7 @@ async def submit(services: Services, order: Order, *, key: str | None) -> Submis
     Raises:
         ModelCoreError: Whatever stands against it.
     """
-    # A dataset that is there already is made again at once: its job sees that it is there.
+    # A dataset or an export that is there already is made again at once: its job sees that it is there.
     taken = order.taken if order.taken != "ready" else ""
     submitted = await ask(services, order, key=key, taken=taken, fingerprint=order.fingerprint)
     if isinstance(submitted, Submission):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headcount.commands.options import AsJson, CheckpointOption, RunArgument, open_client, print_json
+from headcount.commands.options import AsJson, CheckpointOption, Follow, RunArgument, open_client, print_json
 
 
 def generate(
@@ -58,4 +58,17 @@ def attention(
             print(file)
 
 
-COMMANDS = (generate, attention)
+def export(run: RunArgument, checkpoint: CheckpointOption = "best", follow: Follow = False) -> int:
+    """Have the service write a run's model as a folder for transformers, below exports/RUN of its data root."""
+    from headcount.commands.watch import submitted
+    from headcount.exits import DONE
+
+    with open_client() as client:
+        made = client.export(run, checkpoint)
+        if made["object"] == "job":
+            return submitted(client, made, follow=follow)
+    print(f"exports/{made['run']}/{made['name']}  {made['size_bytes']:,} bytes")
+    return DONE
+
+
+COMMANDS = (generate, attention, export)

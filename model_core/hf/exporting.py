@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,6 +30,7 @@ from model_core.hf.tokenizer_files import write_tokenizer
 from model_core.loading import parse_config
 from model_core.records.checkpoint import CheckpointInfo
 from model_core.records.events import read_events
+from model_core.records.exports import holding_exports
 from model_core.records.files import Layout, sync_directory, write_json, write_text
 from model_core.records.run import Run
 from model_core.records.space import require_space
@@ -42,7 +42,6 @@ GENERATION, CARD = "generation_config.json", "README.md"
 _CUSTOM_CODE = Path(__file__).parent / "custom" / MODELING
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _MOST_SUPPRESSED = 4096
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,7 @@ def ensure_export(run: Run, layout: Layout, *, checkpoint: str = "best", licence
     info, state = read_state(run, run.resolve(checkpoint))
     folder = layout.export(run.name, info.file, info.sha256)
     assert folder is not None, "only a data root has a place for exports"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / _LOCK):
+    with holding_exports(layout, run.name):
         if folder.is_dir():
             return _told(folder, info)
         for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from model_core.errors import DatasetBusy, RunBusy
 from model_core.records.dataset import Dataset
+from model_core.records.exports import holding_exports
 from model_core.records.files import Layout, sync_directory
 from model_core.records.run import Run
 
@@ -114,10 +115,23 @@ def hide(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
         _rename(layout.jobs / job_id, job_id)
 
 
+def hide_export(layout: Layout, folder: Path, job_id: str) -> None:
+    """Take an export out of sight.
+
+    Args:
+        layout: Where it lies.
+        folder: The export's; it may be gone.
+        job_id: Whose it is.
+    """
+    with holding_exports(layout, folder.parent.name):
+        _rename(folder, job_id)
+
+
 def remove_hidden(layout: Layout, job_id: str) -> None:
     """Free the bytes of everything of a job that was taken out of sight."""
     uploads = layout.uploads.glob("*") if layout.uploads is not None else ()
-    for parent in filter(None, (layout.exp, layout.attention, layout.exports, layout.jobs, layout.datasets, *uploads)):
+    exports = (layout.exports, *layout.exports.glob("*")) if layout.exports is not None else ()
+    for parent in filter(None, (layout.exp, layout.attention, layout.jobs, layout.datasets, *exports, *uploads)):
         for path in parent.glob(f".*.{job_id}.removed"):
             _remove(path)
 

@@ -45,7 +45,7 @@ class JobsQuery(Config):
 class DeleteQuery(Config):
     """What goes with a job."""
 
-    artifacts: bool = Field(default=False, description="free the bytes too: run, pictures, dataset, output")
+    artifacts: bool = Field(default=False, description="free the bytes too: run, pictures, dataset, export, output")
 
 
 class JobPatch(Config):
@@ -81,7 +81,7 @@ async def submit(
     response: Response,
     idempotency_key: Annotated[Key | None, Header(alias="Idempotency-Key")] = None,
 ) -> JobView | Validation:
-    """Train or test what the body configures: the YAML file's tree, as YAML or as JSON.
+    """Do what the body configures: the YAML file's tree, as YAML or as JSON.
 
     202 with the job and its Location. The same Idempotency-Key with the same body answers 200 with the same job.
     """
@@ -146,7 +146,7 @@ async def amend(job_id: str, tree: ConfigTree, services: Door, if_match: IfMatch
     openapi_extra={"parameters": parameters_of(DeleteQuery)},
 )
 async def delete(job_id: str, wanted: Annotated[DeleteQuery, query(DeleteQuery)], services: Door) -> None:
-    """Its record; with `artifacts=true` also its directory, and the run with its pictures or the dataset it made."""
+    """Its record; with `artifacts=true` also its directory, and the run with its pictures, dataset or export."""
     await deletion.delete(services, job_id, artifacts=wanted.artifacts)
 
 

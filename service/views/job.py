@@ -82,7 +82,7 @@ class Validation(View):
     dataset: str | None
     config: ExperimentConfig
     budget: dict[str, Any] | None = Field(
-        description="parameters, FLOPs, memory, disk and steps, layer by layer and in sum; null of a preparation"
+        description="parameters, FLOPs, memory, disk and steps, layer by layer and in sum; null of prepare and export"
     )
     warnings: list[Warned]
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from model_core.config import ExperimentConfig
 from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.exports import ExportInfo
 from service.views.base import View
 
 
@@ -31,6 +32,40 @@ class CheckpointView(View):
         """From the record on disk."""
         told = {name: getattr(info, name) for name in cls.model_fields if name not in {"object", "pinned"}}
         return cls(**told, pinned=pinned)
+
+
+class ExportLinks(View):
+    """Where to go from an export."""
+
+    run: str
+    safetensors: str | None = Field(description="its tensors; null once the run has another checkpoint of that name")
+
+
+class ExportView(View):
+    """A folder of transformers that a checkpoint was written to."""
+
+    object: Literal["export"] = "export"
+    name: str
+    run: str
+    checkpoint: str = Field(description="the file that it was made of")
+    sha256: str | None = Field(description="of that file; null once the run has another of that name")
+    size_bytes: int = Field(description="of all its files")
+    created_at: str
+    links: ExportLinks
+
+    @classmethod
+    def of(cls, run: str, info: ExportInfo) -> Self:
+        """From what lies on disk."""
+        content = f"/runs/{run}/checkpoints/{info.file}/content?format=safetensors"
+        return cls(
+            name=info.name,
+            run=run,
+            checkpoint=info.file,
+            sha256=info.sha256,
+            size_bytes=info.size_bytes,
+            created_at=info.created_at,
+            links=ExportLinks(run=f"/runs/{run}", safetensors=content if info.sha256 else None),
+        )
 
 
 class RunLinks(View):

@@ -16,6 +16,7 @@ import torch
 from model_core.checkpoint import newest_full_state, read_state, writer
 from model_core.records.dataset import Dataset
 from model_core.records.events import read_events, series
+from model_core.records.files import read_json, write_json
 from model_core.records.run import Run
 from model_core.train import main
 
@@ -310,8 +311,12 @@ def test_a_dataset_too_short_for_one_batch_says_so(tiny: Tiny, capsys: pytest.Ca
 
 def test_splits_too_small_to_measure_give_null_with_the_reason(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny(training={"max_steps": 3}))])
+    manifest = read_json(tmp_path / "text_data" / "manifest.json")
     for split in ("val", "test"):
-        np.save(tmp_path / "text_data" / f"text_{split}.npy", np.array([1], np.uint16))
+        file = tmp_path / "text_data" / f"text_{split}.npy"
+        np.save(file, np.array([1], np.uint16))
+        manifest["splits"][split]["size_bytes"] = file.stat().st_size
+    write_json(tmp_path / "text_data" / "manifest.json", manifest)
     file = tiny("small", training={"max_steps": 3}, execution={"test": True}, testing={"checkpoint_path": "final"})
     assert main(["--config", str(file)]) == 0
     outcome = json.loads((tmp_path / "exp" / "small" / "outcome.json").read_text())

@@ -47,6 +47,8 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("put", "/runs/{run}/checkpoints/{checkpoint}/pin"): (SERVED, "/runs/done/checkpoints/best/pin", {}),
     ("delete", "/runs/{run}/checkpoints/{checkpoint}/pin"): (SERVED, "/runs/done/checkpoints/best/pin", {}),
     ("delete", "/runs/{run}/checkpoints/{checkpoint}"): (ABSENT, "/runs/done/checkpoints/step=99", {}),
+    ("get", "/runs/{run}/exports"): (SERVED, "/runs/done/exports", {}),
+    ("post", "/runs/{run}/exports"): (QUEUE, "/runs/done/exports", {}),
     ("get", "/generate"): (SERVED, "/generate", {"params": ASK}),
     ("post", "/generate"): (SERVED, "/generate", {"json": ASK}),
     ("get", "/attention/{run}/{example}"): (SERVED, "/attention/done/0", {}),

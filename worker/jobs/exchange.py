@@ -51,6 +51,7 @@ class Restored:
     created_at_ms: int
     dataset: str | None = None
     recipe: str = ""
+    export: str = ""
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     gpus: int | None = None
@@ -104,7 +105,8 @@ class Refusal:
     """Why a job was not recorded.
 
     Attributes:
-        why: The run's name is taken; a dataset of that name was, or is being, made in another way; it is there already;
+        why: The run's name is taken; a dataset of that name was, or is being, made in another way; it, or the export,
+            is there already;
             the disk lacks what the job needs; no known worker could run it.
         capacity: For the last of these.
         maker: The job that makes the dataset in another way, if one is at it.

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from worker.jobs.kinds import WITHOUT_STEPS
 from worker.jobs.states import Action, Status
 
 Number = float | Literal["nan", "inf", "-inf"]
@@ -16,7 +17,7 @@ class _View(BaseModel):
 
 
 class Progress(_View):
-    """How far a job is. A preparation has no steps: `done` of so many, whatever the unit."""
+    """How far a job is. A preparation and an export have no steps: `done` of so many, whatever the unit."""
 
     step: int | None = 0
     max_steps: int | None = None
@@ -31,7 +32,7 @@ class Progress(_View):
     @classmethod
     def beginning(cls, kind: str) -> Self:
         """Of a job of some kind that has told nothing yet."""
-        return cls(step=None) if kind == "prepare" else cls()
+        return cls(step=None) if kind in WITHOUT_STEPS else cls()
 
 
 class JobError(_View):

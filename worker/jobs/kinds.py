@@ -14,7 +14,9 @@ MODULES: Mapping[str, str] = {
     "train": "model_core.train",
     "test": "model_core.train",
     "prepare": "model_core.data.prepare",
+    "export": "model_core.hf.job",
 }
+WITHOUT_STEPS = frozenset({"prepare", "export"})  # they count something else, and use no GPU
 
 LAUNCHER = "model_core.launch"  # of several processes; it ends them together
 

@@ -23,7 +23,9 @@ from worker.jobs.states import Status
 
 T = TypeVar("T")
 
-Taken = Literal["", "1", "ready"]  # 1: something has that name; ready: it is a dataset that was made in this way
+Taken = Literal[
+    "", "1", "ready"
+]  # 1: something has that name; ready: it is a dataset that was made in this way, or the export
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def submission(
         json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), taken, max_queued,
         " ".join(dict.fromkeys(spec.job.depends_on)), int(is_lacking),
         "" if memory_bytes is None else memory_bytes, spec.dataset or "", *_making(spec, preparation),
+        spec.export,
     )  # fmt: skip
     return Question("submit", arguments, read)
 

@@ -13,6 +13,7 @@ from model_core.records.events import Event
 from worker.jobs.errors import JobNotFound
 from worker.jobs.exchange import Look, Row
 from worker.jobs.job import Job, JobDetail, Progress, QueueView
+from worker.jobs.kinds import WITHOUT_STEPS
 from worker.jobs.outlook import read_outlook
 from worker.jobs.scripts import DETAIL, VIEW
 from worker.jobs.spec import JOB_ID
@@ -120,7 +121,7 @@ def _facts(record: Mapping[str, Any], history: Sequence[str]) -> dict[str, Any]:
     facts |= {name: json.loads(record[name]) for name in ("error", "worker") if record[name]}
     if record["waiting_for"]:
         facts["waiting_for"] = record["waiting_for"].split()
-    if record["kind"] == "prepare":
+    if record["kind"] in WITHOUT_STEPS:
         facts["progress"] = {"step": None}
     if record["progress"]:
         progress = json.loads(record["progress"])
@@ -136,8 +137,9 @@ def _history(text: str) -> list[dict[str, Any]]:
 
 
 def _of_kind(kind: str, attempt: dict[str, Any]) -> dict[str, Any]:
-    """What counts a preparation's crashes is no step, and it has no run."""
-    return {**attempt, "run": None, "step": None} if kind == "prepare" else attempt
+    """What counts the crashes of a preparation or an export is no step, and a preparation has no run."""
+    shown = {**attempt, "step": None} if kind in WITHOUT_STEPS else attempt
+    return {**shown, "run": None} if kind == "prepare" else shown
 
 
 def _attempt(entry: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def progressed(progress: Progress, event: Event, tokens_per_step: int) -> Progre
     known: dict[str, Any] = {
         key: event[key] for key in ("step", "max_steps", "loss", "val_loss", "tokens_per_s") if key in event
     }
-    if progress.step is None:  # a preparation's: what it counts are documents
+    if progress.step is None:  # what a preparation counts are documents, and an export files
         known.pop("step", None)
     if event["type"] == "step":
         speed, last = event.get("tokens_per_s"), known.get("max_steps", progress.max_steps)

@@ -45,6 +45,7 @@ def _restored(layout: Layout, trace: Trace) -> Restored:
     outcomes = _outcomes(trace)
     attempt = max([trace.attempt, order.attempt, told.attempt, *(outcome.attempt for outcome in outcomes)])
     outcome = next((outcome for outcome in outcomes if outcome.attempt == attempt), None)
+    spec = JobSpec(order.kind, order.run, config, JobSection())
     status = _status(layout, trace, order, attempt, outcome)
     error = outcome.error if outcome is not None else None
     times = [time for time in (order.time, outcome.time if outcome is not None else None) if time is not None]
@@ -53,7 +54,8 @@ def _restored(layout: Layout, trace: Trace) -> Restored:
         kind=order.kind,
         run=order.run,
         dataset=order.dataset,
-        recipe=JobSpec(order.kind, order.run, config, JobSection()).recipe,
+        recipe=spec.recipe,
+        export=spec.export,
         status=status,
         config=order.config,
         attempt=attempt,

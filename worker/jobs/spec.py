@@ -14,12 +14,13 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from model_core.catalogue import FORMS
 from model_core.config import Config, ExperimentConfig, Name, Whole
-from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter, NotAvailable
+from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter
 from model_core.loading import Advice, ParsedConfig, Tree, merge_patch, parse_config, problems_of
 from model_core.presets import preset_tree
+from model_core.records.checkpoint import file_of
 from model_core.records.files import checked_name, portable
 from model_core.rules import whole_steps
-from worker.jobs.kinds import MODULES
+from worker.jobs.kinds import WITHOUT_STEPS
 from worker.jobs.preparation import Preparation
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
@@ -58,9 +59,10 @@ class JobSpec:
     """A request that is right in itself.
 
     Attributes:
-        kind: ``train`` makes a run; ``test`` reads one; ``prepare`` makes a dataset.
+        kind: ``train`` makes a run; ``test`` and ``export`` read one; ``prepare`` makes a dataset.
         run: Its name; None of a preparation.
-        config: The experiment, named by the run; of a preparation the part that says how its dataset is made.
+        config: The experiment, named by the run; of a preparation the part that says how its dataset is made, of an
+            export the run and the file of its checkpoint.
         job: How to run it.
         warnings: What its author should know.
         dataset: The one that it makes or reads; None where the run's own configuration says it.
@@ -79,9 +81,14 @@ class JobSpec:
         return Preparation(self.config.data.dataset_name, self.config).recipe if self.kind == "prepare" else ""
 
     @property
+    def export(self) -> str:
+        """What an export makes, as RUN/FILE of the checkpoint; empty of every other job."""
+        return f"{self.run}/{self.config.testing.checkpoint_path}" if self.kind == "export" else ""
+
+    @property
     def gpus(self) -> int | None:
         """GPUs it takes; None: one if the worker has any, else none."""
-        if self.kind == "prepare":
+        if self.kind in WITHOUT_STEPS:
             return 0
         asked, device = self.job.resources, self.config.device.device
         if asked.gpus is not None:
@@ -112,7 +119,6 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
         InvalidParameter: `run` is no name, or the job makes no run.
         UnknownPreset: There is no such preset.
         InvalidConfig: With every problem of the tree.
-        NotAvailable: Nothing is wrong but features that this version does not have.
     """
     job, problems = _job_section(tree)
     merged = {key: value for key, value in tree.items() if key != "job"}
@@ -126,11 +132,13 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
         more += [*_source_stays_inside(parsed.config, data_root), *_kind_fits(job, parsed.config)]
         more += _processes_fit(job, parsed.config)
     if problems or more or parsed is None:
-        raise _refusal((*problems, *more))
+        raise InvalidConfig((*problems, *more))
     if job.kind == "prepare":
         preparation = Preparation.of(parsed.config, own_seed=True)
         return JobSpec("prepare", None, preparation.config, job, replaced, preparation.dataset)
     config = parsed.config.model_copy(update=renamed)
+    if job.kind == "export":
+        return JobSpec("export", config.experiment_name, _what_is_exported(config), job, replaced)
     kind = _derived_kind(config)
     reads = config.data.dataset_name if kind == "train" or "data" in config.model_fields_set else None
     spec = JobSpec(kind, config.experiment_name, config, job, dataset=reads)
@@ -148,6 +156,12 @@ def _refuse_to_name(job: JobSection, run: str | None) -> None:
         raise InvalidParameter(f"run {run!r}: a prepare job makes no run; data.dataset is the name of what it makes")
 
 
+def _what_is_exported(config: ExperimentConfig) -> ExperimentConfig:
+    wanted = config.testing.checkpoint_path
+    file = file_of(wanted) or wanted
+    return parse_config({"experiment_name": config.experiment_name, "testing": {"checkpoint_path": file}}).config
+
+
 def _derived_kind(config: ExperimentConfig) -> Kind:
     return "train" if config.execution.train else "test"
 
@@ -160,7 +174,7 @@ def _job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem
         preset = section.get("preset") if isinstance(section, dict) else None
         fallback = JobSection(preset=preset) if isinstance(preset, str) and _is_name(preset) else JobSection()
         return fallback, list(problems_of(error, _Envelope))
-    return job, list(_not_built(job))
+    return job, []
 
 
 def _is_name(text: str) -> bool:
@@ -191,12 +205,6 @@ def _processes_fit(job: JobSection, config: ExperimentConfig) -> Iterator[FieldP
         yield from whole_steps(config.training, max(processes, gpus))
 
 
-def _not_built(job: JobSection) -> Iterator[FieldProblem]:
-    if job.kind is not None and job.kind not in MODULES:
-        detail = f"job.kind {job.kind!r} is not available in this version; there are: {', '.join(MODULES)}"
-        yield FieldProblem("/job/kind", detail, job.kind, tuple(MODULES), code="not_available")
-
-
 def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
     try:
         return parse_config(tree), []
@@ -205,21 +213,26 @@ def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
 
 
 def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
-    if job.kind == "prepare":
+    if job.kind in WITHOUT_STEPS:
+        yield from _needs_no_gpu(job)
         yield from _something_to_prepare(job, config)
         return
     derived = _derived_kind(config)
-    if job.kind in MODULES and job.kind != derived:
+    if job.kind not in {None, derived}:
         detail = f"{job.kind!r} contradicts execution.train {config.execution.train}, which makes it {derived!r}"
         yield FieldProblem("/job/kind", detail, job.kind, (derived,))
 
 
 def _something_to_prepare(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
-    if config.data.source is None:
+    if job.kind == "prepare" and config.data.source is None:
         detail = "a preparation needs a source: where its documents come from"
         yield FieldProblem("/data/source", detail, None, FORMS)
+
+
+def _needs_no_gpu(job: JobSection) -> Iterator[FieldProblem]:
     if job.resources.gpus:
-        detail = f"{job.resources.gpus} GPUs: a preparation uses none; leave it out"
+        what = {"prepare": "a preparation", "export": "an export"}[job.kind or ""]
+        detail = f"gpus {job.resources.gpus}: {what} uses none; leave it out"
         yield FieldProblem("/job/resources/gpus", detail, job.resources.gpus, (0,))
 
 
@@ -241,11 +254,6 @@ def _source_stays_inside(config: ExperimentConfig, data_root: Path | None) -> It
 
 def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)  # JSON can spell half a surrogate pair
-
-
-def _refusal(problems: tuple[FieldProblem, ...]) -> InvalidConfig:
-    missing_only = all(problem.code == "not_available" for problem in problems)
-    return (NotAvailable if missing_only else InvalidConfig)(problems)
 
 
 _PATHS = (("data", "data_dir"), ("output", "exp_dir"), ("output", "attention_dir"))

@@ -256,7 +256,7 @@ class JobStore(JobReader):
             "metadata": json.dumps(dict(record.metadata)), "gpus": gpus, "class": gpus or "any", "desired": "run",
             "step": counted, "crash_step": counted, "mirrored": record.last_seq, "key": "",
             "progress": record.progress.model_dump_json(), "depends_on": " ".join(record.depends_on),
-            "waiting_for": "", "dataset": record.dataset or "", "recipe": record.recipe,
+            "waiting_for": "", "dataset": record.dataset or "", "recipe": record.recipe, "export": record.export,
             **{name: value for name, value in optional.items() if value is not None},
         }  # fmt: skip
         pairs = [item for pair in fields.items() for item in pair]

@@ -13,6 +13,7 @@ from model_core.records.events import Event
 from worker.jobs.connection import PREFIX, reaching
 from worker.jobs.exchange import Claim, Outcome
 from worker.jobs.job import JobError, Progress, WorkerView
+from worker.jobs.kinds import WITHOUT_STEPS
 from worker.jobs.outlook import Outlook
 from worker.jobs.store import JobStore
 
@@ -95,7 +96,7 @@ class WorkerStore(JobStore):
         """
         shown = (progress or Progress.beginning(claim.kind)).model_dump_json()
         pairs = [item for event in events for item in (event["seq"], json.dumps(event, ensure_ascii=False))]
-        counted = "done" if claim.kind == "prepare" else "step"  # a crash after more of it is no crash in a row
+        counted = "done" if claim.kind in WITHOUT_STEPS else "step"  # a crash after more of it is no crash in a row
         furthest = max((event.get(counted, 0) for event in events), default=0)
         resumed = [{"file": e["file"], "step": e["step"]} for e in events if _is_resumption_of(claim, e)]
         origin = json.dumps(resumed[-1]) if resumed else ""

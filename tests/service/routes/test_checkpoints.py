@@ -64,7 +64,7 @@ def test_a_download_goes_on_where_it_broke_off_unless_the_file_was_replaced(site
 def test_safetensors_are_those_of_the_export(site: Any, run: Run) -> None:
     refused = site.http.get(f"{PLACE}/best/content", params={"format": "safetensors"})
     assert code_of(refused) == (422, "not_available")
-    assert "model_core.hf export --run tiny --checkpoint model_best.pt" in refused.json()["detail"]
+    assert 'POST /runs/tiny/exports with {"checkpoint": "model_best.pt"}' in refused.json()["detail"]
     folder = site.layout.export("tiny", "model_best.pt", run.resolve("best").sha256)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"tensors")

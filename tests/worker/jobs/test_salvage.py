@@ -13,6 +13,7 @@ from model_core.records.run import Run
 from worker.jobs.job import Progress
 from worker.jobs.order import write_order
 from worker.jobs.salvage import salvage
+from worker.jobs.spec import parse_spec
 from worker.jobs.traces import BadFile, traces
 
 ERROR = {"code": "invalid_data", "detail": "the numbers are wrong", "step": None, "hint": "mend them"}
@@ -221,3 +222,19 @@ def test_a_record_put_back_is_found_like_any_other(claim, train, saved, layout, 
     assert not store.restore(saved())
     assert store.get(taken.id).status == status
     assert [job.id for job in store.page(status=status, run="one", kind="train").jobs] == [taken.id]
+
+
+def test_an_export_is_restored_as_the_one_that_others_share(store, claim_one, saved, layout, redis_url, connected):
+    wanted = parse_spec({"experiment_name": "one", "job": {"kind": "export"}})
+    store.submit(wanted, fingerprint="one")
+    taken = claim_one(uuid.uuid4().hex)
+    write_order(layout.jobs / taken.id, taken, "running")
+    writer = EventWriter(layout.jobs / taken.id / "events.jsonl", 1)
+    writer.append("progress", done=2, of=6, unit="files")
+    writer.close()
+    record = saved()
+    connected(redis_url, for_api=False).flushdb()
+    assert store.restore(record)
+    again = store.submit(wanted, fingerprint="other")
+    assert (again.created, again.job.id, again.job.status) == (False, taken.id, "paused")
+    assert (again.job.progress.step, again.job.progress.done, again.job.run) == (None, 2, "one")

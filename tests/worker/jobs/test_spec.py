@@ -1,6 +1,6 @@
 import pytest
 
-from model_core.errors import InvalidConfig, InvalidParameter, NotAvailable, UnknownPreset
+from model_core.errors import InvalidConfig, InvalidParameter, UnknownPreset
 from worker.jobs.spec import parse_spec, processes_of
 
 
@@ -43,10 +43,16 @@ def test_all_problems_come_in_one_answer():
     assert refused.value.problems[1].nearest == ("priority",)
 
 
-def test_what_is_not_built_is_refused():
-    with pytest.raises(NotAvailable) as refused:
-        parse_spec({"job": {"kind": "export"}})
-    assert pointers(refused) == ["/job/kind"]
+@pytest.mark.parametrize("wanted", ["step=5", "model_00005.pt"])
+def test_an_export_is_a_run_and_the_file_of_its_checkpoint(wanted):
+    spec = parse_spec({"job": {"kind": "export"}, "testing": {"checkpoint_path": wanted}}, run="mine")
+    assert (spec.kind, spec.run, spec.gpus, spec.export) == ("export", "mine", 0, "mine/model_00005.pt")
+    assert spec.config.model_fields_set == {"experiment_name", "testing"}
+
+
+def test_an_export_that_asks_for_a_gpu_is_refused():
+    with pytest.raises(InvalidConfig, match="gpus 1: an export uses none"):
+        parse_spec({"job": {"kind": "export", "resources": {"gpus": 1}}})
 
 
 def test_kind_that_contradicts_the_experiment_is_refused():

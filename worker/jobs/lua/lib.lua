@@ -74,6 +74,7 @@ local function lists_of(id)
   if run ~= '' then lists[#lists + 1] = P .. 'jobs:run:' .. run end
   if dataset ~= '' then lists[#lists + 1] = P .. 'jobs:dataset:' .. dataset end
   if kind == 'prepare' then lists[#lists + 1] = P .. 'makers:' .. dataset end
+  if kind == 'export' then lists[#lists + 1] = P .. 'jobs:export:' .. get(id, 'export') end
   return lists
 end
 

@@ -1,11 +1,12 @@
 -- ARGV id, key hash or '', fingerprint, kind, run or '', gpus or '', priority, spec, warnings, metadata, taken ('1': what it
--- makes exists on disk, 'ready': a dataset that does, made in the same way), max_queued, ids it waits for, lacking ('1':
--- the disk lacks what it needs), bytes of memory it needs or '' (whether a worker could run it is not asked), dataset,
--- recipe of that dataset or '' (it is there), and id and spec of the job that makes it, should none be at it.
+-- makes exists on disk, 'ready': an export that does, or a dataset made in the same way), max_queued, ids it waits for,
+-- lacking ('1': the disk lacks what it needs), bytes of memory it needs or '' (whether a worker could run it is not asked),
+-- dataset, recipe of that dataset or '' (it is there), id and spec of the job that makes it, should none be at it, and the
+-- export that it makes or ''.
 -- -> {verdict, fact, view, outlook}; with verdict 'unfit', fact is what the known workers could run. A reply that got
 -- lost is asked for again with the same id, and a known key comes before everything that stands against the request now.
 local id, hash, fingerprint, kind, run, gpus = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local taken, dataset, recipe = ARGV[11], ARGV[16], ARGV[17]
+local taken, dataset, recipe, export = ARGV[11], ARGV[16], ARGV[17], ARGV[20]
 local function told(verdict, job) return {verdict, job, view(job), outlook()} end
 
 local idempotency = P .. 'key:' .. hash
@@ -27,7 +28,7 @@ if ARGV[14] == '1' then return {'lacking', ''} end
 local short = ARGV[15] ~= '' and shortage(tonumber(gpus) or 0, tonumber(ARGV[15]))
 if short then return {'unfit', short} end
 if kind == 'train' and (taken == '1' or keeper('run', run)) then return {'run_exists', run} end
-if kind == 'prepare' and taken == 'ready' then return {'ready', ''} end
+if taken == 'ready' then return {'ready', ''} end
 local maker = recipe ~= '' and keeper('dataset', dataset)
 local function is_as_wanted(made)
   return made == recipe or (kind ~= 'prepare' and string.match(made, '^%x+') == string.match(recipe, '^%x+'))
@@ -38,6 +39,11 @@ end
 if maker and kind == 'prepare' then
   remember(maker)
   return told('duplicate', maker)
+end
+local exporter = export ~= '' and user_of('export:' .. export)
+if exporter then
+  remember(exporter)
+  return told('duplicate', exporter)
 end
 if redis.call('ZCARD', P .. 'jobs:status:queued') >= tonumber(ARGV[12]) then return {'full', ''} end
 
@@ -72,7 +78,7 @@ if recipe ~= '' and kind ~= 'prepare' then
 end
 record(id, {'kind', kind, 'run', run, 'gpus', gpus, 'class', gpus == '' and 'any' or gpus, 'spec', ARGV[8],
   'warnings', ARGV[9], 'metadata', ARGV[10], 'key', hash, 'depends_on', table.concat(depends_on, ' '),
-  'waiting_for', table.concat(waiting, ' '), 'recipe', kind == 'prepare' and recipe or ''})
+  'waiting_for', table.concat(waiting, ' '), 'recipe', kind == 'prepare' and recipe or '', 'export', export})
 for _, awaited in ipairs(waiting) do redis.call('SADD', key(awaited) .. ':dependents', id) end
 remember(id)
 move(id, 'queued', 'submitted')

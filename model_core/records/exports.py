@@ -1,0 +1,92 @@
+"""Exports of a run's checkpoints: which there are, and who may take one away.
+
+A folder is named by its checkpoint and the first letters of that one's hash, so that another checkpoint under the same
+name has another export.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.files import Layout
+from model_core.records.run import Run
+
+TENSORS = "model.safetensors"
+_CONFIG = "config.json"  # written once, so its time is the folder's
+_LOCK = ".lock"
+_NAME = re.compile(r"(model_.+)-([0-9a-f]{8})")
+
+
+@dataclass(frozen=True)
+class ExportInfo:
+    """A folder of transformers in a data root.
+
+    Attributes:
+        name: The folder's.
+        file: The checkpoint that it was made of.
+        sha256: That checkpoint's; None once the run has another, or none, under that name.
+        size_bytes: All files together.
+        created_at: When it was made.
+    """
+
+    name: str
+    file: str
+    sha256: str | None
+    size_bytes: int
+    created_at: str
+
+
+def exports_of(layout: Layout, run: Run) -> list[ExportInfo]:
+    """Every export of a run, by name."""
+    present = {Path(info.file).stem: info.sha256 for info in run.checkpoints()}
+    home = _home(layout, run.name)
+    folders = sorted(home.iterdir()) if home.is_dir() else []
+    return [info for folder in folders if (info := _told(folder, present)) is not None]
+
+
+def export_at(layout: Layout, run: Run, checkpoint: CheckpointInfo) -> ExportInfo | None:
+    """The export of one checkpoint, if there is one."""
+    folder = layout.export(run.name, checkpoint.file, checkpoint.sha256)
+    return next((info for info in exports_of(layout, run) if folder and info.name == folder.name), None)
+
+
+def made_at(folder: Path) -> str:
+    """When an export was made: RFC 3339 UTC with milliseconds."""
+    moment = datetime.fromtimestamp((folder / _CONFIG).stat().st_mtime, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@contextmanager
+def holding_exports(layout: Layout, run: str) -> Iterator[None]:
+    """Hold a run's exports while one is made or taken away."""
+    home = _home(layout, run)
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / _LOCK):
+        yield
+
+
+def _home(layout: Layout, run: str) -> Path:
+    assert layout.exports is not None, "only a data root has a place for exports"
+    return layout.exports / run
+
+
+def _told(folder: Path, present: dict[str, str]) -> ExportInfo | None:
+    """What lies in a folder; None of one that is no export, or is gone by now."""
+    name = _NAME.fullmatch(folder.name)
+    if name is None:
+        return None
+    stem, digest = name.groups()
+    sha256 = present.get(stem, "")
+    try:
+        size_bytes, created_at = sum(path.stat().st_size for path in folder.iterdir()), made_at(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return ExportInfo(folder.name, f"{stem}.pt", sha256 if sha256.startswith(digest) else None, size_bytes, created_at)

@@ -1,0 +1,127 @@
+"""Exports over HTTP: one job for all who ask, what is there, and what goes with the job that made it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_core.records.files import write_json
+from model_core.records.run import Run
+
+PLACE = "/runs/tiny/exports"
+TREE = {"experiment_name": "tiny", "job": {"kind": "export"}}
+FREE = {"artifacts": "true"}
+
+
+@pytest.fixture
+def run(site: Any) -> Run:
+    """A run with a best checkpoint."""
+    made: Run = site.make_run("tiny")
+    return made
+
+
+def write_export(site: Any, run: Run) -> Path:
+    """The folder of the best checkpoint as the job leaves it, but for what is in it."""
+    folder: Path = site.layout.export(run.name, "model_best.pt", run.resolve("best").sha256)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes(b"{}")
+    (folder / "model.safetensors").write_bytes(b"tensors")
+    return folder
+
+
+def end(site: Any, run: Run) -> None:
+    """Finish the first job as its process would: it has an outcome."""
+    claim = site.claim()
+    facts = {"checkpoint": "model_best.pt", "sha256": run.resolve("best").sha256}
+    write_json(site.layout.jobs / claim.id / "outcome.json", {"attempt": claim.attempt, "error": None, **facts})
+    site.finish(claim)
+
+
+def code_of(reply: Any) -> tuple[int, str]:
+    return reply.status_code, reply.json()["code"]
+
+
+def test_whoever_asks_gets_the_one_job_and_then_the_export(site: Any, run: Run) -> None:
+    asked = site.http.post(PLACE)
+    job = asked.json()
+    assert (asked.status_code, asked.headers["location"]) == (202, f"/jobs/{job['id']}")
+    assert (job["kind"], job["run"], job["dataset"], job["progress"]["step"]) == ("export", "tiny", None, None)
+    again = [
+        site.http.post(PLACE, json={"checkpoint": "model_best.pt"}),
+        site.http.post("/jobs", json=TREE),
+        site.http.post(PLACE, content="checkpoint: best", headers={"Content-Type": "application/yaml"}),
+    ]
+    assert [(reply.status_code, reply.json()["id"]) for reply in again] == [(200, job["id"])] * 3
+    assert site.http.get(PLACE).json()["data"] == []
+
+    folder = write_export(site, run)
+    end(site, run)
+    there = site.http.post(PLACE, json={"checkpoint": "best"})
+    assert (there.status_code, there.headers["location"]) == (200, PLACE)
+    sha256 = run.resolve("best").sha256
+    assert there.json() == {
+        "object": "export", "name": folder.name, "run": "tiny", "checkpoint": "model_best.pt", "sha256": sha256,
+        "size_bytes": 9, "created_at": there.json()["created_at"],
+        "links": {
+            "run": "/runs/tiny", "safetensors": "/runs/tiny/checkpoints/model_best.pt/content?format=safetensors",
+        },
+    }  # fmt: skip
+    assert site.http.get(there.json()["links"]["safetensors"]).content == b"tensors"
+    assert site.http.get(PLACE).json()["data"] == [there.json()]
+    assert [job["kind"] for job in site.http.get("/jobs", params={"run": "tiny"}).json()["data"]] == ["export"]
+
+
+def test_another_checkpoint_under_the_name_is_another_export(site: Any, run: Run) -> None:
+    write_export(site, run)
+    site.publish(run, b"other weights")
+    [stale] = site.http.get(PLACE).json()["data"]
+    assert (stale["checkpoint"], stale["sha256"], stale["links"]["safetensors"]) == ("model_best.pt", None, None)
+    assert site.http.post(PLACE).status_code == 202
+
+
+def test_what_cannot_be_exported_is_refused(site: Any, run: Run) -> None:
+    site.make_run("empty", checkpoint=None)
+    assert code_of(site.http.post("/runs/nowhere/exports")) == (404, "run_not_found")
+    assert code_of(site.http.get("/runs/nowhere/exports")) == (404, "run_not_found")
+    assert code_of(site.http.post(PLACE, json={"checkpoint": "step=7"})) == (404, "checkpoint_not_found")
+    assert code_of(site.http.post("/runs/empty/exports")) == (409, "checkpoint_not_ready")
+    assert code_of(site.http.post("/jobs", json={**TREE, "experiment_name": "nowhere"})) == (404, "run_not_found")
+    wrong = site.http.post(PLACE, json={"checkpoint": 3, "licence": "mit"})
+    assert {error["pointer"] for error in wrong.json()["errors"]} == {"/checkpoint", "/licence"}
+    assert site.http.get("/jobs").json()["data"] == []
+
+
+def test_a_key_that_was_used_gets_its_job_also_when_the_export_is_there(site: Any, run: Run) -> None:
+    key = {"Idempotency-Key": "one"}
+    job = site.http.post(PLACE, headers=key).json()["id"]
+    write_export(site, run)
+    end(site, run)
+    repeated = site.http.post(PLACE, headers=key)
+    assert (repeated.status_code, repeated.json()["id"]) == (200, job)
+    other = site.http.post(PLACE, json={"checkpoint": "final"}, headers=key)
+    assert code_of(other) == (422, "idempotency_conflict")
+
+
+def test_an_export_may_wait_for_the_training_that_makes_its_run(site: Any) -> None:
+    training = site.submit("tiny")["id"]
+    waits = site.http.post("/jobs", json={**TREE, "job": {"kind": "export", "depends_on": [training]}})
+    assert (waits.status_code, waits.json()["waiting_for"]) == (202, [training])
+
+
+def test_deleting_frees_the_export_that_the_job_made_and_no_other(site: Any, run: Run) -> None:
+    maker = site.http.post(PLACE).json()["id"]
+    claim = site.claim()
+    folder = write_export(site, run)
+    facts = {"checkpoint": "model_best.pt", "sha256": run.resolve("best").sha256}
+    write_json(site.layout.jobs / maker / "outcome.json", facts)
+    site.finish(claim)
+    finder = site.http.post("/jobs", json=TREE).json()["id"]
+    busy = site.http.delete(f"/jobs/{maker}", params=FREE)
+    assert code_of(busy) == (409, "run_busy")
+    end(site, run)
+    assert site.http.delete(f"/jobs/{finder}", params=FREE).status_code == 204
+    assert folder.is_dir()
+    assert site.http.delete(f"/jobs/{maker}", params=FREE).status_code == 204
+    assert [path.name for path in folder.parent.iterdir() if path.name != ".lock"] == []
+    assert list(site.layout.jobs.iterdir()) == []
+    assert run.resolve("best").step == 3

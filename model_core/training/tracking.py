@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from model_core.config import ExperimentConfig
 from model_core.errors import PackageMissing
@@ -20,6 +20,8 @@ from model_core.records.run import Run
 from model_core.training.evaluate import Emit, bits_per_byte
 from model_core.training.listener import Listener
 from model_core.training.trainer import StepResult, TrainState
+
+Mode = Literal["offline", "online"]
 
 _PROJECT = "headcount"
 _ONLINE_TIMEOUT_S = 30.0
@@ -124,23 +126,23 @@ class TensorBoard:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=first)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(directory), purge_step=first)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each series."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call] # a kill loses no step that events.jsonl has
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # a kill loses no step that events.jsonl has
 
     def close(self) -> None:
         """Close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WeightsAndBiases:
     """A run for `wandb sync`, or one that is sent while it grows."""
 
-    def __init__(self, run: Run, config: ExperimentConfig, mode: str, emit: Emit) -> None:
+    def __init__(self, run: Run, config: ExperimentConfig, mode: Mode, emit: Emit) -> None:
         """Begin, or go on with what earlier attempts began.
 
         Args:
@@ -151,7 +153,7 @@ class WeightsAndBiases:
         """
         import wandb
 
-        def begin(mode: str) -> Any:
+        def begin(mode: Mode) -> Any:
             quiet = wandb.Settings(
                 silent=True, console="off", save_code=False, disable_git=True, disable_code=True, x_disable_stats=True,
                 x_disable_meta=True, x_save_requirements=False, init_timeout=_ONLINE_TIMEOUT_S,

@@ -95,15 +95,15 @@ def _chunk(rows: Tensor, head: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     del scores
     target = ids[:, None]  # (R, 1)
     at_target = exact.gather(1, target)  # (R, 1)
-    top, where = exact.max(1, keepdim=True)  # 2 x (R, 1)
+    top = exact.amax(1, keepdim=True)  # (R, 1)
     probabilities = torch.softmax(exact, 1, out=exact)  # (R, V)
-    log_total = top - probabilities.gather(1, where).log()  # (R, 1)
+    log_total = top - probabilities.amax(1, keepdim=True).log()  # (R, 1)
     probabilities.scatter_add_(1, target, torch.full_like(at_target, -1))
     return (log_total - at_target).squeeze(1), probabilities.to(rows.dtype)  # (R,), (R, V)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a @ b to a sum that may be more exact than they."""
+    """Add the product of two matrices to a sum that may be more exact than they."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)  # (V, C)
     else:

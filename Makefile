@@ -19,8 +19,8 @@ demo: $(READY) ## train, write and look, in a few minutes
 up: $(READY) ## serve on http://127.0.0.1:8000
 	$(BIN)/headcount up
 
-test: $(READY) ## the quick tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(READY) ## the quick tests, two files at a time: half of the time they wait for processes
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-all: $(READY) ## every test
 	$(BIN)/python -m pytest

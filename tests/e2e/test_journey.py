@@ -63,6 +63,7 @@ def test_a_run_shows_where_its_heads_look(service, trained: dict) -> None:
     assert service.client.get("/attention/tiny/0/layer03.png").status_code in {404, 422}
 
 
+@pytest.mark.slow
 def test_a_name_is_taken_once(service, tiny, trained: dict) -> None:
     refused = service.client.post("/jobs", json=tiny("tiny"))
     assert (refused.status_code, refused.json()["code"]) == (409, "run_exists")
@@ -81,6 +82,7 @@ def test_by_hand_and_by_the_service_the_losses_are_the_same_bits(service, tiny, 
     assert losses(tmp_path / "data" / "exp" / "tiny") == losses(service.data / "exp" / "tiny")
 
 
+@pytest.mark.slow
 def test_one_slot_runs_jobs_one_after_another_in_order(service, tiny) -> None:
     jobs = [service.submit(tiny(f"queue{n}"))["id"] for n in range(3)]
     assert service.job(jobs[2])["status"] == "queued"
@@ -89,6 +91,7 @@ def test_one_slot_runs_jobs_one_after_another_in_order(service, tiny) -> None:
     assert done[1]["finished_at"] <= done[2]["started_at"]
 
 
+@pytest.mark.slow
 def test_a_key_makes_one_job(service, tiny) -> None:
     first = service.submit(tiny("keyed"), **{"Idempotency-Key": "abc"})
     assert service.submit(tiny("keyed"), **{"Idempotency-Key": "abc"})["id"] == first["id"]
@@ -97,6 +100,7 @@ def test_a_key_makes_one_job(service, tiny) -> None:
     service.finished(first["id"])
 
 
+@pytest.mark.slow
 def test_cancelling_ends_the_process_first_and_frees_the_slot(service, tiny) -> None:
     long = service.submit(tiny("endless", training={"max_steps": 1_000_000}))["id"]
     running = service.until(long, lambda job: job["progress"]["step"] > 5)
@@ -118,6 +122,7 @@ def test_text_is_written_while_another_job_trains(service, tiny, trained: dict) 
     service.until(long, lambda job: job["status"] == "cancelled")
 
 
+@pytest.mark.slow
 def test_a_killed_child_goes_on_bit_for_bit(service, tiny) -> None:
     changes = {"training": {"max_steps": 600}, "evaluation": {"checkpoint_every": 50}}
     straight = service.submit(tiny("straight", **changes))["id"]

@@ -53,6 +53,7 @@ def frozen_in_a_write(process: subprocess.Popen[bytes], run: Run) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(tiny: Tiny, tmp_path: Path) -> None:
     often = {
         "training": {"max_steps": 30},

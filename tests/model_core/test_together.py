@@ -55,6 +55,7 @@ def first_gradients(run: Path) -> torch.Tensor:
     return torch.cat([moment["exp_avg"].flatten() for moment in state["optimizer"]["state"].values()])
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_run_that_one_makes(tiny: Tiny, tmp_path: Path) -> None:
     one, two = (tmp_path / "exp" / name for name in ("one", "two"))
     assert main(["--config", str(tiny("one", **FOR_TWO))]) == 0

@@ -97,7 +97,8 @@ def test_what_listens_does_not_change_the_losses(tiny: Tiny, tmp_path: Path) -> 
     assert not (tmp_path / "exp" / "quiet" / "logs").exists()
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_killed_run_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, dtype: str) -> None:
     changes = {"model": {"dropout": 0.1}, "device": {"dtype": dtype}, "training": {"max_steps": 200}}
     main(["--config", str(tiny("straight", **changes))])
@@ -125,6 +126,7 @@ def test_a_stop_saves_and_says_75(tiny: Tiny, tmp_path: Path) -> None:
     assert json.loads((run / "outcome.json").read_text())["outcome"] == "stopped"
 
 
+@pytest.mark.slow
 def test_a_supervised_run_saves_when_its_supervisor_is_gone(tiny: Tiny, tmp_path: Path) -> None:
     file, run = tiny(training={"max_steps": 100_000}), tmp_path / "exp" / "tiny"
     arguments = [sys.executable, "-m", "model_core.train", "--config", str(file), "--attempt", "3", "--job-id", "job_a"]

@@ -36,13 +36,14 @@ def family_of(site, job_id):
     return [launcher, *sorted(launcher.children(), key=lambda process: process.environ()["RANK"])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("child", "victim"),
     [
         ("fake", 1),
-        pytest.param("real", 0, marks=pytest.mark.slow),
-        pytest.param("real", 1, marks=pytest.mark.slow),
-        pytest.param("real", None, marks=pytest.mark.slow),  # the launcher
+        ("real", 0),
+        ("real", 1),
+        ("real", None),  # the launcher
     ],
 )
 def test_job_of_two_processes_goes_on_when_one_is_killed(site_of, child, victim, seen):

@@ -170,8 +170,10 @@ class WeightsAndBiases:
         except wandb.Error as error:
             if mode == "offline":
                 raise
-            detail = f"Weights & Biases cannot be reached, so its files stay here for wandb sync: {str(error)[:300]}"
+            reason = str(error).partition("\n")[0][:300]
+            detail = f"Weights & Biases cannot be reached, so its files stay here for wandb sync: {reason}"
             emit("warning", code="wandb_offline", detail=detail)
+            wandb.teardown()  # it still holds the run that did not come to be
             self._run = begin("offline")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -96,6 +96,16 @@ def test_wandb_offline_holds_what_the_events_tell_and_needs_no_network(tiny: Tin
     assert not any(b"k" * 40 in path.read_bytes() for path in run.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
+def test_wandb_online_keeps_its_files_here_where_nothing_answers(tiny: Tiny, tmp_path: Path) -> None:
+    file, run = tiny(logging={"wandb": "online"}, training=SHORT), tmp_path / "exp" / "tiny"
+    program = [sys.executable, "-m", "model_core.train", "--config", str(file)]
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "PYTHONPATH": ":".join(sys.path), "WANDB_API_KEY": "k" * 40}
+    subprocess.run(program, env=nowhere, check=True, capture_output=True)
+    codes = {event["code"] for event in read_events(run / "events.jsonl") if event["type"] == "warning"}
+    assert (on_wandb(run), codes & {"wandb_offline", "tracking_stopped"}) == (told(run), {"wandb_offline"})
+
+
 @pytest.mark.parametrize(("name", "value"), [("tensorboard", True), ("wandb", "offline")])
 def test_a_tracker_that_is_not_installed_is_named_before_a_run_is_made(
     name: str,

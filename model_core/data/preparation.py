@@ -30,11 +30,10 @@ from model_core.data.recipe import (
 from model_core.data.sources.access import Token
 from model_core.data.sources.opening import revision_of, source_name
 from model_core.errors import DatasetNotReady, InvalidData
-from model_core.records.dataset import MANIFEST, SPLITS, Dataset, dataset_of, token_files
+from model_core.records.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
 from model_core.records.files import Layout, checked_name
 from model_core.stopping import StopRequest
 
-_LOCK = ".lock"
 _POLL_S, _TELL_S = 0.5, 10.0
 
 
@@ -143,7 +142,7 @@ def _make_missing(recipe: Recipe, dataset: Dataset, around: Surroundings, token:
 @contextmanager
 def _alone(directory: Path, around: Surroundings) -> Iterator[None]:
     """Hold the directory; whoever waits says so, and the kernel frees the lock of a killed process."""
-    lock, tell_at = FileLock(directory / _LOCK), time.monotonic() + _POLL_S
+    lock, tell_at = FileLock(directory / LOCK), time.monotonic() + _POLL_S
     while not lock.is_locked:
         around.stop.check()
         try:

@@ -21,6 +21,7 @@ from model_core.tokenizer import Tokenizer, gpt2_tokenizer
 
 SPLITS = ("train", "val", "test")
 TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
+LOCK = ".lock"  # held by whoever writes the directory
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from model_core.errors import DatasetBusy, RunBusy
-from model_core.records.dataset import Dataset
+from model_core.records.dataset import LOCK, Dataset
 from model_core.records.exports import holding_exports
 from model_core.records.files import Layout, sync_directory
 from model_core.records.run import Run
 
-PREPARATION_LOCK = ".lock"  # in a dataset's directory: preparation holds it while it writes
 UPLOAD = r"[0-9a-f]{16}"  # a folder of uploaded files, by what is in them
 _PATIENCE_S = 10.0  # others only rename a few directories
 
@@ -65,7 +64,7 @@ def holding_dataset(layout: Layout, name: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if directory.is_dir():
             try:
-                stack.enter_context(FileLock(directory / PREPARATION_LOCK, timeout=0))
+                stack.enter_context(FileLock(directory / LOCK, timeout=0))
             except Timeout:
                 raise DatasetBusy(name, "a preparation") from None
         yield

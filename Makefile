@@ -19,8 +19,9 @@ demo: $(READY) ## train, write and look, in a few minutes
 up: $(READY) ## serve on http://127.0.0.1:8000
 	$(BIN)/headcount up
 
-test: $(READY) ## the quick tests, two files at a time: half of the time they wait for processes
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+test: $(READY) ## the quick tests, two files at a time (half of the time they wait for processes), then those that hold limits
+	$(BIN)/python -m pytest -m "not slow and not gpu and not alone" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
 
 test-all: $(READY) ## every test
 	$(BIN)/python -m pytest

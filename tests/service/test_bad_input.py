@@ -75,6 +75,7 @@ def test_a_key_that_yaml_reads_as_false_is_refused(site) -> None:
     assert (reply.status_code, reply.json()["code"]) == (400, "malformed_body")
 
 
+@pytest.mark.alone
 def test_a_model_of_gpt3s_size_is_counted_and_never_built(site) -> None:
     tree = {
         "experiment_name": "gpt3",

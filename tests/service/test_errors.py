@@ -9,6 +9,8 @@ from model_core.errors import ModelCoreError
 from service.errors import PROBLEMS
 from service.problem import json_safe
 
+pytestmark = pytest.mark.alone
+
 YAML, JSON = "application/yaml", "application/json"
 BOMB = "a: &a [x,x]\n" + "".join(
     f"{c}: &{c} [{'*' + p + ','}*{p}]\n" for p, c in zip("abcdefghij", "bcdefghijk", strict=True)

@@ -103,6 +103,7 @@ def test_events_that_redis_no_longer_holds_come_from_disk(site, redis_url: str) 
     assert resumed == [count - 2, count - 1, count]
 
 
+@pytest.mark.alone
 def test_many_followers_share_one_listener_and_leave_the_pool_alone(site, redis_url: str) -> None:
     job = site.submit()
     followers = 40  # more than the pool has connections

@@ -12,6 +12,8 @@ import pytest
 from service.app import create_app
 from service.settings import ServiceSettings
 
+pytestmark = pytest.mark.alone
+
 STREAM = {"Accept": "text/event-stream"}
 LIMIT_S = 2.0
 FREEZE: dict[str, Callable[[Any], None]] = {

@@ -36,6 +36,7 @@ def test_two_hundred_submissions_with_one_key_are_one_job(hurried, seen):
     )
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["frozen", "stopped"])
 def test_a_redis_that_does_not_answer_is_said_to_the_client_soon(hurried, seen, how: str):
     server, site = hurried(lease_s=60.0, beat_s=15.0)

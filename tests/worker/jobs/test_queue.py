@@ -25,6 +25,7 @@ def test_wake_up_reaches_the_shared_queue(redis_url):
         assert client.keys() == client.keys("headcount:*")
 
 
+@pytest.mark.alone
 def test_wake_up_never_raises_nor_waits(tmp_path):
     began = time.monotonic()
     assert not wake(f"unix://{tmp_path}/nothing.sock")

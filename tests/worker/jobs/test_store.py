@@ -188,6 +188,7 @@ def test_pages_are_newest_first_and_filtered(store, submit, claim_one):
         store.page(after="job_none")
 
 
+@pytest.mark.alone
 def test_absent_redis_is_said_at_once(tmp_path, make_spec, connected):
     url = f"unix://{tmp_path}/nothing.sock?db=0"
     store = WorkerStore(connected(url, for_api=True), JobSettings(data=tmp_path, redis_url=url))

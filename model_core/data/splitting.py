@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TypeVar
 
+import numpy as np
+
 from model_core.records.dataset import SPLITS
 
 BLOCK = 100  # documents that are dealt together
@@ -64,7 +66,8 @@ def apportion(count: int, shares: Sequence[float]) -> list[int]:
 def _dealt(count: int, shares: Sequence[float], seed: int, block: int) -> list[str]:
     splits = [split for split, n in zip(SPLITS, apportion(count, shares), strict=True) for _ in range(n)]
     # by hash and not by a library's generator: those may change from version to version
-    order = sorted(range(count), key=lambda i: hashlib.sha256(f"{seed}/{block}/{i}".encode()).digest())
+    numbers = np.frombuffer(hashlib.shake_256(f"{seed}/{block}".encode()).digest(8 * count), "<u8")  # (count,)
+    order = np.argsort(numbers, kind="stable").tolist()
     dealt = [""] * count
     for place, split in zip(order, splits, strict=True):
         dealt[place] = split

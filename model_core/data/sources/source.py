@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model_core.loading import Advice
 
@@ -13,8 +13,7 @@ MAX_DOCUMENT_BYTES = 16 * 2**20  # of one document, and of one line of a file: w
 CATEGORY_COLUMNS = ("category", "data-source")  # the first that a corpus has
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):  # of which there are millions
     """One text of a corpus.
 
     Attributes:

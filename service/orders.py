@@ -19,8 +19,8 @@ from model_core.records.dataset import dataset_of
 from model_core.records.exports import export_at
 from model_core.records.files import Layout
 from model_core.records.run import Run
-from model_core.report import train_tokens_of
 from service.recipes import difference, lost_source, not_ready
+from service.shelf import Stock, stock_of
 from worker.jobs.preparation import Preparation
 from worker.jobs.questions import Taken
 from worker.jobs.spec import JobSpec, parse_spec
@@ -103,17 +103,18 @@ def _order_of(layout: Layout, spec: JobSpec) -> Order:
     if spec.kind == "export":
         return _export_order(layout, spec)
     dataset = dataset_of(spec.config, layout)
-    budget = budget_of(spec.config, train_tokens=train_tokens_of(dataset))
+    stock = stock_of(dataset)
+    budget = budget_of(spec.config, train_tokens=stock.train_tokens)
     preparation = None
     if spec.kind == "train":
         spec = replace(spec, warnings=(*spec.warnings, *disk_shortage(budget.disk, _run_of(layout, spec))))
-        if spec.config.data.source is not None and dataset.missing():
+        if spec.config.data.source is not None and not stock.is_ready:
             preparation = Preparation.of(spec.config)
             spec = replace(spec, warnings=(*spec.warnings, _made_first(preparation)))
     elif spec.dataset is None:
         spec = replace(spec, dataset=_dataset_of_run(layout, spec))
     # What is missing now may be what it waits for.
-    missing = () if spec.job.depends_on else tuple(_missing(spec, layout))
+    missing = () if spec.job.depends_on else tuple(_missing(spec, layout, stock))
     return Order(spec, budget, "1" if _run_of(layout, spec).exists() else "", missing, preparation)
 
 
@@ -154,8 +155,8 @@ def _made_first(preparation: Preparation) -> Advice:
     return Advice("dataset_made_first", f"{detail}, and this one waits for it")
 
 
-def _missing(spec: JobSpec, layout: Layout) -> Iterator[ModelCoreError]:
-    """What the job needs and the disk does not have."""
+def _missing(spec: JobSpec, layout: Layout, stock: Stock) -> Iterator[ModelCoreError]:
+    """What the job needs and the disk does not have; `stock` is of the dataset that it names."""
     config = spec.config
     try:
         if spec.kind == "test":
@@ -165,8 +166,10 @@ def _missing(spec: JobSpec, layout: Layout) -> Iterator[ModelCoreError]:
     except ModelCoreError as error:
         yield error
         return
+    if config is spec.config and stock.is_ready:
+        return
     dataset = dataset_of(config, layout)
-    if not dataset.missing():
+    if stock_of(dataset).is_ready:
         return
     if config.data.source is None or spec.kind == "test":
         yield not_ready(dataset, config)

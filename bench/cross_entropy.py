@@ -13,7 +13,8 @@ import statistics
 import sys
 from collections.abc import Iterator
 
-from parts.processes import Line, measured
+from parts.line import Line
+from parts.processes import measured
 
 ROUNDS, SECONDS = 5, 3.0
 TIME_TARGET, MEMORY_TARGET = 1.1, 0.35

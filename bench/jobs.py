@@ -19,13 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 from parts.clients import Round, exchange, request
+from parts.line import Line
 
 from headcount import redis_server
 from headcount.processes import Family, Program
@@ -42,29 +42,6 @@ JOBS, LIMIT, LOOKS, LOOK_TURNS = 10_000, 50, 300, 6
 STARTS = 10
 BASELINE = "/healthz"
 START_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table."""
-
-    what: str
-    figure: str
-    baseline: str
-    value: float
-    target: float
-    higher_is_better: bool = False
-    unit: str = ""
-
-    @property
-    def is_met(self) -> bool:
-        """Whether the target is met."""
-        return self.value >= self.target if self.higher_is_better else self.value <= self.target
-
-    def __str__(self) -> str:
-        target = f"{'>=' if self.higher_is_better else '<='} {self.target:g}{self.unit}"
-        verdict, ratio = "ok" if self.is_met else "NOT", f"{self.value:>8.2f}{self.unit:2}"
-        return f"{self.what:<44}{self.figure:>14}{self.baseline:>14}{ratio}{target:>9}  {verdict}"
 
 
 class Site:

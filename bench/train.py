@@ -17,7 +17,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from parts.processes import Line, measured
+from parts.line import Line
+from parts.processes import measured
 
 from model_core.hardware.allocator import SETTINGS
 

@@ -42,10 +42,12 @@ def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[Advice]:
         disk: What the checkpoints need.
         run: Directory of the run, there or not yet. Checkpoints that lie there already are not counted again.
     """
-    present = sum(file.stat().st_size for file in run.glob("model_*.pt"))
-    needed = disk.total_bytes - present
-    directory = next(place for place in (run.absolute(), *run.absolute().parents) if place.is_dir())
-    free = shutil.disk_usage(directory).free
+    place = run = run.absolute()
+    while not place.is_dir():
+        place = place.parent
+    free, needed = shutil.disk_usage(place).free, disk.total_bytes
+    if needed > free:
+        needed -= sum(file.stat().st_size for file in run.glob("model_*.pt"))
     if needed > free:
         yield Advice(
             "disk_low",

@@ -12,8 +12,13 @@ from model_core.loading import Tree, parse_yaml
 
 
 def _directory() -> Path:
+    return _found_from(Path.cwd())
+
+
+@lru_cache(maxsize=4)
+def _found_from(working_directory: Path) -> Path:
     beside_the_sources = Path(__file__).parents[1] / "configs"
-    for directory in (Path("configs"), beside_the_sources):
+    for directory in (working_directory / "configs", beside_the_sources):
         if (directory / "baseline.yaml").is_file():
             return directory
     return Path(__file__).parent / "configs"

@@ -102,20 +102,21 @@ def _order_of(layout: Layout, spec: JobSpec) -> Order:
         return _preparation_order(layout, spec)
     if spec.kind == "export":
         return _export_order(layout, spec)
-    dataset = dataset_of(spec.config, layout)
-    stock = stock_of(dataset)
+    run, stock = _run_of(layout, spec), stock_of(dataset_of(spec.config, layout))
     budget = budget_of(spec.config, train_tokens=stock.train_tokens)
     preparation = None
     if spec.kind == "train":
-        spec = replace(spec, warnings=(*spec.warnings, *disk_shortage(budget.disk, _run_of(layout, spec))))
+        warnings = [*disk_shortage(budget.disk, run)]
         if spec.config.data.source is not None and not stock.is_ready:
             preparation = Preparation.of(spec.config)
-            spec = replace(spec, warnings=(*spec.warnings, _made_first(preparation)))
+            warnings.append(_made_first(preparation))
+        if warnings:
+            spec = replace(spec, warnings=(*spec.warnings, *warnings))
     elif spec.dataset is None:
-        spec = replace(spec, dataset=_dataset_of_run(layout, spec))
+        spec = replace(spec, dataset=_dataset_of_run(run))
     # What is missing now may be what it waits for.
     missing = () if spec.job.depends_on else tuple(_missing(spec, layout, stock))
-    return Order(spec, budget, "1" if _run_of(layout, spec).exists() else "", missing, preparation)
+    return Order(spec, budget, "1" if run.exists() else "", missing, preparation)
 
 
 def _preparation_order(layout: Layout, spec: JobSpec) -> Order:
@@ -141,10 +142,10 @@ def _run_of(layout: Layout, spec: JobSpec) -> Path:
     return layout.run(spec.run)
 
 
-def _dataset_of_run(layout: Layout, spec: JobSpec) -> str | None:
+def _dataset_of_run(run: Path) -> str | None:
     """What a test reads that names no data; None while there is no such run."""
     try:
-        return Run.open(_run_of(layout, spec)).config().data.dataset_name
+        return Run.open(run).config().data.dataset_name
     except ModelCoreError:
         return None
 

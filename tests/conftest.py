@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a real Redis, and a hub of our own."""
+"""What tests of several rooms share: a real Redis, a hub of our own, and the table of what was measured."""
 
 import contextlib
 import shutil
@@ -125,3 +125,18 @@ def hub() -> Iterator[Hub]:
     emulator = Hub()
     yield emulator
     emulator.close()
+
+
+@pytest.fixture
+def seen(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
+    """Note a figure for the table that stands at the end of the test run: ``seen("disk full", "...")``."""
+    return record_property
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [report for those in terminalreporter.stats.values() for report in those]
+    rows = [row for report in reports if getattr(report, "when", "") == "call" for row in report.user_properties]
+    if rows:
+        terminalreporter.section("what was seen")
+        width = max(len(what) for what, _ in rows)
+        terminalreporter.write_line("\n".join(f"{what:<{width}}  {figure}" for what, figure in rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from model_core.config import Config, Name
@@ -12,8 +12,8 @@ from service import datasets as records
 from service import making
 from service.body import parameters_of, query, read_tree
 from service.deps import Door
+from service.idempotency import KEY_PARAMETER, key_of
 from service.openapi import dataset_body, problems
-from service.routes.jobs import Key
 from service.uploads import is_multipart
 from service.views.base import Listed
 from service.views.dataset import DatasetDetail, DatasetStatistics, DatasetView, ExampleView
@@ -43,23 +43,22 @@ class ExamplesQuery(Config):
     status_code=202,
     summary="Make a dataset",
     responses={200: {"model": JobView | DatasetDetail}, **problems(400, 409, 413, 415, 422, 429, 503, 507)},
-    openapi_extra={"requestBody": dataset_body()},
+    openapi_extra={"requestBody": dataset_body(), "parameters": [KEY_PARAMETER]},
 )
 async def make(
     request: Request,
     services: Door,
     response: Response,
-    idempotency_key: Annotated[Key | None, Header(alias="Idempotency-Key")] = None,
 ) -> JobView | DatasetDetail:
     """From a source that is named, or from files in a multipart body: 202 with the job that prepares it.
 
     200 with that job while it is at it, and with the dataset once it is there: equal requests share one preparation.
     """
     if is_multipart(request.headers.get("content-type", "")):
-        name, submitted = await making.submit_files(services, request, key=idempotency_key)
+        name, submitted = await making.submit_files(services, request, key=key_of(request))
     else:
         body = await read_tree(request)
-        submitted, name = await making.submit(services, body, key=idempotency_key), str(body["name"])
+        submitted, name = await making.submit(services, body, key=key_of(request)), str(body["name"])
     if submitted is None:
         response.status_code = 200
         response.headers["Location"] = f"/datasets/{name}"

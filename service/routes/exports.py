@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from model_core.config import Name
@@ -12,8 +12,8 @@ from service import exports as records
 from service.body import JSON, YAML, check, read_tree
 from service.deps import Door
 from service.exports import ExportRequest
+from service.idempotency import KEY_PARAMETER, key_of
 from service.openapi import problems
-from service.routes.jobs import Key
 from service.views.base import Listed
 from service.views.job import JobView
 from service.views.run import ExportView
@@ -30,21 +30,20 @@ _BODY: dict[str, Any] = {"required": False, "content": {JSON: _WANTED, YAML: _WA
     status_code=202,
     summary="Export a checkpoint for transformers",
     responses={200: {"model": JobView | ExportView}, **problems(400, 404, 409, 413, 415, 422, 429, 503)},
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra={"requestBody": _BODY, "parameters": [KEY_PARAMETER]},
 )
 async def export(
     run: Name,
     request: Request,
     services: Door,
     response: Response,
-    idempotency_key: Annotated[Key | None, Header(alias="Idempotency-Key")] = None,
 ) -> JobView | ExportView:
     """202 with the job that writes the folder; without a body it is the best checkpoint.
 
     200 with that job while it is at it, and with the export once it is there: equal requests share one job.
     """
     wanted = check(ExportRequest, await read_tree(request) if await request.body() else {})
-    found = await records.submit(services, run, wanted, key=idempotency_key)
+    found = await records.submit(services, run, wanted, key=key_of(request))
     if not isinstance(found, Submission):
         response.status_code = 200
         response.headers["Location"] = f"/runs/{run}/exports"

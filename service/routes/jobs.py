@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from model_core.config import Config, Name
 from model_core.requests import JsonNumber
 from service import deletion, submission
-from service.body import JSON, ConfigTree, check, parameters_of, query
+from service.body import JSON, ConfigTree, check, parameters_of, query, query_of, read_tree
 from service.deps import Door, Services, services_of
+from service.idempotency import KEY_PARAMETER, key_of
 from service.negotiate import tags_of
 from service.openapi import problems
 from service.rendering import listing_of, look_of
@@ -59,7 +60,6 @@ class JobPatch(Config):
     )
 
 
-Key = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1000, description="the ETag that was seen, or `*`")]
 MERGE_PATCH = "application/merge-patch+json"
 _NONE = -1  # no job has that revision
@@ -71,30 +71,25 @@ _PATCH_BODY: dict[str, Any] = {"required": True, "content": {MERGE_PATCH: _PATCH
     "/jobs",
     status_code=202,
     summary="Submit a job",
+    response_model=JobView,
     responses={200: {"model": JobView | Validation}, **problems(400, 404, 409, 413, 415, 422, 429, 503)},
-    openapi_extra={"parameters": parameters_of(SubmitQuery)},
+    openapi_extra={"parameters": [*parameters_of(SubmitQuery), KEY_PARAMETER]},
 )
-async def submit(
-    tree: ConfigTree,
-    wanted: Annotated[SubmitQuery, query(SubmitQuery)],
-    services: Door,
-    response: Response,
-    idempotency_key: Annotated[Key | None, Header(alias="Idempotency-Key")] = None,
-) -> JobView | Validation:
+async def submit(request: Request) -> Response:
     """Do what the body configures: the YAML file's tree, as YAML or as JSON.
 
     202 with the job and its Location. The same Idempotency-Key with the same body answers 200 with the same job.
     """
-    order = await submission.take(services, tree, run=wanted.run)
+    services, wanted, key = services_of(request), check(SubmitQuery, query_of(request)), key_of(request)
+    order = await submission.take(services, await read_tree(request), run=wanted.run)
     if wanted.validate_only:
-        response.status_code = 200
         found = await submission.warnings(services, order)
-        return Validation.of(order.spec, order.budget, found)
-    submitted = await submission.submit(services, order, key=idempotency_key)
-    response.status_code = 202 if submitted.created else 200
-    response.headers["Location"] = f"/jobs/{submitted.job.id}"
+        return Response(Validation.of(order.spec, order.budget, found).model_dump_json(), media_type=JSON)
+    submitted = await submission.submit(services, order, key=key)
     services.ringer.ring()
-    return JobView.of(submitted.job)
+    job, status = submitted.job, 202 if submitted.created else 200
+    body = JobView.of(job).model_dump_json()
+    return Response(body, status, {"Location": f"/jobs/{job.id}"}, media_type=JSON)
 
 
 @router.get(

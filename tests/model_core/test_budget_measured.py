@@ -8,6 +8,7 @@ gradients, and no step can take more. A minute each, several on a processor with
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def done(*command: str) -> str:
     ids=["L6-C384-T256-B12", "124M-T256-B4", "variable_heads-head_dim-64"],
 )
 def test_the_estimate_is_within_a_fifth_of_the_measured_peak(
-    preset: str, rows: int, shape: tuple[str, ...], tmp_path: Path
+    preset: str, rows: int, shape: tuple[str, ...], tmp_path: Path, seen: Callable[[str, str], None]
 ) -> None:
     splits = {"train": 100_000, "val": 400, "test": 400}
     ids = np.random.default_rng(0).integers(0, 50257, max(splits.values())).astype(np.uint16)
@@ -72,5 +73,6 @@ def test_the_estimate_is_within_a_fifth_of_the_measured_peak(
     estimate = budget_of(load_config(file, [*common, *measured])).memory.total_bytes / 2**20
     done("-m", "model_core.train", *arguments(file, "first", [*common, *short, "training.max_steps=1"]))
     peak = int(done("-c", PROGRAM, *arguments(file, "second", [*common, *measured]))) / 2**10
-    print(f"{preset}: {peak:,.0f} MiB measured, {estimate:,.0f} MiB estimated, {estimate / peak:.2f} of it")
+    what = f"memory, {rows} rows of {preset} {' '.join(shape)}"
+    seen(what, f"{peak:,.0f} MiB measured, {estimate:,.0f} estimated: {estimate / peak:.2f}")
     assert estimate == pytest.approx(peak, rel=0.20)

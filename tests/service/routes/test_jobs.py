@@ -47,6 +47,14 @@ def test_a_key_belongs_to_one_body(site) -> None:
     assert other.json()["job"] == made
 
 
+@pytest.mark.parametrize("key", ["", "k" * 256])
+def test_a_key_has_1_to_255_characters(site, key: str) -> None:
+    refused = site.http.post("/jobs", json=TREE, headers={"Idempotency-Key": key})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_parameter")
+    assert refused.json()["errors"][0]["pointer"] == "/Idempotency-Key"
+    assert f"has {len(key)}" in refused.json()["errors"][0]["detail"]
+
+
 def test_a_repeated_key_gets_its_job_also_when_the_run_exists_by_now(site) -> None:
     key = {"Idempotency-Key": "one"}
     made = site.http.post("/jobs", json=TREE, headers=key).json()["id"]

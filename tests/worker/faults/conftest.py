@@ -1,4 +1,4 @@
-"""Places that a test may break, and the table of what was seen when it did."""
+"""Places that a test may break."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,22 +6,6 @@ from typing import Any
 import pytest
 
 from tests.worker.site import Site
-
-_SEEN = pytest.StashKey[list[tuple[str, str]]]()
-
-
-@pytest.fixture
-def seen(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """Note a figure for the table that stands at the end of the test run: ``seen("disk full", "...")``."""
-    return lambda fault, what: request.config.stash.setdefault(_SEEN, []).append((fault, what))
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash.get(_SEEN, [])
-    if rows:
-        terminalreporter.section("faults: what was seen")
-        width = max(len(fault) for fault, _ in rows)
-        terminalreporter.write_line("\n".join(f"{fault:<{width}}  {what}" for fault, what in rows))
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.slow)])

@@ -18,8 +18,9 @@ from torch import Tensor
 from model_core.checkpoint import load_file
 from model_core.errors import CheckpointDamaged, CheckpointRefused, InvalidData
 from model_core.hf.config_file import read_object
+from model_core.hf.contents import WEIGHTS
 
-WEIGHTS, PICKLE, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
+PICKLE, INDEX = "pytorch_model.bin", ".index.json"
 _SUFFIX = ".safetensors"
 
 

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from model_core.data.sources.opening import revision_of
+from model_core.hf.contents import FILES, WEIGHTS
 from model_core.loading import parse_config
 from model_core.records.attention import AttentionRecord, RecordWriter, home_of
 from model_core.records.dataset import MANIFEST, SPLITS, Dataset
@@ -37,6 +38,7 @@ from worker.jobs.worker_store import WorkerStore
 WAIT_S = 10.0
 DATASET = "words"
 HEADS = (4, 2)
+NO_TENSORS = b"\2\0\0\0\0\0\0\0{}"  # a file of safetensors
 TREE: dict[str, Any] = {
     "experiment_name": "tiny",
     "model": {"n_layer": 2, "n_embd": 32, "n_head_list": list(HEADS), "vocab_size": 512, "block_size": 64},
@@ -232,6 +234,16 @@ class Site:
             "model_best.pt", lambda file: file.write(data), attempt=1, step=3, full=False, loss=1.0, val_loss=1.0
         )
         return published.sha256
+
+    def add_export(self, run: Run) -> Path:
+        """The folder of the best checkpoint as a job leaves it, for a model without tensors."""
+        folder = self.layout.export(run.name, "model_best.pt", run.resolve("best").sha256)
+        assert folder is not None
+        folder.mkdir(parents=True)
+        for name in FILES:
+            (folder / name).write_bytes(b"{}")
+        (folder / WEIGHTS).write_bytes(NO_TENSORS)
+        return folder
 
     def add_host(self, name: str = "one") -> FakeHost:
         """An inference process that announces itself."""

@@ -38,11 +38,12 @@ from model_core.config import ExperimentConfig
 from model_core.data.preparation import ensure_dataset
 from model_core.data.recipe import Recipe
 from model_core.data.sources.access import token_from
-from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError, RunBusy, RunExists
+from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError
 from model_core.loading import ParsedConfig, parse_config, read_config
 from model_core.place import Place, place_of
 from model_core.preflight import preflight
 from model_core.records.dataset import Dataset, dataset_of
+from model_core.records.errors import RunBusy, RunExists
 from model_core.records.files import Layout, next_free_name
 from model_core.records.run import Run
 from model_core.rules import whole_steps

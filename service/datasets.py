@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from model_core.errors import DatasetBusy, DatasetNotFound, DatasetNotReady
 from model_core.records.dataset import SPLITS, Dataset, token_files
+from model_core.records.errors import DatasetBusy, DatasetNotFound, DatasetNotReady
 from model_core.records.examples import Example
 from model_core.records.files import Layout
 from model_core.records.removal import hide_dataset, holding_dataset, remove_hidden

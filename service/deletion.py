@@ -12,9 +12,9 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
-from model_core.errors import RunBusy
 from model_core.hf.contents import is_complete
 from model_core.records.dataset import Dataset
+from model_core.records.errors import RunBusy
 from model_core.records.exports import made_at
 from model_core.records.files import Layout, read_json
 from model_core.records.removal import hide, hide_dataset, hide_export, holding, holding_dataset, remove_hidden

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model_core.checkpoint import State, check_weights, clean, read_state, skeleton
 from model_core.config import ExperimentConfig, ModelConfig
-from model_core.errors import DiskFull, InvalidParameter
+from model_core.errors import InvalidParameter
 from model_core.hf.card import card
 from model_core.hf.config_file import CONFIG, MODELING, config_of, is_plain
 from model_core.hf.contents import CARD, GENERATION, WEIGHTS, is_complete
@@ -29,6 +29,7 @@ from model_core.hf.layout import HEAD, turned
 from model_core.hf.tokenizer_files import write_tokenizer
 from model_core.loading import parse_config
 from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.errors import DiskFull
 from model_core.records.events import read_events
 from model_core.records.exports import holding_exports
 from model_core.records.files import Layout, sync_directory, write_json, write_text

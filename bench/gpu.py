@@ -31,7 +31,8 @@ from model_core.gpt import GPT, Forward
 from model_core.hardware.compiled import with_reserve
 from model_core.hardware.throughput import peak_flops
 from model_core.optim import make_optimizer
-from model_core.training.trainer import TrainState, take_step
+from model_core.training.state import TrainState
+from model_core.training.trainer import take_step
 
 TARGET = 460_000  # tokens a second of 124M at T=1024 on an H200
 UNEQUAL = "model.n_head_list=[12,12,12,12,8,8,8,8,6,6,6,6]"

@@ -55,7 +55,7 @@ from model_core.training.testing import draw, test
 if TYPE_CHECKING:
     from model_core.hardware.device import Runtime
     from model_core.training.meeting import Meeting
-    from model_core.training.trainer import TrainState
+    from model_core.training.state import TrainState
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from model_core.hardware.machine import describe_machine
 from model_core.loading import load_config
 from model_core.records.files import Layout
 from model_core.training.assemble import assemble
-from model_core.training.trainer import TrainState
+from model_core.training.state import TrainState
 
 BASELINE = Path(__file__).parents[2] / "configs" / "baseline.yaml"
 Emit = Callable[..., object]

@@ -23,7 +23,7 @@ from model_core.records.run import Run
 from model_core.rules import whole_steps
 from model_core.training.origin import check_tokenizer
 from model_core.training.ranks import Ranks
-from model_core.training.trainer import TrainState
+from model_core.training.state import TrainState
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from model_core.records.errors import CheckpointFileNotFound, CheckpointMismatch
 from model_core.records.files import Layout, portable
 from model_core.records.run import Run
 from model_core.training.nanogpt import is_nanogpt, model_of, weights_of
-from model_core.training.trainer import TrainState
+from model_core.training.state import TrainState
 
 Emit = Callable[..., Any]
 

@@ -32,8 +32,9 @@ from model_core.records.run import Run
 from model_core.schedule import effective_steps, get_lr
 from model_core.train import main
 from model_core.training.assemble import assemble
+from model_core.training.state import TrainState
 from model_core.training.tracking import trackers
-from model_core.training.trainer import TrainState, train
+from model_core.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("signals")
 

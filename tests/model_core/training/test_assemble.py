@@ -22,7 +22,8 @@ from model_core.records.run import Run
 from model_core.tokenizer import train_bpe
 from model_core.training.assemble import assemble, resume
 from model_core.training.observers import observers
-from model_core.training.trainer import TrainState, take_step, train
+from model_core.training.state import TrainState
+from model_core.training.trainer import take_step, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 10

@@ -24,7 +24,8 @@ from model_core.records.files import Layout
 from model_core.records.run import Run, setup_experiment_dirs
 from model_core.training.assemble import assemble
 from model_core.training.observers import Listener, ProgressBar, Validation, observers, size_bytes
-from model_core.training.trainer import Observer, StepResult, TrainState, train
+from model_core.training.state import TrainState
+from model_core.training.trainer import Observer, StepResult, train
 
 Tiny = Callable[..., Path]
 

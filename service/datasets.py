@@ -5,39 +5,31 @@ The disk says what is ready; Redis knows what is being made and why it was not, 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from model_core.records.dataset import SPLITS, Dataset, token_files
+from model_core.records.dataset import Dataset
 from model_core.records.errors import DatasetBusy, DatasetNotFound, DatasetNotReady
 from model_core.records.examples import Example
 from model_core.records.files import Layout
 from model_core.records.removal import hide_dataset, holding_dataset, remove_hidden
+from service.contents import documents_of, manifest_of, statistics_of, sums_of
 from service.deps import Services
 from service.views.base import Listed
 from service.views.dataset import (
-    CategoryStatistics,
     DatasetDetail,
     DatasetLinks,
     DatasetStatistics,
     DatasetView,
     ExampleView,
-    SplitStatistics,
     State,
 )
 from worker.jobs import questions
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.job import Job
 
-log = logging.getLogger(__name__)
-
 _DELETED = "dataset"  # whose the hidden name of a deleted dataset is
-_MOST_CHARACTERS = 1 << 22  # of a page of examples: each may be as long as its source lets it
-_SUMS = ("documents", "tokens", "text_bytes", "size_bytes")
 
 
 async def page(services: Services, *, after: str | None, limit: int) -> Listed[DatasetView]:
@@ -73,7 +65,7 @@ async def one(services: Services, name: str) -> DatasetDetail:
     view = await _view(services, name, maker)
     if view is None:
         raise DatasetNotFound(name)
-    manifest = await run_in_threadpool(_manifest, dataset) if dataset is not None else None
+    manifest = await run_in_threadpool(manifest_of, dataset) if dataset is not None else None
     return DatasetDetail(**dict(view), manifest=manifest)
 
 
@@ -84,7 +76,7 @@ async def statistics(services: Services, name: str) -> DatasetStatistics:
         DatasetNotFound: There is none of that name.
         DatasetNotReady: It is being made, or that failed.
     """
-    return await run_in_threadpool(_statistics, await _ready(services, name))
+    return await run_in_threadpool(statistics_of, await _ready(services, name))
 
 
 async def example(services: Services, name: str, number: int) -> ExampleView:
@@ -110,7 +102,7 @@ async def examples(services: Services, name: str, *, after: int | None, limit: i
     """
     dataset = await _ready(services, name)
     first = 0 if after is None else after + 1
-    found = await run_in_threadpool(_examples, dataset, first, limit)
+    found = await run_in_threadpool(documents_of, dataset, first, limit)
     shown = [_example(name, item) for item in found]
     has_more = bool(found) and found[-1].id + 1 < await run_in_threadpool(lambda: dataset.example_count)
     return Listed[ExampleView].of(shown, [item.id for item in shown], has_more=has_more)
@@ -134,9 +126,6 @@ def _remove(layout: Layout, name: str) -> None:
     with holding_dataset(layout, name):
         hide_dataset(layout, name, _DELETED)
     remove_hidden(layout, _DELETED)
-
-
-# --- what the disk and the queue know ----------------------------------------------------------------------------
 
 
 async def _names(services: Services, after: str | None, limit: int) -> tuple[list[str], bool]:
@@ -205,11 +194,11 @@ def _state(maker: Job | None, *, is_ready: bool) -> State | None:
 
 async def _view(services: Services, name: str, maker: Job | None) -> DatasetView | None:
     dataset = await _on_disk(services, name)
-    manifest = await run_in_threadpool(_manifest, dataset) if dataset is not None else None
+    manifest = await run_in_threadpool(manifest_of, dataset) if dataset is not None else None
     state = _state(maker, is_ready=dataset is not None)
     if state is None:
         return None
-    told, sums = manifest or {}, _sums((manifest or {}).get("splits", {}))
+    told, sums = manifest or {}, sums_of((manifest or {}).get("splits", {}))
     here = f"/datasets/{name}"
     return DatasetView(
         name=name,
@@ -229,71 +218,6 @@ async def _view(services: Services, name: str, maker: Job | None) -> DatasetView
             job=f"/jobs/{maker.id}" if maker is not None else None,
         ),
     )
-
-
-# --- what is in a dataset ----------------------------------------------------------------------------------------
-
-
-def _statistics(dataset: Dataset) -> DatasetStatistics:
-    manifest = _manifest(dataset) or {}
-    splits = manifest.get("splits") or {split: _counted(dataset, split) for split in SPLITS}
-    categories = manifest.get("categories")
-    return DatasetStatistics(
-        dataset=dataset.name,
-        duplicates=manifest.get("duplicates"),
-        splits={split: _split(facts) for split, facts in splits.items()},
-        categories=None
-        if categories is None
-        else {name: CategoryStatistics.model_validate(facts) for name, facts in categories.items()},
-        examples=dataset.example_count,
-        **dict(_split(_sums(splits))),
-    )
-
-
-def _manifest(dataset: Dataset) -> dict[str, Any] | None:
-    """What preparation recorded; None of files put there by hand, and where the record cannot be read."""
-    try:
-        return dataset.manifest()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("manifest unreadable dataset=%s reason=%r", dataset.name, error)
-        return None
-
-
-def _split(facts: Mapping[str, Any]) -> SplitStatistics:
-    kept = {key: facts.get(key) for key in _SUMS}
-    documents, tokens = kept["documents"], kept["tokens"]
-    return SplitStatistics(**kept, tokens_per_document=round(tokens / documents, 2) if documents and tokens else None)
-
-
-def _sums(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, int | None]:
-    """Sums over the splits; None where one of them does not say."""
-    return {key: _sum([facts.get(key) for facts in splits.values()]) for key in _SUMS}
-
-
-def _sum(column: Sequence[int | None]) -> int | None:
-    known = [value for value in column if value is not None]
-    return sum(known) if known and len(known) == len(column) else None
-
-
-def _counted(dataset: Dataset, split: str) -> dict[str, int | None]:
-    """What a token file tells that was put there by hand."""
-    paths = token_files(dataset.split(split))
-    size_bytes = sum(path.stat().st_size for path in paths)
-    try:
-        tokens = sum(int(np.load(path, mmap_mode="r").size) for path in paths)
-    except (ValueError, EOFError, OSError):  # whoever trains on it is told
-        return {"tokens": None, "size_bytes": size_bytes}
-    return {"tokens": tokens, "size_bytes": size_bytes}
-
-
-def _examples(dataset: Dataset, first: int, count: int) -> list[Example]:
-    found, characters = list[Example](), 0
-    for number in range(first, min(first + count, dataset.example_count)):
-        found.append(dataset.example(number))
-        characters += len(found[-1].text)
-        if characters > _MOST_CHARACTERS:
-            break
-    return found
 
 
 def _example(name: str, found: Example) -> ExampleView:

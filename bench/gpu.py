@@ -3,8 +3,9 @@
     make bench NAME=gpu
 
 Random tokens, a minute a rung. Each rung keeps what the ones above it turned on, and the last is what a run does. Then
-variable_heads and its narrow form beside the baseline, and the five most expensive kernels of ten steps. Without a GPU
-it exits 2; `--device cpu --seconds 1 --set model.n_layer=2 ...` shows that it works.
+variable_heads and its narrow form beside the baseline, and the five most expensive kernels of ten steps. A line whose
+compiler failed was taken without one, and ends with `compile_failed`. Without a GPU it exits 2;
+`--device cpu --seconds 1 --set model.n_layer=2 ...` shows that it works.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
-from parts.steps import median_seconds, resident_mib, state_of
+from parts.steps import Emit, median_seconds, resident_mib, state_of
 from torch import Tensor
 
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
 from model_core.errors import OutOfMemory
 from model_core.gpt import GPT, Forward
+from model_core.hardware.compiled import with_reserve
 from model_core.hardware.throughput import peak_flops
 from model_core.optim import make_optimizer
-from model_core.training.trainer import TrainState, take_step
+from model_core.training.state import TrainState
+from model_core.training.trainer import take_step
 
 TARGET = 460_000  # tokens a second of 124M at T=1024 on an H200
 UNEQUAL = "model.n_head_list=[12,12,12,12,8,8,8,8,6,6,6,6]"
@@ -71,15 +74,31 @@ def ladder() -> list[Rung]:
     return rungs
 
 
-def prepare(rung: Rung, settings: Sequence[str], directory: Path) -> TrainState:
-    """A training about to begin, with what the rung has not turned on put back."""
-    state = state_of([*settings, *rung.settings()], directory)
+class Warnings:
+    """What a training warned of, for the end of its line: a figure of another thing than the line says is no figure."""
+
+    def __init__(self) -> None:
+        self._heard: list[str] = []
+
+    def __call__(self, kind: str, **facts: object) -> None:
+        """Listen as a run's events are listened to."""
+        if kind == "warning":
+            self._heard.append(f"{facts.get('code')}: {' '.join(str(facts.get('detail')).split())}")
+
+    def told(self) -> str:
+        """All of it, or nothing."""
+        return "".join(f"  {warning}" for warning in self._heard)
+
+
+def prepare(rung: Rung, settings: Sequence[str], directory: Path, emit: Emit) -> TrainState:
+    """A training about to begin, with what the rung has not turned on put back; `emit` is told as by a run."""
+    state = state_of([*settings, *rung.settings()], directory, emit)
     if not rung.fused:
         state.optimizer = make_optimizer(state.model, state.config.training, fused=False)
     if not rung.chunked:
         whole = _all_logits(state.model)
         mode = state.runtime.compile_mode
-        state.forward = torch.compile(whole, mode=mode) if mode else whole
+        state.forward = with_reserve(torch.compile(whole, mode=mode), whole, emit) if mode else whole
     return state
 
 
@@ -107,27 +126,32 @@ def rows(settings: Sequence[str], seconds: float, directory: Path) -> Iterator[s
     """The ladder, then the shapes with everything on."""
     rungs = ladder()
     for rung in rungs:
-        yield _row_of(rung, rung.name, settings, seconds, directory)
+        yield line_of(rung, rung.name, settings, seconds, directory)
     for name, shape in {"variable_heads": [UNEQUAL], "... head_dim 64": [UNEQUAL, "model.head_dim=64"]}.items():
-        yield _row_of(rungs[-1], name, [*settings, *shape], seconds, directory)
+        yield line_of(rungs[-1], name, [*settings, *shape], seconds, directory)
 
 
-def _row_of(rung: Rung, name: str, settings: Sequence[str], seconds: float, directory: Path) -> str:
+def line_of(rung: Rung, name: str, settings: Sequence[str], seconds: float, directory: Path) -> str:
+    """A line of the table: figures, or that memory ran out; and what the training warned of."""
     gc.collect()  # the rung before gives its memory back
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    warnings = Warnings()
     try:
-        return row(name, prepare(rung, settings, directory), seconds)
+        return row(name, prepare(rung, settings, directory, warnings), seconds) + warnings.told()
     except OutOfMemory as error:
-        return f"{name:<28}{'out of memory':>12}: {error}"
+        return f"{name:<28}{'out of memory':>12}: {error}{warnings.told()}"
 
 
 def kernels(settings: Sequence[str], directory: Path) -> Iterator[str]:
     """The most expensive kernels of a micro batch's steps, with their share of the time."""
     last = ladder()[-1]
     one = _one_micro_batch(state_of(settings, directory).config)
-    state = prepare(last, [*settings, one], directory)
+    warnings = Warnings()
+    state = prepare(last, [*settings, one], directory, warnings)
     take_step(state)
+    if warnings.told():
+        yield warnings.told().strip()
     on_gpu = state.runtime.device_type == "cuda"
     watched = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.profiler.profile(activities=watched) as profile:

@@ -10,21 +10,20 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
 
+from headcount.reply import Json, Refused, checked
+from headcount.sse import Message, messages
 from model_core.errors import ConfigFileNotFound, ModelCoreError
 from model_core.loading import override, read_tree
 from model_core.records.files import portable
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-
-Json = dict[str, Any]
 
 _RECONNECT_S, _GIVE_UP_S = 0.5, 120.0
 _SILENCE_S = 45.0  # the server pings every 15 s
@@ -37,60 +36,6 @@ class Unreachable(ModelCoreError):
     def __init__(self, url: str, reason: str) -> None:
         start = "start one with: headcount up" if url == DEFAULT_URL else "is HEADCOUNT_URL right?"
         super().__init__(f"no service at {url} ({reason}); {start}")
-
-
-class Refused(ModelCoreError):
-    """The service answered with a problem document.
-
-    Attributes:
-        status: HTTP status.
-        problem: The document.
-    """
-
-    def __init__(self, status: int, problem: Json) -> None:
-        super().__init__(_one_line(status, problem))
-        self.status, self.problem = status, problem
-        self.code = str(problem.get("code", "failed"))  # type: ignore[misc]  # known only now
-
-
-def _one_line(status: int, problem: Json) -> str:
-    entries = [_entry(entry) for entry in problem.get("errors") or ()]
-    said = problem.get("detail") or problem.get("title") or f"HTTP {status}"
-    return f"{problem.get('code', f'http_{status}')}: {'; '.join(entries) if entries else said}"
-
-
-def _entry(entry: Json) -> str:
-    nearest = [str(value) for value in entry.get("nearest") or ()]
-    told = entry.get("detail", "")
-    advice = f" (nearest: {', '.join(nearest)})" if nearest and not all(value in told for value in nearest) else ""
-    return f"{entry.get('pointer') or 'body'}: {told}{advice}"
-
-
-@dataclass(frozen=True)
-class Message:
-    """One server-sent event."""
-
-    event: str
-    id: str | None
-    data: str
-
-
-def messages(lines: Iterable[str]) -> Iterator[Message]:
-    """Read server-sent events from lines; comments and unknown fields are passed over."""
-    event, number, data = "message", None, list[str]()
-    for line in lines:
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if not line:
-            if data:
-                yield Message(event, number, "\n".join(data))
-            event, number, data = "message", None, []
-        elif field == "data":
-            data.append(value)
-        elif field == "event":
-            event = value
-        elif field == "id":
-            number = value
 
 
 class Client:
@@ -215,7 +160,7 @@ class Client:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last)}
         timeout = httpx.Timeout(10, read=_SILENCE_S)
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as reply:
-            _check(reply)
+            checked(reply)
             yield from messages(reply.iter_lines())
 
     # --- models ------------------------------------------------------------------------------------------------
@@ -230,7 +175,7 @@ class Client:
         ask = {**request, "stream": True}
         try:
             with self._http.stream("POST", "/generate", json=ask, headers=headers, timeout=600) as reply:
-                _check(reply)
+                checked(reply)
                 for message in messages(reply.iter_lines()):
                     body: Json = json.loads(message.data)
                     if message.event == "error":
@@ -258,7 +203,7 @@ class Client:
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            return _check(self._http.request(method, path, **options))
+            return checked(self._http.request(method, path, **options))
         except httpx.TransportError as error:
             raise Unreachable(self.url, type(error).__name__) from error
 
@@ -283,17 +228,6 @@ def body_of(file: str, settings: Sequence[str] = ()) -> tuple[bytes, str]:
 def is_over(event: Mapping[str, Any]) -> bool:
     """Whether a `status` event says that the job has come to its end, and not only that it once had."""
     return bool(event.get("terminal", event.get("status") in {"succeeded", "failed", "cancelled"}))
-
-
-def _check(reply: httpx.Response) -> httpx.Response:
-    if reply.is_success:
-        return reply
-    reply.read()
-    try:
-        problem = reply.json()
-    except ValueError:
-        problem = None
-    raise Refused(reply.status_code, problem if isinstance(problem, dict) else {"detail": reply.reason_phrase})
 
 
 def _given(**params: Any) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from headcount.client import DEFAULT_URL, Client, Json, Refused
+from headcount.client import DEFAULT_URL, Client
 from headcount.follow import View, follow, number
 from headcount.processes import Family, Program
+from headcount.reply import Json, Refused
 from headcount.waiting import follow_from_queue
 from model_core.errors import ModelCoreError
 from model_core.presets import preset_text

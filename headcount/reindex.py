@@ -15,7 +15,8 @@ from headcount import redis_server
 from headcount.data_root import InUse, held
 from headcount.exits import DONE, FAILED
 from headcount.processes import Family
-from model_core.errors import InvalidParameter, RunBusy
+from model_core.errors import InvalidParameter
+from model_core.records.errors import RunBusy
 from model_core.records.files import Layout
 from worker.jobs.connection import connect
 from worker.jobs.errors import JobNotFound, QueueUnavailable

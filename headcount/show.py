@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from headcount.client import Client, Json
+from headcount.client import Client
 from headcount.follow import duration, number
+from headcount.reply import Json
 from headcount.waiting import made_by
 
 _WIDTH = 150

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from headcount.client import Client, Json, Refused, Unreachable
+from headcount.client import Client, Unreachable
+from headcount.reply import Json, Refused
 
 _LOOK_S = 0.5
 

@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 from model_core.config import ExperimentConfig
 from model_core.data.preparation import ensure_dataset
 from model_core.data.sources.access import Token
-from model_core.errors import AttemptSuperseded, ModelCoreError, OutOfMemory, RunBusy, Stopped, is_out_of_memory
+from model_core.errors import ModelCoreError, OutOfMemory, Stopped, is_out_of_memory
 from model_core.loading import Advice
 from model_core.records.dataset import Dataset
+from model_core.records.errors import AttemptSuperseded, RunBusy
 from model_core.records.events import EventWriter, finite, last_event
 from model_core.records.files import Layout, now, write_json
 from model_core.stopping import StopRequest

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model_core.errors import AttentionTooLarge, DatasetNotReady, ExampleNotFound, InvalidParameter
+from model_core.errors import AttentionTooLarge, InvalidParameter
 from model_core.records.attention import (
     AttentionRecord,
     Manifest,
@@ -30,6 +30,7 @@ from model_core.records.attention import (
     kept_text,
     layer_name,
 )
+from model_core.records.errors import DatasetNotReady, ExampleNotFound
 from model_core.requests import AttentionRequest, text_id
 
 if TYPE_CHECKING:

@@ -76,8 +76,10 @@ def _sums(
         for_weight = torch.zeros_like(head, dtype=exact) if wanted[1] else None  # (V, C)
         for start in range(0, len(rows), CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
-            losses, errors = _chunk(rows[chunk], head, ids[chunk])  # (R,), (R, V)
+            losses, errors = _chunk(rows[chunk], head, ids[chunk], learns=any(wanted))  # (R,), (R, V)
             total = total + losses.where(counted[chunk], 0).sum()
+            if errors is None:
+                continue
             if for_hidden is not None:
                 for_hidden[chunk] = errors @ head  # (R, C)
             if for_weight is not None:
@@ -88,8 +90,11 @@ def _sums(
     return total, for_hidden, for_weight
 
 
-def _chunk(rows: Tensor, head: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of every row, (R,), and its gradient by the scores, (R, V): the probabilities, less 1 at the target."""
+def _chunk(rows: Tensor, head: Tensor, ids: Tensor, *, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """Loss of every row, (R,), and its gradient by the scores, (R, V): the probabilities, less 1 at the target.
+
+    The gradient is formed only where something learns from it.
+    """
     scores = rows @ head.T  # (R, V)
     exact = scores.to(torch.promote_types(scores.dtype, torch.float32))  # a softmax wants more than autocast's digits
     del scores
@@ -97,9 +102,11 @@ def _chunk(rows: Tensor, head: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     at_target = exact.gather(1, target)  # (R, 1)
     top = exact.amax(1, keepdim=True)  # (R, 1)
     probabilities = torch.softmax(exact, 1, out=exact)  # (R, V)
-    log_total = top - probabilities.amax(1, keepdim=True).log()  # (R, 1)
+    losses = (top - probabilities.amax(1, keepdim=True).log() - at_target).squeeze(1)  # (R,)
+    if not learns:
+        return losses, None
     probabilities.scatter_add_(1, target, torch.full_like(at_target, -1))
-    return (log_total - at_target).squeeze(1), probabilities.to(rows.dtype)  # (R,), (R, V)
+    return losses, probabilities.to(rows.dtype)  # (R,), (R, V)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -30,31 +30,29 @@ from model_core.attempt import (
     exit_code,
     log_to_stderr,
     make_attempt,
-    next_attempt,
     refuse,
 )
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
-from model_core.data.preparation import ensure_dataset
-from model_core.data.recipe import Recipe
 from model_core.data.sources.access import token_from
-from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError, RunBusy, RunExists
+from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError
 from model_core.loading import ParsedConfig, parse_config, read_config
 from model_core.place import Place, place_of
 from model_core.preflight import preflight
-from model_core.records.dataset import Dataset, dataset_of
-from model_core.records.files import Layout, next_free_name
+from model_core.records.dataset import Dataset
+from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.rules import whole_steps
 from model_core.schedule import effective_steps
 from model_core.stopping import StopRequest
 from model_core.training.environment import announce
+from model_core.training.opening import open_run, take_over
 from model_core.training.testing import draw, test
 
 if TYPE_CHECKING:
     from model_core.hardware.device import Runtime
     from model_core.training.meeting import Meeting
-    from model_core.training.trainer import TrainState
+    from model_core.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -161,9 +159,9 @@ def _train(
     stop: StopRequest,
     meeting: Meeting | None = None,
 ) -> int:
-    run = _open(arguments, parsed.config, layout, meeting.place if meeting else Place())
+    run = open_run(arguments, parsed.config, layout, meeting.place if meeting else Place())
     with run.lock(timeout_s=5 if arguments.attempt else 0):
-        number = _begin(arguments, run)
+        number = take_over(arguments, run)
         run.recover()
 
         def body(attempt: Attempt) -> int:
@@ -173,54 +171,6 @@ def _train(
         return make_attempt(
             run.path, number, body, log_to_file=parsed.config.logging.log_to_file, seq_after=arguments.seq_after
         )
-
-
-def _open(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: Place) -> Run:
-    """Create the run, or open the one to go on with."""
-    path = layout.run(config.experiment_name)
-    if arguments.resume:
-        if arguments.overrides:
-            raise InvalidParameter(
-                "--set does not go with --resume: a run's configuration is fixed; "
-                "to change it, start a new run with checkpoint.load_checkpoint"
-            )
-        return Run.open(path)
-    if arguments.job_id and (path / "attempt").exists() and Run(path).attempt()["job_id"] == arguments.job_id:
-        return Run.open(path)
-    if path.exists():
-        raise RunExists(path.name, next_free_name(path))
-    _check_that_it_can_begin(arguments, config, layout, place)
-    return Run.create(path, config, arguments.job_id)
-
-
-def _check_that_it_can_begin(
-    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: Place
-) -> None:
-    """Refuse what would fail at once: no run is created for it, and its name stays free."""
-    if dataset_of(config, layout).missing():
-        if config.data.source is None:
-            ensure_dataset(config, layout)  # raises, with the command that makes it
-        else:
-            Recipe.of(config.data).open(arguments.token)
-
-    from model_core.training.follower import runtime_of
-    from model_core.training.origin import find_origin
-    from model_core.training.tracking import require_trackers
-
-    runtime_of(config, place, arguments.gpu)
-    require_trackers(config)
-    if config.checkpoint.load_checkpoint:
-        find_origin(config, layout)
-
-
-def _begin(arguments: argparse.Namespace, run: Run) -> int:
-    """Make this attempt the run's owner; under the lock."""
-    owner: int = run.attempt()["attempt"]
-    number = arguments.attempt or max(next_attempt(run.events), owner + 1)
-    if owner > number:
-        raise RunBusy(run.name)
-    run.begin_attempt(number, arguments.job_id)
-    return number
 
 
 def _train_attempt(

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service import openapi, problem
+from service import access_log, openapi, problem
 from service.deps import Services
 from service.edge import Edge
 from service.routes import (
@@ -70,6 +70,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.services = services
     app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
+    access_log.hide_secrets()
     problem.install(app)
     openapi.install(app)
     about_runs = (runs, checkpoints, exports, generate, attention)

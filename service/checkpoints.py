@@ -11,8 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from model_core.errors import FieldProblem, NotAvailable
+from model_core.hf.contents import WEIGHTS, is_complete
 from model_core.records.checkpoint import CheckpointInfo
-from model_core.records.exports import TENSORS
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from service.deps import Services
@@ -129,11 +129,11 @@ def _found(layout: Layout, name: str, wanted: str) -> tuple[Run, CheckpointInfo]
 
 def _exported(layout: Layout, run: Run, info: CheckpointInfo) -> Path:
     folder = layout.export(run.name, info.file, info.sha256)
-    if folder is None or not (folder / TENSORS).is_file():
+    if folder is None or not is_complete(folder):
         how = f'POST /runs/{run.name}/exports with {{"checkpoint": "{info.file}"}} makes it'
-        detail = f"{info.file} has not been exported, and so there is no {TENSORS} of it; {how}"
+        detail = f"{info.file} has not been exported, and so there is no {WEIGHTS} of it; {how}"
         raise NotAvailable((FieldProblem("/format", detail, "safetensors", ("pt",), code="not_available"),))
-    return folder / TENSORS
+    return folder / WEIGHTS
 
 
 def _etag(state: os.stat_result) -> str:

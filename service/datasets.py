@@ -10,8 +10,8 @@ from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
-from model_core.errors import DatasetBusy, DatasetNotFound, DatasetNotReady
 from model_core.records.dataset import Dataset
+from model_core.records.errors import DatasetBusy, DatasetNotFound, DatasetNotReady
 from model_core.records.files import Layout
 from model_core.records.removal import hide_dataset, holding_dataset, remove_hidden
 from service.contents import example_of, examples_of, manifest_of, statistics_of, sums_of

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
-from model_core.errors import RunBusy
+from model_core.hf.contents import is_complete
 from model_core.records.dataset import Dataset
+from model_core.records.errors import RunBusy
 from model_core.records.exports import made_at
 from model_core.records.files import Layout, read_json
 from model_core.records.removal import hide, hide_dataset, hide_export, holding, holding_dataset, remove_hidden
@@ -92,6 +93,8 @@ def _export_made_by(layout: Layout, job: JobDetail) -> Path | None:
     folder = layout.export(job.run or "", told["checkpoint"], told["sha256"]) if "sha256" in told else None
     if folder is None or not folder.is_dir():
         return None
+    if not is_complete(folder):
+        return folder  # nobody else can use what is left of it
     return folder if (job.started_at or "~") <= made_at(folder) <= (job.finished_at or "") else None
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from model_core.budget import Budget, budget_of
 from model_core.config import NAME_PATTERN, ExperimentConfig
-from model_core.errors import CheckpointMismatch, FieldProblem, InvalidConfig, ModelCoreError
+from model_core.errors import FieldProblem, InvalidConfig, ModelCoreError
 from model_core.loading import Advice, Tree
 from model_core.preflight import disk_shortage
 from model_core.records.dataset import dataset_of
+from model_core.records.errors import CheckpointMismatch
 from model_core.records.exports import export_at
 from model_core.records.files import Layout
 from model_core.records.run import Run

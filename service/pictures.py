@@ -21,11 +21,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from model_core.config import Config
-from model_core.errors import CheckpointNotFound
 from model_core.pictures.heatmap import record_picture
 from model_core.pictures.page import PictureStyle
 from model_core.records.attention import AttentionRecord
 from model_core.records.dataset import dataset_of
+from model_core.records.errors import CheckpointNotFound
 from model_core.records.examples import EXAMPLES
 from model_core.records.files import Layout
 from model_core.records.run import Run

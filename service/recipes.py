@@ -11,8 +11,9 @@ from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import ExperimentConfig
 from model_core.data.recipe import Recipe, differences
 from model_core.data.sources.opening import revision_of, source_name
-from model_core.errors import DatasetNotReady, FieldProblem
+from model_core.errors import FieldProblem
 from model_core.records.dataset import Dataset
+from model_core.records.errors import DatasetNotReady
 from model_core.records.examples import EXAMPLES
 from model_core.records.files import portable
 from worker.jobs.preparation import RECIPE, Preparation

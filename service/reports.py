@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from model_core.budget import Budget
 from model_core.config import Config
-from model_core.errors import RunNotFound
 from model_core.loading import ParsedConfig, advice_of
 from model_core.records.dataset import dataset_of
+from model_core.records.errors import RunNotFound
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.report import report_of

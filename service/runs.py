@@ -9,8 +9,9 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from model_core.errors import ModelCoreError, RunNotFound
+from model_core.errors import ModelCoreError
 from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.errors import RunNotFound
 from model_core.records.run import Run, runs_in
 from service.deps import Services
 from service.views.base import Listed

@@ -7,8 +7,9 @@ from functools import partial
 from anyio import to_thread
 
 from model_core.budget import fitting_batch_size, share_of
-from model_core.errors import ModelCoreError, RunExists
+from model_core.errors import ModelCoreError
 from model_core.loading import Advice, Tree
+from model_core.records.errors import RunExists
 from model_core.records.files import next_free_name
 from service.body import holds_more_than
 from service.deps import Services

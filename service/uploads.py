@@ -22,7 +22,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from model_core.errors import DiskFull, FieldProblem
+from model_core.errors import FieldProblem
+from model_core.records.errors import DiskFull
 from model_core.records.files import HashingWriter, sync_directory
 from service.errors import BodyTooLarge, InvalidRequest, MalformedBody
 

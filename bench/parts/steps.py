@@ -17,18 +17,20 @@ from model_core.hardware.machine import describe_machine
 from model_core.loading import load_config
 from model_core.records.files import Layout
 from model_core.training.assemble import assemble
-from model_core.training.trainer import TrainState
+from model_core.training.state import TrainState
 
 BASELINE = Path(__file__).parents[2] / "configs" / "baseline.yaml"
+Emit = Callable[..., object]
 _TOKENS, _GPT2_IDS = 2_000_000, 50257
 
 
-def state_of(settings: Sequence[str], directory: Path) -> TrainState:
+def state_of(settings: Sequence[str], directory: Path, emit: Emit = lambda *_, **__: None) -> TrainState:
     """A training of the baseline about to begin, on random tokens.
 
     Args:
         settings: Keys that differ, for example ``model.n_layer=6``.
         directory: Where the tokens are written.
+        emit: Told what the run's events would tell, such as a compiler that failed.
     """
     ids = np.random.default_rng(0).integers(0, _GPT2_IDS, _TOKENS).astype(np.uint16)
     for split, count in {"train": _TOKENS, "val": 2000, "test": 2000}.items():
@@ -37,7 +39,7 @@ def state_of(settings: Sequence[str], directory: Path) -> TrainState:
     config = load_config(BASELINE, [f"data.data_dir={directory}", *files, "training.warmup_steps=0", *settings])
     runtime = decide(config, describe_machine())
     apply(runtime)
-    return assemble(config, runtime, ensure_dataset(config, Layout.of(config)), lambda *_, **__: None)
+    return assemble(config, runtime, ensure_dataset(config, Layout.of(config)), emit)
 
 
 def median_seconds(step: Callable[[], object], seconds: float, least: int = 3) -> float:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from headcount import exits
 
 if TYPE_CHECKING:
-    from headcount.client import Client, Json
+    from headcount.client import Client
     from headcount.follow import View
+    from headcount.reply import Json
 
 
 def print_state(job: Json) -> None:

@@ -29,8 +29,9 @@ from model_core.data.recipe import (
 )
 from model_core.data.sources.access import Token
 from model_core.data.sources.opening import revision_of, source_name
-from model_core.errors import DatasetNotReady, InvalidData
+from model_core.errors import InvalidData
 from model_core.records.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
+from model_core.records.errors import DatasetNotReady
 from model_core.records.files import Layout, checked_name
 from model_core.stopping import StopRequest
 

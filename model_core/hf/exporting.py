@@ -21,14 +21,15 @@ from torch import Tensor
 
 from model_core.checkpoint import State, check_weights, clean, read_state, skeleton
 from model_core.config import ExperimentConfig, ModelConfig
-from model_core.errors import DiskFull, InvalidParameter
+from model_core.errors import InvalidParameter
 from model_core.hf.card import card
 from model_core.hf.config_file import CONFIG, MODELING, config_of, is_plain
+from model_core.hf.contents import CARD, GENERATION, WEIGHTS, is_complete
 from model_core.hf.layout import HEAD, turned
-from model_core.hf.tensor_files import WEIGHTS
 from model_core.hf.tokenizer_files import write_tokenizer
 from model_core.loading import parse_config
 from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.errors import DiskFull
 from model_core.records.events import read_events
 from model_core.records.exports import holding_exports
 from model_core.records.files import Layout, sync_directory, write_json, write_text
@@ -38,7 +39,6 @@ from model_core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-GENERATION, CARD = "generation_config.json", "README.md"
 _CUSTOM_CODE = Path(__file__).parent / "custom" / MODELING
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _MOST_SUPPRESSED = 4096
@@ -84,6 +84,8 @@ def export_run(run: Run, folder: Path, *, checkpoint: str = "best", licence: str
 def ensure_export(run: Run, layout: Layout, *, checkpoint: str = "best", licence: str | None = None) -> Export:
     """Export to the place that a data root has for it, unless the same checkpoint has been exported there.
 
+    What is left of an export that somebody cut off is made anew.
+
     Args:
         run: The run.
         layout: Of a data root.
@@ -95,11 +97,21 @@ def ensure_export(run: Run, layout: Layout, *, checkpoint: str = "best", licence
     folder = layout.export(run.name, info.file, info.sha256)
     assert folder is not None, "only a data root has a place for exports"
     with holding_exports(layout, run.name):
-        if folder.is_dir():
+        if is_complete(folder):
             return _told(folder, info)
-        for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed
+        _set_aside(folder)
+        for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed, or of a copy
             shutil.rmtree(leftover)
         return _export(run, info, state, folder, licence)
+
+
+def _set_aside(folder: Path) -> None:
+    """Take what is left of an export out of sight."""
+    if folder.is_dir() and not folder.is_symlink():
+        log.warning("incomplete export set aside folder=%s", folder.name)
+        aside = folder.with_name(f".{folder.name}.incomplete.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
 
 
 def _export(run: Run, info: CheckpointInfo, state: State, folder: Path, licence: str | None) -> Export:

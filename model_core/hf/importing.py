@@ -16,13 +16,14 @@ from torch import Tensor
 from model_core.attempt import Attempt
 from model_core.checkpoint import SCHEMA_VERSION, State, skeleton, writer
 from model_core.config import ExperimentConfig, ModelConfig
-from model_core.errors import InvalidData, RunExists
+from model_core.errors import InvalidData
 from model_core.hf.config_file import CONFIG, Stored, model_of, read_config_file
 from model_core.hf.layout import EMBEDDING, HEAD, our_name, stored_shapes, turned
 from model_core.hf.tensor_files import StoredTensor, stored_tensors, weight_files
 from model_core.hf.tokenizer_reading import Found, read_tokenizer
 from model_core.loading import parse_config
 from model_core.records.checkpoint import BEST, FINAL
+from model_core.records.errors import RunExists
 from model_core.records.files import Layout, next_free_name, sha256_of
 from model_core.records.run import Run
 from model_core.records.space import require_space

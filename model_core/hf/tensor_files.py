@@ -16,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model_core.checkpoint import load_file
-from model_core.errors import CheckpointDamaged, CheckpointRefused, InvalidData
+from model_core.errors import InvalidData
 from model_core.hf.config_file import read_object
+from model_core.hf.contents import WEIGHTS
+from model_core.records.errors import CheckpointDamaged, CheckpointRefused
 
-WEIGHTS, PICKLE, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
+PICKLE, INDEX = "pytorch_model.bin", ".index.json"
 _SUFFIX = ".safetensors"
 
 

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model_core.errors import (
+from model_core.records.checkpoint import PERIODIC, CheckpointInfo, file_of
+from model_core.records.errors import (
     AttemptSuperseded,
     CheckpointDamaged,
     CheckpointKept,
     CheckpointNotFound,
     CheckpointNotReady,
 )
-from model_core.records.checkpoint import PERIODIC, CheckpointInfo, file_of
 from model_core.records.files import HashingWriter, now, read_json, replacing, sha256_of, write_json
 
 

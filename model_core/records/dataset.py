@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from model_core.config import ExperimentConfig
-from model_core.errors import DatasetNotReady, ExampleNotFound, InvalidData
+from model_core.errors import InvalidData
+from model_core.records.errors import DatasetNotReady, ExampleNotFound
 from model_core.records.examples import EXAMPLES, Example, ExampleFile
 from model_core.records.files import Layout, portable, read_json, sha256_of
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer

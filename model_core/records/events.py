@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model_core.errors import DiskFull
+from model_core.records.errors import DiskFull
 from model_core.records.files import now
 
 log = logging.getLogger(__name__)

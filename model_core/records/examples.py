@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_core.errors import DiskFull, InvalidData
+from model_core.errors import InvalidData
+from model_core.records.errors import DiskFull
 from model_core.records.files import replacing
 
 EXAMPLES, EXAMPLE_INDEX = "test_examples.json", "test_examples_index.npy"

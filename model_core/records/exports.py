@@ -1,7 +1,7 @@
 """Exports of a run's checkpoints: which there are, and who may take one away.
 
 A folder is named by its checkpoint and the first letters of that one's hash, so that another checkpoint under the same
-name has another export.
+name has another export. One that is not complete is none.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from model_core.hf.config_file import CONFIG
+from model_core.hf.contents import is_complete
 from model_core.records.checkpoint import CheckpointInfo
 from model_core.records.files import Layout
 from model_core.records.run import Run
 
-TENSORS = "model.safetensors"
-_CONFIG = "config.json"  # written once, so its time is the folder's
 _LOCK = ".lock"
 _NAME = re.compile(r"(model_.+)-([0-9a-f]{8})")
 
@@ -59,8 +59,9 @@ def export_at(layout: Layout, run: Run, checkpoint: CheckpointInfo) -> ExportInf
 
 
 def made_at(folder: Path) -> str:
-    """When an export was made: RFC 3339 UTC with milliseconds."""
-    moment = datetime.fromtimestamp((folder / _CONFIG).stat().st_mtime, UTC)
+    """When a complete export was made: RFC 3339 UTC with milliseconds."""
+    # its configuration is written once
+    moment = datetime.fromtimestamp((folder / CONFIG).stat().st_mtime, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -79,9 +80,9 @@ def _home(layout: Layout, run: str) -> Path:
 
 
 def _told(folder: Path, present: dict[str, str]) -> ExportInfo | None:
-    """What lies in a folder; None of one that is no export, or is gone by now."""
+    """What lies in a folder; None of one that is no complete export, or is gone by now."""
     name = _NAME.fullmatch(folder.name)
-    if name is None:
+    if name is None or not is_complete(folder):
         return None
     stem, digest = name.groups()
     sha256 = present.get(stem, "")

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from model_core.config import NAME_PATTERN, ExperimentConfig
-from model_core.errors import DiskFull, InvalidParameter
+from model_core.errors import InvalidParameter
+from model_core.records.errors import DiskFull
 from model_core.records.space import is_no_space
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from model_core.errors import DatasetBusy, RunBusy
 from model_core.records.dataset import LOCK, Dataset
+from model_core.records.errors import DatasetBusy, RunBusy
 from model_core.records.exports import holding_exports
 from model_core.records.files import Layout, sync_directory
 from model_core.records.run import Run

@@ -16,9 +16,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from model_core.config import ExperimentConfig
-from model_core.errors import RunBusy, RunExists, RunNotFound
 from model_core.loading import parse_config, parse_yaml, to_yaml
 from model_core.records.checkpoint_directory import CheckpointDirectory
+from model_core.records.errors import RunBusy, RunExists, RunNotFound
 from model_core.records.files import Layout, next_free_name, read_json, sync_directory, write_text
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from model_core.errors import DiskFull
+from model_core.records.errors import DiskFull
 
 
 def require_space(path: Path, needed_bytes: int) -> None:

@@ -11,18 +11,19 @@ import torch
 from model_core.checkpoint import newest_full_state
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, TokenLoader, load_tokens
-from model_core.errors import CheckpointMismatch, InvalidConfig
+from model_core.errors import InvalidConfig
 from model_core.gpt import GPT
 from model_core.hardware.compiled import compiled
 from model_core.hardware.device import Runtime
 from model_core.loading import parse_config
 from model_core.optim import make_optimizer
 from model_core.records.dataset import Dataset
+from model_core.records.errors import CheckpointMismatch
 from model_core.records.run import Run
 from model_core.rules import whole_steps
 from model_core.training.origin import check_tokenizer
 from model_core.training.ranks import Ranks
-from model_core.training.trainer import TrainState
+from model_core.training.state import TrainState
 
 log = logging.getLogger(__name__)
 

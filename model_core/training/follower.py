@@ -24,7 +24,8 @@ from model_core.training.assemble import assemble, resume
 from model_core.training.meeting import Meeting, RankFailed
 from model_core.training.origin import find_origin, start_from
 from model_core.training.ranks import Ranks
-from model_core.training.trainer import TrainState, train
+from model_core.training.state import TrainState
+from model_core.training.trainer import train
 
 log = logging.getLogger(__name__)
 

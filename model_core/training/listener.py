@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from model_core.training.trainer import StepResult, TrainState
+from model_core.training.state import TrainState
+from model_core.training.trainer import StepResult
 
 
 class Listener:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from model_core.checkpoint import clean
 from model_core.config import ModelConfig
-from model_core.errors import CheckpointMismatch, CheckpointRefused
 from model_core.gpt import GPT
+from model_core.records.errors import CheckpointMismatch, CheckpointRefused
 
 _MASK = re.compile(r"\.attn\.(masked_)?bias$")
 _HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"

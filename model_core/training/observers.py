@@ -28,8 +28,9 @@ from model_core.records.run import Run
 from model_core.records.space import require_space
 from model_core.training.evaluate import Emit, bits_per_byte, mean_loss
 from model_core.training.listener import Listener
+from model_core.training.state import TrainState
 from model_core.training.tracking import trackers
-from model_core.training.trainer import Observer, StepResult, TrainState
+from model_core.training.trainer import Observer, StepResult
 
 log = logging.getLogger(__name__)
 

@@ -14,18 +14,13 @@ from typing import Any
 
 from model_core.checkpoint import State, clean, load_file, load_weights, read_state
 from model_core.config import ExperimentConfig, ModelConfig
-from model_core.errors import (
-    CheckpointFileNotFound,
-    CheckpointMismatch,
-    CheckpointRefused,
-    FieldProblem,
-    InvalidConfig,
-)
+from model_core.errors import FieldProblem, InvalidConfig
 from model_core.loading import parse_config
+from model_core.records.errors import CheckpointFileNotFound, CheckpointMismatch, CheckpointRefused
 from model_core.records.files import Layout, portable
 from model_core.records.run import Run
 from model_core.training.nanogpt import is_nanogpt, model_of, weights_of
-from model_core.training.trainer import TrainState
+from model_core.training.state import TrainState
 
 Emit = Callable[..., Any]
 

@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
-from model_core.errors import CheckpointMismatch, is_out_of_memory
+from model_core.errors import is_out_of_memory
 from model_core.gpt import GPT
 from model_core.place import Place
+from model_core.records.errors import CheckpointMismatch
 from model_core.training.meeting import Meeting, RankFailed, RankLost
 
 _WAIT = timedelta(minutes=30)  # rank 0 validates, samples and saves while the others wait for it

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from model_core.attempt import DONE, Attempt, make_attempt, next_attempt
 from model_core.config import ExperimentConfig
-from model_core.errors import CheckpointMismatch
 from model_core.loading import ParsedConfig
 from model_core.records.dataset import Dataset
+from model_core.records.errors import CheckpointMismatch
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.stopping import StopRequest

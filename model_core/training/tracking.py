@@ -19,7 +19,8 @@ from model_core.records.files import write_text
 from model_core.records.run import Run
 from model_core.training.evaluate import Emit, bits_per_byte
 from model_core.training.listener import Listener
-from model_core.training.trainer import StepResult, TrainState
+from model_core.training.state import TrainState
+from model_core.training.trainer import StepResult
 
 Mode = Literal["offline", "online"]
 

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from headcount import client as client_module
-from headcount.client import Client, Refused, Unreachable, body_of, messages
+from headcount.client import Client, Unreachable, body_of
 from headcount.exits import exit_code
+from headcount.reply import Refused
 from model_core.errors import ConfigFileNotFound
 
 JOB = "job_" + "0" * 32
@@ -23,13 +24,6 @@ def sse(*events: tuple[str, int | None, dict[str, object]]) -> bytes:
     ids = [f"id: {number}\n" if number else "" for _, number, _ in events]
     frames = [f"{id_}event: {e[0]}\ndata: {json.dumps(e[2])}\n\n" for id_, e in zip(ids, events, strict=True)]
     return "".join(frames).encode()
-
-
-def test_messages_are_read_with_comments_and_many_data_lines() -> None:
-    lines = [": ping", "", "id: 3", "event: step", "data: {", "data: }", "", "retry: 1000", "", "data: x", ""]
-    first, second = messages(lines)
-    assert (first.event, first.id, first.data) == ("step", "3", "{\n}")
-    assert (second.event, second.id, second.data) == ("message", None, "x")
 
 
 def test_a_broken_stream_goes_on_after_the_last_event(monkeypatch: pytest.MonkeyPatch) -> None:

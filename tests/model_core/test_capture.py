@@ -18,9 +18,10 @@ from model_core.capture import (
 from model_core.checkpoint import load_model, weights_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.preparation import prepare
-from model_core.errors import AttentionTooLarge, DatasetNotReady, ExampleNotFound, InvalidParameter
+from model_core.errors import AttentionTooLarge, InvalidParameter
 from model_core.gpt import GPT
 from model_core.records.attention import AttentionRecord
+from model_core.records.errors import DatasetNotReady, ExampleNotFound
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.requests import AttentionRequest, text_id

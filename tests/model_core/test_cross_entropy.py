@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_core.budget import CHUNK_ROWS
 from model_core.config import ModelConfig
@@ -131,6 +133,30 @@ def test_without_gradients_the_loss_has_the_same_bits() -> None:
         loss = linear_cross_entropy(hidden, weight, targets)
     assert not loss.requires_grad
     assert torch.equal(loss, linear_cross_entropy(hidden, weight, targets).detach())
+
+
+class Scores(TorchDispatchMode):
+    """Watches tensors with a score for each row of a chunk: how many were made, and how many stood there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made, self.most, self._there = 0, 0, WeakValueDictionary[int, Tensor]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.shape == (CHUNK_ROWS, V):
+            self.made += result.data_ptr() not in self._there
+            self._there[result.data_ptr()] = result
+            self.most = max(self.most, len(self._there))
+        return result
+
+
+@pytest.mark.parametrize(("learns", "made"), [(False, 2), (True, 3)])
+def test_only_who_learns_makes_more_of_a_chunk_than_its_scores(learns: bool, made: int) -> None:
+    hidden, weight, targets = inputs(rows=2 * CHUNK_ROWS)
+    with torch.set_grad_enabled(learns), Scores() as scores, torch.autocast("cpu", dtype=torch.bfloat16):
+        linear_cross_entropy(hidden, weight, targets)
+    assert (scores.made, scores.most) == (2 * made, 2)
 
 
 def test_only_the_gradients_that_are_wanted_are_formed() -> None:

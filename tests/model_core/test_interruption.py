@@ -1,5 +1,6 @@
-"""By hand, with nothing around it: a run that is killed while it writes goes on, and so does one that is compiled."""
+"""A run that is stopped, killed, or killed while it writes goes on, and so does one that is compiled."""
 
+import json
 import os
 import signal
 import subprocess
@@ -51,6 +52,48 @@ def frozen_in_a_write(process: subprocess.Popen[bytes], run: Run) -> bool:
         return True
     os.kill(process.pid, signal.SIGCONT)
     return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_killed_run_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, dtype: str) -> None:
+    changes = {"model": {"dropout": 0.1}, "device": {"dtype": dtype}, "training": {"max_steps": 200}}
+    main(["--config", str(tiny("straight", **changes))])
+    file, run = tiny("cut", **changes), Run(tmp_path / "exp" / "cut")
+    process = start(file)
+    until(lambda: len(of_type(run, "checkpoint")) >= 2)
+    process.kill()
+    process.wait()
+    assert main(["--config", str(file), "--resume"]) == 0
+    resumed = of_type(run, "resumed")[0]
+    assert resumed["step"] > 0
+    second = [event["step"] for event in of_type(run, "step") if event["attempt"] == 2]
+    assert min(second) == resumed["step"] + 1
+    assert losses(run) == losses(Run(tmp_path / "exp" / "straight"))
+
+
+def test_a_stop_saves_and_says_75(tiny: Tiny, tmp_path: Path) -> None:
+    file, run = tiny(training={"max_steps": 100_000}), Run(tmp_path / "exp" / "tiny")
+    process = start(file)
+    until(lambda: len(of_type(run, "step")) >= 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+    last = of_type(run, "step")[-1]["step"]
+    assert run.resolve("latest").step == last
+    assert json.loads((run.path / "outcome.json").read_text())["outcome"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_supervised_run_saves_when_its_supervisor_is_gone(tiny: Tiny, tmp_path: Path) -> None:
+    file, run = tiny(training={"max_steps": 100_000}), Run(tmp_path / "exp" / "tiny")
+    arguments = [sys.executable, "-m", "model_core.train", "--config", str(file), "--attempt", "3", "--job-id", "job_a"]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    until(lambda: len(of_type(run, "step")) >= 3)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(timeout=30) == 75
+    outcome = json.loads((run.path / "outcome.json").read_text())
+    assert (outcome["outcome"], outcome["attempt"], outcome["reason"]) == ("stopped", 3, "supervisor gone")
 
 
 @pytest.mark.slow

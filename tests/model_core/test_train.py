@@ -2,10 +2,6 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,22 +30,6 @@ def of_type(run: Path, kind: str) -> list[dict]:
 
 def warnings(run: Path, code: str) -> list[dict]:
     return [event for event in of_type(run, "warning") if event["code"] == code]
-
-
-def start(file: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "model_core.train", "--config", str(file), *more],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.02)
 
 
 def test_a_run_leaves_what_the_document_promises(tiny: Tiny, tmp_path: Path) -> None:
@@ -97,48 +77,6 @@ def test_what_listens_does_not_change_the_losses(tiny: Tiny, tmp_path: Path) -> 
     assert not (tmp_path / "exp" / "quiet" / "logs").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_killed_run_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, dtype: str) -> None:
-    changes = {"model": {"dropout": 0.1}, "device": {"dtype": dtype}, "training": {"max_steps": 200}}
-    main(["--config", str(tiny("straight", **changes))])
-    file, run = tiny("cut", **changes), tmp_path / "exp" / "cut"
-    process = start(file)
-    wait_for(lambda: len(of_type(run, "checkpoint")) >= 2)
-    process.kill()
-    process.wait()
-    assert main(["--config", str(file), "--resume"]) == 0
-    resumed = of_type(run, "resumed")[0]
-    assert resumed["step"] > 0
-    second = [event["step"] for event in of_type(run, "step") if event["attempt"] == 2]
-    assert min(second) == resumed["step"] + 1
-    assert losses(run) == losses(tmp_path / "exp" / "straight")
-
-
-def test_a_stop_saves_and_says_75(tiny: Tiny, tmp_path: Path) -> None:
-    file, run = tiny(training={"max_steps": 100_000}), tmp_path / "exp" / "tiny"
-    process = start(file)
-    wait_for(lambda: len(of_type(run, "step")) >= 3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 75
-    last = of_type(run, "step")[-1]["step"]
-    assert Run(run).resolve("latest").step == last
-    assert json.loads((run / "outcome.json").read_text())["outcome"] == "stopped"
-
-
-@pytest.mark.slow
-def test_a_supervised_run_saves_when_its_supervisor_is_gone(tiny: Tiny, tmp_path: Path) -> None:
-    file, run = tiny(training={"max_steps": 100_000}), tmp_path / "exp" / "tiny"
-    arguments = [sys.executable, "-m", "model_core.train", "--config", str(file), "--attempt", "3", "--job-id", "job_a"]
-    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    wait_for(lambda: len(of_type(run, "step")) >= 3)
-    assert process.stdin is not None
-    process.stdin.close()
-    assert process.wait(timeout=30) == 75
-    outcome = json.loads((run / "outcome.json").read_text())
-    assert (outcome["outcome"], outcome["attempt"], outcome["reason"]) == ("stopped", 3, "supervisor gone")
-
-
 def test_a_new_run_can_begin_where_another_stands(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny("straight"))])
     main(["--config", str(tiny("first", training={"max_steps": 20}))])
@@ -171,14 +109,6 @@ def test_a_configuration_changed_behind_the_checkpoints_back_is_refused(
     assert "training.max_lr is 0.01 there and 0.02 here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "setting", ["data.source=file:gone.txt", "checkpoint.load_checkpoint=gone", "training.max_tokens=64"]
-)
-def test_what_cannot_begin_takes_no_name(tiny: Tiny, tmp_path: Path, setting: str) -> None:
-    assert main(["--config", str(tiny()), "--set", setting]) == 2
-    assert not (tmp_path / "exp" / "tiny").exists()
-
-
 def test_a_test_takes_its_model_from_the_checkpoint(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     main(["--config", str(tiny())])
     test = tmp_path / "test.yaml"
@@ -192,27 +122,6 @@ def test_a_test_takes_its_model_from_the_checkpoint(tiny: Tiny, tmp_path: Path, 
     capsys.readouterr()
     assert main(["--config", str(test), "--set", "model.block_size=64"]) == 2
     assert "model.block_size is 64 in the file and 32 in model_best.pt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        ([], "run 'tiny' exists; the next free name is 'tiny-2'"),
-        (["--run", "../x"], "'../x'"),
-        (["--run", "gone", "--resume"], "no run 'gone'"),
-        (["--run", "new", "--set", "data.source=null", "--set", "data.train_file=gone_train.npy"], "gone_train.npy"),
-        (["--run", "new", "--gpu", "99"], "no GPU 99; visible GPUs are"),
-    ],
-)
-def test_bad_input_is_one_line_and_code_2(
-    tiny: Tiny, more: list[str], says: str, capsys: pytest.CaptureFixture
-) -> None:
-    file = str(tiny(training={"max_steps": 3}))
-    main(["--config", file])
-    capsys.readouterr()
-    assert main(["--config", file, *more]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert says in line
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(tiny: Tiny, tmp_path: Path) -> None:
@@ -229,13 +138,6 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tiny: Tiny, tmp_path: Path) ->
     kept = newest_full_state(run, pytest.fail)
     assert kept is not None
     assert kept[1]["step"] == last
-
-
-def test_a_held_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
-    file = tiny()
-    main(["--config", str(file)])
-    with Run(tmp_path / "exp" / "tiny").lock():
-        assert main(["--config", str(file), "--resume"]) == 76
 
 
 def test_the_start_event_says_what_was_asked_and_used(tiny: Tiny, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from model_core.attempt import DONE, STOPPED, Attempt, exit_code, make_attempt
 from model_core.config import ExperimentConfig
-from model_core.errors import InvalidData, RunBusy
+from model_core.errors import InvalidData
 from model_core.loading import load_config
 from model_core.place import place_of
+from model_core.records.errors import RunBusy
 from model_core.records.files import Layout, read_json, replacing
 from model_core.records.run import Run
 from model_core.stopping import StopRequest

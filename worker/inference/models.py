@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from model_core.budget import budget_of
 from model_core.checkpoint import LoadedModel, load_model
 from model_core.config import ExperimentConfig
-from model_core.errors import CheckpointDamaged
 from model_core.generation.cache import cache_bytes
 from model_core.generation.engine import Engine
 from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.errors import CheckpointDamaged
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from worker.inference.errors import ModelDoesNotFit, ModelsBusy

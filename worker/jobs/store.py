@@ -13,7 +13,8 @@ from typing import Literal
 
 import redis
 
-from model_core.errors import DatasetBusy, DatasetExists, InvalidParameter, RunBusy, RunExists
+from model_core.errors import InvalidParameter
+from model_core.records.errors import DatasetBusy, DatasetExists, RunBusy, RunExists
 from model_core.records.events import last_event
 from model_core.records.files import further_names
 from model_core.records.run import Run

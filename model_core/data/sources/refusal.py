@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_core.catalogue import HubDataset
-from model_core.errors import DiskFull, InvalidData, ModelCoreError
+from model_core.errors import InvalidData, ModelCoreError
+from model_core.records.errors import DiskFull
 
 if TYPE_CHECKING:
     from model_core.data.sources.access import Token

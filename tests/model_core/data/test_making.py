@@ -22,8 +22,9 @@ from model_core.data.preparation import prepare
 from model_core.data.recipe import Recipe
 from model_core.data.sources.source import Document, Source
 from model_core.data.splitting import assigned
-from model_core.errors import DiskFull, InvalidData, Stopped
+from model_core.errors import InvalidData, Stopped
 from model_core.records.dataset import Dataset
+from model_core.records.errors import DiskFull
 from model_core.records.files import read_json, sha256_of
 from model_core.stopping import StopRequest
 from model_core.tokenizer import gpt2_tokenizer

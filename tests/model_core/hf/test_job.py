@@ -38,6 +38,17 @@ def test_a_job_tells_where_its_folder_is_and_does_the_work_once(arguments: list[
     assert told == [(number, kind) for number in (1, 2) for kind in ("start", "progress", "end")]
 
 
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
+def test_what_is_left_of_a_folder_is_made_anew(arguments: list[str], tmp_path: Path, lost: str) -> None:
+    assert main(arguments) == 0
+    folder = tmp_path / read_json(tmp_path / "jobs" / "job_1" / "outcome.json")["folder"]
+    complete = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / lost).unlink()
+    assert main(arguments) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == complete
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, ".lock"}
+
+
 def test_a_job_that_cannot_begin_or_end_says_why(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "exp" / "mine" / "model_best.pt").unlink()
     assert main(arguments) == 2

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from model_core.data.preparation import prepare
-from model_core.errors import DatasetNotReady, ExampleNotFound, InvalidData
+from model_core.errors import InvalidData
 from model_core.loading import parse_config
 from model_core.records.dataset import Dataset, dataset_of
+from model_core.records.errors import DatasetNotReady, ExampleNotFound
 from model_core.records.files import Layout
 from model_core.report import train_tokens_of
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from model_core.config import ExperimentConfig
-from model_core.errors import RunBusy
+from model_core.records.errors import RunBusy
 from model_core.records.files import Layout
 from model_core.records.removal import hide, holding, remove_hidden
 from model_core.records.run import Run, runs_in

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from model_core.config import ExperimentConfig
-from model_core.errors import (
+from model_core.errors import InvalidParameter
+from model_core.records.checkpoint import BEST, LATEST, PREVIOUS, periodic_name
+from model_core.records.errors import (
     AttemptSuperseded,
     CheckpointDamaged,
     CheckpointKept,
     CheckpointNotFound,
     CheckpointNotReady,
-    InvalidParameter,
     RunBusy,
     RunExists,
     RunNotFound,
 )
-from model_core.records.checkpoint import BEST, LATEST, PREVIOUS, periodic_name
 from model_core.records.files import Layout, replacing
 from model_core.records.run import Run
 

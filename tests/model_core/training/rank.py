@@ -22,7 +22,8 @@ from model_core.place import place_of
 from model_core.tokenizer import train_bpe
 from model_core.training.meeting import Meeting
 from model_core.training.ranks import Ranks
-from model_core.training.trainer import TrainState, take_step, train
+from model_core.training.state import TrainState
+from model_core.training.trainer import take_step, train
 
 
 def state_of(ranks, *, rows=4, forward=None, on_oom="fail"):

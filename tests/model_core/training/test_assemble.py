@@ -12,17 +12,18 @@ import torch
 from model_core.checkpoint import State, writer
 from model_core.config import ExperimentConfig
 from model_core.data.preparation import prepare
-from model_core.errors import CheckpointMismatch
 from model_core.hardware.device import Runtime, decide
 from model_core.hardware.machine import Machine
 from model_core.loading import parse_config
 from model_core.records.checkpoint import LATEST, PREVIOUS, CheckpointInfo, periodic_name
 from model_core.records.dataset import Dataset
+from model_core.records.errors import CheckpointMismatch
 from model_core.records.run import Run
 from model_core.tokenizer import train_bpe
 from model_core.training.assemble import assemble, resume
 from model_core.training.observers import observers
-from model_core.training.trainer import TrainState, take_step, train
+from model_core.training.state import TrainState
+from model_core.training.trainer import take_step, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 10

@@ -14,16 +14,18 @@ from torch import Tensor
 
 from model_core.checkpoint import newest_full_state, weights_state
 from model_core.data.preparation import ensure_dataset
-from model_core.errors import DiskFull, OutOfMemory
+from model_core.errors import OutOfMemory
 from model_core.hardware.device import apply, decide
 from model_core.hardware.machine import Machine
 from model_core.loading import load_config
 from model_core.records.dataset import Dataset
+from model_core.records.errors import DiskFull
 from model_core.records.files import Layout
 from model_core.records.run import Run, setup_experiment_dirs
 from model_core.training.assemble import assemble
 from model_core.training.observers import Listener, ProgressBar, Validation, observers, size_bytes
-from model_core.training.trainer import Observer, StepResult, TrainState, train
+from model_core.training.state import TrainState
+from model_core.training.trainer import Observer, StepResult, train
 
 Tiny = Callable[..., Path]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from model_core.checkpoint import State, weights_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, load_tokens
-from model_core.errors import CheckpointFileNotFound, CheckpointMismatch, CheckpointRefused
 from model_core.gpt import GPT
 from model_core.hardware.device import decide
 from model_core.hardware.machine import Machine
 from model_core.loading import parse_config
+from model_core.records.errors import CheckpointFileNotFound, CheckpointMismatch, CheckpointRefused
 from model_core.records.events import read_events, series
 from model_core.records.files import Layout
 from model_core.records.run import Run

@@ -65,11 +65,9 @@ def test_safetensors_are_those_of_the_export(site: Any, run: Run) -> None:
     refused = site.http.get(f"{PLACE}/best/content", params={"format": "safetensors"})
     assert code_of(refused) == (422, "not_available")
     assert 'POST /runs/tiny/exports with {"checkpoint": "model_best.pt"}' in refused.json()["detail"]
-    folder = site.layout.export("tiny", "model_best.pt", run.resolve("best").sha256)
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"tensors")
+    tensors = site.add_export(run) / "model.safetensors"
     served = site.http.get(f"{PLACE}/best/content", params={"format": "safetensors"})
-    assert (served.status_code, served.content) == (200, b"tensors")
+    assert (served.status_code, served.content) == (200, tensors.read_bytes())
     assert "tiny-model_best.safetensors" in served.headers["content-disposition"]
     site.publish(run, b"other weights")
     stale = site.http.get(f"{PLACE}/best/content", params={"format": "safetensors"})

@@ -1,6 +1,5 @@
 """Exports over HTTP: one job for all who ask, what is there, and what goes with the job that made it."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,15 +17,6 @@ def run(site: Any) -> Run:
     """A run with a best checkpoint."""
     made: Run = site.make_run("tiny")
     return made
-
-
-def write_export(site: Any, run: Run) -> Path:
-    """The folder of the best checkpoint as the job leaves it, but for what is in it."""
-    folder: Path = site.layout.export(run.name, "model_best.pt", run.resolve("best").sha256)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_bytes(b"{}")
-    (folder / "model.safetensors").write_bytes(b"tensors")
-    return folder
 
 
 def end(site: Any, run: Run) -> None:
@@ -54,25 +44,25 @@ def test_whoever_asks_gets_the_one_job_and_then_the_export(site: Any, run: Run) 
     assert [(reply.status_code, reply.json()["id"]) for reply in again] == [(200, job["id"])] * 3
     assert site.http.get(PLACE).json()["data"] == []
 
-    folder = write_export(site, run)
+    folder = site.add_export(run)
     end(site, run)
     there = site.http.post(PLACE, json={"checkpoint": "best"})
     assert (there.status_code, there.headers["location"]) == (200, PLACE)
     sha256 = run.resolve("best").sha256
     assert there.json() == {
         "object": "export", "name": folder.name, "run": "tiny", "checkpoint": "model_best.pt", "sha256": sha256,
-        "size_bytes": 9, "created_at": there.json()["created_at"],
+        "size_bytes": sum(path.stat().st_size for path in folder.iterdir()), "created_at": there.json()["created_at"],
         "links": {
             "run": "/runs/tiny", "safetensors": "/runs/tiny/checkpoints/model_best.pt/content?format=safetensors",
         },
     }  # fmt: skip
-    assert site.http.get(there.json()["links"]["safetensors"]).content == b"tensors"
+    assert site.http.get(there.json()["links"]["safetensors"]).content == (folder / "model.safetensors").read_bytes()
     assert site.http.get(PLACE).json()["data"] == [there.json()]
     assert [job["kind"] for job in site.http.get("/jobs", params={"run": "tiny"}).json()["data"]] == ["export"]
 
 
 def test_another_checkpoint_under_the_name_is_another_export(site: Any, run: Run) -> None:
-    write_export(site, run)
+    site.add_export(run)
     site.publish(run, b"other weights")
     [stale] = site.http.get(PLACE).json()["data"]
     assert (stale["checkpoint"], stale["sha256"], stale["links"]["safetensors"]) == ("model_best.pt", None, None)
@@ -91,10 +81,26 @@ def test_what_cannot_be_exported_is_refused(site: Any, run: Run) -> None:
     assert site.http.get("/jobs").json()["data"] == []
 
 
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_an_export_that_lacks_a_file_is_none_and_goes_with_its_job(site: Any, run: Run, lost: str) -> None:
+    job = site.http.post(PLACE).json()["id"]
+    folder = site.add_export(run)
+    end(site, run)
+    (folder / lost).unlink()
+    content = site.http.get("/runs/tiny/checkpoints/best/content", params={"format": "safetensors"})
+    assert code_of(content) == (422, "not_available")
+    assert site.http.get(PLACE).json()["data"] == []
+    again = site.http.post(PLACE)
+    assert again.status_code == 202
+    assert site.http.post(f"/jobs/{again.json()['id']}/cancel").json()["status"] == "cancelled"
+    assert site.http.delete(f"/jobs/{job}", params=FREE).status_code == 204
+    assert not folder.exists()
+
+
 def test_a_key_that_was_used_gets_its_job_also_when_the_export_is_there(site: Any, run: Run) -> None:
     key = {"Idempotency-Key": "one"}
     job = site.http.post(PLACE, headers=key).json()["id"]
-    write_export(site, run)
+    site.add_export(run)
     end(site, run)
     repeated = site.http.post(PLACE, headers=key)
     assert (repeated.status_code, repeated.json()["id"]) == (200, job)
@@ -111,7 +117,7 @@ def test_an_export_may_wait_for_the_training_that_makes_its_run(site: Any) -> No
 def test_deleting_frees_the_export_that_the_job_made_and_no_other(site: Any, run: Run) -> None:
     maker = site.http.post(PLACE).json()["id"]
     claim = site.claim()
-    folder = write_export(site, run)
+    folder = site.add_export(run)
     facts = {"checkpoint": "model_best.pt", "sha256": run.resolve("best").sha256}
     write_json(site.layout.jobs / maker / "outcome.json", facts)
     site.finish(claim)

@@ -31,7 +31,11 @@ def test_a_token_stands_in_no_log_status_spec_or_error(
         site.until(jobs[run], status)
     assert ("HF_TOKEN" in site.events("fine")[0]["environment"]) == is_handed_on
 
-    answers = [text for job in jobs.values() for text in told(site.url, f"/jobs/{job}")]
+    asked = [httpx.get(f"{site.url}/jobs", params={name: CANARY}, trust_env=False) for name in ("token", "HF_Token")]
+    assert [reply.status_code for reply in asked] == [422, 422]
+    assert site.log("api").read_text().count("=***") == 2
+    answers = [reply.text for reply in asked]
+    answers += [text for job in jobs.values() for text in told(site.url, f"/jobs/{job}")]
     answers += [httpx.get(f"{site.url}{path}", trust_env=False).text for path in ("/jobs", "/workers", "/readyz")]
     assert CANARY not in "".join(answers)
     assert holding(site.settings.data) == []

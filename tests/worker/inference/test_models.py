@@ -10,10 +10,10 @@ import torch
 
 from model_core.checkpoint import weights_state, writer
 from model_core.config import ExperimentConfig
-from model_core.errors import CheckpointNotReady
 from model_core.gpt import GPT
 from model_core.loading import parse_config
 from model_core.records.checkpoint import BEST
+from model_core.records.errors import CheckpointNotReady
 from model_core.records.files import Layout
 from model_core.records.run import Run
 from model_core.requests import Decoding

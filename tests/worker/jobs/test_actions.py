@@ -2,7 +2,8 @@
 
 import pytest
 
-from model_core.errors import InvalidParameter, RunBusy, RunExists
+from model_core.errors import InvalidParameter
+from model_core.records.errors import RunBusy, RunExists
 from model_core.records.events import EventWriter
 from model_core.records.run import Run
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, PreconditionFailed

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model_core.errors import DatasetBusy, DatasetExists
+from model_core.records.errors import DatasetBusy, DatasetExists
 from model_core.records.events import EventWriter
 from worker.jobs.exchange import Outcome
 from worker.jobs.job import JobError, Progress

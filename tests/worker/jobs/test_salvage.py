@@ -5,8 +5,8 @@ import uuid
 import pytest
 
 from model_core.attempt import Attempt
-from model_core.errors import RunBusy
 from model_core.loading import parse_config
+from model_core.records.errors import RunBusy
 from model_core.records.events import EventWriter
 from model_core.records.files import write_json, write_text
 from model_core.records.run import Run

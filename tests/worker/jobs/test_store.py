@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from model_core.errors import RunExists
+from model_core.records.errors import RunExists
 from worker.jobs.connection import connect
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, QueueFull, QueueUnavailable
 from worker.jobs.exchange import Outcome

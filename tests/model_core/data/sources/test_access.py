@@ -7,7 +7,8 @@ import pytest
 from model_core.catalogue import HubDataset
 from model_core.data.sources.access import Token, token_from
 from model_core.data.sources.refusal import HubBadToken, HubUnreachable, asking
-from model_core.errors import DiskFull, InvalidData
+from model_core.errors import InvalidData
+from model_core.records.errors import DiskFull
 
 
 def test_the_environment_wins_over_the_login_and_the_login_over_nothing(tmp_path):

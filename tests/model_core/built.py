@@ -1,0 +1,100 @@
+"""What a configuration makes, and what the program leaves behind, each made when it is looked at."""
+
+import contextlib
+import io
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model_core.data.preparation import ensure_dataset
+from model_core.hardware.device import Runtime, decide
+from model_core.hardware.machine import Gpu, Machine
+from model_core.loading import override, parse_config
+from model_core.records.dataset import Dataset, dataset_of
+from model_core.records.events import read_events
+from model_core.records.files import Layout
+from model_core.train import main
+from model_core.training.assemble import assemble
+from model_core.training.state import TrainState
+
+CPU = Machine(system="Linux", cores=2)
+WITH_A_GPU = Machine(system="Linux", cores=2, gpus=(Gpu("A100", (8, 0), 40 << 30, "GPU-a"),))
+
+
+class Built:
+    """What a configuration makes, made when it is looked at."""
+
+    def __init__(self, tree: dict[str, Any], home: Path, name: str) -> None:
+        self._tree, self._home, self._name = tree, home, name
+        self.config = parse_config(tree).config
+
+    def runtime(self, machine: Machine = WITH_A_GPU) -> Runtime:
+        return decide(self.config, machine)
+
+    @property
+    def dataset(self) -> Dataset:
+        return dataset_of(self.config, Layout.of(self.config))
+
+    @cached_property
+    def prepared(self) -> Any:
+        """The manifest of a dataset of its own, without what differs each time."""
+        manifest = ensure_dataset(self.config, Layout.under(self._home / self._name)).manifest()
+        assert manifest is not None
+        return {name: manifest[name] for name in ("splits", "tokenizer", "duplicates")}
+
+    @cached_property
+    def state(self) -> TrainState:
+        """What the first step would start from."""
+        dataset = ensure_dataset(self.config, Layout.of(self.config))
+        return assemble(self.config, self.runtime(CPU), dataset, lambda *args, **kwargs: None)
+
+    @cached_property
+    def run(self) -> "Left":
+        """A whole run, by hand."""
+        return self._main(self._name, Layout.of(self.config).run(self._name))
+
+    @cached_property
+    def test(self) -> "Left":
+        """A test of the base's run, with pictures of its own."""
+        pictures = self._home / self._name
+        self._tree = override(
+            self._tree, ["execution.train=false", "execution.test=true", f"output.attention_dir={pictures}"]
+        )
+        return self._main("base", pictures / "base")
+
+    def _main(self, run: str, directory: Path) -> "Left":
+        file = self._home / f"{self._name}.yaml"
+        file.write_text(yaml.safe_dump(self._tree), encoding="utf-8")
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            code = main(["--config", str(file), "--run", run])
+        return Left(directory, code, told.getvalue())
+
+
+class Left:
+    """What the program left behind."""
+
+    def __init__(self, directory: Path, code: int, stderr: str) -> None:
+        self.directory, self.code, self.stderr = directory, code, stderr
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {str(f.relative_to(self.directory)): f.read_bytes() for f in self.directory.rglob("*") if f.is_file()}
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.files)
+
+    def pictures(self, suffix: str = "png") -> list[bytes]:
+        return [content for name, content in sorted(self.files.items()) if name.endswith(suffix)]
+
+    def told(self, kind: str, *fields: str) -> list[tuple[Any, ...]]:
+        events = [event for event in read_events(self.directory / "events.jsonl") if event["type"] == kind]
+        return [tuple(event[field] for field in fields) for event in events]
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        tree: dict[str, Any] = json.loads((self.directory / "outcome.json").read_text())
+        return tree

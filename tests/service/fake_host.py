@@ -1,0 +1,131 @@
+"""An inference process that only pretends, and what serves it in a thread."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from model_core.records.attention import AttentionRecord, RecordWriter, home_of
+from model_core.records.files import Layout
+from model_core.records.run import Run
+
+WAIT_S = 10.0
+HEADS = (4, 2)
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
+    """Wait until something holds, and return it."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        time.sleep(0.02)
+    return found
+
+
+class Served:
+    """An ASGI application on a free loopback port, in a thread."""
+
+    def __init__(self, app: Any) -> None:
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=2)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        eventually(lambda: self._server.started)
+        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=WAIT_S)
+
+
+class FakeHost:
+    """Speaks the inference process' protocol; `prompt` decides what it does."""
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        self.layout, self.name = layout, name
+        self.asked: list[dict[str, Any]] = []
+        self.left_alone = threading.Event()  # a client went away while it was served
+        routes = [
+            Route("/generate", self._generate, methods=["POST"]),
+            Route("/capture", self._capture, methods=["POST"]),
+        ]
+        self._served = Served(Starlette(routes=routes))
+        self.url = self._served.url
+
+    def stop(self) -> None:
+        self._served.stop()
+
+    async def _generate(self, request: Request) -> Response:
+        asked = await request.json()
+        self.asked.append(asked)
+        refusals = {"long": (422, "prompt_too_long"), "busy": (503, "inference_unavailable"), "odd": (500, "odd_code")}
+        if asked["prompt"] in refusals:
+            status, code = refusals[asked["prompt"]]
+            return JSONResponse({"code": code, "detail": f"{self.name} refuses"}, status_code=status)
+        if asked["stream"]:
+            return StreamingResponse(self._pieces(asked), media_type="application/x-ndjson")
+        if asked["prompt"] == "endless":
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            self.left_alone.set()
+        return JSONResponse(self._result(asked))
+
+    async def _pieces(self, asked: dict[str, Any]) -> Any:
+        try:
+            for word in ("Once", " upon", " a time"):
+                yield json.dumps({"index": 0, "text": word}).encode() + b"\n"
+            if asked["prompt"] == "breaks":
+                yield b'{"error": {"code": "cuda_oom", "detail": "no memory"}}\n'
+                return
+            while asked["prompt"] == "endless":
+                yield b'{"index": 0, "text": "."}\n'
+                await asyncio.sleep(0.02)
+            yield json.dumps({"result": self._result(asked)}).encode() + b"\n"
+        finally:
+            if asked["prompt"] == "endless":
+                self.left_alone.set()
+
+    def _result(self, asked: dict[str, Any]) -> dict[str, Any]:
+        choice = {"index": 0, "text": "Once upon a time", "tokens": [1, 2], "finish_reason": "length"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 2}
+        kept = {name: asked[name] for name in ("run", "checkpoint", "prompt")}
+        return {**kept, "step": 3, "seed": asked["seed"] or 7, "choices": [choice] * asked["n"], "usage": usage}
+
+    async def _capture(self, request: Request) -> Response:
+        asked = await request.json()
+        self.asked.append(asked)
+        if not asked["id"].isdecimal() or int(asked["id"]) > 9:
+            return JSONResponse({"code": "example_not_found", "detail": "numbered 0 to 9"}, status_code=404)
+        info = Run.open(self.layout.run(asked["run"])).resolve(asked["checkpoint"])
+        most = asked["max_tokens"] or 5
+        return JSONResponse(capture(self.layout, asked["run"], asked["id"], info.sha256, most=most).manifest)
+
+
+def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 5) -> AttentionRecord:
+    """Write a record of made-up weights."""
+    tokens = ["One", "·day", ",", "·a", "·cat"][:most]
+    cut_from = 5 if most < 5 else None
+    writer = RecordWriter(home_of(layout, run, example) / sha256[:8], len(HEADS))
+    generator = np.random.default_rng(0)
+    for heads in HEADS:
+        weights = np.tril(generator.random((heads, len(tokens), len(tokens)))).astype(np.float32)
+        writer.add(weights / weights.sum(axis=-1, keepdims=True))
+    layers = [{"layer": i, "n_head": h, "head_dim": 32 // h, "png": f"layer{i:02d}.png"} for i, h in enumerate(HEADS)]
+    return writer.finish(
+        {
+            "run": run, "id": example, "checkpoint": "model_best.pt", "step": 3, "sha256": sha256,
+            "text": "One day, a cat",
+            "tokens": tokens, "token_ids": [1, 2, 3, 4, 5][:most], "max_tokens": most, "truncated_from": cut_from,
+            "block_size": 64,
+            "layers": layers,
+        }
+    )  # fmt: skip

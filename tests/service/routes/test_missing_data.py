@@ -1,0 +1,87 @@
+"""Trainings, tests and looks whose data is not there: what waits for it, and what says how to make it."""
+
+from typing import Any
+
+from worker.jobs.exchange import Outcome
+from worker.jobs.job import JobError
+
+TOKENIZER = {"type": "bpe", "vocab_size": 512}
+
+
+def tree(**data: Any) -> dict[str, Any]:
+    return {
+        "experiment_name": "learns",
+        "training": {"max_steps": 3, "warmup_steps": 1},
+        "data": {"dataset": "tales", "source": "stories", **data},
+    }
+
+
+def test_a_training_waits_for_the_preparation_that_it_needs(site) -> None:
+    checked = site.http.post("/jobs", json=tree(), params={"validate_only": "true"}).json()
+    assert "dataset_made_first" in [warning["code"] for warning in checked["warnings"]]
+    assert site.http.get("/jobs").json()["data"] == []
+
+    training = site.http.post("/jobs", json=tree(), headers={"Idempotency-Key": "one"}).json()
+    [preparation] = site.http.get("/jobs", params={"kind": "prepare"}).json()["data"]
+    assert (training["waiting_for"], training["dataset"]) == ([preparation["id"]], "tales")
+    assert "dataset_made_first" in [warning["code"] for warning in training["warnings"]]
+    again = site.http.post("/jobs", json=tree(), headers={"Idempotency-Key": "one"}).json()
+    second = site.http.post("/jobs", json=tree(), params={"run": "second"}).json()
+    asked = site.http.post("/datasets", json={"name": "tales", "source": "stories"}).json()
+    assert (again["id"], second["waiting_for"], asked["id"]) == (training["id"], [preparation["id"]], preparation["id"])
+    assert len(site.http.get("/jobs").json()["data"]) == 3
+
+    claim = site.claim()
+    assert (claim.kind, claim.id) == ("prepare", preparation["id"])
+    site.finish(claim)
+    assert site.http.get(f"/jobs/{training['id']}").json()["waiting_for"] == []
+
+
+def test_a_training_fails_with_the_reason_of_its_preparation(site) -> None:
+    training = site.http.post("/jobs", json=tree()).json()
+    error = JobError(code="hub_terms_not_accepted", detail="accept the terms first")
+    site.store.finish(site.claim(), Outcome("failed", error.detail, error))
+    failed = site.http.get(f"/jobs/{training['id']}").json()
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "dependency_failed")
+    assert "accept the terms first" in failed["error"]["detail"]
+
+
+def test_a_training_that_is_refused_makes_no_preparation(site) -> None:
+    site.make_run("learns")
+    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 1 << 20}, 60)
+    unknown = {"depends_on": [f"job_{'0' * 32}"]}
+    refused = [
+        site.http.post("/jobs", json=tree()),
+        site.http.post("/jobs?run=other", json=tree(source="file:uploads/none.txt")),
+        site.http.post("/jobs?run=other", json={**tree(), "job": unknown}),
+    ]
+    assert [reply.status_code for reply in refused] == [422, 422, 422]
+    site.registry.withdraw("workers", "w1")
+    assert site.http.post("/jobs", json=tree()).json()["code"] == "run_exists"
+    assert site.http.post("/jobs?run=other", json={**tree(), "job": unknown}).status_code == 422
+    assert site.http.get("/jobs").json()["data"] == []
+
+
+def test_a_training_of_other_data_under_that_name_is_refused_while_it_is_made(site) -> None:
+    site.http.post("/datasets", json={"name": "tales", "source": "stories", "seed": 7})
+    refused = site.http.post("/jobs", json=tree())
+    assert (refused.status_code, refused.json()["code"]) == (409, "dataset_exists")
+
+
+def test_data_that_no_source_is_known_of_comes_with_the_request_that_makes_it(site) -> None:
+    refused = site.http.post("/jobs", json=tree(source=None, tokenizer=TOKENIZER))
+    assert (refused.status_code, refused.json()["code"]) == (409, "dataset_not_ready")
+    request = refused.json()["request"]
+    assert request["body"] == {"name": "tales", "source": "stories", "tokenizer": TOKENIZER}
+    assert site.http.request(request["method"], request["path"], json=request["body"]).status_code == 202
+
+
+def test_a_test_and_a_look_at_missing_data_come_with_that_request_too(site) -> None:
+    site.make_run("tiny")
+    site.add_host()
+    assert site.http.delete("/datasets/words").status_code == 204
+    test = {"experiment_name": "tiny", "execution": {"train": False, "test": True}}
+    refused = [site.http.post("/jobs", json=test), site.http.get("/attention/tiny/0")]
+    assert [(reply.status_code, reply.json()["code"]) for reply in refused] == [(409, "dataset_not_ready")] * 2
+    bodies = [reply.json()["request"]["body"] for reply in refused]
+    assert bodies == [{"name": "words", "source": "stories", "tokenizer": TOKENIZER}] * 2

@@ -1,19 +1,20 @@
-"""Ids of many documents in one call, the same as one by one and more than twice as fast.
+"""Ids of many documents in one call, the same as one by one and several times as fast.
 
-GPT-2's pattern looks ahead in one place: of several white spaces before a word, all but the last are a piece of
-their own. Looking ahead keeps a regular expression engine from running as an automaton. So a mark is put where those
-pieces end, as a special token that is dropped again; what is left of the pattern does not look ahead. Another mark
-stands behind each document. Tokenizing releases the interpreter's lock, so several threads do it at once.
+Text repeats itself, so each different word of it is tokenized once, and the ids are put together again. A word goes
+from a white space that something else follows to the next such one. GPT-2's pattern always ends a piece there, and
+what is in a word does not depend on what is around it.
 
-Shapes: N documents, T tokens.
+The pattern looks ahead in one place: of several white spaces before something else, all but the last are a piece of
+their own. No word holds that place, and a pattern that does not look ahead runs as an automaton, twice as fast. All of
+it releases the interpreter's lock, so several threads do it at once.
+
+Shapes: N documents, W words, U different words, T tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
-from typing import Any
 
 import numpy as np
 import tiktoken
@@ -23,20 +24,20 @@ from model_core.tokenizer import Tokenizer
 
 Ids = NDArray[np.uint32]
 
-_END, _CUT = "\ufdd0", "\ufdd1"  # Unicode promises that these are never characters of a text
+_END, _CUT = "\x03", "\x1f"  # ASCII's own end of a text and of a unit; documents that hold them are encoded alone
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
 _LONGEST = 100_000  # characters; longer documents may hold what needs more care
 
 
-def _table_of_spaces() -> NDArray[np.bool_]:
-    """Which characters the pattern takes for white space; the last entry stands for all above it."""
+def _table_of_gaps() -> NDArray[np.bool_]:
+    """Which characters are white space to the pattern, or end a document; the last entry stands for all above it."""
     points = [*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F]
     table = np.zeros(0x3002, np.bool_)
-    table[[*points, 0x3000]] = True
+    table[[*points, 0x3000, ord(_END)]] = True
     return table
 
 
-_IS_SPACE = _table_of_spaces()
+_IS_GAP = _table_of_gaps()
 
 
 @lru_cache(maxsize=2)
@@ -81,21 +82,39 @@ class BulkEncoder:
     def _together(self, texts: list[str]) -> Ids:
         if not texts:
             return np.empty(0, np.uint32)
-        marked = _cut(_END.join((*texts, "")))
-        ids: Ids = self._encoding.encode_to_numpy(marked, allowed_special="all", disallowed_special=())  # (T,)
-        kept: Ids = ids[ids != self._cut_id]  # (T,)
-        return kept
+        numbers, words = _distinct_words(_END.join((*texts, "")))  # (W,), U of them
+        marked = _CUT.join((*words, ""))
+        ids = self._encoding.encode_to_numpy(marked, allowed_special="all", disallowed_special=())  # (T of words + U,)
+        ends = np.flatnonzero(ids == self._cut_id)  # (U,)
+        lengths = np.diff(ends, prepend=-1) - 1  # (U,)
+        joined: Ids = ids.take(_places((ends - lengths).take(numbers), lengths.take(numbers)))  # (T,)
+        return joined
 
     def _alone(self, text: str) -> Ids:
         return np.array([*self._tokenizer.encode(text), self._tokenizer.eot], np.uint32)  # (T,)
 
 
-def _cut(text: str) -> str:
-    """Put a mark before the last of several white spaces, unless they end the document."""
-    points: NDArray[Any] = np.frombuffer(text.encode("utf-32-le"), "<u4")  # (characters,)
-    spaces = _IS_SPACE.take(points, mode="clip")  # (characters,)
-    before = spaces[:-2] & spaces[1:-1] & ~spaces[2:] & (points[2:] != ord(_END))
-    places = (np.flatnonzero(before) + 1).tolist()
-    if not places:
-        return text
-    return _CUT.join(text[start:end] for start, end in zip(chain((0,), places), chain(places, (None,)), strict=True))
+def _distinct_words(text: str) -> tuple[NDArray[np.int32], list[str]]:
+    """The words of a text, as numbers (W,) in a list of the different ones."""
+    import pyarrow as pa
+
+    raw = text.encode()
+    starts = _starts(text, raw)  # (W,)
+    offsets = np.concatenate([starts, [len(raw)]], dtype=np.int32)  # (W + 1,)
+    words = pa.StringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(raw)).dictionary_encode()
+    return words.indices.to_numpy(), words.dictionary.to_pylist()
+
+
+def _starts(text: str, raw: bytes) -> NDArray[np.int64]:
+    """Where in its UTF-8 the words of a text begin, (W,)."""
+    octets = np.frombuffer(raw, np.uint8)  # (bytes,)
+    points = octets if text.isascii() else np.frombuffer(text.encode("utf-32-le"), "<u4")  # (characters,)
+    gaps = _IS_GAP.take(points, mode="clip")  # (characters,)
+    starts = np.append(0, np.flatnonzero(gaps[:-1] & ~gaps[1:]))  # (W,)
+    return starts if text.isascii() else np.flatnonzero((octets & 0xC0) != 0x80).take(starts)  # (W,)
+
+
+def _places(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Every place of W spans, one span after the other, (T,)."""
+    ends = np.cumsum(lengths)  # (W,)
+    return np.repeat(begins - (ends - lengths), lengths) + np.arange(ends[-1])  # (T,)

@@ -14,7 +14,7 @@ SPACES = (
     "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2009\u200a\u200b\u2028\u2029\u202f\u205f\u3000\u180e\ufeff"
 )
 PIECES = st.sampled_from([*SPACES, " ", "  ", "\n\n", "'", "'s", "ll", "a", "Word", "漢", "٣", "9", "½", "!", "\ufdd0",
-                          "\ufdd1", "<|endoftext|>", "\U0001f600", "e\u0301", "\0"])  # fmt: skip
+                          "\ufdd1", "\x03", "\x1f", "<|endoftext|>", "\U0001f600", "e\u0301", "\0"])  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=20).map("".join) | st.text(max_size=20)
 
 

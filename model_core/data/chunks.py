@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_core.data.duplicates import SeenTexts
-from model_core.data.encoder import BulkEncoder, Ids
+from model_core.data.encoder import BulkEncoder, Ids, repeated
 from model_core.data.recipe import Recipe
 from model_core.data.sources.source import Source
 from model_core.data.splitting import BLOCK, dealt_blocks
@@ -158,7 +158,7 @@ def encode_chunk(chunk: Chunk, encoder: BulkEncoder, dtype: str) -> Encoded:
     ids, lengths = encoder.encode(texts)  # (T,), (N,)
     sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])  # (N,)
     of_document = np.array([SPLITS.index(split) for split, _ in chunk.parts], np.int8)  # (N,)
-    of_token = np.repeat(of_document, lengths)  # (T,)
+    of_token = repeated(of_document, lengths)  # (T,)
     tokens = {split: ids[of_token == n].astype(dtype).tobytes() for n, split in enumerate(SPLITS)}
     splits = {split: _count(of_document == n, lengths, sizes) for n, split in enumerate(SPLITS)}
     names = dict.fromkeys(part.category for _, part in chunk.parts)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 END = "\x03"  # ASCII's own end of a text
 
-_COMPARED = 16  # bytes of a word at most; few are longer
+_COMPARED = 16  # bytes of a word; few are longer
 _SEAT_BITS = 16
-_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, and its bits without a pattern
-_FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
+_MIX, _MIX_AGAIN = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd, their bits without a pattern
+_FIRST_BYTES = np.tri(_COMPARED + 1, _COMPARED, -1, np.uint8) * np.uint8(0xFF)  # row n leaves n bytes
 
 
 def _table_of_gaps() -> NDArray[np.bool_]:
@@ -66,35 +66,27 @@ def _starts(text: str, raw: bytes) -> NDArray[np.int64]:
 
 
 def _after_gaps(is_gap: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The beginning, and the last of the gaps before each character that is none, (W,)."""
-    return np.append(0, np.flatnonzero(is_gap[:-1] & ~is_gap[1:]))  # (W,)
+    """The beginning, and every gap that something else follows, (W,)."""
+    begins_word = np.append(is_gap[:-1] & ~is_gap[1:], False)  # (characters,)
+    begins_word[0] = True
+    return np.flatnonzero(begins_word)  # (W,)
 
 
 def _equal_word(raw: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """The place of an equal word, for every word; equal words are given one place, that of one of them, (W,)."""
-    row = np.frombuffer(raw + bytes(24 - len(raw) % 8), "<u8")  # (bytes / 8 + 2,)
-    low = _bytes_as_number(row, starts, lengths)  # (W,)
-    high = _bytes_as_number(row, starts + 8, lengths - 8)  # (W,)
-    seats = ((low * _MIX ^ high) * _MIX >> np.uint64(64 - _SEAT_BITS)).astype(np.int64)  # (W,)
+    low, high = _first_bytes(raw, starts, lengths)  # (W,), (W,)
+    seats = ((low * _MIX ^ high) * _MIX_AGAIN >> np.uint64(64 - _SEAT_BITS)).astype(np.int64)  # (W,)
     places = np.arange(len(starts))  # (W,)
     seated = np.empty(1 << _SEAT_BITS, np.int64)  # (seats,); only those that are taken are looked at
     seated[seats] = places
     other = seated.take(seats)  # (W,)
-    is_equal = (low.take(other) == low) & (high.take(other) == high) & (lengths.take(other) == lengths)  # (W,)
+    is_equal = (low[other] == low) & (high[other] == high) & (lengths[other] == lengths)  # (W,)
     return np.where(is_equal & (lengths <= _COMPARED), other, places)  # (W,)
 
 
-def _bytes_as_number(
-    row: NDArray[np.uint64], begins: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> NDArray[np.uint64]:
-    """The first eight bytes of words, or all that they have, (W,).
-
-    Args:
-        row: The text, eight bytes a number; two more numbers behind it.
-        begins: Where the bytes begin, (W,).
-        lengths: How many there are, (W,).
-    """
-    number = begins >> 3  # (W,)
-    bits = ((begins & 7) << 3).astype(np.uint64)  # (W,)
-    eight = row.take(number) >> bits | row.take(number + 1) << (64 - bits)  # (W,); numpy shifts by 64 to 0
-    return eight & _FIRST_BYTES.take(lengths, mode="clip")  # (W,)
+def _first_bytes(raw: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The first sixteen bytes of words as two numbers, (2, W); what shorter ones lack is zero."""
+    from_each_byte = np.ndarray(len(raw) + 1, f"V{_COMPARED}", raw + bytes(_COMPARED), strides=(1,))  # (bytes + 1,)
+    numbers = from_each_byte[starts].view("<u8").reshape(-1, 2)  # (W, 2)
+    numbers &= _FIRST_BYTES.view("<u8").take(lengths, axis=0, mode="clip")  # (W, 2)
+    return numbers.T  # (2, W)

@@ -5,7 +5,7 @@ again. GPT-2's pattern looks ahead in one place: of several white spaces before 
 piece of their own. No word holds such a place, and a pattern that does not look ahead runs as an automaton, twice as
 fast. Tokenizing releases the interpreter's lock, so several threads do it at once.
 
-Shapes: N documents, W words, U different words, T tokens.
+Shapes: N documents, U different words, T tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
-from model_core.data.words import END, distinct_words
+from model_core.data.words import END, Words
 from model_core.tokenizer import Tokenizer
 
 Ids = NDArray[np.uint32]
@@ -30,7 +30,7 @@ _LONGEST = 100_000  # characters; longer documents may hold what needs more care
 
 @lru_cache(maxsize=2)
 def bulk_encoder(tokenizer: Tokenizer) -> BulkEncoder:
-    """The encoder of a tokenizer; building it anew takes a second."""
+    """The encoder of a tokenizer; building it anew takes more than a second."""
     return BulkEncoder(tokenizer)
 
 
@@ -38,6 +38,8 @@ class BulkEncoder:
     """Encodes documents with a tokenizer; one encoder serves all threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        import pyarrow.compute  # noqa: F401  # for the words; later, all threads would wait for it
+
         self._tokenizer, self._cut_id = tokenizer, tokenizer.n_vocab
         self._encoding = tiktoken.Encoding(
             f"{tokenizer.kind}-bulk",
@@ -70,13 +72,12 @@ class BulkEncoder:
     def _together(self, texts: list[str]) -> Ids:
         if not texts:
             return np.empty(0, np.uint32)
-        numbers, words = distinct_words(END.join((*texts, "")))  # (W,), U of them
-        marked = _CUT.encode().join((*words, b"")).decode()
+        words = Words(END.join((*texts, "")))
+        marked = _CUT.join((*words.different, ""))
         ids = self._encoding.encode_to_numpy(marked, allowed_special="all", disallowed_special=())  # (T of words + U,)
-        ends = np.flatnonzero(ids == self._cut_id)  # (U,)
-        lengths = np.diff(ends, prepend=-1) - 1  # (U,)
-        joined: Ids = ids.take(_places((ends - lengths).take(numbers), lengths.take(numbers)))  # (T,)
-        return joined
+        is_mark = ids == self._cut_id  # (T of words + U,)
+        marks = np.flatnonzero(is_mark)  # (U,)
+        return words.replaced(ids[~is_mark], marks - np.arange(len(marks)))  # (T,)
 
     def _alone(self, text: str) -> Ids:
         return np.array([*self._tokenizer.encode(text), self._tokenizer.eot], np.uint32)  # (T,)
@@ -88,10 +89,3 @@ def repeated(values: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[Any]:
     steps[0] = values[0]
     steps[np.cumsum(counts[:-1])] = np.diff(values)
     return np.cumsum(steps, dtype=values.dtype, out=steps)  # (T,)
-
-
-def _places(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Every place of W spans, one span after the other, (T,)."""
-    ends = np.cumsum(lengths)  # (W,)
-    places = repeated(begins - (ends - lengths), lengths)  # (T,)
-    return places + np.arange(len(places))  # (T,)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import tiktoken
@@ -81,11 +80,3 @@ class BulkEncoder:
 
     def _alone(self, text: str) -> Ids:
         return np.array([*self._tokenizer.encode(text), self._tokenizer.eot], np.uint32)  # (T,)
-
-
-def repeated(values: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[Any]:
-    """What `numpy.repeat` gives, which does not release the interpreter's lock; every count is at least 1."""
-    steps = np.zeros(counts.sum(), values.dtype)  # (T,)
-    steps[0] = values[0]
-    steps[np.cumsum(counts[:-1])] = np.diff(values)
-    return np.cumsum(steps, dtype=values.dtype, out=steps)  # (T,)

@@ -14,8 +14,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from model_core.config import BpeTokenizer
 from model_core.data.building import RECORD, Building, Writing
 from model_core.data.chunks import CHUNK_CHARACTERS, Chunk, Encoded, Reading, chunks, encode_chunk
@@ -33,7 +31,6 @@ from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
 
 COMMIT_EVERY_S = 2.0
 _MOST_THREADS = 16  # more would wait for the one that reads
-_KEPT_BYTES = 31 << 20  # glibc learns from blocks of less than 32 MiB
 _BYTES_A_TOKEN = 4  # of text, roughly
 _EXAMPLE_BYTES_A_TOKEN = 6.5
 
@@ -133,7 +130,6 @@ def _write(
 
 def _encoded(work: Iterable[Chunk], encoder: BulkEncoder, dtype: str, threads: int) -> Generator[Encoded]:
     """Encode chunks side by side; they come in their order, and few are in memory at a time."""
-    _keep_freed_memory()
     pending: deque[Future[Encoded]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
     try:
@@ -145,15 +141,6 @@ def _encoded(work: Iterable[Chunk], encoder: BulkEncoder, dtype: str, threads: i
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _keep_freed_memory() -> None:
-    """Free one large block without having touched it: from then on glibc keeps what is freed, up to twice as much.
-
-    Otherwise most arrays of a chunk would be filled in pages that are new to the process, which costs more than what
-    is done with them.
-    """
-    np.empty(_KEPT_BYTES, np.uint8)
 
 
 def _default_threads() -> int:

@@ -1,8 +1,8 @@
 """Text as words, so that each different one is worked on once: text repeats itself.
 
 A word begins with a white space that something else follows, and goes on to the next such white space. GPT-2's pattern
-ends a piece wherever a word ends, and what it makes of a word does not depend on the words around. Arrow finds the different words in one step, without the
-interpreter's lock; many small steps would wait for it again and again.
+ends a piece wherever a word ends, and what it makes of a word does not depend on the words around. Arrow finds the
+different words in one step, without the interpreter's lock; many small steps would wait for it again and again.
 
 Shapes: W words, U different words, T tokens.
 """

@@ -1,6 +1,6 @@
 """From a source's documents to pieces of work, and from a piece to the bytes that go to disk.
 
-A chunk holds whole documents, about half a megabyte of them. What becomes of a document depends on it and on
+A chunk holds whole documents, half a megabyte of them or more. What becomes of a document depends on it and on
 its place in the corpus alone, so chunks may be cut anywhere and be worked on side by side.
 """
 
@@ -21,7 +21,7 @@ from model_core.data.sources.source import Source
 from model_core.data.splitting import BLOCK, dealt_blocks
 from model_core.records.dataset import SPLITS
 
-CHUNK_CHARACTERS = 1 << 19  # smaller ones wait for the interpreter's lock too often
+CHUNK_CHARACTERS = 1 << 20  # smaller ones repeat less, and wait for the interpreter's lock too often
 
 
 class Part(NamedTuple):  # of which there are millions
@@ -159,7 +159,8 @@ def encode_chunk(chunk: Chunk, encoder: BulkEncoder, dtype: str) -> Encoded:
     sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])  # (N,)
     of_document = np.array([SPLITS.index(split) for split, _ in chunk.parts], np.int8)  # (N,)
     of_token = np.repeat(of_document, lengths)  # (T,)
-    tokens = {split: ids[of_token == n].astype(dtype).tobytes() for n, split in enumerate(SPLITS)}
+    on_disk = ids.astype(dtype)  # (T,)
+    tokens = {split: on_disk[of_token == n].tobytes() for n, split in enumerate(SPLITS)}
     splits = {split: _count(of_document == n, lengths, sizes) for n, split in enumerate(SPLITS)}
     names = dict.fromkeys(part.category for _, part in chunk.parts)
     numbers = {name: n for n, name in enumerate(names)}

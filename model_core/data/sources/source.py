@@ -81,6 +81,8 @@ class File:
 
 def category_of(row: Mapping[str, Any], column: str) -> str | None:
     """What a row says that its text is, beside the text in a column."""
-    names = (name for name in CATEGORY_COLUMNS if name in row and name != column)
-    value = row.get(next(names, ""))
-    return value if isinstance(value, str) else None
+    for name in CATEGORY_COLUMNS:
+        if name in row and name != column:
+            value = row[name]
+            return value if isinstance(value, str) else None
+    return None

@@ -14,8 +14,9 @@ SPACES = (
     "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2009\u200a\u200b\u2028\u2029\u202f\u205f\u3000\u180e\ufeff"
 )
 PIECES = st.sampled_from([*SPACES, " ", "  ", "\n\n", "'", "'s", "ll", "a", "Word", "漢", "٣", "9", "½", "!", "\ufdd0",
-                          "\ufdd1", "<|endoftext|>", "\U0001f600", "e\u0301", "\0"])  # fmt: skip
+                          "\ufdd1", "\x03", "\x1f", "<|endoftext|>", "\U0001f600", "e\u0301", "\0"])  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=20).map("".join) | st.text(max_size=20)
+WORDS = st.sampled_from(["a ", " a", "a\n\n", "a  ", " the", "é ", "\x1c", "\u3000b"])
 
 
 def one_by_one(tokenizer, texts):
@@ -48,3 +49,9 @@ def test_a_trained_tokenizer_does_it_too():
     tokenizer = train_bpe(["the cat  sat\n\non the mat's edge"] * 20, 300)
     texts = ["the cat", "sat  on\n\n the mat's 漢\n"]
     assert in_bulk(BulkEncoder(tokenizer), texts) == one_by_one(tokenizer, texts)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(WORDS, max_size=40).map("".join), min_size=1, max_size=5))
+def test_a_word_that_comes_again_has_its_ids_again(texts):
+    assert in_bulk(BULK, texts * 3) == one_by_one(GPT2, texts) * 3

@@ -143,6 +143,24 @@ def test_three_processes_go_on_bit_for_bit_and_so_does_another_number_but_for_ro
     assert losses(alone) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a C++ compiler at each process
+def test_compiled_processes_go_on_bit_for_bit(tiny: Tiny, tmp_path: Path) -> None:
+    compiled = {**FOR_TWO, "model": {"dropout": 0.1}, "execution": {"use_compile": True}}
+    from_3 = {"checkpoint": {"load_checkpoint": "straight/model_00003.pt"}}
+    straight, cut = (tmp_path / "exp" / name for name in ("straight", "cut"))
+
+    codes = [
+        together(2, "--config", str(tiny(run.name, **compiled, **sections))).returncode
+        for run, sections in ((straight, {}), (cut, from_3))
+    ]
+
+    assert codes == [0, 0]
+    assert [event["used"]["compile_mode"] for run in (straight, cut) for event in told(run, "start")] == ["default"] * 2
+    assert "compile_failed" not in {event["code"] for run in (straight, cut) for event in told(run, "warning")}
+    assert losses(cut) == {step: losses(straight)[step] for step in (4, 5, 6)}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices are visible")
 def test_two_gpus_make_the_run_that_one_makes(tiny: Tiny, tmp_path: Path) -> None:

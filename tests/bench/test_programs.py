@@ -1,5 +1,6 @@
 """The measuring programs, tiny and on a CPU: what a first run on other hardware finds is figures, not mistakes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,3 +47,11 @@ def test_the_table_of_trainings_has_every_line() -> None:
         "124M: MFU", "variable_heads: time",
     ]  # fmt: skip
     assert code in {0, 1}  # whether so small a model meets the targets says nothing
+
+
+def test_chunked_cross_entropy_takes_a_third_of_the_memory() -> None:
+    asked = json.dumps({"settings": ["device.dtype=float32"], "seconds": 0})
+    peaks = [
+        json.loads(printed("child/training.py", which, asked)[1][-1])["memory_mib"] for which in ("chunked", "plain")
+    ]
+    assert peaks[0] <= 0.35 * peaks[1]

@@ -5,7 +5,7 @@
 Random tokens, a minute a rung. Each rung keeps what the ones above it turned on, and the last is what a run does. Then
 variable_heads and its narrow form beside the baseline, and the five most expensive kernels of ten steps. A line whose
 compiler failed was taken without one, and ends with `compile_failed`. Without a GPU it exits 2;
-`--device cpu --seconds 1 --set model.n_layer=2 ...` shows that it works.
+`--device cpu --seconds 1 --set model.n_layer=3 --set model.n_embd=24 ...` shows that it works.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
-from parts.steps import Emit, median_seconds, resident_mib, state_of
+from parts.steps import BASELINE, Emit, median_seconds, resident_mib, state_of
 from torch import Tensor
 
 from model_core.budget import budget_of
@@ -30,12 +30,13 @@ from model_core.errors import OutOfMemory
 from model_core.gpt import GPT, Forward
 from model_core.hardware.compiled import with_reserve
 from model_core.hardware.throughput import peak_flops
+from model_core.loading import load_config
 from model_core.optim import make_optimizer
 from model_core.training.state import TrainState
 from model_core.training.trainer import take_step
 
 TARGET = 460_000  # tokens a second of 124M at T=1024 on an H200
-UNEQUAL = "model.n_head_list=[12,12,12,12,8,8,8,8,6,6,6,6]"
+HEADS = (12, 8, 6)  # of variable_heads: a third of the layers each
 PROFILED_STEPS, KERNELS = 10, 5
 
 
@@ -127,8 +128,13 @@ def rows(settings: Sequence[str], seconds: float, directory: Path) -> Iterator[s
     rungs = ladder()
     for rung in rungs:
         yield line_of(rung, rung.name, settings, seconds, directory)
-    for name, shape in {"variable_heads": [UNEQUAL], "... head_dim 64": [UNEQUAL, "model.head_dim=64"]}.items():
+    unequal = _unequal(load_config(BASELINE, settings).model.n_layer)
+    for name, shape in {"variable_heads": [unequal], "... head_dim 64": [unequal, "model.head_dim=64"]}.items():
         yield line_of(rungs[-1], name, [*settings, *shape], seconds, directory)
+
+
+def _unequal(layers: int) -> str:
+    return f"model.n_head_list={[HEADS[len(HEADS) * layer // layers] for layer in range(layers)]}"
 
 
 def line_of(rung: Rung, name: str, settings: Sequence[str], seconds: float, directory: Path) -> str:

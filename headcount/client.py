@@ -106,9 +106,10 @@ class Client:
             parts = [("files", (path.name, stack.enter_context(path.open("rb")))) for path in files]
             return self._json("POST", "/datasets", data=values, files=parts, timeout=httpx.Timeout(600, connect=3))
 
-    def export(self, run: str, checkpoint: str) -> Json:
+    def export(self, run: str, checkpoint: str, licence: str | None = None) -> Json:
         """Have a checkpoint exported: the job, or the export if it is there."""
-        return self._json("POST", f"/runs/{_segment(run)}/exports", json={"checkpoint": checkpoint})
+        wanted = {"checkpoint": checkpoint} | ({"licence": licence} if licence else {})
+        return self._json("POST", f"/runs/{_segment(run)}/exports", json=wanted)
 
     def queue(self, *, limit: int = 20) -> Json:
         """How many jobs wait and run, and the first ready ones."""

@@ -51,6 +51,7 @@ HUB_DATASETS = {
     ),
 }
 WITHOUT_COLUMNS = ("stories", "pydoc")
+LICENCES_MADE_HERE = {"stories": "MIT", "pydoc": "PSF-2.0"}  # of this project, which tells them, and of Python
 FORMS = (*WITHOUT_COLUMNS, *HUB_DATASETS, "hub:OWNER/NAME[:CONFIG]", "file:PATH")
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"

@@ -15,6 +15,7 @@ from service.orders import read_spec
 from service.views.base import Listed
 from service.views.run import ExportView
 from worker.jobs.exchange import Submission
+from worker.jobs.spec import Licence
 
 
 class ExportRequest(Config):
@@ -22,6 +23,10 @@ class ExportRequest(Config):
 
     checkpoint: str = Field(
         default="best", min_length=1, max_length=100, description="`best`, `final`, `latest`, `step=N` or a file name"
+    )
+    licence: Licence | None = Field(
+        default=None,
+        description="of the model, for its card, such as `mit`; null: not stated, or what is stated already",
     )
 
 
@@ -41,7 +46,7 @@ async def submit(services: Services, run: str, wanted: ExportRequest, *, key: st
     Args:
         services: Where to ask.
         run: The run's name.
-        wanted: Which checkpoint.
+        wanted: Which checkpoint, and what its card states.
         key: The client's Idempotency-Key.
 
     Returns:
@@ -51,7 +56,8 @@ async def submit(services: Services, run: str, wanted: ExportRequest, *, key: st
         RunNotFound: There is no such run.
         CheckpointNotReady: It has no checkpoint; CheckpointNotFound: it has others.
     """
-    tree = {"job": {"kind": "export"}, "experiment_name": run, "testing": {"checkpoint_path": wanted.checkpoint}}
+    job = {"kind": "export", "licence": wanted.licence}
+    tree = {"job": job, "experiment_name": run, "testing": {"checkpoint_path": wanted.checkpoint}}
     order = await services.orders.ask(read_spec(tree, run=None, data_root=services.settings.data))
     submitted = await submission.ask(services, order, key=key, taken=order.taken, fingerprint=order.fingerprint)
     if isinstance(submitted, Submission):

@@ -133,9 +133,11 @@ def _export_order(layout: Layout, spec: JobSpec) -> Order:
     try:
         run = Run.open(_run_of(layout, spec))
         info = run.resolve(spec.config.testing.checkpoint_path)
+        there = export_at(layout, run, info)
     except ModelCoreError as error:
         return Order(spec, None, "", () if spec.job.depends_on else (error,))
-    return Order(spec, None, "ready" if export_at(layout, run, info) else "", ())
+    is_as_wanted = there is not None and spec.job.licence in {None, there.licence}
+    return Order(spec, None, "ready" if is_as_wanted else "", ())
 
 
 def _run_of(layout: Layout, spec: JobSpec) -> Path:

@@ -23,7 +23,7 @@ from worker.jobs.exchange import Claim, Outcome
 from worker.jobs.job import JobError, WorkerView
 from worker.jobs.kinds import BAD_INPUT, BUSY, STOPPED, argv
 from worker.jobs.order import write_order
-from worker.jobs.spec import processes_of
+from worker.jobs.spec import licence_of, processes_of
 from worker.jobs.worker_store import WorkerStore
 from worker.lease import Lease
 from worker.mirror import Mirror
@@ -99,6 +99,7 @@ def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpu
         modules=settings.kind_modules,
         seq_after=claim.seq_after,
         processes=processes_of(claim.config),
+        licence=licence_of(claim.config),
     )
     return Child(command, directory=data, log=directory / "child.log", env=environment(os.environ, gpus))
 

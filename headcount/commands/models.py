@@ -58,13 +58,18 @@ def attention(
             print(file)
 
 
-def export(run: RunArgument, checkpoint: CheckpointOption = "best", follow: Follow = False) -> int:
+def export(
+    run: RunArgument,
+    checkpoint: CheckpointOption = "best",
+    licence: Annotated[str | None, typer.Option(help="Of the model, for its card, such as mit.")] = None,
+    follow: Follow = False,
+) -> int:
     """Have the service write a run's model as a folder for transformers, below exports/RUN of its data root."""
     from headcount.commands.watch import submitted
     from headcount.exits import DONE
 
     with open_client() as client:
-        made = client.export(run, checkpoint)
+        made = client.export(run, checkpoint, licence)
         if made["object"] == "job":
             return submitted(client, made, follow=follow)
     print(f"exports/{made['run']}/{made['name']}  {made['size_bytes']:,} bytes")

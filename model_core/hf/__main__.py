@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=portable, metavar="DIR",
         help="made; nothing may be in it (default below a data root: DIR/exports/RUN/CHECKPOINT)",
     )  # fmt: skip
-    export.add_argument("--licence", metavar="NAME", help="for the model card, such as mit; left out if not given")
+    export.add_argument("--licence", metavar="NAME", help="of the model, for its card, such as mit")
     import_ = commands.add_parser("import", help="make a run of a folder with a GPT-2")
     import_.add_argument(
         "folder", type=portable, metavar="FOLDER", help="with config.json, weights and tokenizer files"
@@ -80,7 +80,10 @@ def _export(arguments: argparse.Namespace, layout: Layout) -> int:
     from model_core.hf.exporting import ensure_export, export_run
 
     how = {"checkpoint": arguments.checkpoint, "licence": arguments.licence}
-    export = export_run(run, arguments.out, **how) if arguments.out else ensure_export(run, layout, **how)
+    if arguments.out:
+        export = export_run(run, arguments.out, **how, layout=layout if arguments.data_root else None)
+    else:
+        export = ensure_export(run, layout, **how)
     total = sum(export.files.values())
     sys.stdout.write(
         f"{export.info.file} of run {run.name}: {len(export.files)} files, {total:,} bytes in {export.folder}\n"

@@ -9,6 +9,7 @@ import yaml
 
 from model_core.config import ExperimentConfig, ModelConfig
 from model_core.hf.config_file import is_plain
+from model_core.hf.provenance import Provenance
 from model_core.records.checkpoint import CheckpointInfo
 from model_core.tokenizer import Tokenizer
 
@@ -18,6 +19,7 @@ def card(
     info: CheckpointInfo,
     config: ExperimentConfig,
     tokenizer: Tokenizer,
+    provenance: Provenance,
     *,
     licence: str | None = None,
     imported: str | None = None,
@@ -29,12 +31,20 @@ def card(
         info: Which checkpoint.
         config: The run's.
         tokenizer: What its ids mean.
-        licence: As the Hub names licences; left out where nobody said.
+        provenance: Of the data that it was trained on.
+        licence: Of the model, as the Hub names licences; None where nobody said.
         imported: The folder that the run was made of; nothing is known of its training then.
     """
     model = config.model
+    facts = {
+        "run": f"`{run}`, {info.file}",
+        **(_training(info, config, provenance) if imported is None else _before(imported)),
+        **_numbers(tokenizer),
+        "licence of the model": licence or "not stated",
+    }
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     head |= {"license": licence} if licence else {}
+    head |= {"datasets": [provenance.hub]} if provenance.hub and imported is None else {}
     head["tags"] = ["gpt2", "headcount"]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
@@ -43,7 +53,7 @@ def card(
         "## Loading",
         _loading(model),
         "## Training",
-        _table(("", ""), tuple(_facts(run, info, config, tokenizer, imported).items())),
+        _table(("", ""), tuple(facts.items())),
         "## Layers",
         _layers(model),
     ]
@@ -74,19 +84,24 @@ def _loading(model: ModelConfig) -> str:
     return f"{block}\n\n{why} A plain `GPT2LMHeadModel` refuses this folder."
 
 
-def _facts(
-    run: str, info: CheckpointInfo, config: ExperimentConfig, tokenizer: Tokenizer, imported: str | None
-) -> dict[str, str]:
+def _training(info: CheckpointInfo, config: ExperimentConfig, provenance: Provenance) -> dict[str, str]:
+    loss = "not measured" if info.val_loss is None else f"{info.val_loss:.4f} nats a token"
+    return {
+        "steps": f"{info.step:,}",
+        "validation loss": loss,
+        "data": f"`{config.data.dataset_name}`",
+        "made from": provenance.source,
+        "licence of the data": provenance.licence,
+    }
+
+
+def _before(imported: str) -> dict[str, str]:
+    return {"origin": f"imported from a folder `{imported}`; its training is not known here"}
+
+
+def _numbers(tokenizer: Tokenizer) -> dict[str, str]:
     bpe = "GPT-2's BPE" if tokenizer.kind == "gpt2" else "a byte-level BPE of its own"
-    rows = {"run": f"`{run}`, {info.file}"}
-    if imported is not None:
-        rows |= {"origin": f"imported from a folder `{imported}`; its training is not known here"}
-    else:
-        data = config.data
-        source = "" if data.source is None else f", made from `{data.source.partition(':')[0]}`"
-        loss = "not measured" if info.val_loss is None else f"{info.val_loss:.4f} nats a token"
-        rows |= {"steps": f"{info.step:,}", "validation loss": loss, "data": f"`{data.dataset_name}`{source}"}
-    return {**rows, "tokenizer": f"{bpe}, {tokenizer.n_vocab:,} ids", "numbers": "float32"}
+    return {"tokenizer": f"{bpe}, {tokenizer.n_vocab:,} ids", "numbers": "float32"}
 
 
 def _layers(model: ModelConfig) -> str:

@@ -26,12 +26,14 @@ from model_core.hf.card import card
 from model_core.hf.config_file import CONFIG, MODELING, config_of, is_plain
 from model_core.hf.contents import CARD, GENERATION, WEIGHTS, is_complete
 from model_core.hf.layout import HEAD, turned
+from model_core.hf.provenance import provenance_of
 from model_core.hf.tokenizer_files import write_tokenizer
 from model_core.loading import parse_config
 from model_core.records.checkpoint import CheckpointInfo
+from model_core.records.dataset import dataset_of
 from model_core.records.errors import DiskFull
 from model_core.records.events import read_events
-from model_core.records.exports import holding_exports
+from model_core.records.exports import LICENCE_PATTERN, holding_exports, licence_of
 from model_core.records.files import Layout, sync_directory, write_json, write_text
 from model_core.records.run import Run
 from model_core.records.space import require_space
@@ -40,7 +42,6 @@ from model_core.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 _CUSTOM_CODE = Path(__file__).parent / "custom" / MODELING
-_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _MOST_SUPPRESSED = 4096
 
 
@@ -59,14 +60,17 @@ class Export:
     files: dict[str, int]
 
 
-def export_run(run: Run, folder: Path, *, checkpoint: str = "best", licence: str | None = None) -> Export:
+def export_run(
+    run: Run, folder: Path, *, checkpoint: str = "best", licence: str | None = None, layout: Layout | None = None
+) -> Export:
     """Write a run's model as a folder of transformers.
 
     Args:
         run: The run.
         folder: It is made; an empty one may be there.
         checkpoint: As `Run.resolve` takes it.
-        licence: For the model card, as the Hub names licences.
+        licence: Of the model, for its card, as the Hub names licences.
+        layout: Where the run's dataset lies, of which the card tells; None: where its configuration says.
 
     Raises:
         InvalidParameter: Something is in the folder, or the licence is no name of one.
@@ -78,10 +82,17 @@ def export_run(run: Run, folder: Path, *, checkpoint: str = "best", licence: str
     _refuse_unknown(licence)
     refuse_filled(folder)
     info, state = read_state(run, run.resolve(checkpoint))
-    return _export(run, info, state, folder, licence)
+    return _export(run, info, state, folder, licence, layout)
 
 
-def ensure_export(run: Run, layout: Layout, *, checkpoint: str = "best", licence: str | None = None) -> Export:
+def ensure_export(
+    run: Run,
+    layout: Layout,
+    *,
+    checkpoint: str = "best",
+    licence: str | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Export:
     """Export to the place that a data root has for it, unless the same checkpoint has been exported there.
 
     What is left of an export that somebody cut off is made anew.
@@ -90,19 +101,23 @@ def ensure_export(run: Run, layout: Layout, *, checkpoint: str = "best", licence
         run: The run.
         layout: Of a data root.
         checkpoint: See `export_run`, also for the rest and for what is raised.
-        licence: For a new model card.
+        licence: Of the model. An export that is there and states another gets a new card; None: it keeps its own.
+        check: Called now and then; what it raises breaks the export off, and nothing of it is left.
     """
     _refuse_unknown(licence)
     info, state = read_state(run, run.resolve(checkpoint))
+    check()
     folder = layout.export(run.name, info.file, info.sha256)
     assert folder is not None, "only a data root has a place for exports"
-    with holding_exports(layout, run.name):
+    with holding_exports(layout, run.name, check):
         if is_complete(folder):
+            if licence not in {None, licence_of(folder)}:
+                write_text(folder / CARD, _card(run, info, state, licence, layout))
             return _told(folder, info)
         _set_aside(folder)
         for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed, or of a copy
             shutil.rmtree(leftover)
-        return _export(run, info, state, folder, licence)
+        return _export(run, info, state, folder, licence, layout, check)
 
 
 def _set_aside(folder: Path) -> None:
@@ -114,8 +129,17 @@ def _set_aside(folder: Path) -> None:
         folder.rename(aside)
 
 
-def _export(run: Run, info: CheckpointInfo, state: State, folder: Path, licence: str | None) -> Export:
-    config, tokenizer = parse_config(state["config"]).config, Tokenizer.from_dict(state["tokenizer"])
+def _export(
+    run: Run,
+    info: CheckpointInfo,
+    state: State,
+    folder: Path,
+    licence: str | None,
+    layout: Layout | None,
+    check: Callable[[], None] = lambda: None,
+) -> Export:
+    config, tokenizer = _described(state)
+    told = _card(run, info, state, licence, layout)
     weights = clean(state.pop("model"))
     state.clear()
     check_weights(skeleton(config.model), weights, info.file)
@@ -124,12 +148,22 @@ def _export(run: Run, info: CheckpointInfo, state: State, folder: Path, licence:
         _write_rest(building, config, tokenizer)
         write_weights(weights, building / WEIGHTS)
         shutil.copymode(building / CONFIG, building / WEIGHTS)  # safetensors lets its owner alone read it
-        told = card(run.name, info, config, tokenizer, licence=licence, imported=_imported(run))
         write_text(building / CARD, told)
+        check()
 
     _make(folder, fill)
     log.info("run exported run=%s checkpoint=%s folder=%s", run.name, info.file, folder.name)
     return _told(folder, info)
+
+
+def _described(state: State) -> tuple[ExperimentConfig, Tokenizer]:
+    return parse_config(state["config"]).config, Tokenizer.from_dict(state["tokenizer"])
+
+
+def _card(run: Run, info: CheckpointInfo, state: State, licence: str | None, layout: Layout | None) -> str:
+    config, tokenizer = _described(state)
+    provenance = provenance_of(config.data, dataset_of(config, layout or Layout.of(config)), info.created_at)
+    return card(run.name, info, config, tokenizer, provenance, licence=licence, imported=_imported(run))
 
 
 def _told(folder: Path, info: CheckpointInfo) -> Export:
@@ -137,7 +171,7 @@ def _told(folder: Path, info: CheckpointInfo) -> Export:
 
 
 def _refuse_unknown(licence: str | None) -> None:
-    if licence is not None and not _LICENCE.fullmatch(licence):
+    if licence is not None and not re.match(LICENCE_PATTERN, licence):
         raise InvalidParameter(f"licence {licence!r} is no name such as mit, apache-2.0 or cc-by-4.0")
 
 

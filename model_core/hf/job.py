@@ -21,7 +21,6 @@ from model_core.attempt import (
     next_attempt,
     refuse,
 )
-from model_core.config import ExperimentConfig
 from model_core.errors import ModelCoreError
 from model_core.loading import read_config
 from model_core.records.files import Layout
@@ -48,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--run", required=True, metavar="NAME")
     add("--data-root", required=True, type=Path, metavar="DIR")
     add("--record", required=True, type=Path, metavar="DIR", help="where events and outcome go")
+    add("--licence", metavar="NAME", help="of the model, for its card")
     add("--attempt", type=int)
     add("--job-id")
     return parser
@@ -59,18 +59,15 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     layout = Layout.under(arguments.data_root)
     run = Run.open(layout.run(arguments.run))
     number = arguments.attempt or next_attempt(arguments.record / "events.jsonl")
-    return make_attempt(arguments.record, number, lambda attempt: _export(run, config, layout, attempt, stop))
+    wanted, licence = config.testing.checkpoint_path, arguments.licence
+    return make_attempt(arguments.record, number, lambda attempt: _export(run, wanted, licence, layout, attempt, stop))
 
 
-def _export(run: Run, config: ExperimentConfig, layout: Layout, attempt: Attempt, stop: StopRequest) -> int:
-    wanted = config.testing.checkpoint_path
-    attempt.emit("start", run=run.name, checkpoint=wanted)
-    if stop():
-        return attempt.stopped(stop.reason)
-
+def _export(run: Run, wanted: str, licence: str | None, layout: Layout, attempt: Attempt, stop: StopRequest) -> int:
+    attempt.emit("start", run=run.name, checkpoint=wanted, licence=licence)
     from model_core.hf.exporting import ensure_export
 
-    export = ensure_export(run, layout, checkpoint=wanted)
+    export = ensure_export(run, layout, checkpoint=wanted, licence=licence, check=stop.check)
     attempt.emit("progress", done=len(export.files), of=len(export.files), unit="files")
     attempt.facts |= {
         "checkpoint": export.info.file,

@@ -1,27 +1,29 @@
 """Exports of a run's checkpoints: which there are, and who may take one away.
 
 A folder is named by its checkpoint and the first letters of that one's hash, so that another checkpoint under the same
-name has another export. One that is not complete is none.
+name has another export. One that is not complete is none. The model's licence stands at the head of its card alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
+import yaml
+from filelock import FileLock, Timeout
 
 from model_core.hf.config_file import CONFIG
-from model_core.hf.contents import is_complete
+from model_core.hf.contents import CARD, is_complete
 from model_core.records.checkpoint import CheckpointInfo
 from model_core.records.files import Layout
 from model_core.records.run import Run
 
-_LOCK = ".lock"
+LICENCE_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,63}$"  # mit, apache-2.0, cc-by-4.0: as the Hub names licences
+_LOCK, _POLL_S = ".lock", 0.2
 _NAME = re.compile(r"(model_.+)-([0-9a-f]{8})")
 
 
@@ -35,6 +37,7 @@ class ExportInfo:
         sha256: That checkpoint's; None once the run has another, or none, under that name.
         size_bytes: All files together.
         created_at: When it was made.
+        licence: Of the model, as its card has it; None where nobody said.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ExportInfo:
     sha256: str | None
     size_bytes: int
     created_at: str
+    licence: str | None = None
 
 
 def exports_of(layout: Layout, run: Run) -> list[ExportInfo]:
@@ -60,18 +64,40 @@ def export_at(layout: Layout, run: Run, checkpoint: CheckpointInfo) -> ExportInf
 
 def made_at(folder: Path) -> str:
     """When a complete export was made: RFC 3339 UTC with milliseconds."""
-    # its configuration is written once
-    moment = datetime.fromtimestamp((folder / CONFIG).stat().st_mtime, UTC)
+    moment = datetime.fromtimestamp((folder / CONFIG).stat().st_mtime, UTC)  # it is written once
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def licence_of(folder: Path) -> str | None:
+    """The licence that an export's card states; None where it states none, or nobody can read it."""
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8")
+        head = yaml.safe_load(text.split("---\n")[1])
+        return str(head["license"])
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):  # a person may have written another
+        return None
+
+
 @contextmanager
-def holding_exports(layout: Layout, run: str) -> Iterator[None]:
-    """Hold a run's exports while one is made or taken away."""
+def holding_exports(layout: Layout, run: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a run's exports while one is made or taken away.
+
+    Args:
+        layout: Where they lie.
+        run: Whose they are.
+        check: Called while somebody else holds them; what it raises ends the waiting.
+    """
     home = _home(layout, run)
     home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / _LOCK):
+    lock = FileLock(home / _LOCK)
+    while not lock.is_locked:
+        check()
+        with suppress(Timeout):
+            lock.acquire(timeout=_POLL_S)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _home(layout: Layout, run: str) -> Path:
@@ -90,4 +116,5 @@ def _told(folder: Path, present: dict[str, str]) -> ExportInfo | None:
         size_bytes, created_at = sum(path.stat().st_size for path in folder.iterdir()), made_at(folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return ExportInfo(folder.name, f"{stem}.pt", sha256 if sha256.startswith(digest) else None, size_bytes, created_at)
+    present_hash = sha256 if sha256.startswith(digest) else None
+    return ExportInfo(folder.name, f"{stem}.pt", present_hash, size_bytes, created_at, licence_of(folder))

@@ -121,12 +121,12 @@ class Meeting:
 
     def last_word(self) -> int | None:
         """Wait for the exit code of rank 0; None if it is gone without one."""
+        code = None
         with contextlib.suppress(RuntimeError):
             _until(lambda: self.store.check([_LEFT]))
             code = int(self.store.get(_LEFT))
-            self.store.add(_HEARD, 1)
-            return code
-        return None
+            self.store.add(_HEARD, 1)  # rank 0 may be gone before it says that it knows
+        return code
 
     # --- all --------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class ExportView(View):
     sha256: str | None = Field(description="of that file; null once the run has another of that name")
     size_bytes: int = Field(description="of all its files")
     created_at: str
+    licence: str | None = Field(description="of the model, as its card states it")
     links: ExportLinks
 
     @classmethod
@@ -64,6 +65,7 @@ class ExportView(View):
             sha256=info.sha256,
             size_bytes=info.size_bytes,
             created_at=info.created_at,
+            licence=info.licence,
             links=ExportLinks(run=f"/runs/{run}", safetensors=content if info.sha256 else None),
         )
 

@@ -84,7 +84,7 @@ def test_under_autocast_its_gradients_stay_near_those_of_float32(dtype: torch.dt
     loss, *gradients = outcome(linear_cross_entropy, *tensors, autocast=dtype)
     exact, *expected = outcome(plain, *tensors)
     assert loss.dtype == gradients[0].dtype == gradients[1].dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=5e-3)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-4)  # a softmax in `dtype` would be ten times as far
     assert max(map(apart, gradients, expected)) < 5e-3
 
 

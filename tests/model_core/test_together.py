@@ -2,12 +2,15 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -18,7 +21,12 @@ from model_core.records.events import Event, read_events, series
 from model_core.train import main
 from model_core.training.follower import runtime_of
 
-pytestmark = [pytest.mark.usefixtures("signals"), pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
+pytestmark = [
+    pytest.mark.usefixtures("signals"),
+    pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals"),
+    pytest.mark.timeout(900),  # up to ten processes that load torch, or a C++ compiler, perhaps beside other work
+]
+REPOSITORY = Path(__file__).parents[2]
 Tiny = Callable[..., Path]
 LAUNCH = ("-m", "model_core.launch", "--processes")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -39,6 +47,14 @@ def together(processes: int, *arguments: str, launcher: tuple[str, ...] = LAUNCH
         capture_output=True,
         text=True,
     )
+
+
+def staying(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not left after a minute; they are ended then."""
+    left = psutil.wait_procs(processes, timeout=60)[1]
+    for process in left:
+        process.kill()
+    return left
 
 
 def told(run: Path, *types: str) -> list[Event]:
@@ -141,6 +157,63 @@ def test_three_processes_go_on_bit_for_bit_and_so_does_another_number_but_for_ro
     assert main(["--config", str(tiny("alone", **SHORT, **from_even))]) == 0
     expected = {step: losses(tmp_path / "exp" / "even")[step] for step in (4, 5, 6)}
     assert losses(alone) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_processes_go_on_bit_for_bit(tiny: Tiny, tmp_path: Path) -> None:
+    compiled = {**FOR_TWO, "model": {"dropout": 0.1}, "execution": {"use_compile": True}}
+    from_3 = {"checkpoint": {"load_checkpoint": "straight/model_00003.pt"}}
+    straight, cut = (tmp_path / "exp" / name for name in ("straight", "cut"))
+
+    codes = [
+        together(2, "--config", str(tiny(run.name, **compiled, **sections))).returncode
+        for run, sections in ((straight, {}), (cut, from_3))
+    ]
+
+    assert codes == [0, 0]
+    assert [event["used"]["compile_mode"] for run in (straight, cut) for event in told(run, "start")] == ["default"] * 2
+    assert "compile_failed" not in {event["code"] for run in (straight, cut) for event in told(run, "warning")}
+    assert losses(cut) == {step: losses(straight)[step] for step in (4, 5, 6)}
+
+
+@pytest.mark.slow
+def test_only_the_first_process_writes(tiny: Tiny, tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "model_core.train", "--config", str(tiny("tiny", **FOR_TWO))])
+    limited = f'test "$RANK" = 0 || ulimit -f 1; exec {command}'  # no file of the second may pass a block
+    program = tmp_path / "limited.py"
+    program.write_text(f"import os\nos.execvp('sh', ['sh', '-c', {limited!r}])\n")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(tmp_path))),
+    }
+
+    done = subprocess.run([sys.executable, *LAUNCH, "2", "--", "limited"], env=environment, stdin=subprocess.DEVNULL)
+
+    assert done.returncode == 0
+    assert (tmp_path / "exp" / "tiny" / "events.jsonl").stat().st_size > 2048
+    assert len(told(tmp_path / "exp" / "tiny", "step")) == 6
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_was_killed_save_and_leave(tiny: Tiny, tmp_path: Path) -> None:
+    endless = {**FOR_TWO, "training": {**FOR_TWO["training"], "max_steps": 100_000}}
+    run = tmp_path / "exp" / "tiny"
+    command = [sys.executable, *LAUNCH, "2", "--", "model_core.train", "--config", str(tiny("tiny", **endless))]
+    launcher = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not list(run.glob("model_*.pt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ranks = psutil.Process(launcher.pid).children()
+
+    launcher.kill()
+    launcher.wait()
+
+    assert staying(ranks) == []
+    outcome = json.loads((run / "outcome.json").read_text())
+    assert (outcome["outcome"], outcome["reason"]) == ("stopped", "launcher gone")
+    assert told(run, "checkpoint")[-1]["step"] == told(run, "step")[-1]["step"]
 
 
 @pytest.mark.gpu

@@ -173,8 +173,13 @@ class Site:
     def submit(self, run: str, *, ring: bool = True, **options: object) -> str:
         """Submit a job, with or without a wake-up."""
         job_id = self.store.submit(parse_spec(self.tree(run, **options)), fingerprint=run).job.id
-        assert not ring or wake(self.settings.redis_url)
+        if ring:
+            self.wake()
         return job_id
+
+    def wake(self) -> None:
+        """Tell the workers that a job is ready."""
+        assert wake(self.settings.redis_url)
 
     def job(self, job_id: str) -> Job:
         return self.store.get(job_id)

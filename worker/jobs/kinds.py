@@ -33,6 +33,7 @@ def argv(
     modules: Mapping[str, str],
     seq_after: int = 0,
     processes: int = 1,
+    licence: str | None = None,
 ) -> list[str]:
     """Command line of a job's child.
 
@@ -45,6 +46,7 @@ def argv(
         modules: Module by kind; it wins over `MODULES`.
         seq_after: Number of the job's last event in the run that this one replaces.
         processes: How many of it work together.
+        licence: Of an export's model.
     """
     directory = data / "jobs" / job_id
     module = {**MODULES, **modules}[kind]
@@ -52,4 +54,5 @@ def argv(
     command = [sys.executable, "-P", "-m", *several, module, "--config", str(directory / "config.yaml"), "--run", run]
     command += ["--data-root", str(data), "--attempt", str(attempt), "--job-id", job_id]
     command += ["--seq-after", str(seq_after)] if seq_after else []
+    command += ["--licence", licence] if licence else []
     return command if kind == "train" else [*command, "--record", str(directory)]

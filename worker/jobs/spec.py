@@ -18,6 +18,7 @@ from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter
 from model_core.loading import Advice, ParsedConfig, Tree, merge_patch, parse_config, problems_of
 from model_core.presets import preset_tree
 from model_core.records.checkpoint import file_of
+from model_core.records.exports import LICENCE_PATTERN
 from model_core.records.files import checked_name, portable
 from model_core.rules import whole_steps
 from worker.jobs.kinds import WITHOUT_STEPS
@@ -27,6 +28,7 @@ Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
 Kind = Literal["train", "test", "prepare", "export"]
 MOST_METADATA = 16  # pairs
 JOB_ID = r"^job_[0-9a-f]{32}$"
+Licence = Annotated[str, StringConstraints(strict=True, pattern=LICENCE_PATTERN)]
 Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
 
 
@@ -44,6 +46,7 @@ class JobSection(Config):
     kind: Kind | None = None  # None: from `execution`
     resources: Resources = Resources()
     priority: Whole = Field(default=0, ge=-1000, le=1000)  # higher runs earlier
+    licence: Licence | None = None  # of the model that an export writes, for its card
     metadata: dict[Label, Text] = Field(default={}, max_length=MOST_METADATA)
     depends_on: tuple[Annotated[str, StringConstraints(strict=True, pattern=JOB_ID)], ...] = Field(
         default=(), max_length=100
@@ -104,7 +107,9 @@ class JobSpec:
     def record(self) -> dict[str, Any]:
         """The experiment as the queue keeps it, with what its supervisor must know of the job."""
         tree = self.config.model_dump(mode="json", exclude_unset=True)
-        return tree if self.processes == 1 else {**tree, "job": {"resources": {"processes": self.processes}}}
+        job: dict[str, Any] = {"resources": {"processes": self.processes}} if self.processes > 1 else {}
+        job |= {"licence": self.job.licence} if self.job.licence else {}
+        return {**tree, "job": job} if job else tree
 
 
 def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Path | None = None) -> JobSpec:
@@ -149,6 +154,12 @@ def processes_of(record: Mapping[str, Any]) -> int:
     """Processes that train together, of an experiment as the queue keeps it."""
     processes: int = record.get("job", {}).get("resources", {}).get("processes", 1)
     return processes
+
+
+def licence_of(record: Mapping[str, Any]) -> str | None:
+    """The licence that an export's model card states, of an experiment as the queue keeps it."""
+    licence: str | None = record.get("job", {}).get("licence")
+    return licence
 
 
 def _refuse_to_name(job: JobSection, run: str | None) -> None:
@@ -213,6 +224,8 @@ def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
 
 
 def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
+    if job.licence is not None and job.kind != "export":
+        yield FieldProblem("/job/licence", "only an export writes a model card; leave it out", job.licence)
     if job.kind in WITHOUT_STEPS:
         yield from _needs_no_gpu(job)
         yield from _something_to_prepare(job, config)

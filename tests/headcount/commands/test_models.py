@@ -11,5 +11,7 @@ def test_an_export_is_submitted_and_once_it_is_there_said_to_be_so(service, head
     service.says("POST /runs/mine/exports", job(object="job", kind="export", run="mine", status="queued"), 202)
     assert headcount("export", "mine", "--checkpoint", "step=5")[:2] == (0, f"{JOB}  queued  run mine\n")
     assert json.loads(service.bodies[-1]) == {"checkpoint": "step=5"}
+    assert headcount("export", "mine", "--licence", "mit")[0] == 0
+    assert json.loads(service.bodies[-1]) == {"checkpoint": "best", "licence": "mit"}
     service.says("POST /runs/other/exports", {**EXPORT, "run": "other"})
     assert headcount("export", "other")[:2] == (0, "exports/other/model_best-01234567  1,234,567 bytes\n")

@@ -88,6 +88,8 @@ def test_the_card_tells_what_is_known_and_no_more(exchange: Exchange) -> None:
     card = (exchange.folders["unequal"] / "README.md").read_text(encoding="utf-8")
     for told in ("# unequal", "| 0 | 4 | 4 |", "| 1 | 1 | 16 |", "1.6250 nats", "| steps | 7 |", "`tales`"):
         assert told in card
+    assert "| made from | `stories` |\n| licence of the data | MIT |" in card
+    assert "| licence of the model | not stated |" in card
     assert "trust_remote_code=True" in card
     assert "license" not in card
 

@@ -7,6 +7,7 @@ import pytest
 from model_core.hf.job import main
 from model_core.loading import to_yaml
 from model_core.records.events import read_events
+from model_core.records.exports import licence_of
 from model_core.records.files import Layout, read_json
 from tests.model_core.hf.folders import SHAPES, MakeRun
 
@@ -47,6 +48,19 @@ def test_what_is_left_of_a_folder_is_made_anew(arguments: list[str], tmp_path: P
     assert main(arguments) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == complete
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, ".lock"}
+
+
+def test_a_licence_that_is_asked_for_later_changes_the_card_alone(arguments: list[str], tmp_path: Path) -> None:
+    assert main(arguments) == 0
+    folder = tmp_path / read_json(tmp_path / "jobs" / "job_1" / "outcome.json")["folder"]
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    assert main([*arguments, "--licence", "cc-by-4.0"]) == 0
+    assert main(arguments) == 0  # whoever asks without one changes nothing
+
+    assert licence_of(folder) == "cc-by-4.0"
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"README.md"}
 
 
 def test_a_job_that_cannot_begin_or_end_says_why(arguments: list[str], tmp_path: Path) -> None:

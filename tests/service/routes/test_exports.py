@@ -52,6 +52,7 @@ def test_whoever_asks_gets_the_one_job_and_then_the_export(site: Any, run: Run) 
     assert there.json() == {
         "object": "export", "name": folder.name, "run": "tiny", "checkpoint": "model_best.pt", "sha256": sha256,
         "size_bytes": sum(path.stat().st_size for path in folder.iterdir()), "created_at": there.json()["created_at"],
+        "licence": None,
         "links": {
             "run": "/runs/tiny", "safetensors": "/runs/tiny/checkpoints/model_best.pt/content?format=safetensors",
         },
@@ -76,8 +77,10 @@ def test_what_cannot_be_exported_is_refused(site: Any, run: Run) -> None:
     assert code_of(site.http.post(PLACE, json={"checkpoint": "step=7"})) == (404, "checkpoint_not_found")
     assert code_of(site.http.post("/runs/empty/exports")) == (409, "checkpoint_not_ready")
     assert code_of(site.http.post("/jobs", json={**TREE, "experiment_name": "nowhere"})) == (404, "run_not_found")
-    wrong = site.http.post(PLACE, json={"checkpoint": 3, "licence": "mit"})
-    assert {error["pointer"] for error in wrong.json()["errors"]} == {"/checkpoint", "/licence"}
+    wrong = site.http.post(PLACE, json={"checkpoint": 3, "licence": "M I T", "folder": "/"})
+    assert {error["pointer"] for error in wrong.json()["errors"]} == {"/checkpoint", "/licence", "/folder"}
+    trains = site.http.post("/jobs", json={**TREE, "job": {"licence": "mit"}})
+    assert [error["pointer"] for error in trains.json()["errors"]] == ["/job/licence"]
     assert site.http.get("/jobs").json()["data"] == []
 
 
@@ -106,6 +109,23 @@ def test_a_key_that_was_used_gets_its_job_also_when_the_export_is_there(site: An
     assert (repeated.status_code, repeated.json()["id"]) == (200, job)
     other = site.http.post(PLACE, json={"checkpoint": "final"}, headers=key)
     assert code_of(other) == (422, "idempotency_conflict")
+
+
+def test_another_licence_is_another_job_and_then_the_export_states_it(site: Any, run: Run) -> None:
+    plain, licensed, again = [
+        site.http.post(PLACE, json=wanted).json()["id"] for wanted in ({}, {"licence": "mit"}, {"licence": "mit"})
+    ]
+    assert plain != licensed == again
+    folder = site.add_export(run)
+    end(site, run)
+    assert site.http.post(PLACE, json={"licence": "mit"}).json()["id"] == licensed
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    end(site, run)
+
+    there = [site.http.post(PLACE, json=wanted) for wanted in ({}, {"licence": "mit"}, {"licence": "apache-2.0"})]
+
+    assert [reply.status_code for reply in there] == [200, 200, 202]
+    assert [reply.json()["licence"] for reply in there[:2]] == ["mit", "mit"]
 
 
 def test_an_export_may_wait_for_the_training_that_makes_its_run(site: Any) -> None:

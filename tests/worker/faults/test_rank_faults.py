@@ -11,7 +11,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 TWO = {"resources": {"processes": 2}}
 TRAINED = {"model": {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300, "block_size": 32, "dropout": 0.1}}
-LENGTH = {"fake": {"steps": 30, "step_s": 0.05}, "real": {"steps": 60, "step_s": 0.03, "changes": TRAINED}}
+LENGTH = {  # some seconds: whoever is to be killed is still there when a busy machine has shown that it trains
+    "fake": {"steps": 100, "step_s": 0.05},
+    "real": {"steps": 200, "step_s": 0.03, "changes": TRAINED},
+}
 LONG_S = 240.0  # three processes that load torch on two cores
 
 

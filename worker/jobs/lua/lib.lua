@@ -90,10 +90,11 @@ local function strike(id)
   if redis.call('EXISTS', P .. 'makers:' .. dataset) == 0 then redis.call('ZREM', P .. 'datasets', dataset) end
 end
 
--- A job of a list, other than one, that is not over; or nil.
-local function user_of(list, except)
+-- A job of a list, other than one, that is not over, and where a spec is given asks for just that; or nil.
+local function user_of(list, except, spec)
   for _, other in ipairs(redis.call('ZRANGE', P .. 'jobs:' .. list, 0, -1)) do
-    if other ~= except and not TERMINAL[get(other, 'status')] then return other end
+    local is_meant = other ~= except and (not spec or get(other, 'spec') == spec)
+    if is_meant and not TERMINAL[get(other, 'status')] then return other end
   end
 end
 

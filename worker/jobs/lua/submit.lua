@@ -40,7 +40,7 @@ if maker and kind == 'prepare' then
   remember(maker)
   return told('duplicate', maker)
 end
-local exporter = export ~= '' and user_of('export:' .. export)
+local exporter = export ~= '' and user_of('export:' .. export, nil, ARGV[8]) -- another licence is another card
 if exporter then
   remember(exporter)
   return told('duplicate', exporter)

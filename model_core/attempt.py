@@ -153,6 +153,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     elif is_out_of_memory(error):
         code, detail = OutOfMemory.code, str(error).partition("\n")[0] or type(error).__name__
         hint = f"halve training.batch_size, {OutOfMemory.REMEDIES}"
+    elif isinstance(error, ModuleNotFoundError):
+        hint = "pip install 'headcount[worker]' brings what training and preparing data need"
     return {"code": code, "detail": detail, "step": step, "hint": hint}
 
 

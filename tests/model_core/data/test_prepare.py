@@ -1,5 +1,6 @@
 """The program as a supervisor starts it: a job is an argv and a directory."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -65,3 +66,13 @@ def test_a_job_that_cannot_be_done_records_why(start, data, code):
     assert said.strip().splitlines()[-1].startswith("error: ")
     outcome = read_json(record / "outcome.json")
     assert (outcome["attempt"], outcome["outcome"], outcome["error"]["code"]) == (1, "failed", code)
+
+
+def test_a_package_that_is_not_installed_is_told_with_what_brings_it(tmp_path):
+    (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError(\"No module named 'pyarrow'\", name='pyarrow')")
+    command = [sys.executable, "-m", "model_core.data.prepare", "--source", "stories", "--out", str(tmp_path / "out")]
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "pyarrow" in done.stderr
+    assert "pip install 'headcount[worker]'" in done.stderr

@@ -37,7 +37,7 @@ class BulkEncoder:
     """Encodes documents with a tokenizer; one encoder serves all threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        import pyarrow.compute  # noqa: F401  # for the words; later, all threads would wait for it
+        import pyarrow.compute  # noqa: F401 - for the words; later, all threads would wait for it
 
         self._tokenizer, self._cut_id = tokenizer, tokenizer.n_vocab
         self._encoding = tiktoken.Encoding(

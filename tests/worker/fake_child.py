@@ -76,10 +76,12 @@ def train(run: Run, config: ExperimentConfig, attempt: Attempt, stop: StopReques
         attempt.emit("step", step=step, loss=1 / step, tokens_per_s=1000.0)
         if step == 7 and run.name.startswith("hangs-once") and attempt.number == 1:
             time.sleep(600)
-        is_asked = stop()  # once, so that no state is missing when it comes in between
-        if is_asked or step % SAVE_EVERY == 0:
+        is_saved = step % SAVE_EVERY == 0
+        if is_saved:
             save(run, step, attempt)
-        if is_asked:
+        if stop():  # asked once a step, so that no state is missing when a stop comes in between
+            if not is_saved:
+                save(run, step, attempt)
             attempt.finish("stopped")
             return STOPPED
     return DONE

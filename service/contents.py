@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from model_core.errors import InvalidData
 from model_core.records.dataset import SPLITS, Dataset, token_files
 from service.views.base import Listed
 from service.views.dataset import CategoryStatistics, DatasetStatistics, ExampleView, SplitStatistics
@@ -39,8 +40,8 @@ def manifest_of(dataset: Dataset) -> dict[str, Any] | None:
     """What preparation recorded; None of files put there by hand, and where the record cannot be read."""
     try:
         return dataset.manifest()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("manifest unreadable dataset=%s reason=%r", dataset.name, error)
+    except InvalidData as error:
+        log.warning("manifest unreadable dataset=%s reason=%s", dataset.name, error)
         return None
 
 

@@ -18,6 +18,7 @@ from model_core.records.errors import RunBusy
 from model_core.records.exports import made_at
 from model_core.records.files import Layout, read_json
 from model_core.records.removal import hide, hide_dataset, hide_export, holding, holding_dataset, remove_hidden
+from service.contents import manifest_of
 from service.deps import Services
 from worker.jobs.job import JobDetail
 from worker.jobs.store import JobStore
@@ -108,7 +109,7 @@ def _made_its_dataset(store: JobStore, layout: Layout, job: JobDetail) -> bool:
     dataset = Dataset.named(job.dataset, layout.dataset(job.dataset))
     if dataset.missing():
         return True
-    manifest = dataset.manifest()
+    manifest = manifest_of(dataset)
     return manifest is not None and (job.started_at or "~") <= manifest["created_at"] <= (job.finished_at or "")
 
 

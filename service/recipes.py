@@ -11,7 +11,7 @@ from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import ExperimentConfig
 from model_core.data.recipe import Recipe, differences
 from model_core.data.sources.opening import revision_of, source_name
-from model_core.errors import FieldProblem
+from model_core.errors import FieldProblem, InvalidData
 from model_core.records.dataset import Dataset
 from model_core.records.errors import DatasetNotReady
 from model_core.records.examples import EXAMPLES
@@ -34,7 +34,7 @@ def difference(dataset: Dataset, wanted: Preparation, data_root: Path) -> str | 
         if manifest is None:
             return "its files were not prepared here, so nobody knows how they were made"
         return _difference(manifest, wanted, data_root)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InvalidData, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({error!r})"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from model_core.catalogue import LICENCES_MADE_HERE, HubDataset, hub_dataset
 from model_core.config import DataConfig
+from model_core.errors import InvalidData
 from model_core.records.dataset import Dataset
 
 _UNKNOWN = "not known here"
@@ -35,7 +36,10 @@ def provenance_of(data: DataConfig, dataset: Dataset, trained_at: str) -> Proven
         dataset: The one of that name that is there now, if there is one.
         trained_at: When the checkpoint was saved, RFC 3339 UTC; a dataset that is younger is another one.
     """
-    manifest = dataset.manifest()
+    try:
+        manifest = dataset.manifest()
+    except InvalidData:
+        manifest = None
     if manifest is None or manifest["created_at"] > trained_at:
         manifest = {"source": data.source, "revision": data.revision, "origin": {}}
     source = manifest["source"]

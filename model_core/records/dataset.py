@@ -61,10 +61,21 @@ class Dataset:
         return [path for split in SPLITS for path in self._files(split) if not path.is_file()]
 
     def manifest(self) -> dict[str, Any] | None:
-        """What preparation recorded; None for files that were not prepared here, or beside another dataset's."""
+        """What preparation recorded; None for files that were not prepared here, or beside another dataset's.
+
+        Raises:
+            InvalidData: The file is no manifest.
+        """
         file = self.directory / MANIFEST
-        manifest: dict[str, Any] | None = read_json(file) if file.is_file() else None
-        return manifest if manifest and manifest["splits"]["train"]["file"] == self.train.name else None
+        if not file.is_file():
+            return None
+        try:
+            manifest: dict[str, Any] = read_json(file)
+            train_file = manifest["splits"]["train"]["file"]
+        except (ValueError, LookupError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InvalidData(f"{file} cannot be read ({reason}): it was changed or damaged; {_REMEDY}") from None
+        return manifest if train_file == self.train.name else None
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of its tokens."""

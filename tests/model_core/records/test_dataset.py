@@ -83,6 +83,13 @@ def test_another_datasets_manifest_in_the_folder_is_not_taken(dataset):
     assert len(neighbour.missing()) == 3
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"splits": {"train": []}}', '"splits"', "\xff"])
+def test_a_manifest_that_is_none_is_named(dataset, text):
+    (dataset.directory / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InvalidData, match=r"mine/manifest\.json cannot be read .* prepare it again"):
+        dataset.manifest()
+
+
 def test_files_are_named_by_the_dataset_below_a_data_root_and_by_the_configuration_without(tmp_path):
     config = parse_config({"data": {"data_dir": "some\\folder", "train_file": "mine_train.npy"}}).config
     below, by_hand = dataset_of(config, Layout.under(tmp_path)), dataset_of(config, Layout.of(config))

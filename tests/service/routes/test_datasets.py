@@ -173,6 +173,15 @@ def test_a_manifest_that_cannot_be_read_hides_no_dataset(site, ask, text: str) -
     assert ask(409, name="words")["code"] == "dataset_exists"
 
 
+def test_a_training_on_a_manifest_that_cannot_be_read_is_told_which(site) -> None:
+    (site.settings.data / "datasets" / "words" / "manifest.json").write_text("{")
+    tree = {"experiment_name": "x", "data": {"dataset": "words"}, "job": {"preset": "quickstart"}}
+    refused = site.http.post("/jobs", json=tree)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_data")
+    assert "words/manifest.json cannot be read" in refused.json()["detail"]
+    assert "prepare it again" in refused.json()["detail"]
+
+
 def test_ready_datasets_are_served_without_redis(make_site, tmp_path) -> None:
     site = make_site(f"unix://{tmp_path}/none.sock?db=0")
     assert site.http.get("/datasets/words").json()["state"] == "ready"

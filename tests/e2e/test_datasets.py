@@ -49,7 +49,9 @@ def test_the_service_and_the_program_make_the_same_files(service, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_preparation_that_was_paused_or_killed_goes_on(service) -> None:
-    body = {"name": "tales", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 400}}
+    lines = "".join(f"{number} is a number of its own\n" for number in range(1_000_000))  # some seconds of work
+    (service.data / "uploads" / "many.txt").write_text(lines)
+    body = {"name": "tales", "source": "file:uploads/many.txt"}
     job = service.client.post("/datasets", json=body).json()["id"]
     service.until(job, lambda job: (job["progress"]["done"] or 0) > 10 and job["progress"]["unit"] == "documents")
     service.client.post(f"/jobs/{job}/pause")

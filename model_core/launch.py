@@ -22,7 +22,7 @@ from model_core.stopping import StopRequest
 
 _POLL_S = 0.05
 _MOMENT_S = 10.0  # one that leaves by itself is followed by the others; a signal would cut short how they end
-_ALONE_S = 30.0  # what the others get to save and leave when one is gone; then they hang
+_ALONE_S = 120.0  # what the others get to save and leave when one is gone; then they hang
 _LOOPBACK = "127.0.0.1"
 
 

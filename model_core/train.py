@@ -217,7 +217,7 @@ def _train_attempt(
         ranks.close()
     if finished and config.execution.test:
         finished = draw(run, config, layout, dataset, runtime, attempt, stop)
-    return DONE if finished else attempt.stopped(stop.reason or "a signal to another process")
+    return DONE if finished else attempt.stopped(stop.reason or "a stop of another process")
 
 
 def _summary(state: TrainState) -> dict[str, Any]:

@@ -212,7 +212,8 @@ def test_processes_whose_launcher_was_killed_save_and_leave(tiny: Tiny, tmp_path
 
     assert staying(ranks) == []
     outcome = json.loads((run / "outcome.json").read_text())
-    assert (outcome["outcome"], outcome["reason"]) == ("stopped", "launcher gone")
+    assert outcome["outcome"] == "stopped"
+    assert outcome["reason"] in {"launcher gone", "a stop of another process"}  # either may notice it first
     assert told(run, "checkpoint")[-1]["step"] == told(run, "step")[-1]["step"]
 
 

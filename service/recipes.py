@@ -34,7 +34,9 @@ def difference(dataset: Dataset, wanted: Preparation, data_root: Path) -> str | 
         if manifest is None:
             return "its files were not prepared here, so nobody knows how they were made"
         return _difference(manifest, wanted, data_root)
-    except (InvalidData, ValueError, KeyError, TypeError, AttributeError) as error:
+    except InvalidData as error:
+        return str(error)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({error!r})"
 
 

@@ -21,13 +21,13 @@ FORMULAS = {
     "kv_bytes_per_token": "2 W numbers of 2 bytes (bfloat16)",
     "flops_per_token": "6 x parameters + 12 W T a layer, 6 (V C + 2 C) for the head; forward and backward",
     "softmax_elements": "H T (T + 1) / 2 a layer and sequence",
-    "memory_bytes": "170 MiB + P (16 | 18) + L N C (85 | 48) + the larger of R V (4 | 6) + V C (4 | 6) and 8 V C; "
+    "memory_bytes": "170 MiB + P (16 | 18) + L N C (85 | 48) + the larger of R V (4 | 2) + V C (4 | 8) and 8 V C; "
     "float32 | bfloat16",
     "checkpoint_bytes": "12 P a full state, 4 P weights alone; at most 3 full states more than the periodic ones",
 }
 FLASH_MAX_HEAD_DIM = 256  # of PyTorch's flash kernel on a GPU; the one for CPUs takes any size
 MEMORY_MARGIN = 1.2  # the estimate was within 5 % of what was measured in float32
-CHUNK_ROWS = 512  # of the cross entropy, which has no memory for the scores of all rows
+CHUNK_BYTES = 2048  # of an id's scores in one chunk of the cross entropy, which has no memory for those of all rows
 
 _MIB = 1 << 20
 _BF16_BYTES = 2
@@ -237,7 +237,7 @@ def _memory(config: ExperimentConfig, parameters: int) -> MemoryBudget:
         "gradients_bytes": parameters * 4,
         "optimizer_bytes": parameters * 8,
         "activations_bytes": activations,
-        "logits_bytes": _cross_entropy(model, min(rows, CHUNK_ROWS), half=half),
+        "logits_bytes": _cross_entropy(model, rows, half=half),
         "attention_bytes": _explicit_attention(model, training, half=half),
     }
     total = sum(parts.values())
@@ -247,9 +247,9 @@ def _memory(config: ExperimentConfig, parameters: int) -> MemoryBudget:
 
 def _cross_entropy(model: ModelConfig, rows: int, *, half: bool) -> int:
     """Scores of one chunk and the head's gradient as it grows, or that gradient and the scaled one."""
-    kept = 6 if half else 4  # under autocast what is exact stands beside what is multiplied
-    growing = rows * model.vocab_size * kept + model.vocab_size * model.n_embd * kept
-    return max(growing, 8 * model.vocab_size * model.n_embd)
+    scores = min(rows * (2 if half else 4), CHUNK_BYTES) * model.vocab_size
+    kept = 8 if half else 4  # under autocast also the head and the product that is added, in what is multiplied
+    return max(scores + model.vocab_size * model.n_embd * kept, 8 * model.vocab_size * model.n_embd)
 
 
 def _explicit_attention(model: ModelConfig, training: TrainingConfig, *, half: bool) -> int:

@@ -19,6 +19,7 @@ from model_core.budget import share_of
 from model_core.errors import NonFiniteLoss, OutOfMemory, is_out_of_memory
 from model_core.hardware.memory import fewer_rows, out_of_memory
 from model_core.hardware.rng import restore_rng, rng_state
+from model_core.optim import clip_gradients
 from model_core.schedule import get_lr
 from model_core.training.meeting import RankLost
 from model_core.training.state import TrainState
@@ -139,7 +140,8 @@ def take_step(state: TrainState) -> StepResult:
         _undo(state, position, rng)
         share = share_of(config, state.ranks.world)
         raise out_of_memory(share, state.runtime, step=state.step + 1, batch_size=state.batch_size)
-    grad_norm, scale = _clip_gradients(state), state.scaler.get_scale()
+    state.scaler.unscale_(state.optimizer)
+    grad_norm, scale = clip_gradients(state.model, config.training.grad_clip), state.scaler.get_scale()
     is_skipped = state.runtime.scaler and not math.isfinite(grad_norm)
     if not math.isfinite(loss) or not (math.isfinite(grad_norm) or (is_skipped and scale >= _LEAST_SCALE)):
         _undo(state, position, rng)
@@ -195,13 +197,6 @@ def _undo(state: TrainState, position: int, rng: dict[str, Any]) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     state.loader.position = position
     restore_rng(rng, state.runtime.device)
-
-
-def _clip_gradients(state: TrainState) -> float:
-    """Clip the gradients; returns what their norm was."""
-    clip = state.config.training.grad_clip
-    state.scaler.unscale_(state.optimizer)
-    return float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip or math.inf))
 
 
 def _update(state: TrainState) -> None:

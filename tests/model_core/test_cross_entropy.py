@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model_core.budget import CHUNK_ROWS
+from model_core.budget import CHUNK_BYTES
 from model_core.config import ModelConfig
-from model_core.cross_entropy import linear_cross_entropy
+from model_core.cross_entropy import SOFTMAX_ROWS, linear_cross_entropy
 from model_core.gpt import GPT
 
-N, C, V = CHUNK_ROWS + 88, 24, 130
+CHUNK_ROWS = {torch.float32: CHUNK_BYTES // 4, torch.bfloat16: CHUNK_BYTES // 2}
+N, C, V = CHUNK_ROWS[torch.bfloat16] + 88, 24, 130
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -136,27 +137,29 @@ def test_without_gradients_the_loss_has_the_same_bits() -> None:
 
 
 class Scores(TorchDispatchMode):
-    """Watches tensors with a score for each row of a chunk: how many were made, and how many stood there at once."""
+    """Watches tensors with a score for each id: how many rows of them stood there at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.made, self.most, self._there = 0, 0, WeakValueDictionary[int, Tensor]()
+        self.most, self._there = 0, WeakValueDictionary[int, Tensor]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.shape == (CHUNK_ROWS, V):
-            self.made += result.data_ptr() not in self._there
-            self._there[result.data_ptr()] = result
-            self.most = max(self.most, len(self._there))
+        if isinstance(result, Tensor) and result.shape[-1:] == (V,) and result.shape[0] != C:  # not the head, turned
+            self._there.setdefault(result.untyped_storage().data_ptr(), result)  # views are no more memory
+            self.most = max(self.most, sum(len(rows) for rows in self._there.values()))
         return result
 
 
-@pytest.mark.parametrize(("learns", "made"), [(False, 2), (True, 3)])
-def test_only_who_learns_makes_more_of_a_chunk_than_its_scores(learns: bool, made: int) -> None:
-    hidden, weight, targets = inputs(rows=2 * CHUNK_ROWS)
-    with torch.set_grad_enabled(learns), Scores() as scores, torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("learns", [False, True])
+def test_beside_the_scores_of_a_chunk_stand_those_of_a_softmax_at_most(learns: bool, dtype: torch.dtype) -> None:
+    hidden, weight, targets = inputs(rows=2 * CHUNK_ROWS[dtype])
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with torch.set_grad_enabled(learns), Scores() as scores, autocast:
         linear_cross_entropy(hidden, weight, targets)
-    assert (scores.made, scores.most) == (2 * made, 2)
+    more = SOFTMAX_ROWS if dtype == torch.bfloat16 else 0
+    assert scores.most == CHUNK_ROWS[dtype] + more
 
 
 def test_only_the_gradients_that_are_wanted_are_formed() -> None:
@@ -188,7 +191,7 @@ def test_a_tied_weight_collects_what_embedding_and_head_want_over_all_micro_batc
 def test_a_compiler_takes_it_in_one_piece() -> None:
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=20, block_size=4))
-    idx = torch.randint(20, (CHUNK_ROWS // 4 + 1, 4))  # (B, T)
+    idx = torch.randint(20, (CHUNK_ROWS[torch.float32] // 4 + 1, 4))  # (B, T)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     (loss, *gradients), (expected, *others) = (
         (f(idx, idx)[1], *torch.autograd.grad(f(idx, idx)[1], list(model.parameters()))) for f in (compiled, model)

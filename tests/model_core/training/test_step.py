@@ -12,7 +12,7 @@ from model_core.gpt import GPT
 from model_core.hardware.device import decide
 from model_core.hardware.machine import Machine
 from model_core.loading import parse_config
-from model_core.optim import load_moments, make_optimizer
+from model_core.optim import clip_gradients, load_moments, make_optimizer
 from model_core.tokenizer import train_bpe
 from model_core.training.state import TrainState
 from model_core.training.trainer import StepResult, take_step
@@ -70,6 +70,15 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told(clip: flo
     result, gradients = one_step(state_of(grad_clip=clip))
     assert result.grad_norm == free.grad_norm > 0.1
     assert norm(gradients) == pytest.approx(factor or result.grad_norm, rel=1e-4)
+
+
+def test_the_norm_of_millions_of_gradients_keeps_the_digits_of_float32() -> None:
+    matrix = torch.nn.Linear(2000, 3000)
+    gradients = [torch.randn_like(p, generator=torch.Generator().manual_seed(0)) for p in matrix.parameters()]
+    for parameter, gradient in zip(matrix.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    exact = torch.cat([gradient.double().flatten() for gradient in gradients]).norm().item()
+    assert clip_gradients(matrix, 0.0) == pytest.approx(exact, rel=1e-6)
 
 
 def test_the_rate_of_a_step_is_the_schedules() -> None:

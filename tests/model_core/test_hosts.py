@@ -1,0 +1,114 @@
+"""One training over several hosts, as docs/training.md says: two network namespaces with a cable between them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from model_core.records.events import read_events, series
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+Tiny = Callable[..., Path]
+STEPS = 400
+SHARED = {
+    "training": {"total_batch_size": 128, "max_steps": STEPS},
+    "evaluation": {"checkpoint_every": 10, "val_loss_every": STEPS, "sample_num": 0},
+}
+
+
+class Host:
+    """A network namespace: its processes reach the other one, and nothing else."""
+
+    def __init__(self, number: int) -> None:
+        self.name, self.cable = f"headcount-{os.getpid()}-{number}", f"hc{os.getpid()}-{number}"
+        self.address = f"10.77.0.{number}"
+
+    def torchrun(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start one process of a training of two, as a person does on each host; the first listens."""
+        first = ("--rdzv-conf", "is_host=1") if self.address == "10.77.0.1" else ()
+        return subprocess.Popen(
+            [
+                "ip", "netns", "exec", self.name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
+                "--nproc-per-node", "1", "--rdzv-id", "test", "--rdzv-backend", "c10d", "--rdzv-endpoint",
+                "10.77.0.1:29400", *first, "--local-addr", self.address, "--max-restarts", "0", "-m",
+                "model_core.train", *arguments,
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": self.cable},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+
+
+def ip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """Two hosts, connected."""
+    if shutil.which("ip") is None:
+        pytest.skip("there is no program ip (Debian: iproute2)")
+    both = Host(1), Host(2)
+    made = [ip("netns", "add", host.name) for host in both]
+    try:
+        if refused := next((done.stderr.strip() for done in made if done.returncode), None):
+            pytest.skip(f"network namespaces cannot be made here: {refused}")
+        one, two = both
+        steps = [ip("link", "add", one.cable, "netns", one.name, "type", "veth", "peer", two.cable, "netns", two.name)]
+        for host in both:
+            steps.append(ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.cable))
+            steps += [ip("-n", host.name, "link", "set", device, "up") for device in (host.cable, "lo")]
+        assert not [step.stderr for step in steps if step.returncode]
+        yield both
+    finally:
+        for host in both:
+            ip("netns", "del", host.name)
+
+
+def ended(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Exit code and output of each; all are ended when one does not end."""
+    try:
+        return [(process.wait(120), process.communicate()[0]) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def losses(run: Path) -> dict[int, float]:
+    return series(read_events(run / "events.jsonl"), "step", "loss")
+
+
+@pytest.fixture
+def undisturbed(tiny: Tiny, tmp_path: Path) -> dict[int, float]:
+    """What two processes of one host come to."""
+    launch = [sys.executable, "-m", "model_core.launch", "--processes", "2", "--", "model_core.train"]
+    subprocess.run([*launch, "--config", str(tiny("one_host", **SHARED))], check=True, capture_output=True)
+    return losses(tmp_path / "exp" / "one_host")
+
+
+def test_two_hosts_train_what_two_processes_of_one_train_also_when_one_was_lost(
+    hosts: tuple[Host, Host], tiny: Tiny, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    run, command = tmp_path / "exp" / "two_hosts", ("--config", str(tiny("two_hosts", **SHARED)))
+    started = [host.torchrun(*command) for host in hosts]
+    deadline = time.monotonic() + 120
+    while len(losses(run)) < 30 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (trainer,) = psutil.Process(started[1].pid).children()
+    trainer.kill()
+    lost = ended(started)
+    assert [code for code, _ in lost] == [1, 1], lost
+    assert 30 <= max(losses(run)) < STEPS
+
+    done = ended([host.torchrun(*command, "--resume") for host in hosts])
+
+    assert [code for code, _ in done] == [0, 0], done
+    assert losses(run) == undisturbed

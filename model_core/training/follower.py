@@ -1,12 +1,13 @@
 """What a process that trains along with rank 0 does: the same steps on other rows, and nothing on disk.
 
-It is silent: rank 0 says how it went, also what went wrong here.
+It is silent but for a compiler that failed here alone: rank 0 says how it went, also what went wrong here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +66,7 @@ def _train_along(
     meeting.arrive()
     ranks = Ranks.join(meeting, runtime.device)
     closing.callback(ranks.close)
-    state = assemble(config, runtime, dataset_of(config, layout), _tell_nobody, ranks)
+    state = assemble(config, runtime, dataset_of(config, layout), _log, ranks)
     begin(state, run, layout, _tell_nobody)
     return train(state, (), stop)
 
@@ -104,6 +105,11 @@ def begin(state: TrainState, run: Run, layout: Layout, emit: Any) -> None:
         start_from(state, find_origin(state.config, layout), emit)
         state.resize(state.config.training.batch_size)  # what did not fit elsewhere may fit here
     state.ranks.check_that_all_begin_alike(state.model, state.step)
+
+
+def _log(type: str, **fields: Any) -> None:  # noqa: A002 - as events have it
+    """Rank 0 does not know it."""
+    log.error("%s rank=%s %s", type, os.environ["RANK"], " ".join(f"{name}={value}" for name, value in fields.items()))
 
 
 def _tell_nobody(type: str, **fields: Any) -> None:  # noqa: A002 - as events have it

@@ -176,23 +176,37 @@ def test_compiled_processes_go_on_bit_for_bit(tiny: Tiny, tmp_path: Path) -> Non
     assert losses(cut) == {step: losses(straight)[step] for step in (4, 5, 6)}
 
 
+def where_the_second_differs(file: Path, shell: str) -> subprocess.CompletedProcess[str]:
+    """Two processes, the second of them after a line of shell."""
+    command = shlex.join([sys.executable, "-m", "model_core.train", "--config", str(file)])
+    line = f'test "$RANK" = 0 || {shell}; exec {command}'
+    (file.parent / "differing.py").write_text(f"import os\nos.execvp('sh', ['sh', '-c', {line!r}])\n")
+    path = os.pathsep.join((str(REPOSITORY), str(file.parent)))
+    return subprocess.run(
+        [sys.executable, *LAUNCH, "2", "--", "differing"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
 @pytest.mark.slow
 def test_only_the_first_process_writes(tiny: Tiny, tmp_path: Path) -> None:
-    command = shlex.join([sys.executable, "-m", "model_core.train", "--config", str(tiny("tiny", **FOR_TWO))])
-    limited = f'test "$RANK" = 0 || ulimit -f 1; exec {command}'  # no file of the second may pass a block
-    program = tmp_path / "limited.py"
-    program.write_text(f"import os\nos.execvp('sh', ['sh', '-c', {limited!r}])\n")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(tmp_path))),
-    }
-
-    done = subprocess.run([sys.executable, *LAUNCH, "2", "--", "limited"], env=environment, stdin=subprocess.DEVNULL)
-
+    done = where_the_second_differs(tiny("tiny", **FOR_TWO), "ulimit -f 1")  # no file of it may pass a block
     assert done.returncode == 0
     assert (tmp_path / "exp" / "tiny" / "events.jsonl").stat().st_size > 2048
     assert len(told(tmp_path / "exp" / "tiny", "step")) == 6
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_at_one_process_alone_is_told_by_that_process(tiny: Tiny, tmp_path: Path) -> None:
+    file, run = tiny("tiny", execution={"use_compile": True}, **FOR_TWO), tmp_path / "exp" / "tiny"
+    no_compiler = f"export CXX=/bin/false TORCHINDUCTOR_CACHE_DIR={tmp_path / 'cache'}"
+    done = where_the_second_differs(file, no_compiler)
+    assert (done.returncode, len(told(run, "step"))) == (0, 6), done.stderr
+    assert done.stderr.count("warning rank=1 code=compile_failed") == 1
+    assert "compile_failed" not in {event["code"] for event in told(run, "warning")}
 
 
 @pytest.mark.slow

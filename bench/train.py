@@ -13,22 +13,14 @@ missed. Where the processor has no instructions for bfloat16 both train in float
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from parts.line import Line
 from parts.processes import measured
+from parts.turns import AS_IT_IS, ROUNDS, SECONDS, SHAPES, WITH_ALLOCATOR, in_turns
 
-from model_core.hardware.allocator import SETTINGS
-
-ROUNDS, SECONDS = 3, 8.0
-SHAPES = {
-    "small": ["model.n_layer=6", "model.n_head=6", "model.n_embd=384", "model.block_size=256",
-              "training.batch_size=12", "training.sequence_length=256", "training.total_batch_size=3072"],
-    "124M": ["training.batch_size=4", "training.sequence_length=256", "training.total_batch_size=1024"],
-}  # fmt: skip
 TARGETS = {"small": 1.9, "124M": 1.8}
 MEMORY_TARGETS = {"small": 0.55, "124M": 1.0}
 MFU_TARGET, HEADS_TARGET = 0.45, 1.05
@@ -37,14 +29,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 def compare(shape: str, given: Sequence[str], flops: float, seconds: float) -> Iterator[Line]:
     """Ours and theirs in turns; `given` keys win over those of the shape."""
-    settings = [*SHAPES[shape], *given]
-    rounds = []
-    for turn in range(ROUNDS):
-        both = {}
-        for who in ("ours", "transformers") if turn % 2 else ("transformers", "ours"):
-            extra = SETTINGS if who == "ours" else {}
-            both[who] = measured(who, settings, seconds, {**_WITHOUT_SETTINGS, **extra})
-        rounds.append((both["ours"], both["transformers"]))
+    rounds = in_turns([*SHAPES[shape], *given], seconds)
     ratios = [ours["tokens_per_s"] / theirs["tokens_per_s"] for ours, theirs in rounds]
     mine, others = (statistics.median(side["tokens_per_s"] for side in sides) for sides in zip(*rounds, strict=True))
     spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
@@ -62,13 +47,9 @@ def compare(shape: str, given: Sequence[str], flops: float, seconds: float) -> I
 
 def unequal_heads(given: Sequence[str], seconds: float) -> Iterator[Line]:
     """Steps of variable_heads beside steps of the uniform model, in one process."""
-    settings = [*SHAPES["124M"], *given]
-    found = measured("pairs", settings, seconds, {**_WITHOUT_SETTINGS, **SETTINGS})
+    found = measured("pairs", [*SHAPES["124M"], *given], seconds, WITH_ALLOCATOR)
     spread = f"{found['least']:.3f}-{found['most']:.3f}"
     yield Line("variable_heads: time of a step by uniform's", spread, "", found["ratio"], HEADS_TARGET)
-
-
-_WITHOUT_SETTINGS = {name: value for name, value in os.environ.items() if name not in SETTINGS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = arguments.only or [*SHAPES, "heads"]
     dtype = arguments.dtype or _dtype_of_this_cpu()
     given, seconds = [f"device.dtype={dtype}", "device.device=cpu", *arguments.settings], arguments.seconds
-    flops = measured("matmul", given, seconds, _WITHOUT_SETTINGS)["flops"]
+    flops = measured("matmul", given, seconds, AS_IT_IS)["flops"]
     why = "" if arguments.dtype or dtype == "bfloat16" else ": this processor has no instructions for bfloat16"
     print(f"{ROUNDS} rounds in {dtype}{why}; products of 4096 x 4096 at {flops / 1e9:,.0f} GFLOP/s")
     print(f"{'':<44}{'ours':>14}{'transformers':>14}{'ratio':>8}{'target':>11}")

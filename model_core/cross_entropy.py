@@ -75,7 +75,7 @@ def _sums(
         rows, head = hidden.to(narrow).masked_fill(~counted[:, None], 0), weight.to(narrow)  # (N, C), (V, C)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         for_hidden = torch.empty_like(rows, dtype=exact) if wanted[0] else None  # (N, C)
-        for_weight: Tensor | None = None  # (V, C)
+        for_weight = torch.empty_like(head, dtype=exact) if wanted[1] else None  # (V, C)
         chunk_rows = CHUNK_BYTES // rows.itemsize
         for start in range(0, len(rows), chunk_rows):
             chunk = slice(start, start + chunk_rows)
@@ -84,8 +84,8 @@ def _sums(
             total = total + losses.where(counted[chunk], 0).sum()
             if for_hidden is not None:
                 for_hidden[chunk] = scores @ head  # (R, C)
-            if wanted[1]:
-                for_weight = _plus_product(for_weight, scores.T, rows[chunk], exact)  # (V, C)
+            if for_weight is not None:
+                _add_product_(for_weight, scores.T, rows[chunk], anew=start == 0)
             del scores  # before the next chunk's
         if for_hidden is not None:
             for_hidden.masked_fill_(~counted[:, None], 0)
@@ -122,8 +122,11 @@ def _to_errors_at_once_(scores: Tensor, target: Tensor, *, learns: bool) -> Tens
     return losses
 
 
-def _plus_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Add the product of two matrices to a sum of `dtype`, which may be more exact than they; None is a sum of none."""
-    if total is None:
-        return (a @ b).to(dtype)  # (V, C)
-    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)  # (V, C)
+def _add_product_(total: Tensor, a: Tensor, b: Tensor, *, anew: bool) -> None:
+    """Add the product of two matrices to a sum that may be more exact than they; `anew` forgets what it holds."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, beta=0 if anew else 1)  # (V, C)
+    elif anew:
+        total.copy_(a @ b)  # (V, C)
+    else:
+        total.add_(a @ b)  # (V, C)

@@ -19,6 +19,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from parts.hollow import leave_out_products  # noqa: E402 - found only now
 from parts.steps import BASELINE, median_seconds, resident_mib, state_of  # noqa: E402 - found only now
 
 from model_core.loading import load_config  # noqa: E402
@@ -28,11 +29,15 @@ IMPORTED_MIB = resident_mib("VmRSS")  # what follows is counted from here
 
 @dataclass(frozen=True)
 class Asked:
-    """How to measure: keys that differ from the baseline's, for how long, and a directory for tokens."""
+    """How to measure: keys that differ from the baseline's, for how long, and a directory for tokens.
+
+    `hollow` leaves the matrix products out.
+    """
 
     settings: list[str]
     seconds: float
     directory: Path
+    hollow: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,9 +61,9 @@ def ours(asked: Asked) -> dict[str, float]:
 
     state = state_of(asked.settings, asked.directory)
     tokens = state.config.training.total_batch_size
-    speed = tokens / median_seconds(lambda: take_step(state), asked.seconds)
+    took = median_seconds(lambda: take_step(state), asked.seconds)
     flops = float(budget_of(state.config).flops_per_token)
-    return {"tokens_per_s": speed, "flops_per_token": flops, "memory_mib": _peak_mib()}
+    return {**_speed(tokens, took), "flops_per_token": flops, "memory_mib": _peak_mib()}
 
 
 def transformers(asked: Asked) -> dict[str, float]:
@@ -87,8 +92,7 @@ def transformers(asked: Asked) -> dict[str, float]:
         optimizer.zero_grad()
         loss.item()
 
-    speed = rows * length / median_seconds(step, asked.seconds)
-    return {"tokens_per_s": speed, "memory_mib": _peak_mib()}
+    return {**_speed(rows * length, median_seconds(step, asked.seconds)), "memory_mib": _peak_mib()}
 
 
 def pairs(asked: Asked) -> dict[str, float]:
@@ -154,6 +158,10 @@ def _head(loss_of: Callable[..., torch.Tensor], asked: Asked) -> dict[str, float
     return {"seconds": took, "memory_mib": resident_mib("VmHWM") - before}
 
 
+def _speed(tokens: int, seconds: float) -> dict[str, float]:
+    return {"tokens_per_s": tokens / seconds, "steps_per_s": 1 / seconds}
+
+
 def _peak_mib() -> float:
     return resident_mib("VmHWM") - IMPORTED_MIB
 
@@ -166,7 +174,9 @@ def main() -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         asked = Asked(**json.loads(sys.argv[2]), directory=Path(directory))
+        kept = leave_out_products() if asked.hollow else None
         print(json.dumps(roles[sys.argv[1]](asked)))
+        del kept
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ from typing import Any
 PROGRAM = Path(__file__).parents[1] / "child" / "training.py"
 
 
-def measured(what: str, settings: list[str], seconds: float, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Run one measurement of `bench/child/training.py`; what it printed."""
-    asked = json.dumps({"settings": settings, "seconds": seconds})
+def measured(
+    what: str, settings: list[str], seconds: float, environment: Mapping[str, str], *, hollow: bool = False
+) -> dict[str, Any]:
+    """Run one measurement of `bench/child/training.py`, `hollow` without products; what it printed."""
+    asked = json.dumps({"settings": settings, "seconds": seconds, "hollow": hollow})
     command = [sys.executable, str(PROGRAM), what, asked]
     finished = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
     if finished.returncode:

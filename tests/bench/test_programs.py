@@ -49,6 +49,12 @@ def test_the_table_of_trainings_has_every_line() -> None:
     assert code in {0, 1}  # whether so small a model meets the targets says nothing
 
 
+def test_a_step_without_products_is_measured_for_both_shapes() -> None:
+    code, lines = printed("overhead.py", *TINY)
+    assert [line.split(" (")[0] for line in lines[2:]] == ["small: ms a step", "124M: ms a step"]
+    assert code in {0, 1}
+
+
 def test_chunked_cross_entropy_takes_a_third_of_the_memory() -> None:
     asked = json.dumps({"settings": ["device.dtype=float32"], "seconds": 0})
     peaks = [

@@ -5,6 +5,7 @@ python bench/child/training.py ours|transformers|pairs|matmul|plain|chunked '{"s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -19,7 +20,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from parts.hollow import leave_out_products  # noqa: E402 - found only now
+from parts.hollow import without_products  # noqa: E402 - found only now
 from parts.steps import BASELINE, median_seconds, resident_mib, state_of  # noqa: E402 - found only now
 
 from model_core.loading import load_config  # noqa: E402
@@ -174,9 +175,8 @@ def main() -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         asked = Asked(**json.loads(sys.argv[2]), directory=Path(directory))
-        kept = leave_out_products() if asked.hollow else None
-        print(json.dumps(roles[sys.argv[1]](asked)))
-        del kept
+        with without_products() if asked.hollow else contextlib.nullcontext():
+            print(json.dumps(roles[sys.argv[1]](asked)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ everything else is computed as always.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,8 +16,9 @@ from torch import Tensor
 _ANYTHING = 0.01
 
 
-def leave_out_products() -> torch.library.Library:
-    """Do so for as long as what is returned is kept."""
+@contextlib.contextmanager
+def without_products() -> Iterator[None]:
+    """A context in which no product is computed."""
     library = torch.library.Library("aten", "IMPL")
     kernels = {
         "mm": _product,
@@ -28,7 +31,8 @@ def leave_out_products() -> torch.library.Library:
         warnings.simplefilter("ignore", UserWarning)  # that a kernel is replaced is what we want
         for name, kernel in kernels.items():
             library.impl(name, kernel, "CPU")
-    return library
+    yield
+    del library  # the kernels stay for as long as it does
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from model_core.attempt import DONE, FAILED, describe
@@ -66,7 +66,7 @@ def _train_along(
     meeting.arrive()
     ranks = Ranks.join(meeting, runtime.device)
     closing.callback(ranks.close)
-    state = assemble(config, runtime, dataset_of(config, layout), _log, ranks)
+    state = assemble(config, runtime, dataset_of(config, layout), partial(_log, meeting.place.rank), ranks)
     begin(state, run, layout, _tell_nobody)
     return train(state, (), stop)
 
@@ -107,9 +107,9 @@ def begin(state: TrainState, run: Run, layout: Layout, emit: Any) -> None:
     state.ranks.check_that_all_begin_alike(state.model, state.step)
 
 
-def _log(type: str, **fields: Any) -> None:  # noqa: A002 - as events have it
+def _log(rank: int, type: str, **fields: Any) -> None:  # noqa: A002 - as events have it
     """Rank 0 does not know it."""
-    log.error("%s rank=%s %s", type, os.environ["RANK"], " ".join(f"{name}={value}" for name, value in fields.items()))
+    log.error("%s rank=%d %s", type, rank, " ".join(f"{name}={value}" for name, value in fields.items()))
 
 
 def _tell_nobody(type: str, **fields: Any) -> None:  # noqa: A002 - as events have it

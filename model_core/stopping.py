@@ -1,6 +1,7 @@
 """How a process learns that it should save and leave: a signal, or its supervisor's end of a pipe closing.
 
-Torch-free, so that the handlers stand before the slow imports. One more signal, SIGUSR1, asks where the process is.
+Torch-free, so that the handlers stand before the slow imports. Nothing here takes a lock: a handler may interrupt
+another one, and would wait for ever for what that one holds. One more signal, SIGUSR1, asks where the process is.
 """
 
 from __future__ import annotations
@@ -22,16 +23,15 @@ class StopRequest:
     """True once somebody asked the process to stop.
 
     Attributes:
-        reason: What asked first.
+        reason: What asked first; None: nobody did.
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
         self.reason: str | None = None
 
     def __call__(self) -> bool:
         """Whether somebody asked."""
-        return self._event.is_set()
+        return self.reason is not None
 
     def listen(self, *, stdin: bool, parent: bool = False) -> None:
         """Heed SIGTERM and SIGINT; SIGUSR1 writes the stacks of all threads to stderr, whatever hangs.
@@ -56,14 +56,13 @@ class StopRequest:
         Raises:
             Stopped: Somebody did.
         """
-        if self._event.is_set():
+        if self.reason is not None:
             raise Stopped(self.reason)
 
     def request(self, reason: str) -> None:
         """Ask the process to stop; only the first reason is kept."""
-        if not self._event.is_set():
+        if self.reason is None:
             self.reason = reason
-            self._event.set()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.request(signal.Signals(number).name)

@@ -50,14 +50,14 @@ class Janitor:
         threading.Thread(target=self._run, name="janitor", daemon=True).start()
 
     def _run(self) -> None:
-        while not self._runner.stopping.is_set():
+        while not self._runner.stopping():
             try:
                 self.tick()
             except QueueUnavailable as error:
                 log.warning("janitor waits reason=%s", error)
             except Exception:  # the edge of a thread: without it, lost jobs would stay lost
                 log.exception("janitor failed")
-            self._runner.stopping.wait(_TICK_S)
+            time.sleep(_TICK_S)
 
     def leave(self) -> None:
         """Take the worker off the list, if Redis is there."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,12 +14,12 @@ _PAUSE_S = 0.5
 _LEAVING_S = 5.0  # a worker that leaves waits no longer: the lease runs out, and another worker goes on
 
 
-def patiently(call: Callable[[], T], stopping: threading.Event) -> T:
+def patiently(call: Callable[[], T], stopping: Callable[[], bool]) -> T:
     """Repeat a call until Redis answers.
 
     Args:
         call: Safe to repeat.
-        stopping: Set when the worker leaves.
+        stopping: Whether the worker leaves.
 
     Raises:
         QueueUnavailable: The worker leaves, and Redis stayed away.
@@ -30,7 +29,7 @@ def patiently(call: Callable[[], T], stopping: threading.Event) -> T:
         try:
             return call()
         except QueueUnavailable:
-            if stopping.is_set():
+            if stopping():
                 leaving_since = leaving_since or time.monotonic()
                 if time.monotonic() - leaving_since > _LEAVING_S:
                     raise

@@ -10,6 +10,7 @@ import uuid
 from typing import Any
 
 from model_core.errors import ModelCoreError
+from model_core.stopping import StopRequest
 from worker.devices import Devices, memory_bytes
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.exchange import Claim, Outcome
@@ -28,7 +29,7 @@ class Runner:
 
     Attributes:
         id: This worker's name: host and process.
-        stopping: Set when the worker leaves: children save, nothing new is claimed.
+        stopping: Asked when the worker leaves: children save, nothing new is claimed.
         slots: Jobs at once.
     """
 
@@ -37,7 +38,7 @@ class Runner:
         self._claiming = threading.Lock()
         self._held: set[str] = set()
         self.id = f"{socket.gethostname()}:{os.getpid()}"
-        self.stopping = threading.Event()
+        self.stopping = StopRequest()
         self.slots = slots
 
     def run_next(self) -> None:
@@ -89,7 +90,7 @@ class Runner:
         """Claim a job and its GPUs, one thread at a time, so that none is promised twice."""
         token = uuid.uuid4().hex
         with self._claiming:
-            if self.stopping.is_set() or len(self._held) >= self.slots:
+            if self.stopping() or len(self._held) >= self.slots:
                 return None
             try:
                 claim = patiently(
@@ -109,7 +110,7 @@ class Runner:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        if self.stopping.is_set() or len(self._held) >= self.slots:
+        if self.stopping() or len(self._held) >= self.slots:
             return False
         return self._store.fitting(self.id, idle=self._devices.idle, gpus=len(self._devices.gpus))
 

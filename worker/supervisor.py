@@ -9,8 +9,8 @@ import logging
 import os
 import shutil
 import signal
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ def supervise(
     settings: WorkerSettings,
     worker: WorkerView,
     gpus: tuple[int, ...],
-    stopping: threading.Event,
+    stopping: Callable[[], bool],
 ) -> Outcome | None:
     """Run a job to the end of this attempt.
 
@@ -55,7 +55,7 @@ def supervise(
         settings: The worker's.
         worker: Who runs it.
         gpus: Devices it has.
-        stopping: Set when the worker leaves: the child saves, and another worker goes on.
+        stopping: Whether the worker leaves: the child saves, and another worker goes on.
 
     Returns:
         How it ended, once its process is gone; None if the job was taken away meanwhile.
@@ -104,7 +104,7 @@ def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpu
     return Child(command, directory=data, log=directory / "child.log", env=environment(os.environ, gpus))
 
 
-def _tell_the_rest(mirror: Mirror, claim: Claim, stopping: threading.Event) -> None:
+def _tell_the_rest(mirror: Mirror, claim: Claim, stopping: Callable[[], bool]) -> None:
     try:
         patiently(mirror.drain, stopping)
     except (OSError, ValueError) as error:  # what clients miss does not change how the job ended
@@ -112,7 +112,7 @@ def _tell_the_rest(mirror: Mirror, claim: Claim, stopping: threading.Event) -> N
 
 
 def _watch(
-    child: Child, mirror: Mirror, lease: Lease, settings: WorkerSettings, stopping: threading.Event
+    child: Child, mirror: Mirror, lease: Lease, settings: WorkerSettings, stopping: Callable[[], bool]
 ) -> StopReason | None:
     """Wait until the child is gone.
 
@@ -137,7 +137,7 @@ def _watch(
     return asked
 
 
-def _why_stop(mirror: Mirror, lease: Lease, stall_s: float, stopping: threading.Event) -> StopReason | None:
+def _why_stop(mirror: Mirror, lease: Lease, stall_s: float, stopping: Callable[[], bool]) -> StopReason | None:
     wishes = {mirror.desired, lease.desired}
     if "fenced" in wishes:
         return "fenced"
@@ -145,7 +145,7 @@ def _why_stop(mirror: Mirror, lease: Lease, stall_s: float, stopping: threading.
         return "cancel"
     if "pause" in wishes:
         return "pause"
-    if stopping.is_set():
+    if stopping():
         return "worker stopping"
     return "stalled" if time.monotonic() - mirror.heard_at > stall_s else None
 

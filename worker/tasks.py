@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import signal
+from types import FrameType
 from typing import Any
 
-from celery.signals import celeryd_after_setup, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import celeryd_after_setup, worker_ready, worker_shutdown
 
 from worker.devices import Devices, find_gpus
 from worker.janitor import Janitor
@@ -42,13 +44,20 @@ def _listen_to_own_queue(sender: str, instance: Any, **_: Any) -> None:
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
-def _start_janitor(sender: Any, **_: Any) -> None:
+def _begin(sender: Any, **_: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, functools.partial(_stop, signal.getsignal(number)))
     _janitor(sender.hostname).start()
 
 
-@worker_shutting_down.connect  # type: ignore[untyped-decorator]
-def _stop(**_: Any) -> None:
-    _runner.stopping.set()
+def _stop(celery: Any, number: int, frame: FrameType | None) -> None:
+    """Note a signal, then leave it to Celery's handler.
+
+    Celery has `worker_shutting_down` for that, but takes a lock to send it: a second signal that comes then, as when
+    the launcher is killed, would wait for the first for ever.
+    """
+    _runner.stopping.request(signal.Signals(number).name)
+    celery(number, frame)
 
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_terminated_worker_saves_requeues_and_leaves(hurried, child, seen):
     story.check(30)
     assert story.resumed == [(2, saved)]
     seen(f"SIGTERM of the worker, {child}", f"saved at step {saved}, requeued and gone after {seconds:.1f} s")
+
+
+def test_signals_that_interrupt_each_other_are_as_one(hurried):
+    _, site = hurried()
+    worker = site.start_worker()
+    job_id = site.submit("stormed", steps=1000, step_s=0.05)
+    process = site.until_step(job_id, 2)
+
+    for _ in range(1000):
+        worker.terminate()
+        time.sleep(0.0001)
+    site.eventually(lambda: worker.poll() is not None)
+
+    assert is_over(process)
+    assert site.job(job_id).status == "queued"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from service.orders import read_spec
 from service.views.base import Listed
 from service.views.run import ExportView
 from worker.jobs.exchange import Submission
-from worker.jobs.spec import Licence
+from worker.jobs.section import Licence
 
 
 class ExportRequest(Config):

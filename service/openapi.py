@@ -27,7 +27,7 @@ from service.problem import PROBLEM_JSON
 from service.stream import EVENT_STREAM
 from service.uploads import MULTIPART
 from service.views.problem import Problem
-from worker.jobs.spec import JobSection
+from worker.jobs.section import JobSection
 
 _SCHEMA = "#/components/schemas/{model}"
 _INPUT = "#/components/schemas/{model}-Input"

@@ -19,7 +19,7 @@ from service.rendering import listing_of, look_of
 from service.views.base import Listed
 from service.views.job import JobDetailView, JobView, Validation
 from worker.jobs import questions
-from worker.jobs.spec import MOST_METADATA, Kind, Label, Text
+from worker.jobs.section import MOST_METADATA, Kind, Label, Text
 from worker.jobs.states import Status
 
 router = APIRouter(tags=["jobs"])

@@ -16,7 +16,7 @@ from worker.jobs.job import Job, JobDetail, Progress, QueueView
 from worker.jobs.kinds import WITHOUT_STEPS
 from worker.jobs.outlook import read_outlook
 from worker.jobs.scripts import DETAIL, VIEW
-from worker.jobs.spec import JOB_ID
+from worker.jobs.section import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
 
 J = TypeVar("J", bound=Job)

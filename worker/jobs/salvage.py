@@ -16,7 +16,8 @@ from model_core.records.files import Layout
 from worker.jobs.exchange import Restored
 from worker.jobs.job import Progress
 from worker.jobs.reading import progressed
-from worker.jobs.spec import JobSection, JobSpec, Kind
+from worker.jobs.section import JobSection, Kind
+from worker.jobs.spec import JobSpec
 from worker.jobs.states import TERMINAL, Status
 from worker.jobs.traces import Order, Outcome, Trace, milliseconds, read_as, reading
 

@@ -26,8 +26,9 @@ from worker.jobs.job import Job
 from worker.jobs.preparation import Preparation
 from worker.jobs.reader import JobReader
 from worker.jobs.reading import checked_id, job_of, known_job
+from worker.jobs.section import MOST_METADATA
 from worker.jobs.settings import JobSettings
-from worker.jobs.spec import MOST_METADATA, JobSpec
+from worker.jobs.spec import JobSpec
 from worker.jobs.states import Action, allowed_actions
 
 CHANGES_KEY = f"{PREFIX}changes"  # a bounded stream; every change of a job adds {job: id}

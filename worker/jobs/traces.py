@@ -23,7 +23,7 @@ from model_core.records.files import Layout, read_json, write_json
 from model_core.records.run import Run, runs_in
 from worker.jobs.job import JobError, Warned
 from worker.jobs.order import read_order
-from worker.jobs.spec import JOB_ID, Kind
+from worker.jobs.section import JOB_ID, Kind
 from worker.jobs.states import Status
 
 _M = TypeVar("_M", bound=BaseModel)

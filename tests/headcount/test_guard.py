@@ -8,6 +8,7 @@ import time
 import psutil
 
 from headcount import guard
+from tests.process import is_over
 
 STUBBORN = """
     import signal, subprocess, sys, time
@@ -18,19 +19,15 @@ STUBBORN = """
 """
 
 
-def _runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
 def test_a_group_that_must_be_killed_takes_its_far_children_along() -> None:
     command = [sys.executable, "-c", textwrap.dedent(STUBBORN)]
     group = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert group.stdout is not None
-    far = int(group.stdout.readline())
+    far = psutil.Process(int(group.stdout.readline()))
     watch = subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, "watch", "0.3"], stdin=subprocess.PIPE)
     watch.communicate(f"+{group.pid}\n".encode(), timeout=20)
     group.communicate(timeout=10)
     deadline = time.monotonic() + 10
-    while _runs(far) and time.monotonic() < deadline:
+    while not is_over(far) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _runs(far)
+    assert is_over(far)

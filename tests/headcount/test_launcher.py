@@ -13,6 +13,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.process import is_over
+
 START_S = 120.0
 
 
@@ -61,7 +63,7 @@ def start(tmp_path: Path) -> Iterator[object]:
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if not is_over(process)]
 
 
 @pytest.mark.e2e

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from headcount.processes import Family, Program
+from tests.process import is_over
 
 
 def until(condition: Callable[[], object], seconds: float = 10) -> bool:
@@ -79,7 +80,7 @@ def test_a_child_that_is_killed_takes_what_it_started_in_other_sessions(family: 
     assert until(lambda: child.last_words().isdigit())
     far = psutil.Process(int(child.last_words()))
     family.stop(("child",), 0.3, lambda: False)
-    assert until(lambda: not far.is_running() or far.status() == psutil.STATUS_ZOMBIE)
+    assert until(lambda: is_over(far))
 
 
 def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:

@@ -74,14 +74,6 @@ def eventually(condition: Callable[[], object], timeout_s: float = WAIT_S) -> fl
     return time.monotonic() - began
 
 
-def is_over(process: psutil.Process) -> bool:
-    """Whether a process has ended, buried by its parent or not."""
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
 class Site:
     """A data root, its store, and the workers and the API that share it.
 

@@ -3,7 +3,7 @@
 import pytest
 
 from model_core.records.run import Run
-from tests.worker.site import is_over
+from tests.process import is_over
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from tests.worker.site import is_over
+from tests.process import is_over
 
 pytestmark = pytest.mark.e2e
 

@@ -4,7 +4,7 @@ import pytest
 
 from model_core.records.exports import exports_of, holding_exports, licence_of
 from model_core.records.run import Run
-from tests.worker.site import is_over
+from tests.process import is_over
 from worker.jobs.spec import parse_spec
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

@@ -5,7 +5,7 @@ import functools
 import psutil
 import pytest
 
-from tests.worker.site import is_over
+from tests.process import is_over
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

@@ -17,7 +17,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.worker.site import Site, eventually, is_over
+from tests.process import is_over
+from tests.worker.site import Site, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
 

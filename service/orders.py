@@ -20,7 +20,7 @@ from model_core.records.errors import CheckpointMismatch
 from model_core.records.exports import export_at
 from model_core.records.files import Layout
 from model_core.records.run import Run
-from service.recipes import difference, lost_source, not_ready
+from service.recipes import difference, lost_source, not_ready, unlike
 from service.shelf import Stock, stock_of
 from worker.jobs.preparation import Preparation
 from worker.jobs.questions import Taken
@@ -160,7 +160,7 @@ def _made_first(preparation: Preparation) -> Advice:
 
 
 def _missing(spec: JobSpec, layout: Layout, stock: Stock) -> Iterator[ModelCoreError]:
-    """What the job needs and the disk does not have; `stock` is of the dataset that it names."""
+    """What the job needs and the disk does not have as it should be; `stock` is of the dataset that it names."""
     config = spec.config
     try:
         if spec.kind == "test":
@@ -170,12 +170,12 @@ def _missing(spec: JobSpec, layout: Layout, stock: Stock) -> Iterator[ModelCoreE
     except ModelCoreError as error:
         yield error
         return
-    if config is spec.config and stock.is_ready:
-        return
     dataset = dataset_of(config, layout)
-    if stock_of(dataset).is_ready:
-        return
-    if config.data.source is None or spec.kind == "test":
+    found = stock if config is spec.config else stock_of(dataset)
+    if found.is_ready:
+        if (refusal := unlike(dataset, found.manifest, config)) is not None:
+            yield refusal
+    elif config.data.source is None or spec.kind == "test":
         yield not_ready(dataset, config)
     else:
         yield from _lost(config, layout)

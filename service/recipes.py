@@ -9,13 +9,13 @@ from typing import Any
 
 from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import ExperimentConfig
-from model_core.data.recipe import Recipe, differences
-from model_core.data.sources.opening import revision_of, source_name
-from model_core.errors import FieldProblem, InvalidData
+from model_core.data.matching import mismatch, mismatches, origin_of
+from model_core.data.recipe import Recipe
+from model_core.errors import FieldProblem, InvalidData, ModelCoreError
 from model_core.records.dataset import Dataset
-from model_core.records.errors import DatasetNotReady
+from model_core.records.errors import DatasetExists, DatasetNotReady
 from model_core.records.examples import EXAMPLES
-from model_core.records.files import portable
+from model_core.records.files import next_free_name, portable
 from worker.jobs.preparation import RECIPE, Preparation
 
 _MADE_ANYWHERE = "stories"  # a source that needs neither network nor file
@@ -43,14 +43,30 @@ def difference(dataset: Dataset, wanted: Preparation, data_root: Path) -> str | 
 def _difference(manifest: Mapping[str, Any], wanted: Preparation, data_root: Path) -> str | None:
     data, seed = wanted.config.data, wanted.config.device.seed
     source = data.source or ""
-    promised = Recipe.of(data, seed).promises() | {"source": source_name(source)}
-    if not source.startswith("file:") and (known := revision_of(source, seed=seed, revision=data.revision)) is not None:
-        promised["revision"] = known
-    if different := next(differences(manifest, promised), None):
-        return f"it was made with {different}"
+    recipe = Recipe.of(data, seed)
+    promised = recipe.promises() | origin_of(recipe, read_files=False)
+    if different := next(mismatches(manifest, promised), None):
+        return f"it {different.detail}"
     if _changed_since(source, manifest, data_root):  # to hash a large file would take too long
         return f"its source has changed since it was made at {manifest['created_at']}"
     return None
+
+
+def unlike(dataset: Dataset, manifest: Mapping[str, Any] | None, config: ExperimentConfig) -> ModelCoreError | None:
+    """Why a job that reads a dataset would refuse it; None: it would not, as far as a quick look can tell.
+
+    Args:
+        dataset: One that is ready.
+        manifest: Its own.
+        config: Whose section `data` means it.
+    """
+    try:
+        different = mismatch(manifest, config.data, read_files=False)
+    except (KeyError, TypeError, AttributeError) as error:
+        return InvalidData(f"dataset {dataset.name!r}: its manifest cannot be read ({error!r})")
+    if different is None:
+        return None
+    return DatasetExists(dataset.name, next_free_name(dataset.directory), f"it {different.detail}")
 
 
 def _path(source: str) -> Path:

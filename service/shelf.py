@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from model_core.records.dataset import Dataset
 from model_core.report import train_tokens_of
@@ -19,10 +21,12 @@ class Stock:
     Attributes:
         is_ready: Whether all its token files are there.
         train_tokens: Tokens of its training split; None while it is not there.
+        manifest: What preparation recorded of it; None of files that were not prepared here.
     """
 
     is_ready: bool
     train_tokens: int | None
+    manifest: Mapping[str, Any] | None
 
 
 def stock_of(dataset: Dataset) -> Stock:
@@ -32,7 +36,7 @@ def stock_of(dataset: Dataset) -> Stock:
 
 @lru_cache(_MOST_DATASETS)
 def _looked_at(dataset: Dataset, *_states: tuple[int, int] | None) -> Stock:
-    return Stock(not dataset.missing(), train_tokens_of(dataset))
+    return Stock(not dataset.missing(), train_tokens_of(dataset), dataset.manifest())
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -14,8 +14,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
-from model_core.config import ExperimentConfig
+from model_core.config import DataConfig, ExperimentConfig
 from model_core.data.making import COMMIT_EVERY_S, Surroundings, make_files
+from model_core.data.matching import Mismatch, mismatch, mismatches, origin_of
 from model_core.data.pace import Emit
 from model_core.data.recipe import (
     DEFAULT_SEED,
@@ -25,10 +26,8 @@ from model_core.data.recipe import (
     Shares,
     TokenizerChoice,
     asked_of,
-    differences,
 )
 from model_core.data.sources.access import Token
-from model_core.data.sources.opening import revision_of, source_name
 from model_core.errors import InvalidData
 from model_core.records.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
 from model_core.records.errors import DatasetNotReady
@@ -62,19 +61,24 @@ def ensure_dataset(
         return make(Recipe.of(data), dataset, _surroundings(emit, stop), token=token)
     if missing:
         raise DatasetNotReady(f"there is no {missing[0]}; make it with: {_command(dataset, data.tokenizer, layout)}")
-    if dataset.manifest() is None and data.tokenizer != "gpt2":
-        raise InvalidData(
-            f"dataset {dataset.name!r} has no {MANIFEST}, so its tokens are taken for GPT-2's, and data.tokenizer asks "
-            f"for {asked_of(data.tokenizer)}; prepare it here, or leave data.tokenizer at gpt2"
-        )
-    asked: dict[str, Any] = {"tokenizer": asked_of(data.tokenizer)}
-    if data.source is not None:
-        promises = Recipe.of(data).promises()
-        del promises["seed"]  # of the split; a dataset that was made with another is as good
-        asked = promises | _origin(data.source, DEFAULT_SEED, data.revision)
-    _refuse_other(dataset, asked)
+    refuse_unlike(dataset, data)
     dataset.check_sizes()
     return dataset
+
+
+def refuse_unlike(dataset: Dataset, data: DataConfig, *, read_files: bool = True) -> None:
+    """Refuse a dataset that is there and is not the one that a training asks for.
+
+    Args:
+        dataset: Complete.
+        data: What is asked for.
+        read_files: See `mismatch`.
+
+    Raises:
+        InvalidData: It was made in another way, or its manifest cannot be read.
+    """
+    if (different := mismatch(dataset.manifest(), data, read_files=read_files)) is not None:
+        raise _other(dataset, different)
 
 
 def prepare(
@@ -118,10 +122,13 @@ def make(recipe: Recipe, dataset: Dataset, around: Surroundings, *, token: Token
     if not dataset.missing():
         _refuse_to_overwrite(dataset)
     tokenized = _make_missing(recipe, dataset, around, token) if dataset.missing() else 0
-    _refuse_other(dataset, recipe.promises() | _origin(recipe.source, recipe.seed, recipe.revision))
+    manifest = dataset.manifest()
+    if manifest is not None:
+        for different in mismatches(manifest, recipe.promises() | origin_of(recipe)):
+            raise _other(dataset, different)
     if not tokenized:
         dataset.verify()
-    counted = (dataset.manifest() or {"splits": {}})["splits"].values()
+    counted = (manifest or {"splits": {}})["splits"].values()
     facts = {key: sum(counts[key] for counts in counted) for key in ("documents", "tokens")}
     around.emit("prepared", dataset=dataset.name, **facts, tokenized=tokenized)
     return dataset
@@ -158,18 +165,9 @@ def _alone(directory: Path, around: Surroundings) -> Iterator[None]:
         lock.release()
 
 
-def _origin(source: str, seed: int, revision: str | None) -> dict[str, Any]:
-    """What the manifest says of a source, as far as that can be told without reading it."""
-    known = revision_of(source, seed=seed, revision=revision)
-    return {"source": source_name(source)} | ({} if known is None else {"revision": known})
-
-
-def _refuse_other(dataset: Dataset, asked: dict[str, Any]) -> None:
-    """A dataset that is there must be the one that is asked for."""
-    manifest = dataset.manifest()
-    if manifest is not None and (different := next(differences(manifest, asked), None)):
-        advice = "ask for that, take another dataset name, or delete the folder"
-        raise InvalidData(f"dataset {dataset.name!r} in {dataset.directory} was made with {different}; {advice}")
+def _other(dataset: Dataset, different: Mismatch) -> InvalidData:
+    advice = "ask for that, take another dataset name, or delete the folder"
+    return InvalidData(f"dataset {dataset.name!r} in {dataset.directory} {different.detail}; {advice}")
 
 
 def _refuse_to_overwrite(dataset: Dataset) -> None:

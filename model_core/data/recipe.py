@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,11 +75,3 @@ class Recipe:
 def asked_of(tokenizer: TokenizerChoice) -> str:
     """A choice of tokenizer as one word."""
     return f"bpe:{tokenizer.vocab_size}" if isinstance(tokenizer, BpeTokenizer) else tokenizer
-
-
-def differences(manifest: Mapping[str, Any], promises: Mapping[str, Any]) -> Iterator[str]:
-    """In what a dataset is not as promised; what an earlier version did not record is not compared."""
-    made = {**manifest, "tokenizer": manifest["tokenizer"].get("asked")}
-    for key, value in promises.items():
-        if key in made and made[key] != value:
-            yield f"{key} {made[key]!r}, not {value!r}"

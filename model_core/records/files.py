@@ -106,7 +106,7 @@ def further_names(name: str) -> Iterator[str]:
 
 
 def next_free_name(path: Path) -> str:
-    """The first of name-2, name-3 ... that no run has."""
+    """The first of name-2, name-3 ... that no run, or dataset, has."""
     return next(name for name in further_names(path.name) if not (path.parent / name).exists())
 
 

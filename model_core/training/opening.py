@@ -9,7 +9,7 @@ import argparse
 
 from model_core.attempt import next_attempt
 from model_core.config import ExperimentConfig
-from model_core.data.preparation import ensure_dataset
+from model_core.data.preparation import ensure_dataset, refuse_unlike
 from model_core.data.recipe import Recipe
 from model_core.errors import InvalidParameter
 from model_core.place import Place
@@ -74,11 +74,13 @@ def _check_that_it_can_begin(
     arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: Place
 ) -> None:
     """Refuse what would fail at once: no run is created for it, and its name stays free."""
-    if dataset_of(config, layout).missing():
-        if config.data.source is None:
-            ensure_dataset(config, layout)  # raises, with the command that makes it
-        else:
-            Recipe.of(config.data).open(arguments.token)
+    dataset = dataset_of(config, layout)
+    if not dataset.missing():
+        refuse_unlike(dataset, config.data, read_files=False)
+    elif config.data.source is not None:
+        Recipe.of(config.data).open(arguments.token)
+    else:
+        ensure_dataset(config, layout)  # raises, with the command that makes it
 
     from model_core.training.follower import runtime_of
     from model_core.training.origin import find_origin

@@ -38,6 +38,9 @@ TREE: dict[str, Any] = {
 }  # fmt: skip
 
 
+TOKENIZER = {"kind": "bpe", "n_vocab": 512, "sha256": "0" * 64, "file": "tokenizer.json", "asked": "bpe:512"}
+
+
 def manifest(dataset: Dataset, **facts: Any) -> dict[str, Any]:
     """What preparation would have written of such files."""
     one = {"documents": 10, "tokens": 200, "text_bytes": 600, "size_bytes": 528, "sha256": "0" * 64, "dtype": "uint16"}
@@ -64,7 +67,7 @@ class Site:
         self.url = self._served.url
         self.http = httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False)  # less than a ping
         self._hosts: list[FakeHost] = []
-        self.add_dataset(DATASET)
+        self.add_dataset(DATASET, tokenizer=TOKENIZER)
 
     def add_dataset(self, name: str, **facts: Any) -> Dataset:
         """Files as they are when a dataset is ready: with facts, a manifest says that it was prepared here."""
@@ -139,7 +142,7 @@ class Site:
         self._hosts.clear()
         shutil.rmtree(self.settings.data, ignore_errors=True)
         self.settings.data.mkdir()
-        self.add_dataset(DATASET)
+        self.add_dataset(DATASET, tokenizer=TOKENIZER)
 
     def close(self) -> None:
         self.http.close()

@@ -41,6 +41,16 @@ def test_bad_input_is_one_line_and_code_2(
     assert says in line
 
 
+def test_data_made_in_another_way_takes_no_name_either(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = str(tiny())
+    assert main(["--config", config]) == 0
+    assert main(["--config", config, "--run", "other", "--set", "data.dedupe=true"]) == 2
+    assert "was made with dedupe False, not True" in capsys.readouterr().err
+    assert not (tmp_path / "exp" / "other").exists()
+
+
 def test_a_held_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
     file = tiny()
     main(["--config", str(file)])

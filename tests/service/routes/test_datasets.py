@@ -58,7 +58,8 @@ def test_equal_requests_share_one_job_until_the_dataset_is_there(site, ask) -> N
     assert (ready.status_code, ready.headers["location"]) == (200, "/datasets/tales")
     assert (ready.json()["object"], ready.json()["state"], ready.json()["job"]) == ("dataset", "ready", made["id"])
     assert "split [0.9, 0.09, 0.01], not [0.8, 0.1, 0.1]" in ask(409, split=[0.8, 0.1, 0.1])["detail"]
-    assert "prepared here" in ask(409, name="words")["detail"]
+    site.add_dataset("foreign")
+    assert "prepared here" in ask(409, name="foreign")["detail"]
 
 
 def test_a_repeated_key_gets_its_job_whatever_has_become_of_it(site) -> None:
@@ -129,7 +130,8 @@ def test_statistics_are_the_manifests(site) -> None:
     assert (found["documents"], found["tokens"], found["tokens_per_document"]) == (30, 600, 20.0)
     assert (found["splits"]["val"]["documents"], found["duplicates"], found["examples"]) == (10, 3, 10)
     assert found["categories"] == {"child-directed": one}
-    own = site.http.get("/datasets/words/statistics").json()
+    site.add_dataset("foreign")
+    own = site.http.get("/datasets/foreign/statistics").json()
     assert (own["documents"], own["tokens"], own["categories"]) == (None, 600, None)
 
 
@@ -195,7 +197,8 @@ def test_deleting_a_preparation_with_what_it_made_frees_the_dataset(site, ask) -
     dataset = site.add_dataset("tales", tokenizer=BPE)
     assert site.http.delete(f"/jobs/{made['id']}", params={"artifacts": "true"}).status_code == 409
     site.finish(claim)
-    test = {"data": {"dataset": "tales"}, "experiment_name": "reads", "training": {"max_steps": 3, "warmup_steps": 1}}
+    tales = {"dataset": "tales", "tokenizer": BODY["tokenizer"]}
+    test = {"data": tales, "experiment_name": "reads", "training": {"max_steps": 3, "warmup_steps": 1}}
     reader = site.http.post("/jobs", json=test).json()
     needed = site.http.delete(f"/jobs/{made['id']}", params={"artifacts": "true"})
     assert (needed.status_code, needed.json()["code"]) == (409, "dataset_busy")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from worker.jobs.exchange import Outcome
 from worker.jobs.job import JobError
 
@@ -66,6 +68,42 @@ def test_a_training_of_other_data_under_that_name_is_refused_while_it_is_made(si
     site.http.post("/datasets", json={"name": "tales", "source": "stories", "seed": 7})
     refused = site.http.post("/jobs", json=tree())
     assert (refused.status_code, refused.json()["code"]) == (409, "dataset_exists")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ({"tokenizer": "gpt2"}, "tokenizer 'bpe:512', not 'gpt2'"),
+        ({"source": None, "tokenizer": {"type": "bpe", "vocab_size": 300}}, "tokenizer 'bpe:512', not 'bpe:300'"),
+        ({"source": "pydoc"}, "source 'stories', not 'pydoc'"),
+        ({"split": [0.8, 0.1, 0.1]}, "split [0.9, 0.09, 0.01], not [0.8, 0.1, 0.1]"),
+        ({"dedupe": True}, "dedupe False, not True"),
+    ],
+)
+def test_a_training_that_would_refuse_the_data_under_that_name_is_not_taken(site, data, why) -> None:
+    site.add_dataset("words-2")
+    body = tree(**{"dataset": "words", "tokenizer": TOKENIZER, **data})
+    refused = site.http.post("/jobs", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (409, "dataset_exists")
+    assert refused.json()["next_free"] == "words-3"
+    assert f"it was made with {why}" in refused.json()["detail"]
+    checked = site.http.post("/jobs", json=body, params={"validate_only": "true"}).json()
+    assert "dataset_exists" in [warning["code"] for warning in checked["warnings"]]
+    assert site.http.get("/jobs").json()["data"] == []
+
+
+def test_tokens_that_nobody_recorded_are_taken_for_gpt_2s(site) -> None:
+    site.add_dataset("foreign")
+    taken = site.http.post("/jobs", json=tree(dataset="foreign", source=None))
+    refused = site.http.post("/jobs?run=other", json=tree(dataset="foreign", source=None, tokenizer=TOKENIZER))
+    assert (taken.status_code, refused.status_code) == (202, 409)
+    assert "has no manifest.json" in refused.json()["detail"]
+
+
+def test_a_test_of_data_that_its_run_cannot_read_is_not_taken(site) -> None:
+    site.make_run("tiny")
+    test = {"experiment_name": "tiny", "execution": {"train": False, "test": True}, "data": {"dataset": "words"}}
+    assert site.http.post("/jobs", json=test).json()["code"] == "dataset_exists"
 
 
 def test_data_that_no_source_is_known_of_comes_with_the_request_that_makes_it(site) -> None:

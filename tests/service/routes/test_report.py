@@ -9,6 +9,8 @@ import jsonschema
 import numpy as np
 import pytest
 
+from model_core.records.dataset import MANIFEST
+
 REPORT = "/runs/tiny/report"
 
 
@@ -81,8 +83,9 @@ def test_the_schema_describes_it_number_by_number(site) -> None:
 
 def test_epochs_are_those_of_the_dataset_in_the_data_root(site) -> None:
     site.make_run("tiny")
-    tokens: Path = site.layout.dataset("words") / "words_train.npy"
-    np.save(tokens, np.zeros(96, np.uint16))
+    words: Path = site.layout.dataset("words")
+    (words / MANIFEST).unlink()  # which would say how many there are
+    np.save(words / "words_train.npy", np.zeros(96, np.uint16))
     schedule = site.http.get(REPORT).json()["budget"]["schedule"]
     assert (schedule["train_tokens"], schedule["tokens"], schedule["epochs"]) == (96, 192, 2.0)
 

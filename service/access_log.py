@@ -1,7 +1,8 @@
 """The server's line for each request, without what nobody should see.
 
-A query that carries a token is refused, but uvicorn writes the request's address down all the same, however it was
-started. Its logger is one for the whole process, so the application keeps such values out of it by itself.
+Uvicorn writes the request's address down, however it was started. Its logger is one for the whole process, so the
+application keeps out of it by itself whatever is not one of its own parameters, which may be a token under any name,
+and what people write.
 """
 
 from __future__ import annotations
@@ -9,19 +10,25 @@ from __future__ import annotations
 import logging
 from urllib.parse import unquote_plus
 
-from service.body import is_secret
-
 HIDDEN = "***"
+WRITTEN = frozenset({"prompt", "stop"})  # text of a person
+SHOWN = frozenset(
+    {
+        "after", "artifacts", "checkpoint", "cmap", "dataset", "dpi", "format", "from", "head", "kind", "layer",
+        "limit", "logprobs", "max_new_tokens", "max_points", "max_tokens", "n", "name", "run", "seed", "source",
+        "status", "stream", "tail", "temperature", "top_k", "top_p", "validate_only",
+    }
+)  # fmt: skip
 _LOGGER = "uvicorn.access"
 
 
-def hide_secrets() -> None:
-    """Keep values that are called like a secret out of the access log of this process."""
-    logging.getLogger(_LOGGER).addFilter(_without_secrets)  # a second time it changes nothing
+def hide_values() -> None:
+    """Keep values that nobody should see out of the access log of this process."""
+    logging.getLogger(_LOGGER).addFilter(_without_values)  # a second time it changes nothing
 
 
 def redacted(address: str) -> str:
-    """A path and its query, with the values of those parameters hidden that are called like a secret.
+    """A path and its query, with only those values that are known to be harmless.
 
     Args:
         address: As it was sent, so that names may be written with percent signs.
@@ -32,10 +39,12 @@ def redacted(address: str) -> str:
 
 def _redacted_parameter(parameter: str) -> str:
     name, given, _ = parameter.partition("=")
-    return f"{name}={HIDDEN}" if given and is_secret(unquote_plus(name)) else parameter
+    if not parameter or unquote_plus(name) in SHOWN:
+        return parameter
+    return f"{name}={HIDDEN}" if given else HIDDEN
 
 
-def _without_secrets(record: logging.LogRecord) -> bool:
+def _without_values(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):  # changed in place: before Python 3.12 a filter cannot hand on another record
         record.args = tuple(redacted(value) if isinstance(value, str) else value for value in record.args)
     return True

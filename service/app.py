@@ -70,7 +70,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.services = services
     app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
-    access_log.hide_secrets()
+    access_log.hide_values()
     problem.install(app)
     openapi.install(app)
     about_runs = (runs, checkpoints, exports, generate, attention)

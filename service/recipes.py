@@ -46,7 +46,7 @@ def _difference(manifest: Mapping[str, Any], wanted: Preparation, data_root: Pat
     recipe = Recipe.of(data, seed)
     promised = recipe.promises() | origin_of(recipe, read_files=False)
     if different := next(mismatches(manifest, promised), None):
-        return f"it {different.detail}"
+        return f"it {different}"
     if _changed_since(source, manifest, data_root):  # to hash a large file would take too long
         return f"its source has changed since it was made at {manifest['created_at']}"
     return None
@@ -66,7 +66,7 @@ def unlike(dataset: Dataset, manifest: Mapping[str, Any] | None, config: Experim
         return InvalidData(f"dataset {dataset.name!r}: its manifest cannot be read ({error!r})")
     if different is None:
         return None
-    return DatasetExists(dataset.name, next_free_name(dataset.directory), f"it {different.detail}")
+    return DatasetExists(dataset.name, next_free_name(dataset.directory), f"it {different}")
 
 
 def _path(source: str) -> Path:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from model_core.records.dataset import Dataset
+from model_core.records.dataset import MANIFEST, Dataset
 from model_core.report import train_tokens_of
 
 _MOST_DATASETS = 256
@@ -31,7 +31,7 @@ class Stock:
 
 def stock_of(dataset: Dataset) -> Stock:
     """Look at a dataset."""
-    return _looked_at(dataset, _state(dataset.directory), _state(dataset.train))
+    return _looked_at(dataset, *map(_state, (dataset.directory, dataset.train, dataset.directory / MANIFEST)))
 
 
 @lru_cache(_MOST_DATASETS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from model_core.config import DataConfig
@@ -12,21 +11,8 @@ from model_core.data.sources.opening import revision_of, source_name
 from model_core.records.dataset import MANIFEST
 
 
-@dataclass(frozen=True)
-class Mismatch:
-    """In what a dataset is another than the one that is asked for.
-
-    Attributes:
-        key: Of the section `data`.
-        detail: What is said of the dataset, as half a sentence.
-    """
-
-    key: str
-    detail: str
-
-
-def mismatch(manifest: Mapping[str, Any] | None, data: DataConfig, *, read_files: bool = True) -> Mismatch | None:
-    """Why a training cannot take a dataset for the one that it asks for; None: it can.
+def mismatch(manifest: Mapping[str, Any] | None, data: DataConfig, *, read_files: bool = True) -> str | None:
+    """Why a training cannot take a dataset for the one that it asks for, as half a sentence; None: it can.
 
     Args:
         manifest: What preparation recorded; None: nothing, so the tokens are taken for GPT-2's.
@@ -38,15 +24,15 @@ def mismatch(manifest: Mapping[str, Any] | None, data: DataConfig, *, read_files
     if data.tokenizer == "gpt2":
         return None
     taken = f"has no {MANIFEST}, so its tokens are taken for tokenizer 'gpt2'"
-    return Mismatch("tokenizer", f"{taken}, not {asked_of(data.tokenizer)!r}")
+    return f"{taken}, not {asked_of(data.tokenizer)!r}"
 
 
-def mismatches(manifest: Mapping[str, Any], promised: Mapping[str, Any]) -> Iterator[Mismatch]:
-    """In what a dataset is not as promised; what an earlier version did not record is not compared."""
+def mismatches(manifest: Mapping[str, Any], promised: Mapping[str, Any]) -> Iterator[str]:
+    """In what a dataset is not as promised, as half sentences; what an earlier version left out is not compared."""
     made = {**manifest, "tokenizer": manifest["tokenizer"].get("asked")}
     for key, value in promised.items():
         if key in made and made[key] != value:
-            yield Mismatch(key, f"was made with {key} {made[key]!r}, not {value!r}")
+            yield f"was made with {key} {made[key]!r}, not {value!r}"
 
 
 def origin_of(recipe: Recipe, *, read_files: bool = True) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import DataConfig, ExperimentConfig
 from model_core.data.making import COMMIT_EVERY_S, Surroundings, make_files
-from model_core.data.matching import Mismatch, mismatch, mismatches, origin_of
+from model_core.data.matching import mismatch, mismatches, origin_of
 from model_core.data.pace import Emit
 from model_core.data.recipe import (
     DEFAULT_SEED,
@@ -165,9 +165,9 @@ def _alone(directory: Path, around: Surroundings) -> Iterator[None]:
         lock.release()
 
 
-def _other(dataset: Dataset, different: Mismatch) -> InvalidData:
+def _other(dataset: Dataset, different: str) -> InvalidData:
     advice = "ask for that, take another dataset name, or delete the folder"
-    return InvalidData(f"dataset {dataset.name!r} in {dataset.directory} {different.detail}; {advice}")
+    return InvalidData(f"dataset {dataset.name!r} in {dataset.directory} {different}; {advice}")
 
 
 def _refuse_to_overwrite(dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import ExperimentConfig
 from model_core.data.matching import mismatch, mismatches, origin_of
 from model_core.data.recipe import Recipe
-from model_core.errors import FieldProblem, InvalidData, ModelCoreError
+from model_core.errors import FieldProblem, InvalidData
 from model_core.records.dataset import Dataset
 from model_core.records.errors import DatasetExists, DatasetNotReady
 from model_core.records.examples import EXAMPLES
@@ -52,7 +52,7 @@ def _difference(manifest: Mapping[str, Any], wanted: Preparation, data_root: Pat
     return None
 
 
-def unlike(dataset: Dataset, manifest: Mapping[str, Any] | None, config: ExperimentConfig) -> ModelCoreError | None:
+def unlike(dataset: Dataset, manifest: Mapping[str, Any] | None, config: ExperimentConfig) -> DatasetExists | None:
     """Why a job that reads a dataset would refuse it; None: it would not, as far as a quick look can tell.
 
     Args:
@@ -60,10 +60,7 @@ def unlike(dataset: Dataset, manifest: Mapping[str, Any] | None, config: Experim
         manifest: Its own.
         config: Whose section `data` means it.
     """
-    try:
-        different = mismatch(manifest, config.data, read_files=False)
-    except (KeyError, TypeError, AttributeError) as error:
-        return InvalidData(f"dataset {dataset.name!r}: its manifest cannot be read ({error!r})")
+    different = mismatch(manifest, config.data, read_files=False)
     if different is None:
         return None
     return DatasetExists(dataset.name, next_free_name(dataset.directory), f"it {different}")

@@ -71,7 +71,7 @@ class Dataset:
             return None
         try:
             manifest: dict[str, Any] = read_json(file)
-            train_file = manifest["splits"]["train"]["file"]
+            train_file, _ = manifest["splits"]["train"]["file"], manifest["tokenizer"]["file"]
         except (ValueError, LookupError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InvalidData(f"{file} cannot be read ({reason}): it was changed or damaged; {_REMEDY}") from None

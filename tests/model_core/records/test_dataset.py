@@ -83,7 +83,12 @@ def test_another_datasets_manifest_in_the_folder_is_not_taken(dataset):
     assert len(neighbour.missing()) == 3
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"splits": {"train": []}}', '"splits"', "\xff"])
+WITHOUT_TOKENIZER = '{"splits": {"train": {"file": "mine_train.npy"}}}'
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"splits": {"train": []}}', WITHOUT_TOKENIZER, '"splits"', "\xff"]
+)
 def test_a_manifest_that_is_none_is_named(dataset, text):
     (dataset.directory / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(InvalidData, match=r"mine/manifest\.json cannot be read .* prepare it again"):

@@ -17,6 +17,7 @@ READ = {
     "revision": "0123abc",
     "created_at": "2026-05-01T09:00:00.000Z",
     "origin": {"config": "default", "licence": "cdla-sharing-1.0"},
+    "tokenizer": {"file": "tokenizer.json"},
     "splits": {"train": {"file": "tales_train.npy"}},
 }
 FROM_HUB = "roneneldan/TinyStories"

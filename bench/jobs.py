@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 from parts.clients import Round, exchange, request
 from parts.line import Line
 
 from headcount import redis_server
 from headcount.processes import Family, Program
-from model_core.records.dataset import SPLITS, Dataset
+from model_core.data.preparation import ensure_dataset
 from worker.jobs.connection import connect
 from worker.jobs.registry import Registry
 from worker.jobs.settings import JobSettings
@@ -56,10 +55,8 @@ class Site:
             "HEADCOUNT_KIND_MODULES": json.dumps({"train": "first_statement"}),
             "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "bench" / "child"))),
         }  # fmt: skip
-        stories = Dataset.named("stories", JobSettings(data=data).layout.dataset("stories"))
-        stories.directory.mkdir(parents=True)  # the data is there: a submission is one round trip
-        for split in SPLITS:
-            np.save(stories.split(split), np.zeros(100_000, np.uint16))
+        # the data is there: a submission is one round trip
+        ensure_dataset(parse_spec(tree_of(0)).config, JobSettings(data=data).layout)
         self._start("redis", redis_server.arguments(redis_server.server_binary(), socket_file), cwd=data)
         _until(lambda: redis_server.answers(self.redis_url), "Redis")
         self.settings = JobSettings(data=data, redis_url=self.redis_url)

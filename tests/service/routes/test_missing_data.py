@@ -100,6 +100,18 @@ def test_tokens_that_nobody_recorded_are_taken_for_gpt_2s(site) -> None:
     assert "has no manifest.json" in refused.json()["detail"]
 
 
+def test_whether_a_local_file_is_still_the_same_is_left_to_the_job(site, monkeypatch) -> None:
+    monkeypatch.chdir(site.settings.data)  # where it would be found, if anybody read it
+    uploads = site.settings.data / "uploads"
+    uploads.mkdir()
+    (uploads / "tales.txt").write_text("It was changed since.")
+    site.add_dataset("mine", source="file:tales.txt", revision="0" * 64)
+    same, other = (tree(dataset="mine", source=f"file:uploads/{name}.txt") for name in ("tales", "others"))
+    assert site.http.post("/jobs", json=same).status_code == 202
+    refused = site.http.post("/jobs?run=other", json=other).json()
+    assert "source 'file:tales.txt', not 'file:others.txt'" in refused["detail"]
+
+
 def test_a_test_of_data_that_its_run_cannot_read_is_not_taken(site) -> None:
     site.make_run("tiny")
     test = {"experiment_name": "tiny", "execution": {"train": False, "test": True}, "data": {"dataset": "words"}}

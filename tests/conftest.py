@@ -133,6 +133,12 @@ def seen(record_property: Callable[[str, object], None]) -> Callable[[str, str],
     return record_property
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "start_redis" in getattr(item, "fixturenames", ()):
+            item.add_marker("redis")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     reports = [report for those in terminalreporter.stats.values() for report in those]
     rows = [row for report in reports if getattr(report, "when", "") == "call" for row in report.user_properties]

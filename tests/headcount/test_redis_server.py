@@ -12,6 +12,8 @@ import redis
 
 from headcount.redis_server import NoRedis, answers, arguments, server_binary, socket_path, socket_url
 
+pytestmark = pytest.mark.redis
+
 
 def serve(binary: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     path = socket_path(directory)

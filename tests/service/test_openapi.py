@@ -58,7 +58,8 @@ def test_answers_are_what_the_schema_says(site, schema) -> None:
         jsonschema.validate(site.http.get(path).json(), json.loads(text))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser on PATH")
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
 def test_a_browser_shows_the_page_and_asks_no_other_host(site) -> None:
     from playwright.sync_api import sync_playwright
 

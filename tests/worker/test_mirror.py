@@ -38,9 +38,12 @@ class Forgetful(WorkerStore):
     def mirror(self, claim, events, progress=None):
         if self.away:
             self.away = False
-            self._redis.xdel(f"headcount:job:{claim.id}:events", "3-0")
-            self._redis.execute_command("XSETID", f"headcount:job:{claim.id}:events", "2-0")
-            self._redis.hset(f"headcount:job:{claim.id}", "mirrored", 2)
+            key = f"headcount:job:{claim.id}"
+            kept = self._redis.xrange(f"{key}:events", max="2-0")
+            self._redis.delete(f"{key}:events")  # a new stream, because XSETID to before a deleted entry is refused
+            for entry, fields in kept:
+                self._redis.xadd(f"{key}:events", fields, id=entry)
+            self._redis.hset(key, "mirrored", 2)
             raise QueueUnavailable("ConnectionError")
         return super().mirror(claim, events, progress)
 

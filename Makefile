@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo up test test-debian test-all check bench clean
+.PHONY: setup demo up test test-debian test-all check structure bench clean
 
 setup: $(READY)
 
@@ -41,6 +41,9 @@ check: $(READY) ## lint, types, import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+structure: $(READY) ## count files, import circles, long functions, incomplete docstrings
+	$(BIN)/python tools/structure.py
 
 bench: $(READY) ## measure: make bench NAME=pictures
 	@test -f bench/$(NAME).py || { echo "usage: make bench NAME=..., one of: $(basename $(notdir $(wildcard bench/*.py)))"; exit 2; }

@@ -6,7 +6,7 @@ import pytest
 
 from model_core.catalogue import FORMS, HUB_DATASETS, HubDataset, hub_dataset
 
-PAGE = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("form", FORMS)

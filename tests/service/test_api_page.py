@@ -37,7 +37,7 @@ def test_every_setting_stands_with_its_default(settings: type[BaseSettings]) -> 
     defaults = {f"{prefix}{name.upper()}": field.default for name, field in settings.model_fields.items()}
     rows = {
         name: f"`{default:g}`" if isinstance(default, float) else f"`{default}`" for name, default in defaults.items()
-    } | {"HEADCOUNT_SLOTS": "one a GPU, at least 1"}
+    } | {"HEADCOUNT_SLOTS": "one per GPU, at least 1"}
     assert {name: row for name, row in rows.items() if f"| `{name}` | {row} |" not in PAGE} == {}
 
 

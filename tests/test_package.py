@@ -103,6 +103,17 @@ def test_a_configuration_that_a_page_names_is_shipped(page: Path) -> None:
     assert named <= {file.stem for file in (ROOT / "configs").glob("*.yaml")}
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.name)
+def test_every_link_and_picture_of_a_page_leads_to_a_file(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)|src=\"([^\"]+)", page.read_text("utf-8"))
+    local = {target for pair in targets for target in pair if target and not target.startswith("http")}
+    assert {target for target in local if not (page.parent / target).is_file()} == set()
+
+
+def test_the_readme_is_a_page_that_is_read() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_linter_is_silenced_only_for_a_named_rule_and_with_a_reason(package: str) -> None:
     lines = {

@@ -26,14 +26,13 @@ from torch import Tensor
 
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
+from model_core.config_loader import load_config
 from model_core.errors import OutOfMemory
 from model_core.gpt import GPT, Forward
-from model_core.hardware.compiled import with_reserve
 from model_core.hardware.throughput import peak_flops
-from model_core.loading import load_config
 from model_core.optim import make_optimizer
-from model_core.training.state import TrainState
-from model_core.training.trainer import take_step
+from model_core.training.setup import with_reserve
+from model_core.training.trainer import TrainState, take_step
 
 TARGET = 460_000  # tokens a second of 124M at T=1024 on an H200
 HEADS = (12, 8, 6)  # of variable_heads: a third of the layers each

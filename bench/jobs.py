@@ -26,11 +26,10 @@ import httpx
 from parts.clients import Round, exchange, request
 from parts.line import Line
 
-from headcount import redis_server
+from headcount import embedded_redis
 from headcount.processes import Family, Program
 from model_core.data.preparation import ensure_dataset
-from worker.jobs.connection import connect
-from worker.jobs.registry import Registry
+from worker.jobs.redis_client import Registry, connect
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import parse_spec
 from worker.jobs.store import JobStore
@@ -48,8 +47,8 @@ class Site:
 
     def __init__(self, data: Path) -> None:
         self._data, self._family = data, Family(print)
-        socket_file = redis_server.socket_path(data)
-        self.redis_url = redis_server.socket_url(socket_file)
+        socket_file = embedded_redis.socket_path(data)
+        self.redis_url = embedded_redis.socket_url(socket_file)
         self._environment = {
             **os.environ, "HEADCOUNT_DATA": str(data), "HEADCOUNT_REDIS_URL": self.redis_url, "HEADCOUNT_SLOTS": "1",
             "HEADCOUNT_KIND_MODULES": json.dumps({"train": "first_statement"}),
@@ -57,8 +56,8 @@ class Site:
         }  # fmt: skip
         # the data is there: a submission is one round trip
         ensure_dataset(parse_spec(tree_of(0)).config, JobSettings(data=data).layout)
-        self._start("redis", redis_server.arguments(redis_server.server_binary(), socket_file), cwd=data)
-        _until(lambda: redis_server.answers(self.redis_url), "Redis")
+        self._start("redis", embedded_redis.arguments(embedded_redis.server_binary(), socket_file), cwd=data)
+        _until(lambda: embedded_redis.answers(self.redis_url), "Redis")
         self.settings = JobSettings(data=data, redis_url=self.redis_url)
         client = connect(self.redis_url, for_api=False)
         self.store, self.registry = JobStore(client, self.settings), Registry(client)

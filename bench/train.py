@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dtype_of_this_cpu() -> str:
-    from model_core.hardware.machine import multiplies_bfloat16
+    from model_core.hardware.device import multiplies_bfloat16
 
     return "bfloat16" if multiplies_bfloat16(CPUINFO) else "float32"
 

@@ -1,4 +1,4 @@
-"""The command line: what it is called, what it says of itself, which commands it has. `exits.py` says how it ends.
+"""The command line: what it is called, what it says of itself, which commands it has. `exit_codes.py` says how it ends.
 
 Nothing heavy is imported until a command needs it.
 """
@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from headcount import exits
+from headcount import exit_codes
 from headcount.commands import datasets, jobs, local, models
 
 _PANELS = {
@@ -41,7 +41,7 @@ for _panel, _commands in _PANELS.items():
 
 def main() -> None:
     """Run the command and leave with its exit code."""
-    sys.exit(exits.run(lambda: app(standalone_mode=False)))
+    sys.exit(exit_codes.run(lambda: app(standalone_mode=False)))
 
 
 @app.callback()

@@ -1,6 +1,10 @@
 """Talks to a running service over HTTP, as any other client would.
 
 An event stream that breaks is taken up again after the last event seen, so a follower gets each event once.
+
+What a service answers: JSON, or a problem document, which is told to a person in one line.
+
+Server-sent events, read from the lines of a stream.
 """
 
 from __future__ import annotations
@@ -10,18 +14,90 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
 
-from headcount.reply import Json, Refused, checked
-from headcount.sse import Message, messages
+from model_core.config_loader import override, read_tree
 from model_core.errors import ConfigFileNotFound, ModelCoreError
-from model_core.loading import override, read_tree
-from model_core.records.files import portable
+from model_core.storage.files import portable
+
+Json = dict[str, Any]
+
+
+class Refused(ModelCoreError):
+    """The service answered with a problem document.
+
+    Attributes:
+        status: HTTP status.
+        problem: The document.
+    """
+
+    def __init__(self, status: int, problem: Json) -> None:
+        super().__init__(_one_line(status, problem))
+        self.status, self.problem = status, problem
+        self.code = str(problem.get("code", "failed"))  # type: ignore[misc]  # known only now
+
+
+def checked(reply: httpx.Response) -> httpx.Response:
+    """A reply that says yes.
+
+    Raises:
+        Refused: It says no; also where what says so is no problem document, such as a proxy's page.
+    """
+    if reply.is_success:
+        return reply
+    reply.read()
+    try:
+        problem = reply.json()
+    except ValueError:
+        problem = None
+    raise Refused(reply.status_code, problem if isinstance(problem, dict) else {"detail": reply.reason_phrase})
+
+
+def _one_line(status: int, problem: Json) -> str:
+    entries = [_entry(entry) for entry in problem.get("errors") or ()]
+    said = problem.get("detail") or problem.get("title") or f"HTTP {status}"
+    return f"{problem.get('code', f'http_{status}')}: {'; '.join(entries) if entries else said}"
+
+
+def _entry(entry: Json) -> str:
+    nearest = [str(value) for value in entry.get("nearest") or ()]
+    told = entry.get("detail", "")
+    advice = f" (nearest: {', '.join(nearest)})" if nearest and not all(value in told for value in nearest) else ""
+    return f"{entry.get('pointer') or 'body'}: {told}{advice}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One server-sent event."""
+
+    event: str
+    id: str | None
+    data: str
+
+
+def messages(lines: Iterable[str]) -> Iterator[Message]:
+    """Read server-sent events from lines; comments and unknown fields are passed over."""
+    event, number, data = "message", None, list[str]()
+    for line in lines:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                yield Message(event, number, "\n".join(data))
+            event, number, data = "message", None, []
+        elif field == "data":
+            data.append(value)
+        elif field == "event":
+            event = value
+        elif field == "id":
+            number = value
+
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

@@ -18,14 +18,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from headcount.client import DEFAULT_URL, Client
-from headcount.follow import View, follow, number
+from headcount.client import DEFAULT_URL, Client, Json, Refused
+from headcount.follow import View, follow, follow_from_queue, number
 from headcount.processes import Family, Program
-from headcount.reply import Json, Refused
-from headcount.waiting import follow_from_queue
+from model_core.config_loader import preset_text
 from model_core.errors import ModelCoreError
-from model_core.presets import preset_text
-from model_core.records.files import Layout
+from model_core.storage.files import Layout
 
 _PRESET, _EXAMPLE, _PROMPT = "quickstart", "0", "One day"
 _WORDS, _TRIES = 60, 8

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from headcount import redis_server
-from headcount.data_root import CannotStart, held
+from headcount import embedded_redis
+from headcount.embedded_redis import CannotStart, held
 from headcount.processes import Family, Program
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
@@ -155,15 +155,15 @@ class _Service:
         self.family.stop(("redis",), _REDIS_GRACE_S, lambda: False)
         self.family.close()
         if self.socket is not None:
-            redis_server.clear_away(self.data, self.socket)
+            embedded_redis.clear_away(self.data, self.socket)
 
     def _start_redis(self) -> str:
-        if given := redis_server.given_url():
+        if given := embedded_redis.given_url():
             return given
-        self.socket = redis_server.socket_of(self.data)
-        url = redis_server.socket_url(self.socket)
-        self.family.start(redis_server.program(self.data, self.socket))
-        self._await("Redis", lambda: [] if redis_server.answers(url) else ["Redis"])
+        self.socket = embedded_redis.socket_of(self.data)
+        url = embedded_redis.socket_url(self.socket)
+        self.family.start(embedded_redis.program(self.data, self.socket))
+        self._await("Redis", lambda: [] if embedded_redis.answers(url) else ["Redis"])
         return url
 
     def _programs(self, redis_url: str) -> Iterator[Program]:

@@ -11,20 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from headcount import redis_server
-from headcount.data_root import InUse, held
-from headcount.exits import DONE, FAILED
+from headcount import embedded_redis
+from headcount.embedded_redis import InUse, held
+from headcount.exit_codes import DONE, FAILED
 from headcount.processes import Family
-from model_core.errors import InvalidParameter
-from model_core.records.errors import RunBusy
-from model_core.records.files import Layout
-from worker.jobs.connection import connect
+from model_core.errors import InvalidParameter, RunBusy
+from model_core.storage.files import Layout
 from worker.jobs.errors import JobNotFound, QueueUnavailable
-from worker.jobs.job import Job
-from worker.jobs.salvage import salvage
+from worker.jobs.recovery import BadFile, Trace, salvage, traces
+from worker.jobs.redis_client import connect
+from worker.jobs.schemas import Job
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import JobStore
-from worker.jobs.traces import BadFile, Trace, traces
 
 Say = Callable[[str], None]
 
@@ -132,14 +130,14 @@ def redis_of(data: Path, say: Say) -> Iterator[str]:
     Raises:
         NoRedis: There is none, or another process holds the data root and has none here.
     """
-    if given := redis_server.given_url():
+    if given := embedded_redis.given_url():
         yield given
         return
-    socket = redis_server.socket_of(data)
-    url = redis_server.socket_url(socket)
+    socket = embedded_redis.socket_of(data)
+    url = embedded_redis.socket_url(socket)
     with contextlib.ExitStack() as stack:
         if not _is_served(stack, data, url):
-            stack.callback(redis_server.clear_away, data, socket)
+            stack.callback(embedded_redis.clear_away, data, socket)
             _serve(stack, data, socket, say)
         yield url
 
@@ -147,13 +145,13 @@ def redis_of(data: Path, say: Say) -> Iterator[str]:
 def _is_served(stack: contextlib.ExitStack, data: Path, url: str) -> bool:
     """Whether somebody else serves; if not, the data root is held by the stack."""
     deadline = time.monotonic() + _PATIENCE_S  # somebody may be starting it just now
-    while not redis_server.answers(url):
+    while not embedded_redis.answers(url):
         try:
             stack.enter_context(held(data))
         except InUse as error:
             if time.monotonic() > deadline:
                 advice = "if it uses another, set HEADCOUNT_REDIS_URL to that"
-                raise redis_server.NoRedis(f"{error}, and its Redis does not answer; {advice}") from None
+                raise embedded_redis.NoRedis(f"{error}, and its Redis does not answer; {advice}") from None
             time.sleep(_TICK_S)
         else:
             return False
@@ -164,11 +162,11 @@ def _serve(stack: contextlib.ExitStack, data: Path, socket: Path, say: Say) -> N
     family = Family(say)
     stack.callback(family.close)
     stack.callback(family.stop, ("redis",), _START_S, lambda: False)
-    program = redis_server.program(data, socket)
+    program = embedded_redis.program(data, socket)
     family.start(program)
     deadline = time.monotonic() + _START_S
-    while not redis_server.answers(redis_server.socket_url(socket)):
+    while not embedded_redis.answers(embedded_redis.socket_url(socket)):
         if family.deaths("redis") >= _DEATHS or time.monotonic() > deadline:
-            raise redis_server.NoRedis(f"Redis does not start; {program.log} says: {program.last_words()}")
+            raise embedded_redis.NoRedis(f"Redis does not start; {program.log} says: {program.last_words()}")
         family.tend()
         time.sleep(_TICK_S)

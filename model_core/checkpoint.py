@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from model_core.config import ExperimentConfig, ModelConfig
+from model_core.config_loader import parse_config
+from model_core.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
 from model_core.gpt import GPT
-from model_core.loading import parse_config
-from model_core.records.checkpoint import CheckpointInfo
-from model_core.records.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
-from model_core.records.run import Run
+from model_core.storage.checkpoints import CheckpointInfo
+from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1

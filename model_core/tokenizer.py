@@ -17,7 +17,7 @@ from typing import Any
 import tiktoken
 
 from model_core.errors import InvalidData
-from model_core.records.files import read_json, write_json
+from model_core.storage.files import read_json, write_json
 
 _GPT2_FILE = Path(__file__).parent / "assets" / "gpt2.tiktoken"
 _GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"

@@ -21,38 +21,37 @@ from model_core.hardware.allocator import begin_with_settings
 if __name__ == "__main__":  # here, because it begins again: nothing heavy is imported twice
     begin_with_settings()
 
-from model_core.attempt import (
+from model_core.budget import budget_of
+from model_core.config import ExperimentConfig
+from model_core.config_loader import ParsedConfig, parse_config, read_config
+from model_core.config_validation import whole_steps
+from model_core.data.sources.hub_access import token_from
+from model_core.entrypoint import (
     BAD_INPUT,
     DONE,
     Attempt,
     OneLineParser,
     OnRefusal,
+    StopRequest,
     exit_code,
     log_to_stderr,
     make_attempt,
     refuse,
 )
-from model_core.budget import budget_of
-from model_core.config import ExperimentConfig
-from model_core.data.sources.access import token_from
 from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError
-from model_core.loading import ParsedConfig, parse_config, read_config
-from model_core.place import Place, place_of
-from model_core.preflight import preflight
-from model_core.records.dataset import Dataset
-from model_core.records.files import Layout
-from model_core.records.run import Run
-from model_core.rules import whole_steps
+from model_core.launch import Place, place_of
+from model_core.report import preflight
 from model_core.schedule import effective_steps
-from model_core.stopping import StopRequest
-from model_core.training.environment import announce
-from model_core.training.opening import open_run, take_over
-from model_core.training.testing import draw, test
+from model_core.storage.dataset import Dataset
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from model_core.training.evaluate import draw, test
+from model_core.training.start import announce, open_run, take_over
 
 if TYPE_CHECKING:
     from model_core.hardware.device import Runtime
-    from model_core.training.meeting import Meeting
-    from model_core.training.state import TrainState
+    from model_core.training.distributed import Meeting
+    from model_core.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def _run(arguments: argparse.Namespace, place: Place, stop: StopRequest, on_refu
         program = _train if parsed.config.execution.train else test
         return program(arguments, parsed, layout, stop)
 
-    from model_core.training.meeting import Meeting
+    from model_core.training.distributed import Meeting
 
     meeting = Meeting(place)
     code = exit_code(lambda: _train(arguments, parsed, layout, stop, meeting), on_refusal)
@@ -129,8 +128,8 @@ def _follow(arguments: argparse.Namespace, place: Place, stop: StopRequest) -> i
     except ModelCoreError:
         return BAD_INPUT
 
+    from model_core.training.distributed import Meeting
     from model_core.training.follower import follow
-    from model_core.training.meeting import Meeting
 
     return follow(parsed.config, layout, Meeting(place), stop)
 
@@ -188,10 +187,10 @@ def _train_attempt(
 
     from model_core.hardware import device
     from model_core.optim import parameter_counts
-    from model_core.training.assemble import assemble
-    from model_core.training.follower import begin, runtime_of
-    from model_core.training.observers import observers
-    from model_core.training.ranks import Ranks
+    from model_core.training.callbacks import observers
+    from model_core.training.distributed import Ranks
+    from model_core.training.resume import begin
+    from model_core.training.setup import assemble, runtime_of
     from model_core.training.trainer import train
 
     asked, place = config, meeting.place if meeting else Place()

@@ -13,11 +13,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service import access_log, openapi, problem
+from service import openapi
 from service.deps import Services
-from service.edge import Edge
+from service.protocol import errors, middleware
+from service.protocol.middleware import Edge
 from service.routes import (
-    actions,
     attention,
     checkpoints,
     cluster,
@@ -26,8 +26,8 @@ from service.routes import (
     exports,
     generate,
     health,
+    job_outputs,
     jobs,
-    records,
     runs,
 )
 from service.settings import ServiceSettings
@@ -70,11 +70,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.services = services
     app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
-    access_log.hide_values()
-    problem.install(app)
+    middleware.hide_values()
+    errors.install(app)
     openapi.install(app)
     about_runs = (runs, checkpoints, exports, generate, attention)
-    for module in (jobs, actions, cluster, records, datasets, *about_runs, configs, health):
+    for module in (jobs, cluster, job_outputs, datasets, *about_runs, configs, health):
         app.include_router(module.router)
     return app
 

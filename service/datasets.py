@@ -1,26 +1,32 @@
 """Datasets: made by a job, looked at on disk, deleted.
 
 The disk says what is ready; Redis knows what is being made and why it was not, and need not answer for the rest.
+
+What is in a dataset that is ready, as its manifest and its files tell.
+
+Datasets: what is there, what is being made, and what is in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any, Literal
 
+import numpy as np
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from model_core.records.dataset import Dataset
-from model_core.records.errors import DatasetBusy, DatasetNotFound, DatasetNotReady
-from model_core.records.files import Layout
-from model_core.records.removal import hide_dataset, holding_dataset, remove_hidden
-from service.contents import example_of, examples_of, manifest_of, statistics_of, sums_of
+from model_core.errors import DatasetBusy, DatasetNotFound, DatasetNotReady, InvalidData
+from model_core.storage.dataset import SPLITS, Dataset, token_files
+from model_core.storage.deletion import hide_dataset, holding_dataset, remove_hidden
+from model_core.storage.files import Layout
 from service.deps import Services
-from service.views.base import Listed
-from service.views.dataset import DatasetDetail, DatasetLinks, DatasetStatistics, DatasetView, ExampleView, State
-from worker.jobs import questions
+from service.schemas import Listed, View
+from worker.jobs import commands
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.job import Job
+from worker.jobs.schemas import Job, JobError, Progress
 
 _DELETED = "dataset"  # whose the hidden name of a deleted dataset is
 
@@ -121,7 +127,7 @@ async def _names(services: Services, after: str | None, limit: int) -> tuple[lis
     on_disk = await run_in_threadpool(_directories, services.layout)
     known, is_known = list[str](), True
     try:
-        known = await services.wire.ask(questions.datasets(after=after, limit=limit))
+        known = await services.wire.ask(commands.datasets(after=after, limit=limit))
     except QueueUnavailable:
         is_known = False
     return sorted({*(name for name in on_disk if after is None or name > after), *known})[:limit], is_known
@@ -136,7 +142,7 @@ def _directories(layout: Layout) -> list[str]:
 
 async def _makers(services: Services, names: Sequence[str]) -> list[Job | None]:
     try:
-        return await services.wire.ask(questions.makers(names))
+        return await services.wire.ask(commands.makers(names))
     except QueueUnavailable:
         return [None] * len(names)
 
@@ -144,7 +150,7 @@ async def _makers(services: Services, names: Sequence[str]) -> list[Job | None]:
 async def _maker(services: Services, name: str, *, is_ready: bool) -> Job | None:
     """The last job that was to make it; the disk has to be enough for what is ready."""
     try:
-        [maker] = await services.wire.ask(questions.makers([name]))
+        [maker] = await services.wire.ask(commands.makers([name]))
     except QueueUnavailable:
         if not is_ready:
             raise
@@ -206,3 +212,165 @@ async def _view(services: Services, name: str, maker: Job | None) -> DatasetView
             job=f"/jobs/{maker.id}" if maker is not None else None,
         ),
     )
+
+
+log = logging.getLogger(__name__)
+
+_MOST_CHARACTERS = 1 << 22  # of a page of examples: each may be as long as its source lets it
+_SUMS = ("documents", "tokens", "text_bytes", "size_bytes")
+
+
+def statistics_of(dataset: Dataset) -> DatasetStatistics:
+    """Count a dataset, split by split and in sum."""
+    manifest = manifest_of(dataset) or {}
+    splits = manifest.get("splits") or {split: _counted(dataset, split) for split in SPLITS}
+    categories = manifest.get("categories")
+    return DatasetStatistics(
+        dataset=dataset.name,
+        duplicates=manifest.get("duplicates"),
+        splits={split: _split(facts) for split, facts in splits.items()},
+        categories=None
+        if categories is None
+        else {name: CategoryStatistics.model_validate(facts) for name, facts in categories.items()},
+        examples=dataset.example_count,
+        **dict(_split(sums_of(splits))),
+    )
+
+
+def manifest_of(dataset: Dataset) -> dict[str, Any] | None:
+    """What preparation recorded; None of files put there by hand, and where the record cannot be read."""
+    try:
+        return dataset.manifest()
+    except InvalidData as error:
+        log.warning("manifest unreadable dataset=%s reason=%s", dataset.name, error)
+        return None
+
+
+def _split(facts: Mapping[str, Any]) -> SplitStatistics:
+    kept = {key: facts.get(key) for key in _SUMS}
+    documents, tokens = kept["documents"], kept["tokens"]
+    return SplitStatistics(**kept, tokens_per_document=round(tokens / documents, 2) if documents and tokens else None)
+
+
+def sums_of(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, int | None]:
+    """Sums over the splits; None where one of them does not say."""
+    return {key: _sum([facts.get(key) for facts in splits.values()]) for key in _SUMS}
+
+
+def _sum(column: Sequence[int | None]) -> int | None:
+    known = [value for value in column if value is not None]
+    return sum(known) if known and len(known) == len(column) else None
+
+
+def _counted(dataset: Dataset, split: str) -> dict[str, int | None]:
+    """What a token file tells that was put there by hand."""
+    paths = token_files(dataset.split(split))
+    size_bytes = sum(path.stat().st_size for path in paths)
+    try:
+        tokens = sum(int(np.load(path, mmap_mode="r").size) for path in paths)
+    except (ValueError, EOFError, OSError):  # whoever trains on it is told
+        return {"tokens": None, "size_bytes": size_bytes}
+    return {"tokens": tokens, "size_bytes": size_bytes}
+
+
+def example_of(dataset: Dataset, number: int) -> ExampleView:
+    """One document of the test split.
+
+    Raises:
+        ExampleNotFound: It has fewer.
+    """
+    found = dataset.example(number)
+    return ExampleView(dataset=dataset.name, id=found.id, text=found.text, tokens=list(found.tokens))
+
+
+def examples_of(dataset: Dataset, *, after: int | None, limit: int) -> Listed[ExampleView]:
+    """Documents of the test split, in order.
+
+    Args:
+        dataset: Whose.
+        after: Number of the last of the page before.
+        limit: How many at most; fewer where they are long.
+    """
+    first, count = 0 if after is None else after + 1, dataset.example_count
+    shown, characters = list[ExampleView](), 0
+    for number in range(first, min(first + limit, count)):
+        shown.append(example_of(dataset, number))
+        characters += len(shown[-1].text)
+        if characters > _MOST_CHARACTERS:
+            break
+    has_more = bool(shown) and shown[-1].id + 1 < count
+    return Listed[ExampleView].of(shown, [item.id for item in shown], has_more=has_more)
+
+
+State = Literal["ready", "preparing", "failed", "cancelled"]
+
+
+class DatasetLinks(View):
+    """Where to go from a dataset."""
+
+    self_: str = Field(serialization_alias="self")
+    statistics: str
+    examples: str
+    job: str | None
+
+
+class DatasetView(View):
+    """A dataset, and the last job that was to make it."""
+
+    object: Literal["dataset"] = "dataset"
+    name: str
+    state: State
+    job: str | None = Field(description="the last job that makes or made it here, if it is known")
+    progress: Progress | None = Field(description="while it is being prepared")
+    error: JobError | None = Field(description="why the job failed, while the dataset is not there")
+    source: str | None
+    revision: str | None
+    created_at: str | None
+    documents: int | None
+    tokens: int | None
+    links: DatasetLinks
+
+
+class DatasetDetail(DatasetView):
+    """A dataset with its manifest."""
+
+    manifest: dict[str, Any] | None = Field(description="null while it is not ready, and of files put there by hand")
+
+
+class SplitStatistics(View):
+    """What is in a part of a dataset; null where nobody counted it."""
+
+    documents: int | None
+    tokens: int | None
+    text_bytes: int | None
+    size_bytes: int | None
+    tokens_per_document: float | None
+
+
+class CategoryStatistics(View):
+    """What is in a category of the source."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+
+
+class DatasetStatistics(SplitStatistics):
+    """What is in a dataset, in all and in each split."""
+
+    object: Literal["dataset_statistics"] = "dataset_statistics"
+    dataset: str
+    duplicates: int | None = Field(description="exact duplicates that were dropped; null: nobody looked for them")
+    splits: dict[str, SplitStatistics]
+    categories: dict[str, CategoryStatistics] | None
+    examples: int = Field(description="documents of the test split that can be looked at")
+
+
+class ExampleView(View):
+    """One document of the test split."""
+
+    object: Literal["example"] = "example"
+    dataset: str
+    id: int
+    text: str
+    tokens: list[int]

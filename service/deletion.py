@@ -12,17 +12,16 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
-from model_core.hf.contents import is_complete
-from model_core.records.dataset import Dataset
-from model_core.records.errors import RunBusy
-from model_core.records.exports import made_at
-from model_core.records.files import Layout, read_json
-from model_core.records.removal import hide, hide_dataset, hide_export, holding, holding_dataset, remove_hidden
-from service.contents import manifest_of
+from model_core.errors import RunBusy
+from model_core.hf.export_folder import is_complete, made_at
+from model_core.storage.dataset import Dataset
+from model_core.storage.deletion import hide, hide_dataset, hide_export, holding, holding_dataset, remove_hidden
+from model_core.storage.files import Layout, read_json
+from service.datasets import manifest_of
 from service.deps import Services
-from worker.jobs.job import JobDetail
+from worker.jobs.recovery import write_off
+from worker.jobs.schemas import JobDetail
 from worker.jobs.store import JobStore
-from worker.jobs.traces import write_off
 
 
 async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:

@@ -12,18 +12,15 @@ import redis
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
 
-from model_core.records.files import Layout
-from service.inference import Hosts
-from service.live import Live
+from model_core.storage.files import Layout
+from service.admission import Order, orders_of
+from service.async_store import Ringer, Together, Wire
+from service.change_listener import Live
+from service.inference_client import Hosts
 from service.metrics import Curves
-from service.orders import Order, orders_of
-from service.ringer import Ringer
 from service.settings import ServiceSettings
-from service.together import Together
-from service.wire import Wire
-from worker.jobs.connection import connect
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.registry import Registry
+from worker.jobs.redis_client import Registry, connect
 from worker.jobs.spec import JobSpec
 from worker.jobs.store import JobStore
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from model_core.records.files import Layout
-from model_core.records.run import Run
-from worker.jobs.job import Job
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from worker.jobs.schemas import Job
 
 Source = Literal["log", "process"]
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from model_core.records.files import Layout
+from model_core.storage.files import Layout
 from service.deps import Services
+from service.event_stream import CALM_S, PING, RETRY, frame, present_job, set_within, status_frame
 from service.job_files import LogFile, Source, log_of, read_blocks, size_of, start_of_tail
-from service.ranges import Part, part_of
-from service.stream import CALM_S, PING, RETRY, frame, present_job, set_within, status_frame
-from worker.jobs.job import Job
+from service.protocol.negotiation import Part, part_of
+from worker.jobs.schemas import Job
 
 TEXT = "text/plain"
 PLACE = r"^([A-Za-z0-9_-]{1,63}:)?\d{1,18}$"

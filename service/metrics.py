@@ -17,13 +17,13 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from model_core.config import Config
-from model_core.records.events import finite
-from model_core.records.files import Layout
-from model_core.records.series import METRICS, Metric, Series, SeriesReader
-from service.body import JSON
+from model_core.storage.events import finite
+from model_core.storage.files import Layout
+from model_core.storage.metrics import METRICS, Metric, Series, SeriesReader
 from service.job_files import events_of
-from service.views.base import View
-from worker.jobs.job import Job, Number
+from service.protocol.parsing import JSON
+from service.schemas import View
+from worker.jobs.schemas import Job, Number
 
 CSV = "text/csv"
 MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "csv": CSV}

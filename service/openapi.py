@@ -19,15 +19,13 @@ from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from model_core.config import ExperimentConfig
-from model_core.presets import preset_tree
-from model_core.requests import GenerateRequest
-from service.body import JSON, YAML
-from service.making import DatasetRequest
-from service.problem import PROBLEM_JSON
-from service.stream import EVENT_STREAM
-from service.uploads import MULTIPART
-from service.views.problem import Problem
-from worker.jobs.section import JobSection
+from model_core.config_loader import preset_tree
+from model_core.schemas import GenerateRequest
+from service.dataset_requests import DatasetRequest
+from service.event_stream import EVENT_STREAM
+from service.protocol.errors import PROBLEM_JSON, Problem
+from service.protocol.parsing import JSON, MULTIPART, YAML
+from worker.jobs.spec import JobSection
 
 _SCHEMA = "#/components/schemas/{model}"
 _INPUT = "#/components/schemas/{model}-Input"

@@ -7,18 +7,17 @@ from functools import partial
 from anyio import to_thread
 
 from model_core.budget import fitting_batch_size, share_of
-from model_core.errors import ModelCoreError
-from model_core.loading import Advice, Tree
-from model_core.records.errors import RunExists
-from model_core.records.files import next_free_name
-from service.body import holds_more_than
+from model_core.config_loader import Advice, Tree
+from model_core.errors import ModelCoreError, RunExists
+from model_core.storage.files import next_free_name
+from service.admission import Order, read_spec
 from service.deps import Services
-from service.errors import DoesNotFit
-from service.orders import Order, read_spec
-from worker.jobs import questions
+from service.protocol.errors import DoesNotFit
+from service.protocol.parsing import holds_more_than
+from worker.jobs import commands
+from worker.jobs.commands import Taken
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.exchange import Capacity, Refusal, Submission
-from worker.jobs.questions import Taken
+from worker.jobs.schemas import Capacity, Refusal, Submission
 
 _AT_ONCE_VALUES = 150  # a full configuration has a hundred; each wrong key costs up to half a millisecond
 
@@ -73,7 +72,7 @@ async def ask(
         taken: Whether the disk has what the job makes.
         fingerprint: Equal for equal requests.
     """
-    question = questions.submission(
+    question = commands.submission(
         order.spec,
         key=key,
         fingerprint=fingerprint,
@@ -99,7 +98,7 @@ async def warnings(services: Services, order: Order) -> list[Advice]:
     """What the author of a request should know, and what would stand against submitting it now."""
     obstacles: list[ModelCoreError] = [*order.missing]
     try:
-        capacity = await services.wire.ask(questions.shortage(order.spec.gpus or 0, order.memory_bytes))
+        capacity = await services.wire.ask(commands.shortage(order.spec.gpus or 0, order.memory_bytes))
         obstacles += [_unfit(order, capacity)] if capacity is not None else []
     except QueueUnavailable as error:
         obstacles.append(error)

@@ -22,12 +22,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from model_core.errors import FieldProblem
-from model_core.records.errors import DiskFull
-from model_core.records.files import HashingWriter, sync_directory
-from service.errors import BodyTooLarge, InvalidRequest, MalformedBody
+from model_core.errors import DiskFull, FieldProblem
+from model_core.storage.files import HashingWriter, sync_directory
+from service.protocol.errors import BodyTooLarge, InvalidRequest, MalformedBody
 
-MULTIPART = "multipart/form-data"
 KINDS = (".txt", ".jsonl", ".parquet")
 _FILES = ("files", "file")  # how a part with a file may be called
 _INCOMING, _FORGOTTEN_S = ".incoming-", 86_400.0
@@ -73,11 +71,6 @@ class Upload:
         place.rename(self.directory)
         with contextlib.suppress(OSError):  # other files are there
             place.parent.rmdir()
-
-
-def is_multipart(content_type: str) -> bool:
-    """Whether a body may hold files."""
-    return content_type.partition(";")[0].strip().lower() == MULTIPART
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from tests.hub.emulator import Hub
-from worker.jobs.connection import connect
+from worker.jobs.redis_client import connect
 
 
 class RedisServer:

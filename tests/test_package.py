@@ -37,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_code_assets_and_presets(installed: Path) -> None:
     program = (
         "import sys, model_core.data.sources.stories, service.app, worker.jobs.store, headcount.cli;"
-        "from model_core.tokenizer import gpt2_tokenizer; from model_core.presets import preset_names;"
+        "from model_core.tokenizer import gpt2_tokenizer; from model_core.config_loader import preset_names;"
         "print(*(sys.modules[name].__file__ for name in ('model_core.data', 'service', 'worker', 'headcount')));"
         "print(gpt2_tokenizer().encode('Hello world'), len(preset_names()))"
     )
@@ -56,7 +56,9 @@ def test_documented_names_are_importable(name: str) -> None:
 
 
 def test_importing_the_package_loads_no_torch() -> None:
-    program = "import sys, model_core.loading, model_core.records.run, model_core; assert 'torch' not in sys.modules"
+    program = (
+        "import sys, model_core.config_loader, model_core.storage.run, model_core; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.registry import Registry
+from worker.jobs.redis_client import Registry
 from worker.jobs.settings import JobSettings
 from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner

@@ -9,16 +9,15 @@ import threading
 import uuid
 from typing import Any
 
+from model_core.entrypoint import StopRequest
 from model_core.errors import ModelCoreError
-from model_core.stopping import StopRequest
 from worker.devices import Devices, memory_bytes
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.exchange import Claim, Outcome
-from worker.jobs.job import JobError, WorkerView
-from worker.jobs.order import write_order
+from worker.jobs.recovery import write_order
+from worker.jobs.redis_client import patiently
+from worker.jobs.schemas import Claim, JobError, Outcome, WorkerView
+from worker.jobs.settings import WorkerSettings
 from worker.jobs.worker_store import WorkerStore
-from worker.patience import patiently
-from worker.settings import WorkerSettings
 from worker.supervisor import supervise
 
 log = logging.getLogger(__name__)

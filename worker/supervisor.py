@@ -1,6 +1,8 @@
 """Runs one claimed job: starts its child, keeps the lease, mirrors its events, ends it when it must end.
 
 The child is a program that knows nothing of this; it saves and leaves on SIGTERM, and says on disk how it ended.
+
+A worker's hold on a job, renewed by a thread of its own, so that nothing the supervisor does can delay it.
 """
 
 from __future__ import annotations
@@ -9,28 +11,64 @@ import logging
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from model_core.config import ExperimentConfig
+from model_core.config_loader import parse_config, to_yaml
 from model_core.errors import InvalidConfig
-from model_core.loading import parse_config, to_yaml
-from model_core.records.files import write_text
-from worker.child import Child, environment
-from worker.jobs.exchange import Claim, Outcome
-from worker.jobs.job import JobError, WorkerView
+from model_core.storage.files import write_text
+from worker.child_process import Child, environment
+from worker.event_mirror import Mirror
+from worker.jobs.errors import QueueUnavailable
 from worker.jobs.kinds import BAD_INPUT, BUSY, STOPPED, argv
-from worker.jobs.order import write_order
+from worker.jobs.recovery import write_order
+from worker.jobs.redis_client import patiently
+from worker.jobs.schemas import Claim, JobError, Outcome, WorkerView
+from worker.jobs.settings import WorkerSettings
 from worker.jobs.spec import licence_of, processes_of
 from worker.jobs.worker_store import WorkerStore
-from worker.lease import Lease
-from worker.mirror import Mirror
-from worker.patience import patiently
-from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Beats while it is entered.
+
+    Attributes:
+        desired: What the last beat said: ``run``, ``pause``, ``cancel`` or ``fenced``.
+    """
+
+    def __init__(self, store: WorkerStore, claim: Claim, worker: WorkerView, every_s: float) -> None:
+        self._store, self._claim, self._worker, self._every_s = store, claim, worker, every_s
+        self.desired = "run"
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name=f"lease-{claim.id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat_on(self) -> None:
+        while not self._over.is_set() and self.desired != "fenced":
+            try:
+                self.desired = self._store.beat(self._claim, self._worker)
+                wait_s = self._every_s
+            except QueueUnavailable as error:
+                log.warning("beat not heard job_id=%s reason=%s", self._claim.id, error)
+                wait_s = min(1.0, self._every_s)  # training goes on meanwhile
+            except Exception:  # the edge of a thread: without beats another worker would take the job
+                log.exception("beat failed job_id=%s", self._claim.id)
+                wait_s = self._every_s
+            self._over.wait(wait_s)
+
 
 StopReason = Literal["fenced", "cancel", "pause", "worker stopping", "stalled"]
 _FAILED = 1

@@ -11,12 +11,11 @@ from celery.signals import celeryd_after_setup, worker_ready, worker_shutdown
 
 from worker.devices import Devices, find_gpus
 from worker.janitor import Janitor
-from worker.jobs.connection import connect
-from worker.jobs.queue import RUN_NEXT, make_app, wake
-from worker.jobs.registry import Registry
+from worker.jobs.celery_app import RUN_NEXT, make_app, wake
+from worker.jobs.redis_client import Registry, connect
+from worker.jobs.settings import WorkerSettings
 from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner
-from worker.settings import WorkerSettings
 
 _settings = WorkerSettings()
 _redis = connect(_settings.redis_url, for_api=False)

@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from parts.hollow import without_products  # noqa: E402 - found only now
 from parts.steps import BASELINE, median_seconds, resident_mib, state_of  # noqa: E402 - found only now
 
-from model_core.loading import load_config  # noqa: E402
+from model_core.config_loader import load_config  # noqa: E402
 
 IMPORTED_MIB = resident_mib("VmRSS")  # what follows is counted from here
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model_core.config_loader import load_config
 from model_core.data.preparation import ensure_dataset
-from model_core.hardware.device import apply, decide
-from model_core.hardware.machine import describe_machine
-from model_core.loading import load_config
-from model_core.records.files import Layout
-from model_core.training.assemble import assemble
-from model_core.training.state import TrainState
+from model_core.hardware.device import apply, decide, describe_machine
+from model_core.storage.files import Layout
+from model_core.training.setup import assemble
+from model_core.training.trainer import TrainState
 
 BASELINE = Path(__file__).parents[2] / "configs" / "baseline.yaml"
 Emit = Callable[..., object]

@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from headcount.commands.options import AsJson, FileArgument, Follow, JobArgument, Settings, open_client, print_json
-from headcount.commands.watch import print_state, submitted
+from headcount.commands.common import (
+    AsJson,
+    FileArgument,
+    Follow,
+    JobArgument,
+    Settings,
+    open_client,
+    print_json,
+    print_state,
+    submitted,
+)
 
 
 def submit(
@@ -35,7 +44,7 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    from headcount.show import job_table
+    from headcount.output import job_table
 
     with open_client() as client:
         page = client.jobs(status=status, run=run, limit=limit)
@@ -47,7 +56,7 @@ def jobs(
 
 def job(job_id: JobArgument, as_json: AsJson = False) -> None:
     """Show one job: state, progress, queue, attempts, error, history."""
-    from headcount.show import job_card
+    from headcount.output import job_card
 
     with open_client() as client:
         found = client.job(job_id)
@@ -117,7 +126,7 @@ def queue(
     as_json: AsJson = False,
 ) -> None:
     """Show what waits and runs, and which jobs are next."""
-    from headcount.show import queue_table
+    from headcount.output import queue_table
 
     with open_client() as client:
         found = client.queue(limit=limit)
@@ -129,7 +138,7 @@ def queue(
 
 def workers(as_json: AsJson = False) -> None:
     """List the workers: slots, GPUs and the jobs that have them."""
-    from headcount.show import worker_table
+    from headcount.output import worker_table
 
     with open_client() as client:
         found = client.workers()

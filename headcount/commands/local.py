@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headcount.commands.options import AsJson, DataOption, FileArgument, Settings, print_json
+from headcount.commands.common import AsJson, DataOption, FileArgument, Settings, print_json
 
 
 def up(
@@ -45,8 +45,8 @@ def report(file: FileArgument, settings: Settings = None, as_json: AsJson = Fals
     """Say what a configuration costs: parameters, KV cache, FLOPs, memory and steps, beside the uniform model."""
     from rich.console import Console
 
-    from headcount.report import report as count
-    from headcount.report import show
+    from headcount.output import report as count
+    from headcount.output import show
 
     result = count(file, settings or ())
     if as_json:
@@ -62,7 +62,7 @@ def reindex(data: DataOption = Path("data")) -> int:
     off comes back as paused: `headcount resume ID` goes on from its last full state. Jobs that never started left
     nothing; submit them again.
     """
-    from headcount.exits import complain
+    from headcount.exit_codes import complain
     from headcount.reindex import reindex as bring_back
 
     return bring_back(data, lambda line: print(line, flush=True), complain)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headcount.commands.options import AsJson, CheckpointOption, Follow, RunArgument, open_client, print_json
+from headcount.commands.common import AsJson, CheckpointOption, Follow, RunArgument, open_client, print_json
 
 
 def generate(
@@ -50,7 +50,7 @@ def attention(
     checkpoint: CheckpointOption = "best",
 ) -> None:
     """Save where every head looks: a picture a layer (layer00.png ...) and all of them on one sheet (sheet.png)."""
-    from headcount.show import save_attention
+    from headcount.output import save_attention
 
     directory = out or Path("attention_outputs") / run / example
     with open_client() as client:
@@ -65,8 +65,8 @@ def export(
     follow: Follow = False,
 ) -> int:
     """Have the service write a run's model as a folder for transformers, below exports/RUN of its data root."""
-    from headcount.commands.watch import submitted
-    from headcount.exits import DONE
+    from headcount.commands.common import submitted
+    from headcount.exit_codes import DONE
 
     with open_client() as client:
         made = client.export(run, checkpoint, licence)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_core.errors import InvalidData
-from model_core.records.dataset import token_files
+from model_core.storage.dataset import token_files
 
 Ids = NDArray[np.unsignedinteger]
 Rows = NDArray[np.int64]

@@ -13,12 +13,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from model_core.catalogue import HUB_DATASETS, WITHOUT_COLUMNS
+from model_core.catalog import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import DataConfig, ExperimentConfig
-from model_core.data.making import COMMIT_EVERY_S, Surroundings, make_files
-from model_core.data.matching import mismatch, mismatches, origin_of
-from model_core.data.pace import Emit
-from model_core.data.recipe import (
+from model_core.data.pipeline import COMMIT_EVERY_S, Emit, Surroundings, make_files
+from model_core.data.sources.hub_access import Token
+from model_core.data.spec import (
     DEFAULT_SEED,
     DEFAULT_SHARD_BYTES,
     DEFAULT_SPLIT,
@@ -26,13 +25,14 @@ from model_core.data.recipe import (
     Shares,
     TokenizerChoice,
     asked_of,
+    mismatch,
+    mismatches,
+    origin_of,
 )
-from model_core.data.sources.access import Token
-from model_core.errors import InvalidData
-from model_core.records.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
-from model_core.records.errors import DatasetNotReady
-from model_core.records.files import Layout, checked_name
-from model_core.stopping import StopRequest
+from model_core.entrypoint import StopRequest
+from model_core.errors import DatasetNotReady, InvalidData
+from model_core.storage.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
+from model_core.storage.files import Layout, checked_name
 
 _POLL_S, _TELL_S = 0.5, 10.0
 

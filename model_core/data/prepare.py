@@ -4,6 +4,8 @@
 
 SIGTERM, Ctrl-C, or the end of standard input when a supervisor started it: what is done is kept and the exit code
 is 75; the same command goes on from there.
+
+A preparation on a terminal: a bar, documents, megabytes a second, time to go.
 """
 
 from __future__ import annotations
@@ -15,20 +17,31 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from model_core.attempt import DONE, Attempt, OneLineParser, exit_code, log_to_stderr, make_attempt, refuse
-from model_core.catalogue import FORMS
-from model_core.data.making import Surroundings
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from model_core.catalog import FORMS
+from model_core.config_loader import parse_config, read_config
+from model_core.data.pipeline import Surroundings
 from model_core.data.preparation import make
-from model_core.data.recipe import DEFAULT_SEED, DEFAULT_SPLIT, Recipe
-from model_core.data.sources.access import token_from
-from model_core.data.terminal import TerminalProgress
+from model_core.data.sources.hub_access import token_from
+from model_core.data.spec import DEFAULT_SEED, DEFAULT_SPLIT, Recipe
+from model_core.entrypoint import (
+    DONE,
+    Attempt,
+    OneLineParser,
+    StopRequest,
+    exit_code,
+    log_to_stderr,
+    make_attempt,
+    refuse,
+)
 from model_core.errors import InvalidParameter, ModelCoreError
-from model_core.loading import parse_config, read_config
-from model_core.records.dataset import Dataset, dataset_of
-from model_core.records.files import Layout, checked_name, portable
-from model_core.stopping import StopRequest
+from model_core.storage.dataset import Dataset, dataset_of
+from model_core.storage.files import Layout, checked_name, portable
 
 log = logging.getLogger(__name__)
 
@@ -193,3 +206,48 @@ def _describe(dataset: Dataset) -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+class TerminalProgress:
+    """Shows ``progress`` events on stderr; says nothing when that is no terminal."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
+        self._progress = Progress(*columns, console=Console(stderr=True), disable=not Console(stderr=True).is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Show one event."""
+        if event == "resumed":
+            self._progress.console.print(f"going on after {fields['done']:,} {fields['unit']}")
+        if event == "warning":
+            self._progress.console.print(f"warning: {fields['detail']}", markup=False, highlight=False)
+        if event != "progress":
+            return
+        unit, of = fields["unit"], fields["of"]
+        if unit not in self._tasks:
+            self._tasks[unit] = self._progress.add_task(unit, total=of, facts="")
+        self._progress.update(self._tasks[unit], completed=fields["done"], total=of, facts=_facts(fields))
+
+
+def _facts(fields: dict[str, Any]) -> str:
+    of, speed, eta_s = fields["of"], fields.get("mb_per_s"), fields.get("eta_s")
+    parts = [f"{fields['done']:,}" + (f" of {of:,}" if of is not None else "")]
+    parts += [f"{speed:,.1f} MB/s"] if speed else []
+    parts += [f"{_duration(eta_s)} to go"] if eta_s else []
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

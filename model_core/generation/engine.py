@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Self
 
 from model_core.errors import ModelCoreError
-from model_core.generation.batch import Batch, Completion, Listener, Piece, Request
-from model_core.generation.decoder import Decoder
+from model_core.generation.model_runner import Decoder
+from model_core.generation.scheduler import Batch, Completion, Listener, Piece, Request
 from model_core.gpt import GPT
-from model_core.requests import Decoding
+from model_core.schemas import Decoding
 from model_core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

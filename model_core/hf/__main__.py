@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from model_core.attempt import DONE, OneLineParser, exit_code, log_to_stderr
 from model_core.config import ExperimentConfig
+from model_core.entrypoint import DONE, OneLineParser, exit_code, log_to_stderr
 from model_core.errors import InvalidParameter
-from model_core.records.files import Layout, portable
-from model_core.records.run import Run
+from model_core.storage.files import Layout, portable
+from model_core.storage.run import Run
 
 _EXAMPLES = """
 examples:
@@ -77,7 +77,7 @@ def _export(arguments: argparse.Namespace, layout: Layout) -> int:
         raise InvalidParameter("name a folder with --out, or a data root with --data-root or HEADCOUNT_DATA")
     run = Run.open(layout.run(arguments.run))
 
-    from model_core.hf.exporting import ensure_export, export_run
+    from model_core.hf.export import ensure_export, export_run
 
     how = {"checkpoint": arguments.checkpoint, "licence": arguments.licence}
     if arguments.out:
@@ -92,7 +92,7 @@ def _export(arguments: argparse.Namespace, layout: Layout) -> int:
 
 
 def _import(arguments: argparse.Namespace, layout: Layout) -> int:
-    from model_core.hf.importing import import_folder
+    from model_core.hf.import_model import import_folder
 
     run = import_folder(arguments.folder, arguments.run, layout)
     model = run.config().model

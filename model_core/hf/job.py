@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_core.attempt import (
+from model_core.config_loader import read_config
+from model_core.entrypoint import (
     DONE,
     Attempt,
     OneLineParser,
+    StopRequest,
     exit_code,
     log_to_stderr,
     make_attempt,
@@ -22,10 +24,8 @@ from model_core.attempt import (
     refuse,
 )
 from model_core.errors import ModelCoreError
-from model_core.loading import read_config
-from model_core.records.files import Layout
-from model_core.records.run import Run
-from model_core.stopping import StopRequest
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
 def _export(run: Run, wanted: str, licence: str | None, layout: Layout, attempt: Attempt, stop: StopRequest) -> int:
     attempt.emit("start", run=run.name, checkpoint=wanted, licence=licence)
-    from model_core.hf.exporting import ensure_export
+    from model_core.hf.export import ensure_export
 
     export = ensure_export(run, layout, checkpoint=wanted, licence=licence, check=stop.check)
     attempt.emit("progress", done=len(export.files), of=len(export.files), unit="files")

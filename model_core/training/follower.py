@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from model_core.attempt import DONE, FAILED, describe
 from model_core.config import ExperimentConfig
-from model_core.errors import DeviceUnavailable, NonFiniteLoss, OutOfMemory, Stopped
+from model_core.entrypoint import DONE, FAILED, StopRequest, describe
+from model_core.errors import NonFiniteLoss, OutOfMemory, Stopped
 from model_core.hardware import device
-from model_core.hardware.machine import describe_machine
-from model_core.place import Place
-from model_core.records.dataset import dataset_of
-from model_core.records.files import Layout
-from model_core.records.run import Run
-from model_core.stopping import StopRequest
-from model_core.training.assemble import assemble, resume
-from model_core.training.meeting import Meeting, RankFailed
-from model_core.training.origin import find_origin, start_from
-from model_core.training.ranks import Ranks
-from model_core.training.state import TrainState
+from model_core.storage.dataset import dataset_of
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from model_core.training.distributed import Meeting, RankFailed, Ranks
+from model_core.training.resume import begin
+from model_core.training.setup import assemble, runtime_of
 from model_core.training.trainer import train
 
 log = logging.getLogger(__name__)
@@ -69,42 +63,6 @@ def _train_along(
     state = assemble(config, runtime, dataset_of(config, layout), partial(_log, meeting.place.rank), ranks)
     begin(state, run, layout, _tell_nobody)
     return train(state, (), stop)
-
-
-def runtime_of(config: ExperimentConfig, place: Place, gpu: int | None = None) -> device.Runtime:
-    """What one process uses: alone the machine, else its share of the cores and the GPU of its number.
-
-    Args:
-        config: What is asked for.
-        place: The process'.
-        gpu: Index among the visible GPUs that was asked for on the command line.
-
-    Raises:
-        DeviceUnavailable: That is not there, or the device cannot be shared.
-    """
-    machine = describe_machine()
-    if place.world == 1:
-        return device.decide(config, machine, gpu)
-    if machine.gpus and config.device.device in {"auto", "cuda"}:
-        gpu = place.local
-    machine = replace(machine, cores=max(1, machine.cores // place.local_world))
-    runtime = device.decide(config, machine, gpu)
-    if runtime.device_type == "mps":
-        raise DeviceUnavailable(f"{place.world} processes cannot share a Metal device; set device.device to cpu")
-    return runtime
-
-
-def begin(state: TrainState, run: Run, layout: Layout, emit: Any) -> None:
-    """Put a state where the training begins: at the run's newest full state, another's checkpoint, or the seed.
-
-    Raises:
-        CheckpointMismatch: The state is not this configuration's, or not that of the other processes.
-    """
-    resume(state, run, emit)
-    if state.step == 0 and state.config.checkpoint.load_checkpoint:
-        start_from(state, find_origin(state.config, layout), emit)
-        state.resize(state.config.training.batch_size)  # what did not fit elsewhere may fit here
-    state.ranks.check_that_all_begin_alike(state.model, state.step)
 
 
 def _log(rank: int, type: str, **fields: Any) -> None:  # noqa: A002 - as events have it

@@ -14,13 +14,11 @@ from typing import Any, Literal, Protocol
 
 from model_core.config import ExperimentConfig
 from model_core.errors import PackageMissing
-from model_core.records.dataset import Dataset
-from model_core.records.files import write_text
-from model_core.records.run import Run
-from model_core.training.evaluate import Emit, bits_per_byte
-from model_core.training.listener import Listener
-from model_core.training.state import TrainState
-from model_core.training.trainer import StepResult
+from model_core.storage.dataset import Dataset, bits_per_byte
+from model_core.storage.files import write_text
+from model_core.storage.run import Run
+from model_core.training.evaluate import Emit
+from model_core.training.trainer import Listener, StepResult, TrainState
 
 Mode = Literal["offline", "online"]
 

@@ -3,6 +3,14 @@
 The loop knows nothing of files, logs or pictures. It changes a `TrainState` and hands it, with what the step
 measured, to an ordered list of observers; losses are the same whichever of them listen. A step that fails, for lack
 of memory, because its loss is not a number or because another process was lost, leaves the state as it was before.
+
+What a training is in between two steps, and how it goes in and out of a checkpoint.
+
+Whatever a step changes, or the next one depends on, stands here and nowhere else: so a full state goes on exactly.
+
+An observer that does nothing, to build others on.
+
+The random numbers of the devices that a run uses: read, and put back.
 """
 
 from __future__ import annotations
@@ -10,19 +18,135 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from model_core.budget import share_of
+from model_core.checkpoint import State, clean, weights_state
+from model_core.config import ExperimentConfig
+from model_core.data.loader import TokenLoader
 from model_core.errors import NonFiniteLoss, OutOfMemory, is_out_of_memory
+from model_core.gpt import GPT, Forward
+from model_core.hardware.device import Runtime
 from model_core.hardware.memory import fewer_rows, out_of_memory
-from model_core.hardware.rng import restore_rng, rng_state
-from model_core.optim import clip_gradients
+from model_core.hardware.throughput import Pace
+from model_core.optim import clip_gradients, load_moments
 from model_core.schedule import get_lr
-from model_core.training.meeting import RankLost
-from model_core.training.state import TrainState
+from model_core.tokenizer import Tokenizer
+from model_core.training.distributed import RankLost, Ranks
+
+
+def rng_state(device: str) -> dict[str, Any]:
+    """Where the generators are, the CPU's and the device's."""
+    cuda = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
+    mps = torch.mps.get_rng_state() if device == "mps" else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda, "mps": mps}
+
+
+def restore_rng(state: dict[str, Any], device: str) -> None:
+    """Go on from there; a device that the state does not know keeps its own numbers."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and device.startswith("cuda"):
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if state.get("mps") is not None and device == "mps":
+        torch.mps.set_rng_state(state["mps"])
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes, or that the next one depends on.
+
+    Attributes:
+        forward: What a micro batch goes through: the model, or what a compiler made of it.
+        batch_size: Rows of a micro batch; less than configured after memory ran out.
+        ranks: The processes that take each step together.
+        pace: What the steps of this process took.
+        step: Optimizer updates done.
+        loss: Training loss of the last step.
+        val_loss: Last validation loss, and `val_step` when it was measured.
+        best_val_loss: Lowest so far, and `best_step` when it was measured.
+    """
+
+    config: ExperimentConfig
+    runtime: Runtime
+    model: GPT
+    tokenizer: Tokenizer
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loader: TokenLoader
+    forward: Forward
+    step: int = 0
+    loss: float | None = None
+    grad_norm: float | None = None
+    val_loss: float | None = None
+    val_step: int = -1
+    best_val_loss: float = math.inf
+    best_step: int = -1
+    seconds: float = 0.0
+    pace: Pace = field(default_factory=Pace)
+    ranks: Ranks = field(default_factory=Ranks)
+    batch_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.batch_size = self.config.training.batch_size
+
+    @property
+    def max_steps(self) -> int:
+        """Where the run ends: resolved before step 0."""
+        return self.config.training.max_steps
+
+    @property
+    def accumulation(self) -> int:
+        """Micro batches that each process computes in one step."""
+        training = self.config.training
+        return training.total_batch_size // (self.batch_size * training.sequence_length * self.ranks.world)
+
+    def resize(self, batch_size: int) -> None:
+        """Take a step's rows in micro batches of another size."""
+        self.batch_size = batch_size
+        self.loader.resize(batch_size)
+
+    def full(self) -> State:
+        """Everything needed to go on exactly."""
+        return {
+            **weights_state(self.model, self.config, self.tokenizer, self.step),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": rng_state(self.runtime.device),
+            "position": self.loader.position,
+            "batch_size": self.batch_size,
+            "processes": self.ranks.world,
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "val_loss": self.val_loss,
+            "val_step": self.val_step,
+            "best_val_loss": self.best_val_loss,
+            "best_step": self.best_step,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a full state."""
+        self.model.load_state_dict(clean(state["model"]))
+        load_moments(self.optimizer, state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        restore_rng(state["rng"], self.runtime.device)
+        self.loader.position = state["position"]
+        self.resize(self._fitting(state.get("batch_size", self.config.training.batch_size)))
+        self.step, self.loss, self.grad_norm = state["step"], state["loss"], state["grad_norm"]
+        self.val_loss, self.val_step = state["val_loss"], state["val_step"]
+        self.best_val_loss, self.best_step = state["best_val_loss"], state["best_step"]
+        self.seconds = state["seconds"]
+
+    def _fitting(self, batch_size: int) -> int:
+        """A micro batch that another number of processes came to, unless a step is no whole number of those here."""
+        training = self.config.training
+        rows = training.total_batch_size // (training.sequence_length * self.ranks.world)
+        return training.batch_size if rows % batch_size else batch_size
+
 
 _LEAST_SCALE = 1.0  # gradients that overflow float16 without being scaled up are not the scaler's doing
 
@@ -204,3 +328,22 @@ def _update(state: TrainState) -> None:
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
+
+
+class Listener:
+    """Hears everything, and does nothing about it."""
+
+    def on_start(self, state: TrainState) -> None:
+        """Nothing."""
+
+    def on_halved(self, state: TrainState, before: int) -> None:
+        """Nothing."""
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        """Nothing."""
+
+    def on_end(self, state: TrainState, *, stopped: bool) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

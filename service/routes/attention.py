@@ -1,19 +1,219 @@
-"""Where every head looks."""
+"""Where every head looks.
+
+Attention as pictures and manifests: found on disk, captured once if need be, drawn here.
+
+Every answer is keyed by the checkpoint's hash. A client may name that hash (``checkpoint=sha256=...``): what it gets
+then never changes.
+
+What was captured of a text.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote, urlencode
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from matplotlib import colormaps
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
 
-from model_core.config import Name
-from model_core.requests import ExampleId
-from service.body import JSON, parameters_of, query
-from service.deps import Door
+from model_core.attention.layout import PictureStyle
+from model_core.attention.plot import record_picture
+from model_core.attention.store import AttentionRecord
+from model_core.config import Config, Name
+from model_core.errors import CheckpointNotFound
+from model_core.schemas import AttentionRequest, Count, ExampleId, JsonNumber, TokenCount, Wanted
+from model_core.storage.dataset import EXAMPLES, dataset_of
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from service.admission import not_ready
+from service.deps import Door, Services
+from service.inference_client import while_connected
 from service.openapi import problems
-from service.pictures import MEDIA_TYPES, Index, PictureQuery, answer
-from service.views.attention import AttentionView
+from service.protocol.errors import InferenceUnavailable
+from service.protocol.negotiation import choose, has_already
+from service.protocol.parsing import JSON, check, parameters_of, query
+from service.schemas import View
+
+
+class LayerView(View):
+    """One layer of a captured text."""
+
+    layer: int
+    n_head: int
+    head_dim: int
+    png: str = Field(description="name of the picture's file on disk; links.layers has its address")
+
+
+class AttentionLinks(View):
+    """Where to go from a captured text."""
+
+    self_: str = Field(serialization_alias="self")
+    sheet: str
+    layers: list[str]
+    run: str
+
+
+class AttentionView(View):
+    """What was captured of one text under one checkpoint."""
+
+    object: Literal["attention"] = "attention"
+    run: str
+    id: str
+    checkpoint: str
+    step: int
+    sha256: str
+    text: str
+    tokens: list[str]
+    truncated_from: int | None = None
+    layers: list[LayerView]
+    links: AttentionLinks
+
+    @classmethod
+    def of(cls, manifest: dict[str, Any]) -> Self:
+        """From the manifest on disk; the links name the checkpoint by its hash, so what they show never changes."""
+        here = f"/attention/{manifest['run']}/{quote(manifest['id'])}"
+        keyed = urlencode({"checkpoint": f"sha256={manifest['sha256']}", "max_tokens": len(manifest["tokens"])})
+        links = AttentionLinks(
+            self_=f"{here}?{keyed}",
+            sheet=f"{here}?{keyed}&format=png",
+            layers=[f"{here}/{layer['png']}?{keyed}" for layer in manifest["layers"]],
+            run=f"/runs/{manifest['run']}",
+        )
+        shown = {name: value for name, value in manifest.items() if name in cls.model_fields}
+        return cls.model_validate({**shown, "links": links})
+
+
+MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
+_FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
+_BY_HASH = re.compile(r"sha256=([0-9a-f]{64})")
+_EDITION = 1  # raise it when the same weights are drawn differently
+_FOREVER = "private, max-age=31536000, immutable"
+
+Index = Annotated[int, Field(ge=0, le=65_536), JsonNumber]
+
+
+class PictureQuery(Config):
+    """What to look at, and how it is drawn."""
+
+    checkpoint: Wanted = Field(default="best", description="best, final, latest, step=N, a file name or sha256=HASH")
+    layer: Index | None = Field(default=None, description="one layer; else all of them")
+    head: Index | None = Field(default=None, description="one head of that layer")
+    format: Literal["png", "svg", "pdf"] | None = Field(default=None, description="else what Accept prefers")
+    cmap: str = Field(
+        default="viridis",
+        max_length=50,
+        description="a matplotlib colour map",
+        json_schema_extra={"enum": [*sorted(colormaps)]},
+    )
+    dpi: Count = Field(default=150, ge=10, le=600)
+    max_tokens: TokenCount | None = Field(default=None, description="else as the run's configuration says")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A checkpoint: its hash, and the file that has it now, if one does."""
+
+    sha256: str
+    file: str | None
+
+
+async def answer(services: Services, request: Request, run: str, example: str, wanted: PictureQuery) -> Response:
+    """Serve a picture or the manifest, or say that the client has it already.
+
+    Args:
+        services: Where to ask.
+        request: For its headers, and to stop when the client goes.
+        run: Whose model.
+        example: Number of a test example, or the id of a text.
+        wanted: What of it.
+
+    Raises:
+        ModelCoreError: Whatever stands against it.
+    """
+    kind = choose(request.headers.get("accept"), _offered(wanted))
+    style = PictureStyle(format=_FORMATS.get(kind, "png"), cmap=wanted.cmap, dpi=wanted.dpi)
+    look = check(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
+    target = await run_in_threadpool(_target, services.layout, run, wanted.checkpoint)
+    headers = _headers(target.sha256, kind, look, wanted)
+    if has_already(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    record = await _record(services, request, look, target)
+    headers = _headers(record.manifest["sha256"], kind, look, wanted)
+    if kind == JSON:
+        return JSONResponse(AttentionView.of(record.manifest).model_dump(mode="json"), headers=headers)
+    draw = partial(record_picture, record, layer=wanted.layer, head=wanted.head, style=style)
+    picture = await to_thread.run_sync(draw, limiter=services.drawing)
+    return Response(picture, media_type=kind, headers=headers)
+
+
+def _offered(wanted: PictureQuery) -> tuple[str, ...]:
+    if wanted.format is not None:
+        return (MEDIA_TYPES[wanted.format], JSON)
+    return ("image/png", JSON, "image/svg+xml", "application/pdf")
+
+
+def _target(layout: Layout, name: str, wanted: str) -> _Target:
+    run = Run.open(layout.run(name))
+    by_hash = _BY_HASH.fullmatch(wanted)
+    if by_hash is None:
+        info = run.resolve(wanted)
+        return _Target(info.sha256, info.file)
+    file = next((info.file for info in run.checkpoints() if info.sha256 == by_hash[1]), None)
+    return _Target(by_hash[1], file)  # replaced since, perhaps: what was captured of it is still there
+
+
+def _headers(sha256: str, kind: str, look: AttentionRequest, wanted: PictureQuery) -> dict[str, str]:
+    key = repr((_EDITION, sha256, kind, look.run, look.id, wanted.model_dump(exclude={"checkpoint", "format"})))
+    is_fixed = _BY_HASH.fullmatch(wanted.checkpoint) is not None
+    return {
+        "ETag": f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"',
+        "Vary": "Accept",
+        "Cache-Control": _FOREVER if is_fixed else "private, no-cache",
+    }
+
+
+async def _record(services: Services, request: Request, look: AttentionRequest, target: _Target) -> AttentionRecord:
+    """The captured weights; an inference process captures them the first time."""
+    record = await run_in_threadpool(_find, services.layout, look, target.sha256)
+    if record is not None:
+        return record
+    if target.file is None:
+        present = await run_in_threadpool(lambda: Run.open(services.layout.run(look.run)).checkpoints())
+        raise CheckpointNotFound(look.run, f"sha256={target.sha256}", tuple(info.file for info in present))
+    await run_in_threadpool(_example_is_there, services.layout, look)
+    payload = look.model_copy(update={"checkpoint": target.file}).model_dump(mode="json")
+    capture = services.hosts.ask("/capture", payload, run=look.run, checkpoint=target.file)
+    manifest: Mapping[str, Any] = await while_connected(request, capture)
+    record = await run_in_threadpool(_find, services.layout, look, str(manifest["sha256"]))
+    if record is None:
+        raise InferenceUnavailable("the inference process does not share this service's data root")
+    return record
+
+
+def _example_is_there(layout: Layout, look: AttentionRequest) -> None:
+    """Refuse an example of a dataset that has none, before a model is loaded for it.
+
+    Raises:
+        DatasetNotReady: With the request that makes the dataset.
+    """
+    config = Run.open(layout.run(look.run)).config()
+    dataset = dataset_of(config, layout)
+    if look.id.isdecimal() and not (dataset.directory / EXAMPLES).is_file():
+        raise not_ready(dataset, config)
+
+
+def _find(layout: Layout, look: AttentionRequest, sha256: str) -> AttentionRecord | None:
+    return AttentionRecord.find(layout, look.run, look.id, sha256, max_tokens=look.max_tokens)
+
 
 router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"])
 

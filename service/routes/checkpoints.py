@@ -1,22 +1,164 @@
-"""Checkpoints of a run over HTTP: listed, fetched, pinned, deleted."""
+"""Checkpoints of a run over HTTP: listed, fetched, pinned, deleted.
+
+Checkpoints of a run: what there is, their bytes, which are kept, and which may go.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from model_core.config import Config, Name
-from service import checkpoints as records
-from service.body import parameters_of, query
-from service.checkpoints import BYTES, Format
-from service.deps import Door
+from model_core.errors import FieldProblem, NotAvailable
+from model_core.hf.export_folder import WEIGHTS, is_complete
+from model_core.storage.checkpoints import CheckpointInfo
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from service.deps import Door, Services
 from service.openapi import problems
-from service.views.base import Listed
-from service.views.run import CheckpointView
+from service.protocol.negotiation import Part, part_of
+from service.protocol.parsing import parameters_of, query
+from service.routes.runs import CheckpointView, ask_each, checkpoint_view, status_of
+from service.schemas import Listed
+from worker.jobs.states import TERMINAL
+
+Format = Literal["pt", "safetensors"]
+BYTES = "application/octet-stream"
+_BLOCK = 1 << 20
+
+
+def page(layout: Layout, name: str) -> Listed[CheckpointView]:
+    """Every checkpoint of a run, by step.
+
+    Raises:
+        RunNotFound: There is no such run.
+    """
+    run = Run.open(layout.run(name))
+    data = [checkpoint_view(run, info) for info in run.checkpoints()]
+    return Listed[CheckpointView].of(data, [view.file for view in data], has_more=False)
+
+
+def one(layout: Layout, name: str, wanted: str) -> CheckpointView:
+    """One checkpoint.
+
+    Args:
+        layout: Where runs lie.
+        name: The run's.
+        wanted: As `Run.resolve` takes it.
+
+    Raises:
+        RunNotFound: There is no such run.
+        CheckpointNotReady: It has no checkpoint; CheckpointNotFound: it has others.
+    """
+    return checkpoint_view(*_found(layout, name, wanted))
+
+
+def set_pin(layout: Layout, name: str, wanted: str, *, pinned: bool) -> CheckpointView:
+    """Pin a checkpoint, or let it go; see `one` for the rest."""
+    run, info = _found(layout, name, wanted)
+    (run.pin if pinned else run.unpin)(info.file)
+    return checkpoint_view(run, info)
+
+
+async def delete_checkpoint(services: Services, name: str, wanted: str) -> None:
+    """Delete a checkpoint.
+
+    Args:
+        services: Where to ask whether the run is over.
+        name: The run's.
+        wanted: As `Run.resolve` takes it.
+
+    Raises:
+        CheckpointKept: It is pinned, or the run is not over and needs it.
+        RunBusy: The run is over, and yet a process holds it.
+        QueueUnavailable: Nobody can say whether the run is over.
+    """
+    run, info = await run_in_threadpool(_found, services.layout, name, wanted)
+    job = (await run_in_threadpool(run.attempt))["job_id"]
+    statuses = await services.ask(ask_each, services.store, [job]) if job else {}
+    await run_in_threadpool(_delete, run, info, statuses)
+
+
+def _delete(run: Run, info: CheckpointInfo, statuses: dict[str, str]) -> None:
+    if status_of(run.attempt(), run.outcome(), statuses) not in TERMINAL:
+        run.remove(info.file, is_over=False)
+        return
+    with run.lock():
+        run.remove(info.file, is_over=True)
+
+
+def send_content(
+    layout: Layout, name: str, wanted: str, kind: Format, *, byte_range: str | None, if_range: str | None
+) -> Response:
+    """The bytes of a checkpoint, or a part of them.
+
+    Args:
+        layout: Where runs and exports lie.
+        name: The run's.
+        wanted: As `Run.resolve` takes it.
+        kind: As it was written, or as safetensors.
+        byte_range: The Range header.
+        if_range: The If-Range header: an ETag, with which alone the range counts.
+
+    Raises:
+        NotAvailable: There is no export of it, and so no safetensors.
+        RangeNotSatisfiable: The range begins behind the end.
+    """
+    run, info = _found(layout, name, wanted)
+    path = run.path / info.file if kind == "pt" else _exported(layout, run, info)
+    state = path.stat()
+    etag = _etag(state)
+    part = part_of(byte_range, state.st_size) if if_range in {None, etag} else None
+    shown = part or Part(0, state.st_size, state.st_size)
+    headers = {
+        "Cache-Control": "no-cache",
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(shown.end - shown.begin),
+        "Content-Disposition": f'attachment; filename="{run.name}-{Path(info.file).stem}.{kind}"',
+        "ETag": etag,
+        **({"Content-Range": part.content_range} if part else {}),
+    }
+    blocks = _blocks(path, etag, shown)
+    return StreamingResponse(blocks, status_code=206 if part else 200, media_type=BYTES, headers=headers)
+
+
+def _found(layout: Layout, name: str, wanted: str) -> tuple[Run, CheckpointInfo]:
+    run = Run.open(layout.run(name))
+    return run, run.resolve(wanted)
+
+
+def _exported(layout: Layout, run: Run, info: CheckpointInfo) -> Path:
+    folder = layout.export(run.name, info.file, info.sha256)
+    if folder is None or not is_complete(folder):
+        how = f'POST /runs/{run.name}/exports with {{"checkpoint": "{info.file}"}} makes it'
+        detail = f"{info.file} has not been exported, and so there is no {WEIGHTS} of it; {how}"
+        raise NotAvailable((FieldProblem("/format", detail, "safetensors", ("pt",), code="not_available"),))
+    return folder / WEIGHTS
+
+
+def _etag(state: os.stat_result) -> str:
+    """Changes whenever another file gets the name."""
+    return f'"{state.st_mtime_ns:x}-{state.st_ino:x}-{state.st_size:x}"'
+
+
+def _blocks(path: Path, etag: str, part: Part) -> Iterator[bytes]:
+    """Read a part of one file; a checkpoint that was replaced since it was promised breaks the answer off."""
+    with path.open("rb") as file:
+        if _etag(os.fstat(file.fileno())) != etag:
+            raise OSError(f"{path.name} was replaced while it was asked for")
+        file.seek(part.begin)
+        left = part.end - part.begin
+        while left > 0 and (block := file.read(min(left, _BLOCK))):
+            left -= len(block)
+            yield block
+
 
 router = APIRouter(prefix="/runs/{run}/checkpoints", tags=["runs"])
 
@@ -38,13 +180,13 @@ _PART = {
 @router.get("", summary="List a run's checkpoints by step", responses=problems(404, 422))
 async def checkpoints(run: Name, services: Door) -> Listed[CheckpointView]:
     """All of them on one page."""
-    return await run_in_threadpool(records.page, services.layout, run)
+    return await run_in_threadpool(page, services.layout, run)
 
 
 @router.get("/{checkpoint}", summary="Look at a checkpoint", responses=problems(404, 409, 422))
 async def checkpoint(run: Name, checkpoint: str, services: Door) -> CheckpointView:
     """`best`, `final`, `latest`, `step=N` or a file name."""
-    return await run_in_threadpool(records.one, services.layout, run, checkpoint)
+    return await run_in_threadpool(one, services.layout, run, checkpoint)
 
 
 @router.get(
@@ -64,23 +206,23 @@ async def content(
 ) -> Response:
     """The file as training wrote it, or the safetensors of its export."""
     return await run_in_threadpool(
-        records.content, services.layout, run, checkpoint, wanted.format, byte_range=byte_range, if_range=if_range
+        send_content, services.layout, run, checkpoint, wanted.format, byte_range=byte_range, if_range=if_range
     )
 
 
 @router.put("/{checkpoint}/pin", summary="Keep a checkpoint", responses=problems(404, 409, 422))
 async def pin(run: Name, checkpoint: str, services: Door) -> CheckpointView:
     """Neither pruning nor deleting takes it from now on."""
-    return await run_in_threadpool(records.set_pin, services.layout, run, checkpoint, pinned=True)
+    return await run_in_threadpool(set_pin, services.layout, run, checkpoint, pinned=True)
 
 
 @router.delete("/{checkpoint}/pin", summary="Let a checkpoint go again", responses=problems(404, 409, 422))
 async def unpin(run: Name, checkpoint: str, services: Door) -> CheckpointView:
     """It is pruned when its time comes."""
-    return await run_in_threadpool(records.set_pin, services.layout, run, checkpoint, pinned=False)
+    return await run_in_threadpool(set_pin, services.layout, run, checkpoint, pinned=False)
 
 
 @router.delete("/{checkpoint}", summary="Delete a checkpoint", status_code=204, responses=problems(404, 409, 422, 503))
 async def delete(run: Name, checkpoint: str, services: Door) -> None:
     """204: its bytes are free. 409: it is pinned, or the run is not over and needs it."""
-    await records.delete(services, run, checkpoint)
+    await delete_checkpoint(services, run, checkpoint)

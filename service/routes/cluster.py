@@ -1,18 +1,23 @@
-"""Workers, their GPUs, and the queue they take jobs from."""
+"""Workers, their GPUs, and the queue they take jobs from.
+
+Who works and on what, as the workers themselves announced it: none is listed a lease after its last word.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter
 from pydantic import Field
 
 from model_core.config import Config
-from service.body import parameters_of, query
-from service.cluster import GpuView, QueueReport, WorkerFacts, gpus_of, workers_of
 from service.deps import Door
+from service.job_views import JobView
 from service.openapi import problems
-from service.views.base import Listed
+from service.protocol.parsing import parameters_of, query
+from service.schemas import Listed, View
+from worker.jobs.schemas import QueueState
 
 router = APIRouter(tags=["cluster"])
 
@@ -46,3 +51,86 @@ async def gpus(services: Door) -> Listed[GpuView]:
 async def queue(wanted: Annotated[QueueQuery, query(QueueQuery)], services: Door) -> QueueReport:
     """How many jobs wait and run, and which will be taken next."""
     return QueueReport.of(await services.ask(services.store.queue, wanted.limit))
+
+
+class WorkerGpu(View):
+    """A GPU as one worker sees it."""
+
+    index: int
+    uuid: str | None = None
+    name: str
+    memory_bytes: int
+    job: str | None = Field(default=None, description="the job of this worker that has it")
+
+
+class WorkerFacts(View):
+    """One worker process."""
+
+    object: Literal["worker"] = "worker"
+    id: str
+    host: str | None = None
+    pid: int | None = None
+    slots: int = Field(default=1, description="jobs at once")
+    busy: int = Field(default=0, description="of them taken")
+    jobs: list[str] = Field(default=[], description="ids of the jobs that it runs")
+    gpus: list[WorkerGpu] = Field(default=[])
+    memory_bytes: int | None = None
+    time: str = Field(description="its last word")
+
+
+class GpuView(View):
+    """One GPU of some host; several workers there may use it in turn."""
+
+    object: Literal["gpu"] = "gpu"
+    id: str
+    host: str | None
+    index: int
+    name: str
+    memory_bytes: int
+    workers: list[str]
+    job: str | None = Field(description="the job that has it")
+
+
+class QueueReport(View):
+    """What waits and what runs, in numbers, and the first ready jobs."""
+
+    object: Literal["queue"] = "queue"
+    queued: int = Field(description="ready and waiting together")
+    ready: int = Field(description="jobs that a worker may take now")
+    waiting: int = Field(description="jobs that wait for other jobs")
+    running: int
+    data: list[JobView] = Field(description="ready jobs in the order of their turn")
+
+    @classmethod
+    def of(cls, state: QueueState) -> Self:
+        """From the store's answer."""
+        jobs = [JobView.of(job) for job in state.jobs]
+        counts = {name: getattr(state, name) for name in ("queued", "ready", "waiting", "running")}
+        return cls.model_construct(object="queue", **counts, data=jobs)
+
+
+def workers_of(facts: Iterable[Mapping[str, Any]]) -> list[WorkerFacts]:
+    """Workers as they announced themselves."""
+    return [WorkerFacts.model_validate(told) for told in facts]
+
+
+def gpus_of(workers: Iterable[WorkerFacts]) -> list[GpuView]:
+    """Every GPU that some worker has, once."""
+    seen: dict[str, list[tuple[WorkerFacts, WorkerGpu]]] = {}
+    for worker in workers:
+        for gpu in worker.gpus:
+            seen.setdefault(gpu.uuid or f"{worker.id}/{gpu.index}", []).append((worker, gpu))
+    return [_gpu(name, seen[name]) for name in sorted(seen)]
+
+
+def _gpu(name: str, told: list[tuple[WorkerFacts, WorkerGpu]]) -> GpuView:
+    worker, gpu = told[0]
+    return GpuView(
+        id=name,
+        host=worker.host,
+        index=gpu.index,
+        name=gpu.name,
+        memory_bytes=gpu.memory_bytes,
+        workers=[worker.id for worker, _ in told],
+        job=next((gpu.job for _, gpu in told if gpu.job is not None), None),
+    )

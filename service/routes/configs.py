@@ -7,15 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from starlette.responses import JSONResponse, Response
 
-from model_core.presets import preset_names, preset_text, preset_tree
+from model_core.config_loader import preset_names, preset_text, preset_tree
 from service import submission
-from service.body import JSON, YAML, ConfigTree
 from service.deps import Door
-from service.negotiate import choose
+from service.job_views import Validation
 from service.openapi import problems
-from service.views.about import PresetView
-from service.views.base import Listed
-from service.views.job import Validation
+from service.protocol.negotiation import choose
+from service.protocol.parsing import JSON, YAML, ConfigTree
+from service.routes.health import PresetView
+from service.schemas import Listed
 
 router = APIRouter(prefix="/configs", tags=["configs"])
 

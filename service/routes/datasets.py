@@ -8,16 +8,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from model_core.config import Config, Name
+from service import dataset_requests
 from service import datasets as records
-from service import making
-from service.body import parameters_of, query, read_tree
+from service.datasets import DatasetDetail, DatasetStatistics, DatasetView, ExampleView
 from service.deps import Door
-from service.idempotency import KEY_PARAMETER, key_of
+from service.job_views import JobView
 from service.openapi import dataset_body, problems
-from service.uploads import is_multipart
-from service.views.base import Listed
-from service.views.dataset import DatasetDetail, DatasetStatistics, DatasetView, ExampleView
-from service.views.job import JobView
+from service.protocol.parsing import KEY_PARAMETER, is_multipart, key_of, parameters_of, query, read_tree
+from service.schemas import Listed
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -55,10 +53,10 @@ async def make(
     200 with that job while it is at it, and with the dataset once it is there: equal requests share one preparation.
     """
     if is_multipart(request.headers.get("content-type", "")):
-        name, submitted = await making.submit_files(services, request, key=key_of(request))
+        name, submitted = await dataset_requests.submit_files(services, request, key=key_of(request))
     else:
         body = await read_tree(request)
-        submitted, name = await making.submit(services, body, key=key_of(request)), str(body["name"])
+        submitted, name = await dataset_requests.submit(services, body, key=key_of(request)), str(body["name"])
     if submitted is None:
         response.status_code = 200
         response.headers["Location"] = f"/datasets/{name}"

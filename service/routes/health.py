@@ -1,17 +1,104 @@
-"""Whether the process lives, whether it is complete, and where to begin."""
+"""Whether the process lives, whether it is complete, and where to begin.
+
+Whether everything that the service needs is there, each asked at the same time as the others.
+
+The service itself, and what ships with it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+import os
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
-from service.deps import Door
-from service.health import readiness
-from service.negotiate import choose
+from model_core.errors import ModelCoreError
+from service.deps import Door, Services
 from service.openapi import problems
-from service.views.about import Health, Readiness, Welcome
+from service.protocol.errors import NotReady
+from service.protocol.negotiation import choose
+from service.schemas import View
+
+
+async def readiness(services: Services) -> Readiness:
+    """Check everything.
+
+    Raises:
+        NotReady: Saying what is missing.
+    """
+    names = ("data", "redis", "worker", "inference")
+    found = await asyncio.gather(
+        run_in_threadpool(_data, services),
+        _redis(services),
+        _alive(services, "workers", "no worker has announced itself"),
+        _alive(services, "inference", "no inference process has announced itself"),
+    )
+    checks = dict(zip(names, found, strict=True))
+    if not all(check.ok for check in found):
+        raise NotReady({name: check.model_dump() for name, check in checks.items()})
+    return Readiness(checks=checks)
+
+
+def _data(services: Services) -> Check:
+    root = services.layout.exp.parent
+    is_usable = root.is_dir() and os.access(root, os.R_OK | os.W_OK | os.X_OK)
+    return Check(ok=is_usable, detail="readable and writable" if is_usable else "the data root is missing or read-only")
+
+
+async def _redis(services: Services) -> Check:
+    try:
+        await services.ask(services.store.time_s)
+    except ModelCoreError as error:
+        return Check(ok=False, detail=str(error))
+    return Check(ok=True, detail="answers")
+
+
+async def _alive(services: Services, kind: str, none: str) -> Check:
+    try:
+        found = await services.ask(services.registry.alive, "inference" if kind == "inference" else "workers")
+    except ModelCoreError as error:
+        return Check(ok=False, detail=str(error))
+    return Check(ok=bool(found), detail=f"{len(found)} alive" if found else none)
+
+
+class PresetView(View):
+    """A configuration that ships."""
+
+    object: Literal["config"] = "config"
+    name: str
+    links: dict[str, str]
+
+
+class Check(View):
+    """One thing that the service needs."""
+
+    ok: bool
+    detail: str
+
+
+class Health(View):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(View):
+    """Everything that the service needs is there."""
+
+    status: Literal["ready"] = "ready"
+    checks: dict[str, Check]
+
+
+class Welcome(View):
+    """Where to begin."""
+
+    name: Literal["headcount"] = "headcount"
+    version: str
+    links: dict[str, str]
+
 
 router = APIRouter(tags=["service"])
 

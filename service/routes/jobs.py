@@ -1,28 +1,99 @@
-"""Jobs: submit, list, look, change, delete."""
+"""Jobs: submit, list, look, change, delete.
+
+What can be wished of a job: each wish may be repeated, and is refused where the job's status has no way to it.
+
+202 when a wish changed the job, 200 when it was so already or on its way, 409 with the actions that are allowed now.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import Field
 
 from model_core.config import Config, Name
-from model_core.requests import JsonNumber
+from model_core.schemas import JsonNumber
 from service import deletion, submission
-from service.body import JSON, ConfigTree, check, parameters_of, query, query_of, read_tree
 from service.deps import Door, Services, services_of
-from service.idempotency import KEY_PARAMETER, key_of
-from service.negotiate import tags_of
+from service.job_views import JobDetailView, JobView, Validation, listing_of, look_of
 from service.openapi import problems
-from service.rendering import listing_of, look_of
-from service.views.base import Listed
-from service.views.job import JobDetailView, JobView, Validation
-from worker.jobs import questions
-from worker.jobs.section import MOST_METADATA, Kind, Label, Text
+from service.protocol.negotiation import tags_of
+from service.protocol.parsing import (
+    JSON,
+    KEY_PARAMETER,
+    ConfigTree,
+    check,
+    key_of,
+    parameters_of,
+    query,
+    query_of,
+    read_tree,
+)
+from service.schemas import Listed
+from worker.jobs import commands
+from worker.jobs.schemas import Wish
+from worker.jobs.spec import MOST_METADATA, Kind, Label, Text
 from worker.jobs.states import Status
 
 router = APIRouter(tags=["jobs"])
+
+
+_ANSWERS: dict[str, Any] = {
+    "status_code": 202,
+    "responses": {200: {"model": JobView}, **problems(404, 409, 422, 503)},
+}
+
+
+class RetryQuery(Config):
+    """Where to go on."""
+
+    from_: Literal["checkpoint", "scratch"] = Field(
+        default="checkpoint", alias="from", description="the last full state, or scratch: a new run from step 0"
+    )
+
+
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", **_ANSWERS)
+async def cancel(job_id: str, services: Door, response: Response) -> JobView:
+    """A queued job is cancelled at once, a running one when its process has saved and gone."""
+    return _answer(await services.ask(services.store.want, job_id, "cancel"), response)
+
+
+@router.post("/jobs/{job_id}/pause", summary="Pause a job", **_ANSWERS)
+async def pause(job_id: str, services: Door, response: Response) -> JobView:
+    """A running job saves its full state and leaves its worker; `resume` goes on from there."""
+    return _answer(await services.ask(services.store.want, job_id, "pause"), response)
+
+
+@router.post("/jobs/{job_id}/resume", summary="Go on with a job that was paused or cancelled", **_ANSWERS)
+async def resume(job_id: str, services: Door, response: Response) -> JobView:
+    """It is queued again, and goes on from its last full state."""
+    wish = await services.ask(services.store.want, job_id, "resume")
+    services.ringer.ring()
+    return _answer(wish, response)
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    summary="Run a failed job again",
+    **_ANSWERS,
+    openapi_extra={"parameters": parameters_of(RetryQuery)},
+)
+async def retry(
+    job_id: str,
+    wanted: Annotated[RetryQuery, query(RetryQuery)],
+    services: Door,
+    response: Response,
+) -> JobView:
+    """With a new crash budget: from its last full state, or from scratch in a run of a new name."""
+    wish = await services.ask(services.store.retry, job_id, scratch=wanted.from_ == "scratch")
+    services.ringer.ring()
+    return _answer(wish, response)
+
+
+def _answer(wish: Wish, response: Response) -> JobView:
+    response.status_code = 202 if wish.is_new else 200
+    return JobView.of(wish.job)
 
 
 class SubmitQuery(Config):
@@ -101,7 +172,7 @@ async def submit(request: Request) -> Response:
 )
 async def jobs(wanted: Annotated[JobsQuery, query(JobsQuery)], services: Door, request: Request) -> Response:
     """One page; `last_id` is the next page's `after`."""
-    found = await services.wire.ask(questions.page(**wanted.__dict__))
+    found = await services.wire.ask(commands.page(**wanted.__dict__))
     body, last_id = listing_of(found)
     response = Response(body, media_type=JSON)
     if found.has_more:
@@ -146,7 +217,7 @@ async def delete(job_id: str, wanted: Annotated[DeleteQuery, query(DeleteQuery)]
 
 
 async def _look(services: Services, job_id: str) -> Response:
-    body, revision = look_of(job_id, await services.wire.ask(questions.look(job_id)))
+    body, revision = look_of(job_id, await services.wire.ask(commands.look(job_id)))
     headers = {"ETag": f'"{revision}"', "Cache-Control": "no-store"}
     return Response(body, media_type=JSON, headers=headers)
 

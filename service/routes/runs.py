@@ -1,22 +1,284 @@
-"""Runs: what training left on disk."""
+"""Runs: what training left on disk.
+
+Runs as the disk tells them, with the status of the job that made them where Redis answers.
+
+Runs as the disk tells them.
+
+What a run costs, as JSON or Markdown; counted from its config.yaml, without Redis or torch.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from model_core.config import Config, Name
-from service import runs as records
-from service.body import JSON, parameters_of, query
-from service.deps import Door
-from service.negotiate import choose
+from model_core.budget import Budget
+from model_core.config import Config, ExperimentConfig, Name
+from model_core.config_loader import ParsedConfig, advice_of
+from model_core.errors import ModelCoreError, RunNotFound
+from model_core.hf.export_folder import ExportInfo
+from model_core.report import report_of
+from model_core.storage.checkpoints import CheckpointInfo
+from model_core.storage.dataset import dataset_of
+from model_core.storage.files import Layout
+from model_core.storage.run import Run, runs_in
+from service.deps import Door, Services
 from service.openapi import problems
-from service.reports import MARKDOWN, MEDIA_TYPES, ReportQuery, ReportView, render
-from service.views.base import Listed
-from service.views.run import RunDetail, RunView
+from service.protocol.negotiation import choose
+from service.protocol.parsing import JSON, parameters_of, query
+from service.schemas import Listed, View
+from worker.jobs.errors import JobNotFound
+from worker.jobs.schemas import Warned
+from worker.jobs.store import JobStore
+
+
+async def page_of_runs(services: Services, *, after: str | None, limit: int) -> Listed[RunView]:
+    """List runs by name.
+
+    Args:
+        services: Where to ask.
+        after: The last run of the page before.
+        limit: How many at most.
+    """
+    every = await run_in_threadpool(runs_in, services.layout)
+    rest = [run for run in every if after is None or run.name > after]
+    chosen = rest[:limit]
+    statuses = await _statuses(services, chosen)
+    data = await run_in_threadpool(lambda: list(_views(chosen, statuses)))
+    return Listed[RunView].of(data, [run.name for run in chosen], has_more=len(rest) > limit)
+
+
+async def one(services: Services, name: str) -> RunDetail:
+    """A run with its configuration.
+
+    Raises:
+        RunNotFound: There is none of that name.
+    """
+    run = await run_in_threadpool(lambda: Run.open(services.layout.run(name)))
+    statuses = await _statuses(services, [run])
+    return await run_in_threadpool(_detail, run, statuses)
+
+
+async def _statuses(services: Services, runs: Sequence[Run]) -> Mapping[str, str]:
+    """Status by job; empty while Redis is away, because the disk has to be enough."""
+    jobs = await run_in_threadpool(lambda: [job for run in runs if (job := run.attempt()["job_id"])])
+    try:
+        return await services.ask(ask_each, services.store, jobs)
+    except ModelCoreError:
+        return {}
+
+
+def ask_each(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
+    """Status by job, of those that have a record."""
+    statuses: dict[str, str] = {}
+    for job in jobs:
+        try:
+            statuses[job] = store.get(job).status
+        except JobNotFound:
+            continue  # records may be lost; the run is not
+    return statuses
+
+
+def status_of(attempt: Mapping[str, Any], outcome: Mapping[str, Any] | None, statuses: Mapping[str, str]) -> str:
+    """A run's status: its job's, else how its last attempt ended, else ``unknown``.
+
+    Args:
+        attempt: Who owns the run.
+        outcome: How an attempt ended.
+        statuses: By job.
+    """
+    is_over = outcome is not None and outcome["attempt"] == attempt["attempt"]
+    return statuses.get(attempt["job_id"]) or (str(outcome["outcome"]) if outcome and is_over else "unknown")
+
+
+def checkpoint_view(run: Run, info: CheckpointInfo) -> CheckpointView:
+    """A checkpoint, and whether it is pinned."""
+    return CheckpointView.of(info, pinned=run.is_pinned(info.file))
+
+
+def _views(runs: Sequence[Run], statuses: Mapping[str, str]) -> Iterator[RunView]:
+    for run in runs:
+        with contextlib.suppress(FileNotFoundError):  # deleted while it was read
+            yield _view(run, statuses)
+
+
+def _detail(run: Run, statuses: Mapping[str, str]) -> RunDetail:
+    try:
+        return RunDetail(**dict(_view(run, statuses)), config=run.config())
+    except FileNotFoundError:
+        raise RunNotFound(run.name) from None
+
+
+def _view(run: Run, statuses: Mapping[str, str]) -> RunView:
+    attempt, outcome = run.attempt(), run.outcome()
+    job = attempt["job_id"]
+    return RunView(
+        name=run.name,
+        status=status_of(attempt, outcome, statuses),
+        job=job,
+        attempt=attempt["attempt"],
+        created_at=_began(run),
+        checkpoints=[checkpoint_view(run, info) for info in run.checkpoints()],
+        outcome=outcome,
+        links=run_links(run.name, job),
+    )
+
+
+def _began(run: Run) -> str | None:
+    """When the first event was written."""
+    with contextlib.suppress(FileNotFoundError, ValueError), run.events.open("rb") as file:
+        return str(json.loads(file.readline())["time"])
+    return None
+
+
+class CheckpointView(View):
+    """A checkpoint of a run, as its sidecar says."""
+
+    object: Literal["checkpoint"] = "checkpoint"
+    file: str
+    step: int
+    loss: float | None
+    val_loss: float | None
+    full: bool
+    sha256: str
+    size_bytes: int
+    created_at: str
+    pinned: bool
+
+    @classmethod
+    def of(cls, info: CheckpointInfo, *, pinned: bool) -> Self:
+        """From the record on disk."""
+        told = {name: getattr(info, name) for name in cls.model_fields if name not in {"object", "pinned"}}
+        return cls(**told, pinned=pinned)
+
+
+class ExportLinks(View):
+    """Where to go from an export."""
+
+    run: str
+    safetensors: str | None = Field(description="its tensors; null once the run has another checkpoint of that name")
+
+
+class ExportView(View):
+    """A folder of transformers that a checkpoint was written to."""
+
+    object: Literal["export"] = "export"
+    name: str
+    run: str
+    checkpoint: str = Field(description="the file that it was made of")
+    sha256: str | None = Field(description="of that file; null once the run has another of that name")
+    size_bytes: int = Field(description="of all its files")
+    created_at: str
+    licence: str | None = Field(description="of the model, as its card states it")
+    links: ExportLinks
+
+    @classmethod
+    def of(cls, run: str, info: ExportInfo) -> Self:
+        """From what lies on disk."""
+        content = f"/runs/{run}/checkpoints/{info.file}/content?format=safetensors"
+        return cls(
+            name=info.name,
+            run=run,
+            checkpoint=info.file,
+            sha256=info.sha256,
+            size_bytes=info.size_bytes,
+            created_at=info.created_at,
+            licence=info.licence,
+            links=ExportLinks(run=f"/runs/{run}", safetensors=content if info.sha256 else None),
+        )
+
+
+class RunLinks(View):
+    """Where to go from a run."""
+
+    self_: str = Field(serialization_alias="self")
+    job: str | None
+    generate: str
+    attention: str
+    report: str
+
+
+class RunView(View):
+    """One training result on disk."""
+
+    object: Literal["run"] = "run"
+    name: str
+    status: str = Field(description="its job's status; without a job: succeeded, failed, stopped or unknown")
+    job: str | None
+    attempt: int
+    created_at: str | None
+    checkpoints: list[CheckpointView]
+    outcome: dict[str, Any] | None
+    links: RunLinks
+
+
+class RunDetail(RunView):
+    """A run with its configuration."""
+
+    config: ExperimentConfig
+
+
+def run_links(name: str, job: str | None) -> RunLinks:
+    """Where to go from a run."""
+    return RunLinks(
+        self_=f"/runs/{name}",
+        job=f"/jobs/{job}" if job else None,
+        generate=f"/generate?{urlencode({'run': name})}",
+        attention=f"/attention/{name}/0",
+        report=f"/runs/{name}/report",
+    )
+
+
+MARKDOWN = "text/markdown"
+MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "md": MARKDOWN}
+
+
+class ReportQuery(Config):
+    """How to tell it."""
+
+    format: Literal["json", "md"] | None = Field(default=None, description="else what Accept prefers")
+
+
+class ReportView(View):
+    """What a run costs, beside the uniform model."""
+
+    object: Literal["report"] = "report"
+    run: str
+    experiment_name: str
+    budget: Budget
+    uniform: Budget = Field(description="of the same experiment with equal heads in every layer")
+    warnings: list[Warned]
+
+
+def render(layout: Layout, name: str, media_type: str) -> Response:
+    """Answer with the report of a run.
+
+    Args:
+        layout: Where things lie.
+        name: Of the run.
+        media_type: JSON or Markdown.
+
+    Raises:
+        RunNotFound: There is none of that name.
+    """
+    try:
+        config = Run.open(layout.run(name)).config()
+    except FileNotFoundError:  # deleted meanwhile
+        raise RunNotFound(name) from None
+    report = report_of(ParsedConfig(config, advice_of(config)), dataset_of(config, layout))
+    headers = {"Cache-Control": "no-store", "Vary": "Accept"}
+    if media_type == MARKDOWN:
+        return Response(report.to_markdown(), media_type=MARKDOWN, headers=headers)
+    body = {"object": "report", "run": name, **report.to_dict()}
+    return Response(json.dumps(body, allow_nan=False), media_type=JSON, headers=headers)
+
 
 router = APIRouter(tags=["runs"])
 _MARKDOWN: dict[str, Any] = {MARKDOWN: {"schema": {"type": "string"}}}
@@ -39,7 +301,7 @@ async def runs(
     wanted: Annotated[RunsQuery, query(RunsQuery)], services: Door, request: Request, response: Response
 ) -> Listed[RunView]:
     """One page; `last_id` is the next page's `after`."""
-    page = await records.page(services, after=wanted.after, limit=wanted.limit)
+    page = await page_of_runs(services, after=wanted.after, limit=wanted.limit)
     if page.has_more:
         response.headers["Link"] = f'<{request.url.include_query_params(after=page.last_id)}>; rel="next"'
     return page
@@ -48,7 +310,7 @@ async def runs(
 @router.get("/runs/{run}", summary="Look at a run", responses=problems(404, 422))
 async def run(run: Name, services: Door) -> RunDetail:
     """Configuration, checkpoints, how it ended, and where to go from here."""
-    return await records.one(services, run)
+    return await one(services, run)
 
 
 @router.get(

@@ -205,7 +205,7 @@ def command_of(target: str) -> list[str]:
 
 def commands_in(directory: Path) -> Path:
     """A folder with the programs of the redis image, whichever server this machine has."""
-    from headcount.redis_server import server_binary
+    from headcount.embedded_redis import server_binary
 
     directory.mkdir()
     (directory / "redis-server").symlink_to(shutil.which("redis-server") or server_binary())

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from model_core.data.preparation import prepare
-from model_core.records.dataset import MANIFEST
-from model_core.records.events import read_events
+from model_core.storage.dataset import MANIFEST
+from model_core.storage.events import read_events
 
 pytestmark = pytest.mark.e2e
 

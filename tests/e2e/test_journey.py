@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from model_core.records.events import read_events, series
+from model_core.storage.events import read_events, series
 
 pytestmark = pytest.mark.e2e
 

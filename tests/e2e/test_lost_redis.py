@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_core.records.events import read_events
+from model_core.storage.events import read_events
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -8,9 +8,8 @@ import httpx
 import pytest
 
 from headcount import client as client_module
-from headcount.client import Client, Unreachable, body_of
-from headcount.exits import exit_code
-from headcount.reply import Refused
+from headcount.client import Client, Refused, Unreachable, body_of
+from headcount.exit_codes import exit_code
 from model_core.errors import ConfigFileNotFound
 
 JOB = "job_" + "0" * 32

@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 import redis
 
-from headcount import redis_server
+from headcount import embedded_redis
 from headcount import reindex as command
-from headcount.data_root import held
-from headcount.redis_server import NoRedis
+from headcount.embedded_redis import NoRedis, held
 from headcount.reindex import lost_jobs, redis_of, reindex
-from model_core.attempt import Attempt
 from model_core.config import ExperimentConfig
+from model_core.entrypoint import Attempt
 from model_core.errors import InvalidParameter
-from model_core.records.files import Layout
-from model_core.records.run import Run
-from worker.jobs.exchange import Claim
-from worker.jobs.order import write_order
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from worker.jobs.recovery import write_order
+from worker.jobs.schemas import Claim
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import JobStore
 
@@ -84,11 +83,11 @@ def store_of(data: Path, connected: Callable[..., redis.Redis]) -> Callable[[str
 @contextlib.contextmanager
 def served(data: Path, socket: Path) -> Iterator[None]:
     """The Redis of a service that is up."""
-    program = redis_server.program(data, socket)
+    program = embedded_redis.program(data, socket)
     process = subprocess.Popen(program.argv, cwd=program.cwd, stdout=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 20
-        while not redis_server.answers(redis_server.socket_url(socket)) and time.monotonic() < end:
+        while not embedded_redis.answers(embedded_redis.socket_url(socket)) and time.monotonic() < end:
             time.sleep(0.05)
         yield
     finally:
@@ -168,8 +167,8 @@ def test_a_redis_that_is_named_and_silent_is_an_error(data, monkeypatch, told) -
 
 def test_while_the_service_is_down_its_redis_is_started_and_stopped(data, embedded, told, store_of) -> None:
     assert told.reindex(data) == 0
-    socket = redis_server.socket_of(data)
-    assert not redis_server.answers(redis_server.socket_url(socket))
+    socket = embedded_redis.socket_of(data)
+    assert not embedded_redis.answers(embedded_redis.socket_url(socket))
     with held(data), pytest.raises(FileNotFoundError):
         socket.lstat()
     with redis_of(data, told.warnings.append) as url:
@@ -177,11 +176,11 @@ def test_while_the_service_is_down_its_redis_is_started_and_stopped(data, embedd
 
 
 def test_while_the_service_is_up_its_redis_is_used_and_left(data, embedded, told, store_of) -> None:
-    socket = redis_server.socket_of(data)
-    url = redis_server.socket_url(socket)
+    socket = embedded_redis.socket_of(data)
+    url = embedded_redis.socket_url(socket)
     with held(data), served(data, socket):
         assert told.reindex(data) == 0
-        assert redis_server.answers(url)
+        assert embedded_redis.answers(url)
         assert [job.id for job in store_of(url).page().jobs] == [CUT, DONE]
 
 

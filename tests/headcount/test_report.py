@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from headcount.cli import app
-from headcount.report import report, show
+from headcount.output import report, show
 
 PRESETS = Path(__file__).parents[2] / "configs"
 

@@ -1,6 +1,6 @@
 """Server-sent events out of lines."""
 
-from headcount.sse import messages
+from headcount.client import messages
 
 
 def test_messages_are_read_with_comments_and_many_data_lines() -> None:

@@ -7,8 +7,8 @@ import json
 import sys
 from typing import Any
 
-from model_core.data.sources.access import token_from
-from model_core.data.sources.opening import open_source
+from model_core.data.sources.hub_access import token_from
+from model_core.data.sources.registry import open_source
 from model_core.errors import ModelCoreError
 
 

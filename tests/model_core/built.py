@@ -9,16 +9,15 @@ from typing import Any
 
 import yaml
 
+from model_core.config_loader import override, parse_config
 from model_core.data.preparation import ensure_dataset
-from model_core.hardware.device import Runtime, decide
-from model_core.hardware.machine import Gpu, Machine
-from model_core.loading import override, parse_config
-from model_core.records.dataset import Dataset, dataset_of
-from model_core.records.events import read_events
-from model_core.records.files import Layout
+from model_core.hardware.device import Gpu, Machine, Runtime, decide
+from model_core.storage.dataset import Dataset, dataset_of
+from model_core.storage.events import read_events
+from model_core.storage.files import Layout
 from model_core.train import main
-from model_core.training.assemble import assemble
-from model_core.training.state import TrainState
+from model_core.training.setup import assemble
+from model_core.training.trainer import TrainState
 
 CPU = Machine(system="Linux", cores=2)
 WITH_A_GPU = Machine(system="Linux", cores=2, gpus=(Gpu("A100", (8, 0), 40 << 30, "GPU-a"),))

@@ -8,8 +8,7 @@ import pytest
 
 from model_core.budget import MemoryBudget, budget_of, fitting_batch_size, saves_nothing, uniform_of
 from model_core.config import ExperimentConfig
-from model_core.loading import parse_config
-from model_core.presets import preset_names, preset_tree
+from model_core.config_loader import parse_config, preset_names, preset_tree
 
 VARIABLE = [12] * 4 + [8] * 4 + [6] * 4
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from model_core.budget import budget_of
-from model_core.loading import load_config
+from model_core.config_loader import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ("model.n_layer=6", "model.n_head=6", "model.n_embd=384", "model.block_size=256")

@@ -11,10 +11,10 @@ import torch
 
 from model_core.checkpoint import State, clean, load_file, load_model, load_weights, weights_state, writer
 from model_core.config import ExperimentConfig
+from model_core.config_loader import parse_config
+from model_core.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
 from model_core.gpt import GPT
-from model_core.loading import parse_config
-from model_core.records.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
-from model_core.records.run import Run
+from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer, train_bpe
 
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from model_core.config import Config, ExperimentConfig
-from model_core.data.sources.opening import open_source, revision_of
+from model_core.config_loader import override, parse_config
+from model_core.data.sources.registry import open_source, revision_of
 from model_core.errors import InvalidConfig, OutOfMemory
-from model_core.loading import override, parse_config
-from model_core.records.files import Layout
-from model_core.records.run import Run
 from model_core.schedule import effective_steps, get_lr
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
 from model_core.training.tracking import trackers
 from model_core.training.trainer import train
 from tests.model_core.built import Built

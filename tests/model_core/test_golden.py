@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from model_core.capture import capture_example
+from model_core.attention.capture import capture_example
 from model_core.checkpoint import load_model
 from model_core.generation.engine import generate
-from model_core.records.dataset import dataset_of
-from model_core.records.events import read_events
-from model_core.records.files import Layout, read_json
-from model_core.records.run import Run
-from model_core.records.series import SeriesReader
-from model_core.requests import AttentionRequest
+from model_core.schemas import AttentionRequest
+from model_core.storage.dataset import dataset_of
+from model_core.storage.events import read_events
+from model_core.storage.files import Layout, read_json
+from model_core.storage.metrics import SeriesReader
+from model_core.storage.run import Run
 from model_core.train import main
 
 pytestmark = pytest.mark.usefixtures("signals")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model_core.capture import attention_weights
+from model_core.attention.capture import attention_weights
 from model_core.config import ModelConfig, divisors
 from model_core.gpt import GPT, CausalSelfAttention
 

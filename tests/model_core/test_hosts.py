@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from model_core.records.events import read_events, series
+from model_core.storage.events import read_events, series
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 Tiny = Callable[..., Path]

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from model_core.gpt import GPT
-from model_core.hardware.machine import describe_machine
-from model_core.records.events import Event, read_events, series
-from model_core.records.run import Run
+from model_core.hardware.device import describe_machine
+from model_core.storage.events import Event, read_events, series
+from model_core.storage.run import Run
 from model_core.train import main
 
 pytestmark = [pytest.mark.usefixtures("signals"), pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]

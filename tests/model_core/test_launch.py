@@ -23,7 +23,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     started: list[subprocess.Popen[str]] = []
 
     def start(script: str) -> subprocess.Popen[str]:
-        head = "import os, pathlib, signal, sys\nfrom model_core.place import place_of\nplace = place_of(os.environ)\n"
+        head = "import os, pathlib, signal, sys\nfrom model_core.launch import place_of\nplace = place_of(os.environ)\n"
         (tmp_path / "rank.py").write_text(f"{head}{script}")
         path = os.pathsep.join((str(REPOSITORY), str(tmp_path)))
         command = [sys.executable, "-m", "model_core.launch", "--processes", "2", "--", "rank"]
@@ -89,7 +89,9 @@ def test_a_signal_that_ends_rank_0_shows_in_the_exit_code(launch: Launch, tmp_pa
 
 
 def test_ranks_notice_that_their_launcher_was_killed(launch: Launch, tmp_path: Path) -> None:
-    watch = "from model_core.stopping import StopRequest\nstop = StopRequest()\nstop.listen(stdin=False, parent=True)\n"
+    watch = (
+        "from model_core.entrypoint import StopRequest\nstop = StopRequest()\nstop.listen(stdin=False, parent=True)\n"
+    )
     launcher = launch(f"{watch}{UP}import time\nwhile not stop(): time.sleep(0.05)")
     ranks = ranks_of(launcher, tmp_path)
     launcher.kill()

@@ -3,7 +3,7 @@
 import pytest
 
 from model_core.errors import InvalidParameter
-from model_core.place import LISTENER, Place, place_of
+from model_core.launch import LISTENER, Place, place_of
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
 OURS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "9", LISTENER: "5"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from model_core.budget import DiskBudget, budget_of
-from model_core.loading import load_config
-from model_core.preflight import disk_shortage
-from model_core.records.events import read_events
+from model_core.config_loader import load_config
+from model_core.report import disk_shortage
+from model_core.storage.events import read_events
 from model_core.train import main
 
 TOO_MUCH = 1 << 60

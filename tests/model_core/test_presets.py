@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from model_core.config import ExperimentConfig
+from model_core.config_loader import load_config, parse_config, preset_names, preset_text, preset_tree
 from model_core.errors import UnknownPreset
-from model_core.loading import load_config, parse_config
-from model_core.presets import preset_names, preset_text, preset_tree
 from model_core.train import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"

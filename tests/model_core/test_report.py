@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_core.loading import read_config
-from model_core.records.dataset import Dataset
+from model_core.config_loader import read_config
 from model_core.report import Report, report_of, train_tokens_of
+from model_core.storage.dataset import Dataset
 
 VARIABLE = Path(__file__).parents[2] / "configs" / "variable_heads.yaml"
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from model_core.config import TrainingConfig
+from model_core.config_loader import parse_config
 from model_core.errors import InvalidConfig
-from model_core.loading import parse_config
 from model_core.schedule import effective_steps, get_lr
 
 TRAINING = TrainingConfig(max_lr=1.0, min_lr=0.1, warmup_steps=10, max_steps=110, total_batch_size=1000)

@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 INTERRUPTED = """
 import signal, sys
-from model_core.stopping import StopRequest
+from model_core.entrypoint import StopRequest
 
 def heard(at):
     stop, lines = StopRequest(), 0

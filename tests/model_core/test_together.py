@@ -14,12 +14,12 @@ import psutil
 import pytest
 import torch
 
-from model_core.hardware.machine import describe_machine
-from model_core.loading import load_config
-from model_core.place import Place
-from model_core.records.events import Event, read_events, series
+from model_core.config_loader import load_config
+from model_core.hardware.device import describe_machine
+from model_core.launch import Place
+from model_core.storage.events import Event, read_events, series
 from model_core.train import main
-from model_core.training.follower import runtime_of
+from model_core.training.setup import runtime_of
 
 pytestmark = [
     pytest.mark.usefixtures("signals"),

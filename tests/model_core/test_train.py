@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from model_core.checkpoint import newest_full_state, read_state, writer
-from model_core.records.dataset import Dataset
-from model_core.records.events import read_events, series
-from model_core.records.files import read_json, write_json
-from model_core.records.run import Run
+from model_core.storage.dataset import Dataset
+from model_core.storage.events import read_events, series
+from model_core.storage.files import read_json, write_json
+from model_core.storage.run import Run
 from model_core.train import main
 
 pytestmark = pytest.mark.usefixtures("signals")

@@ -9,21 +9,18 @@ import httpx
 import numpy as np
 import pytest
 
-from model_core.data.sources.opening import revision_of
-from model_core.hf.contents import FILES, WEIGHTS
-from model_core.loading import parse_config
-from model_core.records.dataset import MANIFEST, SPLITS, Dataset
-from model_core.records.events import EventWriter
-from model_core.records.examples import EXAMPLES
-from model_core.records.files import now, write_json
-from model_core.records.run import Run
+from model_core.config_loader import parse_config
+from model_core.data.sources.registry import revision_of
+from model_core.hf.export_folder import FILES, WEIGHTS
+from model_core.storage.dataset import EXAMPLES, MANIFEST, SPLITS, Dataset
+from model_core.storage.events import EventWriter
+from model_core.storage.files import now, write_json
+from model_core.storage.run import Run
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.fake_host import HEADS, WAIT_S, FakeHost, Served
-from worker.jobs.connection import connect
-from worker.jobs.exchange import Claim, Outcome
-from worker.jobs.job import WorkerView
-from worker.jobs.registry import Registry
+from worker.jobs.redis_client import Registry, connect
+from worker.jobs.schemas import Claim, Outcome, WorkerView
 from worker.jobs.worker_store import WorkerStore
 
 DATASET = "words"

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from model_core.records.attention import AttentionRecord, RecordWriter, home_of
-from model_core.records.files import Layout
-from model_core.records.run import Run
+from model_core.attention.store import AttentionRecord, RecordWriter, home_of
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
 
 WAIT_S = 10.0
 HEADS = (4, 2)

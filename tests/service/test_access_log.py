@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.access_log import HIDDEN, SHOWN, WRITTEN, redacted
+from service.protocol.middleware import HIDDEN, SHOWN, WRITTEN, redacted
 
 CANARY = "hf_CanaryInTheMine"
 KNOWN = st.sampled_from(sorted(SHOWN))

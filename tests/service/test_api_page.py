@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
-from model_core.statistics import FORMULAS
+from model_core.attention.statistics import FORMULAS
 from service.app import create_app
-from service.errors import PROBLEMS
+from service.protocol.errors import PROBLEMS
 from service.settings import ServiceSettings
-from worker.inference.settings import InferenceSettings
+from worker.jobs.settings import InferenceSettings, WorkerSettings
 from worker.jobs.states import ACTIONS, STATUSES
-from worker.settings import WorkerSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from model_core.records.attention import home_of
-from model_core.records.files import Layout
-from model_core.records.removal import hide, holding, remove_hidden
-from model_core.records.run import Run
+from model_core.attention.store import home_of
+from model_core.storage.deletion import hide, holding, remove_hidden
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
 
 FREE = {"artifacts": "true"}
 TEST = {"experiment_name": "tiny", "execution": {"train": False, "test": True}}

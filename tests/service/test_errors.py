@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from model_core.errors import ModelCoreError
-from service.errors import PROBLEMS
-from service.problem import json_safe
+from service.protocol.errors import PROBLEMS, json_safe
 
 pytestmark = pytest.mark.alone
 

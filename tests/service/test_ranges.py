@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.ranges import Part, RangeNotSatisfiable, part_of
+from service.protocol.negotiation import Part, RangeNotSatisfiable, part_of
 
 WEIRD = st.from_regex(r"(bytes|lines)?\s?=?[0-9]{0,25}-?[0-9]{0,25}(,[0-9]*-[0-9]*)?", fullmatch=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model_core.records.run import Run
+from model_core.storage.run import Run
 
 STREAM = {"Accept": "text/event-stream"}
 TEXT = "one\ntwo\nthree\n"

@@ -6,11 +6,10 @@ from typing import Any
 
 from redis import ResponseError
 
-from service.together import Together
-from service.wire import Wire
-from worker.jobs import questions
+from service.async_store import Together, Wire
+from worker.jobs import commands
+from worker.jobs.commands import Question
 from worker.jobs.errors import JobNotFound, QueueUnavailable
-from worker.jobs.questions import Question
 
 NOBODY = f"job_{0:032x}"
 
@@ -97,7 +96,7 @@ async def asked_on(url: str, *asked: Question[Any], between: Callable[[], object
 
 def test_a_question_that_fails_leaves_the_connection_to_others(redis_url: str) -> None:
     bad: Question[Any] = Question("submit", (), lambda reply: reply)  # its arguments are missing
-    refused, page, unknown = asyncio.run(asked_on(redis_url, bad, questions.page(), questions.detail(NOBODY)))
+    refused, page, unknown = asyncio.run(asked_on(redis_url, bad, commands.page(), commands.detail(NOBODY)))
     assert isinstance(refused, ResponseError)
     assert (page.rows, type(unknown)) == ((), JobNotFound)
 
@@ -109,11 +108,11 @@ def test_a_redis_that_started_again_is_asked_again(start_redis: Callable[..., An
         server.kill()
         server.start()
 
-    first, second = asyncio.run(asked_on(server.url, questions.page(), questions.page(), between=restart))
+    first, second = asyncio.run(asked_on(server.url, commands.page(), commands.page(), between=restart))
     assert (first.rows, second.rows) == ((), ())
 
 
 def test_a_redis_that_is_gone_is_unavailable(start_redis: Callable[..., Any]) -> None:
     server = start_redis()
-    first, second = asyncio.run(asked_on(server.url, questions.page(), questions.page(), between=server.kill))
+    first, second = asyncio.run(asked_on(server.url, commands.page(), commands.page(), between=server.kill))
     assert (first.rows, type(second)) == ((), QueueUnavailable)

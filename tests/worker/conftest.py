@@ -10,9 +10,8 @@ import redis
 from model_core.config import BpeTokenizer
 from model_core.data.preparation import prepare
 from tests.worker.site import DATASET, TOKENIZER, Child, Site, eventually, fake_tree, lay_out
-from worker.jobs.connection import connect
-from worker.jobs.exchange import Claim
-from worker.jobs.job import WorkerView
+from worker.jobs.redis_client import connect
+from worker.jobs.schemas import Claim, WorkerView
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import JobSpec, parse_spec
 from worker.jobs.worker_store import WorkerStore

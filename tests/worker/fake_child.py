@@ -8,15 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-from model_core.attempt import DONE, STOPPED, Attempt, exit_code, make_attempt
 from model_core.config import ExperimentConfig
-from model_core.errors import InvalidData
-from model_core.loading import load_config
-from model_core.place import place_of
-from model_core.records.errors import RunBusy
-from model_core.records.files import Layout, read_json, replacing
-from model_core.records.run import Run
-from model_core.stopping import StopRequest
+from model_core.config_loader import load_config
+from model_core.entrypoint import DONE, STOPPED, Attempt, StopRequest, exit_code, make_attempt
+from model_core.errors import InvalidData, RunBusy
+from model_core.launch import place_of
+from model_core.storage.files import Layout, read_json, replacing
+from model_core.storage.run import Run
 
 SAVE_EVERY, STATE, SLOW_S = 5, "state.json", 1.5
 SCRIBBLE = b'{"seq": \nnot json\n{"seq": "x"}\n[]\n{"seq": 2, "type": "step", "step": "two"}\n\xff\n'

@@ -15,11 +15,11 @@ import httpx
 import psutil
 import redis
 
-from model_core.records.events import read_events
+from model_core.storage.events import read_events
 from tests.worker.story import Story
-from worker.jobs.job import Job
-from worker.jobs.queue import wake
-from worker.jobs.registry import Registry
+from worker.jobs.celery_app import wake
+from worker.jobs.redis_client import Registry
+from worker.jobs.schemas import Job
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import parse_spec
 from worker.jobs.worker_store import WorkerStore

@@ -4,7 +4,7 @@ import re
 from itertools import groupby
 from typing import Any
 
-from model_core.records.events import Event, series
+from model_core.storage.events import Event, series
 
 _FULL_STATE = re.compile(r"model_(latest|\d{5,})\.pt|state\.json")
 

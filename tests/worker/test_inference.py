@@ -17,14 +17,14 @@ import torch
 
 from model_core.checkpoint import weights_state, writer
 from model_core.config import ExperimentConfig
+from model_core.config_loader import parse_config
 from model_core.gpt import GPT
-from model_core.loading import parse_config
-from model_core.records.checkpoint import BEST, FINAL, CheckpointInfo
-from model_core.records.files import Layout
-from model_core.records.run import Run
-from model_core.requests import text_id
+from model_core.schemas import text_id
+from model_core.storage.checkpoints import BEST, FINAL, CheckpointInfo
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer, train_bpe
-from worker.jobs.registry import Registry
+from worker.jobs.redis_client import Registry
 
 BLOCK = 512
 CORPUS = ["One day a little cat went to the garden. The cat saw a red ball, and she was happy."] * 3

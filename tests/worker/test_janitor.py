@@ -4,11 +4,10 @@ import pytest
 
 from worker.devices import Devices
 from worker.janitor import Janitor
-from worker.jobs.registry import Registry
-from worker.jobs.settings import JobSettings
+from worker.jobs.redis_client import Registry
+from worker.jobs.settings import JobSettings, WorkerSettings
 from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner
-from worker.settings import WorkerSettings
 
 
 @pytest.fixture

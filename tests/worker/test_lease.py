@@ -1,9 +1,9 @@
 """The heartbeat of a job goes on whatever a beat runs into."""
 
 from tests.worker.site import eventually
-from worker.jobs.job import WorkerView
+from worker.jobs.schemas import WorkerView
 from worker.jobs.worker_store import WorkerStore
-from worker.lease import Lease
+from worker.supervisor import Lease
 
 
 class Stumbling(WorkerStore):

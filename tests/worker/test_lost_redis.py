@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from worker.jobs.salvage import salvage
-from worker.jobs.traces import traces
+from worker.jobs.recovery import salvage, traces
 
 pytestmark = pytest.mark.e2e
 

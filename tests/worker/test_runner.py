@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from worker.devices import Devices
+from worker.jobs.settings import WorkerSettings
 from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner
-from worker.settings import WorkerSettings
 
 
 @pytest.fixture

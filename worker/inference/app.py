@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -20,14 +20,35 @@ from fastapi.exceptions import RequestValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from model_core.capture import capture_example
+from model_core.attention.capture import capture_example
 from model_core.errors import ModelCoreError
-from model_core.generation import batch
+from model_core.generation import scheduler
 from model_core.generation.engine import EngineStopped
-from model_core.records.dataset import dataset_of
-from model_core.requests import AttentionRequest, GenerateRequest, GenerateResult
-from worker.inference.errors import STATUS
-from worker.inference.models import Models, ServedModel
+from model_core.schemas import AttentionRequest, GenerateRequest, GenerateResult
+from model_core.storage.dataset import dataset_of
+from worker.inference.model_cache import Models, ServedModel
+
+STATUS: Mapping[str, int] = {
+    "malformed_body": 400,
+    "run_not_found": 404,
+    "checkpoint_not_found": 404,
+    "example_not_found": 404,
+    "dataset_not_found": 404,
+    "checkpoint_not_ready": 409,
+    "checkpoint_damaged": 409,
+    "dataset_not_ready": 409,
+    "attention_too_large": 422,
+    "does_not_fit": 422,
+    "invalid_config": 422,
+    "invalid_data": 422,
+    "invalid_parameter": 422,
+    "not_available": 422,
+    "prompt_too_long": 422,
+    "cuda_oom": 503,
+    "inference_unavailable": 503,
+    "disk_full": 507,
+}  # any other code is a 500
+
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +112,10 @@ class Generation:
 
     def __init__(self, wanted: GenerateRequest) -> None:
         self._wanted = wanted
-        self._events: asyncio.Queue[batch.Piece | batch.Completion | ModelCoreError] = asyncio.Queue()
+        self._events: asyncio.Queue[scheduler.Piece | scheduler.Completion | ModelCoreError] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._served: ServedModel
-        self._request: batch.Request
+        self._request: scheduler.Request
 
     @classmethod
     async def start(cls, models: Models, wanted: GenerateRequest) -> Generation:
@@ -118,7 +139,7 @@ class Generation:
                 return event
         raise AssertionError("events end with a result or an error")
 
-    async def events(self) -> AsyncIterator[batch.Piece | GenerateResult]:
+    async def events(self) -> AsyncIterator[scheduler.Piece | GenerateResult]:
         """Pieces, and last the result.
 
         Raises:
@@ -128,7 +149,7 @@ class Generation:
             event = await self._events.get()
             if isinstance(event, ModelCoreError):
                 raise event
-            if isinstance(event, batch.Piece):
+            if isinstance(event, scheduler.Piece):
                 yield event
             else:
                 yield self._reply(event)
@@ -144,11 +165,11 @@ class Generation:
                 if last:
                     raise
 
-    def _hear(self, event: batch.Piece | batch.Completion | ModelCoreError) -> None:
+    def _hear(self, event: scheduler.Piece | scheduler.Completion | ModelCoreError) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def _reply(self, completion: batch.Completion) -> GenerateResult:
+    def _reply(self, completion: scheduler.Completion) -> GenerateResult:
         info = self._served.loaded.info
         return GenerateResult(
             run=self._served.run,

@@ -1,6 +1,10 @@
 """What the machine decides about jobs: where data and Redis are, and how long one waits.
 
 Read from ``HEADCOUNT_*`` at the entrance of a process and handed down.
+
+What a train worker's machine decides, beside what it shares with the API.
+
+What the machine decides about inference, from ``HEADCOUNT_INFERENCE_*``.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model_core.records.files import Layout
+from model_core.storage.files import Layout
 
 
 class JobSettings(BaseSettings):
@@ -43,3 +47,27 @@ class JobSettings(BaseSettings):
         if self.beat_s * 2 > self.lease_s:
             raise ValueError(f"beat_s {self.beat_s} must be at most half of lease_s {self.lease_s}")
         return self
+
+
+class WorkerSettings(JobSettings):
+    """Settings of a worker process, from ``HEADCOUNT_*``."""
+
+    slots: int | None = Field(default=None, ge=1)  # jobs at once; None: one a GPU, at least one
+    stop_grace_s: float = Field(default=60.0, gt=0)  # from SIGTERM to SIGKILL: time to save
+    kind_modules: dict[str, str] = Field(default={})  # JSON, kind: module; wins over kinds.MODULES
+
+
+class InferenceSettings(BaseSettings):
+    """Where models are loaded, and how much memory they may take."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HEADCOUNT_INFERENCE_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    memory_gb: float = Field(default=4.0, gt=0)  # of all loaded models with their caches, in GiB
+
+    @property
+    def memory_bytes(self) -> int:
+        """The cap in bytes."""
+        return int(self.memory_gb * 2**30)

@@ -1,6 +1,10 @@
 """What a client asks for: an experiment, and a `job` section that says how to run it.
 
 The tree is the YAML file's, as JSON or YAML alike. With a preset, the rest of the tree is a merge patch on it.
+
+The `job` section of a request: how an experiment is to be run.
+
+What the parts of a request must agree about: kind, source, GPUs and processes.
 """
 
 from __future__ import annotations
@@ -8,18 +12,72 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from model_core.config import ExperimentConfig
+from pydantic import Field, StringConstraints, ValidationError
+
+from model_core.catalog import FORMS
+from model_core.config import Config, ExperimentConfig, Name, Whole
+from model_core.config_loader import Advice, ParsedConfig, Tree, merge_patch, parse_config, preset_tree, problems_of
+from model_core.config_validation import whole_steps
+from model_core.data.spec import Preparation
 from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter
-from model_core.loading import Advice, ParsedConfig, Tree, merge_patch, parse_config
-from model_core.presets import preset_tree
-from model_core.records.checkpoint import file_of
-from model_core.records.files import checked_name
-from worker.jobs.agreement import derived_kind, disagreements
+from model_core.hf.export_folder import LICENCE_PATTERN
+from model_core.storage.checkpoints import file_of
+from model_core.storage.files import checked_name, portable
 from worker.jobs.kinds import WITHOUT_STEPS
-from worker.jobs.preparation import Preparation
-from worker.jobs.section import JobSection, job_section
+
+Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
+Kind = Literal["train", "test", "prepare", "export"]
+MOST_METADATA = 16  # pairs
+JOB_ID = r"^job_[0-9a-f]{32}$"
+Licence = Annotated[str, StringConstraints(strict=True, pattern=LICENCE_PATTERN)]
+Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
+
+
+class Resources(Config):
+    """What a job needs of a worker. Several GPUs are driven by as many processes, which train together."""
+
+    gpus: Whole | None = Field(default=None, ge=0, le=64)  # None: one if the worker has any, else the CPU
+    processes: Whole = Field(default=1, ge=1, le=1024)  # that train together, on the CPU unless there are as many GPUs
+
+
+class JobSection(Config):
+    """The part of the tree that the service reads and the trainer ignores."""
+
+    preset: Name | None = None
+    kind: Kind | None = None  # None: from `execution`
+    resources: Resources = Resources()
+    priority: Whole = Field(default=0, ge=-1000, le=1000)  # higher runs earlier
+    licence: Licence | None = None  # of the model that an export writes, for its card
+    metadata: dict[Label, Text] = Field(default={}, max_length=MOST_METADATA)
+    depends_on: tuple[Annotated[str, StringConstraints(strict=True, pattern=JOB_ID)], ...] = Field(
+        default=(), max_length=100
+    )
+
+
+class _Envelope(Config):
+    job: JobSection = JobSection()
+
+
+def job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
+    """The section of a request, and what is wrong with it; one that is wrong keeps its preset, if that is a name."""
+    try:
+        job = _Envelope.model_validate({"job": tree["job"]} if tree.get("job") is not None else {}).job
+    except ValidationError as error:
+        section = tree["job"]
+        preset = section.get("preset") if isinstance(section, dict) else None
+        fallback = JobSection(preset=preset) if isinstance(preset, str) and _is_name(preset) else JobSection()
+        return fallback, list(problems_of(error, _Envelope))
+    return job, []
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return bool(JobSection(preset=text))
+    except ValidationError:
+        return False
+
 
 _PATHS = (("data", "data_dir"), ("output", "exp_dir"), ("output", "attention_dir"))
 
@@ -170,3 +228,79 @@ def _idle_gpus(spec: JobSpec) -> Iterator[Advice]:
     if processes > 1 and spec.job.resources.gpus is None and not gpus and spec.config.device.device == "auto":
         detail = f"resources.processes {processes} run on the CPU; resources.gpus {processes} gives each a GPU"
         yield Advice("processes_on_cpu", detail)
+
+
+def derived_kind(config: ExperimentConfig) -> Kind:
+    """What a job without a kind does."""
+    return "train" if config.execution.train else "test"
+
+
+def disagreements(job: JobSection, config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
+    """What contradicts what in a request whose parts are right.
+
+    Args:
+        job: Its section.
+        config: Its experiment.
+        data_root: Below its ``uploads`` a ``file:`` source may lie; without it there is no such place.
+    """
+    yield from _source_stays_inside(config, data_root)
+    yield from _kind_fits(job, config)
+    yield from _processes_fit(job, config)
+
+
+def _source_stays_inside(config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
+    source = config.data.source
+    if source is None:
+        return
+    if "\0" in source or not _is_unicode(source):
+        yield FieldProblem("/data/source", f"{source!r} holds a character that no name can have", source)
+        return
+    if not source.startswith("file:"):
+        return
+    uploads = (data_root / "uploads").resolve() if data_root is not None else None
+    path = portable(source.removeprefix("file:"))
+    if uploads is None or not ((data_root or Path()) / path).resolve().is_relative_to(uploads):
+        detail = f"{source!r} is not below the data root's uploads; put the file there and write file:uploads/NAME"
+        yield FieldProblem("/data/source", detail, source, ("file:uploads/NAME",))
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)  # JSON can spell half a surrogate pair
+
+
+def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
+    if job.licence is not None and job.kind != "export":
+        yield FieldProblem("/job/licence", "only an export writes a model card; leave it out", job.licence)
+    if job.kind in WITHOUT_STEPS:
+        yield from _needs_no_gpu(job)
+        yield from _something_to_prepare(job, config)
+        return
+    derived = derived_kind(config)
+    if job.kind not in {None, derived}:
+        detail = f"{job.kind!r} contradicts execution.train {config.execution.train}, which makes it {derived!r}"
+        yield FieldProblem("/job/kind", detail, job.kind, (derived,))
+
+
+def _something_to_prepare(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
+    if job.kind == "prepare" and config.data.source is None:
+        detail = "a preparation needs a source: where its documents come from"
+        yield FieldProblem("/data/source", detail, None, FORMS)
+
+
+def _needs_no_gpu(job: JobSection) -> Iterator[FieldProblem]:
+    if job.resources.gpus:
+        what = {"prepare": "a preparation", "export": "an export"}[job.kind or ""]
+        detail = f"gpus {job.resources.gpus}: {what} uses none; leave it out"
+        yield FieldProblem("/job/resources/gpus", detail, job.resources.gpus, (0,))
+
+
+def _processes_fit(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
+    gpus, processes = job.resources.gpus or 0, job.resources.processes
+    trains = config.execution.train and job.kind != "prepare"
+    if processes > 1 and not trains:
+        yield FieldProblem("/job/resources/processes", "a job that trains nothing runs in one process", processes, (1,))
+    elif processes > 1 and gpus not in {0, processes}:
+        detail = f"{processes} is not resources.gpus {gpus}: each process drives one GPU; 0 GPUs leave all on the CPU"
+        yield FieldProblem("/job/resources/processes", detail, processes, (gpus,))
+    elif trains and max(processes, gpus) > 1:
+        yield from whole_steps(config.training, max(processes, gpus))

@@ -2,34 +2,122 @@
 
 Every script may be repeated: a command whose reply got lost had been executed all the same. What clients may ask
 stands here and in reader.py, what workers may in worker_store.py.
+
+What can be asked of job records without changing them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import redis
 
-from model_core.errors import InvalidParameter
-from model_core.records.errors import DatasetBusy, DatasetExists, RunBusy, RunExists
-from model_core.records.events import last_event
-from model_core.records.files import further_names
-from model_core.records.run import Run
-from worker.jobs import questions
-from worker.jobs.connection import PREFIX, reaching
+from model_core.data.spec import Preparation
+from model_core.errors import DatasetBusy, DatasetExists, InvalidParameter, RunBusy, RunExists
+from model_core.storage.events import Event, last_event
+from model_core.storage.files import further_names
+from model_core.storage.run import Run
+from worker.jobs import commands
+from worker.jobs.commands import Scripts
 from worker.jobs.errors import ActionNotAllowed, JobNotFound, PreconditionFailed
-from worker.jobs.exchange import Refusal, Restored, Submission, Wish
-from worker.jobs.job import Job
-from worker.jobs.preparation import Preparation
-from worker.jobs.reader import JobReader
-from worker.jobs.reading import checked_id, job_of, known_job
-from worker.jobs.section import MOST_METADATA
+from worker.jobs.redis_client import PREFIX, reaching
+from worker.jobs.schemas import Job, JobDetail, Page, QueueState, Refusal, Restored, Submission, Wish
+from worker.jobs.serialization import checked_id, job_of, jobs_of, known_job
 from worker.jobs.settings import JobSettings
-from worker.jobs.spec import JobSpec
-from worker.jobs.states import Action, allowed_actions
+from worker.jobs.spec import MOST_METADATA, JobSpec
+from worker.jobs.states import Action, Status, allowed_actions
+
+
+class JobReader:
+    """Job records, as clients see them. Every method raises `QueueUnavailable` when Redis is away."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis, self._scripts = client, Scripts(client)
+
+    def get(self, job_id: str) -> Job:
+        """Read a job.
+
+        Raises:
+            JobNotFound: There is none of that id.
+        """
+        jobs = self._scripts.ask(commands.jobs([checked_id(job_id)]))
+        return known_job(jobs[0] if jobs else None, job_id)
+
+    def detail(self, job_id: str) -> JobDetail:
+        """Read a job with its attempts.
+
+        Raises:
+            JobNotFound: There is none of that id.
+        """
+        return self._scripts.ask(commands.detail(job_id))
+
+    def page(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        status: Status | None = None,
+        kind: str | None = None,
+        run: str | None = None,
+        dataset: str | None = None,
+    ) -> Page:
+        """List jobs, newest first.
+
+        Args:
+            after: The last job of the page before.
+            limit: How many at most.
+            status: Only these.
+            kind: Only these.
+            run: Only these.
+            dataset: Only those that make or read it.
+
+        Raises:
+            JobNotFound: `after` is no job.
+        """
+        asked = commands.page(after=after, limit=limit, status=status, kind=kind, run=run, dataset=dataset)
+        found = self._scripts.ask(asked)
+        return Page(tuple(jobs_of(found.rows, found.outlook)), found.has_more)
+
+    def makers(self, datasets: Sequence[str]) -> list[Job | None]:
+        """Read the last job that makes or made each dataset, where one is known."""
+        return self._scripts.ask(commands.makers(datasets))
+
+    def user(self, dataset: str) -> str | None:
+        """A job that makes or reads a dataset and is not over, if there is one."""
+        return self._scripts.run("user", dataset) or None
+
+    def queue(self, limit: int = 20) -> QueueState:
+        """Count what is queued and running, and list the first ready jobs in the order of their turn."""
+        counted = ("jobs:status:queued", "ready", "jobs:status:running", "jobs:status:stopping")
+        with reaching(), self._redis.pipeline(transaction=False) as pipe:
+            for name in counted:
+                pipe.zcard(f"{PREFIX}{name}")
+            pipe.zrange(f"{PREFIX}ready", 0, limit - 1)
+            queued, ready, running, stopping, ids = pipe.execute()
+        jobs = self._scripts.ask(commands.jobs(ids))
+        in_line = tuple(job for job in jobs if job.queue is not None)
+        return QueueState(queued, ready, max(0, queued - ready), running + stopping, in_line)
+
+    def events(self, job_id: str, after: int = 0, limit: int = 100) -> list[Event]:
+        """Events of the job's tail with a `seq` above `after`."""
+        with reaching():
+            start = f"({after}-0" if after else "-"
+            entries: Any = self._redis.xrange(f"{_key(job_id)}:events", start, "+", count=limit)
+        return [json.loads(fields["event"]) for _, fields in entries]
+
+    def time_s(self) -> float:
+        """The server's clock."""
+        with reaching():
+            seconds, microseconds = self._redis.time()
+        return float(seconds) + microseconds / 1e6
+
+
+def _key(job_id: str) -> str:
+    return f"{PREFIX}job:{job_id}"
+
 
 CHANGES_KEY = f"{PREFIX}changes"  # a bounded stream; every change of a job adds {job: id}
 
@@ -65,7 +153,7 @@ class JobStore(JobReader):
             InvalidConfig: It is to wait for a job that is not there.
         """
         exists = spec.run is not None and self._settings.layout.run(spec.run).exists()
-        asked = questions.submission(
+        asked = commands.submission(
             spec,
             key=key,
             fingerprint=fingerprint,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from model_core.records.events import Event
-from worker.jobs.connection import PREFIX, reaching
-from worker.jobs.exchange import Claim, Outcome
-from worker.jobs.job import JobError, Progress, WorkerView
+from model_core.storage.events import Event
+from worker.jobs.eta import Outlook
 from worker.jobs.kinds import WITHOUT_STEPS
-from worker.jobs.outlook import Outlook
+from worker.jobs.redis_client import PREFIX, reaching
+from worker.jobs.schemas import Claim, JobError, Outcome, Progress, WorkerView
 from worker.jobs.store import JobStore
 
 EVENT_TAIL = 1000  # events of a job that Redis keeps; the file has them all

@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from model_core.data.sources.plots import CLOSING, DETAIL, OPENING, PLOTS
-from model_core.data.sources.words import BOYS, GIRLS, LISTS, PLACES
+from model_core.data.sources.story_text import BOYS, CLOSING, DETAIL, GIRLS, LISTS, OPENING, PLACES, PLOTS
 
 STORY_COUNT = 6500
 VERSION = "stories 1"  # changes whenever one seed would give other text

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from headcount import client as client_module
-from headcount import exits
+from headcount import exit_codes
 from headcount.cli import app
 from tests.headcount.commands.replies import Service
 
@@ -48,7 +48,7 @@ def headcount(
     monkeypatch.setattr(client_module, "_RECONNECT_S", 0)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = exits.run(lambda: app(list(arguments), standalone_mode=False))
+        code = exit_codes.run(lambda: app(list(arguments), standalone_mode=False))
         said = capsys.readouterr()
         return code, said.out, said.err
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from model_core.config import BpeTokenizer
+from model_core.config_loader import parse_config
 from model_core.data.preparation import ensure_dataset, prepare
-from model_core.errors import InvalidData
-from model_core.loading import parse_config
-from model_core.records.errors import DatasetNotReady
-from model_core.records.files import Layout, read_json, sha256_of
+from model_core.errors import DatasetNotReady, InvalidData
+from model_core.storage.files import Layout, read_json, sha256_of
 
 DOCUMENTS = [f"Story {n}. A {'big ' * (n % 7)}fox ran {n} miles and said: é, 漢 or {n * n}?" for n in range(250)]
 BPE = BpeTokenizer(type="bpe", vocab_size=400)

@@ -9,8 +9,8 @@ import time
 import pytest
 import yaml
 
-from model_core.records.events import read_events
-from model_core.records.files import read_json
+from model_core.storage.events import read_events
+from model_core.storage.files import read_json
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from model_core.data.splitting import apportion, assigned
+from model_core.data.chunking import apportion, assigned
 
 SHARES = (0.90, 0.09, 0.01)
 

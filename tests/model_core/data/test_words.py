@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from model_core.data.words import END, Words
+from model_core.data.encoder import END, Words
 
 
 def test_words_begin_with_the_white_space_that_something_else_follows():

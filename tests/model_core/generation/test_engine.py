@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from model_core.errors import PromptTooLong
-from model_core.generation.batch import Completion, Piece
 from model_core.generation.engine import Engine, EngineBusy, EngineStopped, generate
+from model_core.generation.scheduler import Completion, Piece
 from model_core.gpt import GPT
-from model_core.requests import Decoding
+from model_core.schemas import Decoding
 from model_core.tokenizer import Tokenizer
 
 PROMPT = "One day a little cat"
@@ -169,7 +169,7 @@ def test_a_crash_of_the_engine_reaches_everybody_who_waits(
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("model_core.generation.decoder.Decoder.step", broken)
+    monkeypatch.setattr("model_core.generation.model_runner.Decoder.step", broken)
     with pytest.raises(EngineStopped, match="out of memory"):
         engine.complete(_settings())
     _until(lambda: not engine.alive)
@@ -217,7 +217,7 @@ def test_samples_touch_neither_the_model_nor_the_global_generator(model: GPT, to
 
 
 def test_scores_that_are_not_numbers_are_an_error_and_not_a_text(tokenizer: Tokenizer, broken_model: GPT) -> None:
-    from model_core.generation.sampling import NonFiniteScores
+    from model_core.generation.sampler import NonFiniteScores
 
     with pytest.raises(NonFiniteScores):
         generate(broken_model, tokenizer, PROMPT)
@@ -226,7 +226,7 @@ def test_scores_that_are_not_numbers_are_an_error_and_not_a_text(tokenizer: Toke
 @pytest.fixture
 def slow(model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """An engine whose steps take long enough to act between two of them; at most two requests."""
-    from model_core.generation.decoder import Decoder
+    from model_core.generation.model_runner import Decoder
 
     quick = Decoder.step
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from model_core.config import ModelConfig
 from model_core.gpt import GPT
-from model_core.hardware.compiled import compiled, with_reserve
-from model_core.records.events import read_events, series
+from model_core.storage.events import read_events, series
+from model_core.training.setup import compiled, with_reserve
 
 MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=20, block_size=4)
 IDX = torch.zeros(1, 4, dtype=torch.long)

@@ -11,8 +11,7 @@ from model_core.config import ExperimentConfig, ModelConfig
 from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.errors import DeviceUnavailable
 from model_core.gpt import GPT
-from model_core.hardware.device import Runtime, apply, decide
-from model_core.hardware.machine import Gpu, Machine, describe_machine, multiplies_bfloat16
+from model_core.hardware.device import Gpu, Machine, Runtime, apply, decide, describe_machine, multiplies_bfloat16
 
 A100 = Gpu("A100", (8, 0), 40 << 30, "GPU-a")
 T4 = Gpu("T4", (7, 5), 16 << 30, "GPU-b")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model_core.attempt import describe
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
+from model_core.entrypoint import describe
 from model_core.errors import OutOfMemory, is_out_of_memory
 from model_core.hardware.memory import fewer_rows, fitting_rows
 

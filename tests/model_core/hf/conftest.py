@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from model_core.checkpoint import weights_state, writer
-from model_core.hf.exporting import export_run
-from model_core.loading import parse_config
-from model_core.records.files import Layout
-from model_core.records.run import Run
+from model_core.config_loader import parse_config
+from model_core.hf.export import export_run
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
 from tests.model_core.hf.folders import FOREIGN, IDS, SHAPES, Exchange, MakeRun, random_model, text_of
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from model_core.gpt import GPT
-from model_core.records.run import Run
+from model_core.storage.run import Run
 
 MakeRun = Callable[..., Run]
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_core.hf.config_file import MODELING
-from model_core.hf.contents import FILES, WEIGHTS, is_complete
-from model_core.hf.exporting import export_run
+from model_core.hf.export import export_run
+from model_core.hf.export_folder import FILES, WEIGHTS, is_complete
+from model_core.hf.hf_config import MODELING
 from tests.model_core.hf.folders import SHAPES, MakeRun
 
 

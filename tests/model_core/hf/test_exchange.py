@@ -7,9 +7,9 @@ import torch
 
 from model_core.checkpoint import load_model
 from model_core.generation.engine import generate
-from model_core.hf.importing import import_folder
-from model_core.records.events import read_events
-from model_core.records.files import Layout, read_json
+from model_core.hf.import_model import import_folder
+from model_core.storage.events import read_events
+from model_core.storage.files import Layout, read_json
 from tests.model_core.hf.folders import FOREIGN, IDS, SHAPES, Exchange, text_of
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}

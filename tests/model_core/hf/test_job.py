@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from model_core.config_loader import to_yaml
+from model_core.hf.export_folder import licence_of
 from model_core.hf.job import main
-from model_core.loading import to_yaml
-from model_core.records.events import read_events
-from model_core.records.exports import licence_of
-from model_core.records.files import Layout, read_json
+from model_core.storage.events import read_events
+from model_core.storage.files import Layout, read_json
 from tests.model_core.hf.folders import SHAPES, MakeRun
 
 

@@ -12,9 +12,9 @@ import pytest
 from model_core.checkpoint import load_model
 from model_core.config import ExperimentConfig
 from model_core.hf.__main__ import main
-from model_core.hf.exporting import export_run
-from model_core.records.files import Layout
-from model_core.records.run import Run, runs_in
+from model_core.hf.export import export_run
+from model_core.storage.files import Layout
+from model_core.storage.run import Run, runs_in
 from tests.model_core.hf.folders import SHAPES, MakeRun
 
 

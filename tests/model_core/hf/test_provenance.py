@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from model_core.config import DataConfig
-from model_core.hf.provenance import Provenance, provenance_of
-from model_core.records.dataset import Dataset
-from model_core.records.files import write_json
+from model_core.hf.model_card import Provenance, provenance_of
+from model_core.storage.dataset import Dataset
+from model_core.storage.files import write_json
 
 TRAINED_AT = "2026-05-01T10:00:00.000Z"
 PAGE = "https://huggingface.co/datasets/roneneldan/TinyStories"

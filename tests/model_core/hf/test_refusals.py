@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_core.checkpoint import load_model
-from model_core.errors import InvalidData
-from model_core.hf.exporting import export_run
-from model_core.hf.importing import import_folder
-from model_core.records.errors import RunExists
-from model_core.records.events import read_events
-from model_core.records.files import Layout, read_json, write_json
+from model_core.errors import InvalidData, RunExists
+from model_core.hf.export import export_run
+from model_core.hf.import_model import import_folder
+from model_core.storage.events import read_events
+from model_core.storage.files import Layout, read_json, write_json
 from tests.model_core.hf.folders import SHAPES, MakeRun
 
 

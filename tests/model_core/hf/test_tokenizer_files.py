@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Theirs
 
-from model_core.hf.tokenizer_files import write_tokenizer
-from model_core.hf.tokenizer_reading import read_tokenizer
+from model_core.hf.hf_tokenizer import read_tokenizer, write_tokenizer
 from model_core.tokenizer import train_bpe
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)

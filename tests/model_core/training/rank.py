@@ -11,19 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model_core.config_loader import parse_config
 from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.errors import ModelCoreError
 from model_core.gpt import GPT
-from model_core.hardware.device import decide
-from model_core.hardware.machine import Machine
-from model_core.loading import parse_config
+from model_core.hardware.device import Machine, decide
+from model_core.launch import place_of
 from model_core.optim import make_optimizer
-from model_core.place import place_of
 from model_core.tokenizer import train_bpe
-from model_core.training.meeting import Meeting
-from model_core.training.ranks import Ranks
-from model_core.training.state import TrainState
-from model_core.training.trainer import take_step, train
+from model_core.training.distributed import Meeting, Ranks
+from model_core.training.trainer import TrainState, take_step, train
 
 
 def state_of(ranks, *, rows=4, forward=None, on_oom="fail"):

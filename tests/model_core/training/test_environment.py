@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from model_core.config import ExperimentConfig
-from model_core.hardware.device import decide
-from model_core.hardware.machine import Gpu, Machine
-from model_core.training.environment import announce, ignored_variables
+from model_core.hardware.device import Gpu, Machine, decide
+from model_core.training.start import announce, ignored_variables
 
 CARDS = (Gpu("A100", (8, 0), 40 << 30, "GPU-a"), Gpu("T4", (7, 5), 16 << 30, "GPU-b"))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from model_core.gpt import GPT
-from model_core.records.events import read_events, series
-from model_core.records.run import Run
+from model_core.storage.events import read_events, series
+from model_core.storage.run import Run
 from model_core.train import main
 
 pytestmark = pytest.mark.usefixtures("signals")

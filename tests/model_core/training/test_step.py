@@ -7,15 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from model_core.config_loader import parse_config
 from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.gpt import GPT
-from model_core.hardware.device import decide
-from model_core.hardware.machine import Machine
-from model_core.loading import parse_config
+from model_core.hardware.device import Machine, decide
 from model_core.optim import clip_gradients, load_moments, make_optimizer
 from model_core.tokenizer import train_bpe
-from model_core.training.state import TrainState
-from model_core.training.trainer import StepResult, take_step
+from model_core.training.trainer import StepResult, TrainState, take_step
 
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
 

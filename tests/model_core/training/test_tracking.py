@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from model_core.records.events import read_events
+from model_core.storage.events import read_events
 from model_core.train import main
 
 pytestmark = pytest.mark.usefixtures("signals")

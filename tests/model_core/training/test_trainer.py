@@ -12,14 +12,12 @@ from model_core.config import ExperimentConfig, ModelConfig, TrainingConfig
 from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.errors import NonFiniteLoss, OutOfMemory
 from model_core.gpt import GPT
-from model_core.hardware.device import decide
-from model_core.hardware.machine import Machine
+from model_core.hardware.device import Machine, decide
 from model_core.optim import make_optimizer
 from model_core.tokenizer import train_bpe
-from model_core.training.assemble import differences
-from model_core.training.observers import Listener
-from model_core.training.state import TrainState
-from model_core.training.trainer import StepResult, take_step, train
+from model_core.training.callbacks import Listener
+from model_core.training.resume import differences
+from model_core.training.trainer import StepResult, TrainState, take_step, train
 
 MODEL = ModelConfig(n_layer=2, n_embd=16, n_head_list=(4, 2), vocab_size=300, block_size=16)
 TOKENS = torch.randint(0, 300, (2000,), generator=torch.Generator().manual_seed(1)).numpy().astype("uint16")

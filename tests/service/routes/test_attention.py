@@ -52,7 +52,7 @@ def test_a_client_that_has_it_is_not_sent_it_again_until_the_checkpoint_changes(
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
     assert site.http.get(SHEET, headers={"If-None-Match": etag, "Accept": "application/json"}).status_code == 200
 
-    from model_core.records.run import Run
+    from model_core.storage.run import Run
 
     site.publish(Run(site.layout.run("tiny")), b"better weights")
     changed = site.http.get(SHEET, headers={"If-None-Match": etag})
@@ -60,7 +60,7 @@ def test_a_client_that_has_it_is_not_sent_it_again_until_the_checkpoint_changes(
 
 
 def test_what_was_captured_outlives_its_checkpoint_and_its_process(site, host) -> None:
-    from model_core.records.run import Run
+    from model_core.storage.run import Run
 
     link = site.http.get(SHEET, headers={"Accept": "application/json"}).json()["links"]["sheet"]
     site.publish(Run(site.layout.run("tiny")), b"better weights")

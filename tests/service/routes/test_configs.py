@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from model_core.presets import preset_names, preset_text
+from model_core.config_loader import preset_names, preset_text
 
 
 def test_presets_are_listed_and_read_as_they_were_written(site) -> None:

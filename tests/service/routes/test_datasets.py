@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from model_core.records.dataset import MANIFEST
-from worker.jobs.exchange import Outcome
-from worker.jobs.job import JobError, WorkerView
+from model_core.storage.dataset import MANIFEST
+from worker.jobs.schemas import JobError, Outcome, WorkerView
 
 BODY = {"name": "tales", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 512}}
 BPE = {"kind": "bpe", "n_vocab": 512, "sha256": "0" * 64, "file": "tokenizer.json", "asked": "bpe:512"}

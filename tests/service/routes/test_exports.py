@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from model_core.records.files import write_json
-from model_core.records.run import Run
+from model_core.storage.files import write_json
+from model_core.storage.run import Run
 
 PLACE = "/runs/tiny/exports"
 TREE = {"experiment_name": "tiny", "job": {"kind": "export"}}

@@ -4,7 +4,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.inference import ranked
+from service.inference_client import ranked
 
 ASK = {"run": "tiny", "prompt": "Once"}
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import yaml
 
-from model_core.records.run import Run
+from model_core.storage.run import Run
 
 TREE: dict[str, Any] = {
     "experiment_name": "tiny",

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from worker.jobs.exchange import Outcome
-from worker.jobs.job import JobError
+from worker.jobs.schemas import JobError, Outcome
 
 TOKENIZER = {"type": "bpe", "vocab_size": 512}
 

@@ -9,7 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from model_core.records.dataset import MANIFEST
+from model_core.storage.dataset import MANIFEST
 
 REPORT = "/runs/tiny/report"
 

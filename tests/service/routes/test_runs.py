@@ -1,4 +1,4 @@
-from model_core.records.files import write_json
+from model_core.storage.files import write_json
 
 
 def test_runs_are_listed_by_name_and_told_in_full(site) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model_core.records.run import Run
+from model_core.storage.run import Run
 from tests.process import is_over
 
 pytestmark = pytest.mark.e2e

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model_core.records.checkpoint import LATEST, periodic_name
-from model_core.records.events import read_events
-from model_core.records.files import Layout, read_json
-from model_core.records.run import Run
+from model_core.storage.checkpoints import LATEST, periodic_name
+from model_core.storage.events import read_events
+from model_core.storage.files import Layout, read_json
+from model_core.storage.run import Run
 from model_core.train import main
 from tests.worker.site import eventually, lay_out, real_tree
 from tests.worker.story import Story

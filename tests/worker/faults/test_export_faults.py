@@ -2,8 +2,8 @@
 
 import pytest
 
-from model_core.records.exports import exports_of, holding_exports, licence_of
-from model_core.records.run import Run
+from model_core.hf.export_folder import exports_of, holding_exports, licence_of
+from model_core.storage.run import Run
 from tests.process import is_over
 from worker.jobs.spec import parse_spec
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import httpx
 
-from model_core.records.errors import RunNotFound
+from model_core.errors import RunNotFound
 from worker.inference.app import create_app
 
 

@@ -2,13 +2,11 @@
 
 import pytest
 
-from model_core.errors import InvalidParameter
-from model_core.records.errors import RunBusy, RunExists
-from model_core.records.events import EventWriter
-from model_core.records.run import Run
+from model_core.errors import InvalidParameter, RunBusy, RunExists
+from model_core.storage.events import EventWriter
+from model_core.storage.run import Run
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, PreconditionFailed
-from worker.jobs.exchange import Outcome
-from worker.jobs.job import JobError
+from worker.jobs.schemas import JobError, Outcome
 from worker.jobs.states import ACTIONS, STATUSES
 
 FAILURE = JobError(code="non_finite_loss", detail="the loss is nan")
@@ -61,7 +59,7 @@ def made(settings, job, *, steps=0):
 
 
 def make_config(run):
-    from model_core.loading import parse_config
+    from model_core.config_loader import parse_config
 
     return parse_config({"experiment_name": run}).config
 

@@ -3,8 +3,7 @@
 import pytest
 
 from model_core.errors import InvalidConfig
-from worker.jobs.exchange import Outcome
-from worker.jobs.job import JobError
+from worker.jobs.schemas import JobError, Outcome
 
 DONE = Outcome("succeeded", "finished")
 FAILED = Outcome("failed", "nan", JobError(code="non_finite_loss", detail="nan"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.jobs.exchange import Outcome
+from worker.jobs.schemas import Outcome
 
 ALL = ("GPU-a", "GPU-b", "GPU-c", "GPU-d")
 

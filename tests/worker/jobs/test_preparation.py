@@ -2,15 +2,12 @@
 
 import pytest
 
-from model_core.records.errors import DatasetBusy, DatasetExists
-from model_core.records.events import EventWriter
-from worker.jobs.exchange import Outcome
-from worker.jobs.job import JobError, Progress
-from worker.jobs.order import write_order
-from worker.jobs.preparation import Preparation
-from worker.jobs.salvage import salvage
+from model_core.data.spec import Preparation
+from model_core.errors import DatasetBusy, DatasetExists
+from model_core.storage.events import EventWriter
+from worker.jobs.recovery import salvage, traces, write_order
+from worker.jobs.schemas import JobError, Outcome, Progress
 from worker.jobs.spec import parse_spec
-from worker.jobs.traces import traces
 
 CRASH = Outcome("crashed", "the process was ended by SIGKILL")
 DONE = Outcome("succeeded", "finished")

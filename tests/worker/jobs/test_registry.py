@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from worker.jobs.registry import Registry
+from worker.jobs.redis_client import Registry
 
 
 @pytest.fixture

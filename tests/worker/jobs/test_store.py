@@ -4,11 +4,10 @@ import time
 
 import pytest
 
-from model_core.records.errors import RunExists
-from worker.jobs.connection import connect
+from model_core.errors import RunExists
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, QueueFull, QueueUnavailable
-from worker.jobs.exchange import Outcome
-from worker.jobs.job import JobError, Progress
+from worker.jobs.redis_client import connect
+from worker.jobs.schemas import JobError, Outcome, Progress
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import CHANGES_KEY
 from worker.jobs.worker_store import WorkerStore
@@ -100,7 +99,7 @@ def test_claim_takes_what_fits(submit, claim_one):
 
 
 def test_claim_carries_the_configuration(submit, claim_one, make_spec):
-    from model_core.loading import parse_config
+    from model_core.config_loader import parse_config
 
     submit("one", steps=7)
     assert parse_config(claim_one().config).config == make_spec("one", steps=7).config

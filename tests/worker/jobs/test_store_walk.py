@@ -11,10 +11,9 @@ import time
 
 import pytest
 
+from model_core.data.spec import Preparation
 from model_core.errors import InvalidConfig, ModelCoreError
-from worker.jobs.exchange import Outcome
-from worker.jobs.job import JobError, WorkerView
-from worker.jobs.preparation import Preparation
+from worker.jobs.schemas import JobError, Outcome, WorkerView
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import parse_spec
 from worker.jobs.states import ACTIONS, ARROWS, HOLDING, STATUSES, TERMINAL

@@ -3,11 +3,10 @@
 import pytest
 
 from model_core.config import ExperimentConfig
-from model_core.records.files import Layout, read_json, write_json, write_text
-from model_core.records.run import Run
-from worker.jobs.exchange import Claim
-from worker.jobs.order import write_order
-from worker.jobs.traces import traces, write_off
+from model_core.storage.files import Layout, read_json, write_json, write_text
+from model_core.storage.run import Run
+from worker.jobs.recovery import traces, write_off, write_order
+from worker.jobs.schemas import Claim
 
 ONE, TWO, THREE = (f"job_{letter * 32}" for letter in "abc")
 

@@ -5,9 +5,8 @@ from collections import Counter
 
 import pytest
 
-from model_core.data.sources.plots import CLOSING, DETAIL, FRIEND, OPENING, PLOTS
 from model_core.data.sources.stories import stories
-from model_core.data.sources.words import LISTS
+from model_core.data.sources.story_text import CLOSING, DETAIL, FRIEND, LISTS, OPENING, PLOTS
 
 RUN = 25  # words
 

@@ -1,0 +1,83 @@
+"""What several commands share: arguments, options, the way to the service, JSON on stdout.
+
+A job that was submitted: said in a line, or watched to its end.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headcount import exit_codes
+
+if TYPE_CHECKING:
+    from headcount.client import Client, Json
+    from headcount.follow import View
+
+FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A configuration, such as configs/quickstart.yaml.")]
+JobArgument = Annotated[str, typer.Argument(metavar="ID", help="A job, job_... as `headcount jobs` lists it.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run, by the name of its experiment.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=V", help="Override one value: training.max_steps=100. May be repeated."),
+]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job has ended.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+CheckpointOption = Annotated[str, typer.Option(help="best, final, latest, step=N or a file name.")]
+DataOption = Annotated[Path, typer.Option(envvar="HEADCOUNT_DATA", help="The data root.")]
+
+
+def open_client() -> Client:
+    """The service at HEADCOUNT_URL."""
+    from headcount.client import Client
+
+    return Client()
+
+
+def print_json(value: object) -> None:
+    """Print for programs."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_state(job: Json) -> None:
+    """Say where a job is."""
+    from headcount.follow import made_by
+
+    print(f"{job['id']}  {job['status']}  {made_by(job)}")
+
+
+def submitted(client: Client, job: Json, *, follow: bool) -> int:
+    """Say what was submitted; the exit code, which is the job's if it is followed."""
+    from headcount.follow import made_by
+
+    for warning in job.get("warnings", ()):
+        exit_codes.complain(f"warning: {warning['detail']}")
+    if not follow:
+        print_state(job)
+        return exit_codes.DONE
+    print(f"{job['id']}  {made_by(job)}", flush=True)
+    return _watch(client, job)
+
+
+def _watch(client: Client, job: Json) -> int:
+    from rich.console import Console
+
+    from headcount.follow import follow, follow_from_queue
+
+    try:
+        return _ended(follow(follow_from_queue(client, job), Console()))
+    except KeyboardInterrupt:
+        exit_codes.complain(f"the job goes on; watch it with: headcount logs {job['id']} --follow")
+        return exit_codes.INTERRUPTED
+
+
+def _ended(seen: View) -> int:
+    if seen.status == "failed":
+        error = seen.error or {}
+        hint = f"; {error['hint']}" if error.get("hint") else ""
+        exit_codes.complain(f"{error.get('code', 'failed')}: {error.get('detail', 'see the log')}{hint}")
+        return exit_codes.FAILED
+    return exit_codes.DONE if seen.status == "succeeded" else exit_codes.STOPPED

@@ -1,0 +1,337 @@
+"""From text to a configuration: the one door through which every `ExperimentConfig` comes.
+
+Later layers win: field default, YAML file, override. All errors of a file are found in one pass, each with
+its place, its value and the nearest thing that would be right.
+
+The configurations that ship: looked up in ./configs, or in the package when there is no such folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from model_core.config import NAME_PATTERN, Config, ExperimentConfig
+from model_core.config_validation import disagreements
+from model_core.errors import ConfigFileNotFound, FieldProblem, InvalidConfig, MalformedConfig, UnknownPreset
+
+Tree = dict[str, Any]
+
+SERVICE_SECTIONS = ("job",)  # read by the service, ignored by the trainer
+_DEPRECATED = {"val_interval": "val_loss_every", "val_loss_steps": "val_max_steps"}
+_SMALL_HEAD = 16  # below it the fused kernels lose speed
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something to know about a configuration that is right."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ParsedConfig:
+    """A configuration and what its author should know about it."""
+
+    config: ExperimentConfig
+    warnings: tuple[Advice, ...]
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """Read a configuration file.
+
+    Args:
+        path: A YAML file.
+        overrides: ``section.key=value`` each, the value in YAML; they win over the file.
+
+    Raises:
+        ConfigFileNotFound: There is no such file.
+        MalformedConfig: The text is not a YAML mapping; the message has line and column.
+        InvalidConfig: Values are wrong; all of them are named.
+    """
+    return read_config(path, overrides).config
+
+
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> ParsedConfig:
+    """`load_config`, with the warnings."""
+    return parse_config(override(read_tree(path), overrides))
+
+
+def read_tree(path: str | Path) -> Tree:
+    """Read the tree of a YAML file, unchecked."""
+    file = Path(str(path).replace("\\", "/"))
+    if not file.is_file():
+        raise ConfigFileNotFound(file)
+    try:
+        return parse_yaml(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise MalformedConfig(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases, a few hundred bytes of which can expand to gigabytes, and without repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not accepted", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Tree:
+    """Parse YAML text into a tree.
+
+    Raises:
+        MalformedConfig: Not YAML, or not a mapping of text keys.
+    """
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        tab = "; indent with spaces, not tabs" if "\\t" in str(error.problem) else ""
+        raise MalformedConfig(f"not valid YAML{where}: {error.problem}{tab}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise MalformedConfig(f"not valid YAML: {error}") from None
+    except RecursionError:
+        raise MalformedConfig("not valid YAML: nested too deeply") from None
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        given = "nothing" if tree is None else type(tree).__name__
+        raise MalformedConfig(f"expected a mapping of sections, got {given}")
+    return tree
+
+
+def to_yaml(config: ExperimentConfig, *, written_only: bool = False) -> str:
+    """A configuration as YAML text that `load_config` reads back equal.
+
+    Args:
+        config: The configuration.
+        written_only: Leave out keys that nobody wrote: a test job takes those from the checkpoint.
+    """
+    tree = config.model_dump(mode="json", exclude_unset=written_only)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def override(tree: Tree, overrides: Iterable[str]) -> Tree:
+    """Apply ``section.key=value`` settings to a copy of a tree.
+
+    Raises:
+        InvalidConfig: A setting without an equals sign.
+    """
+    patch: Tree = {}
+    for setting in overrides:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise InvalidConfig((FieldProblem("", f"expected section.key=value, got {setting!r}", setting),))
+        node = patch
+        *sections, key = path.strip().split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise InvalidConfig((FieldProblem("", f"{setting!r}: {section} was set to a value before", setting),))
+        node[key] = parse_yaml(f"value: {text}")["value"]
+    merged: Tree = merge_patch(tree, patch, keep_null=True)
+    return merged
+
+
+def merge_patch(target: Any, patch: Any, *, keep_null: bool = False) -> Any:
+    """RFC 7396: objects merge, null removes, everything else replaces.
+
+    Args:
+        target: The tree to start from; it is not changed.
+        patch: What differs.
+        keep_null: Write null as a value instead of removing the key.
+    """
+    if not isinstance(patch, Mapping):
+        return patch
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None and not keep_null:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value, keep_null=keep_null)
+    return merged
+
+
+def parse_config(tree: Mapping[str, Any]) -> ParsedConfig:
+    """Check a tree against every rule.
+
+    Args:
+        tree: Sections as the YAML file has them; the service's own sections are left aside.
+
+    Raises:
+        InvalidConfig: With every problem of the tree.
+    """
+    tree, renamed = _rename_deprecated({k: v for k, v in tree.items() if k not in SERVICE_SECTIONS})
+    try:
+        config = ExperimentConfig.model_validate(tree)
+        problems = tuple(disagreements({name: getattr(config, name) for name in _SECTIONS}))
+    except ValidationError as error:
+        problems = (*problems_of(error, ExperimentConfig), *disagreements(_sound_sections(tree)))
+    if problems:
+        raise InvalidConfig(problems)
+    return ParsedConfig(config, (*renamed, *advice_of(config)))
+
+
+_SECTIONS: Mapping[str, type[Config]] = {
+    name: field.annotation
+    for name, field in ExperimentConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+}
+
+
+def _sound_sections(tree: Mapping[str, Any]) -> dict[str, Config]:
+    sound: dict[str, Config] = {}
+    for name, section in _SECTIONS.items():
+        try:
+            sound[name] = section.model_validate(tree.get(name, {}))
+        except ValidationError:
+            continue
+    return sound
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> Iterator[FieldProblem]:
+    """Turn pydantic's errors into ours, with pointers and the nearest known keys."""
+    for item in error.errors(include_url=False):
+        context = item.get("ctx", {})
+        path = [*item["loc"], *([context["field"]] if "field" in context else [])]
+        path = [part for part in path if part not in _TAGS]
+        pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+        if item["type"] == "extra_forbidden":
+            near = _nearest_keys(model, path)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            yield FieldProblem(pointer, f"unknown key {path[-1]!r}{hint}", _short(item["input"]), near)
+        elif item["type"] == "misfit":
+            yield FieldProblem(pointer, item["msg"], context["value"], tuple(context["nearest"]))
+        else:
+            value = _short(item["input"])
+            yield FieldProblem(pointer, f"{item['msg']}, got {value!r}", value)
+
+
+_TAGS = ("gpt2", "bpe")  # of the tokenizer's two forms; they stand in pydantic's places, not in the file
+
+
+def _short(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value if not isinstance(value, int) or abs(value) < 10**40 else "a very large number"
+    if isinstance(value, str):
+        return value if len(value) <= 200 else value[:200] + "..."
+    if isinstance(value, list | tuple) and len(value) <= 200 and all(isinstance(v, int | float) for v in value):
+        return list(value)
+    return f"a {type(value).__name__}"
+
+
+def _nearest_keys(model: type[BaseModel], path: list[Any]) -> tuple[str, ...]:
+    """Known keys like an unknown one: of its own section, else ``section.key`` of another."""
+    known: type[Any] = model
+    for part in path[:-1]:
+        field = known.model_fields.get(part) if issubclass(known, BaseModel) else None
+        known = _section_of(field.annotation) if field is not None else object
+    key = str(path[-1])
+    if issubclass(known, BaseModel):
+        near = get_close_matches(key, list(known.model_fields), n=2, cutoff=0.6)
+        if near:
+            return tuple(near)
+    elsewhere = {name: f"{section}.{name}" for section, cls in _SECTIONS.items() for name in cls.model_fields}
+    return tuple(elsewhere[name] for name in get_close_matches(key, list(elsewhere), n=1, cutoff=0.8))
+
+
+def _section_of(annotation: Any) -> type[Any]:
+    """The section that a field holds, also where it is one of several forms."""
+    if isinstance(annotation, type):
+        return annotation
+    sections = (_section_of(form) for form in get_args(annotation))
+    return next((section for section in sections if issubclass(section, BaseModel)), object)
+
+
+def _rename_deprecated(tree: Tree) -> tuple[Tree, tuple[Advice, ...]]:
+    section = tree.get("evaluation")
+    old = [key for key in _DEPRECATED if isinstance(section, dict) and key in section]
+    if not old or not isinstance(section, dict):
+        return tree, ()
+    renamed = {_DEPRECATED.get(key, key): value for key, value in section.items()}
+    advice = tuple(Advice("deprecated_key", f"evaluation.{key} is now evaluation.{_DEPRECATED[key]}") for key in old)
+    return {**tree, "evaluation": renamed}, advice
+
+
+def advice_of(config: ExperimentConfig) -> tuple[Advice, ...]:
+    """What the author of a configuration should know about it."""
+    return tuple(_advice(config))
+
+
+def _advice(config: ExperimentConfig) -> Iterator[Advice]:
+    model = config.model
+    if model.n_head_list is not None and "n_head" in model.model_fields_set:
+        yield Advice("n_head_ignored", f"n_head_list is given, so n_head {model.n_head} has no effect")
+    small = [(i, dim) for i, dim in enumerate(model.head_dims) if dim < _SMALL_HEAD]
+    if small:
+        layers = ", ".join(str(i) for i, _ in small)
+        detail = f"heads of fewer than {_SMALL_HEAD} dimensions run slowly: layers {layers}"
+        yield Advice("small_heads", detail)
+
+
+def _directory() -> Path:
+    return _found_from(Path.cwd())
+
+
+@lru_cache(maxsize=4)
+def _found_from(working_directory: Path) -> Path:
+    beside_the_sources = Path(__file__).parents[1] / "configs"
+    for directory in (working_directory / "configs", beside_the_sources):
+        if (directory / "baseline.yaml").is_file():
+            return directory
+    return Path(__file__).parent / "configs"
+
+
+def preset_names() -> tuple[str, ...]:
+    """Every preset's name, in order."""
+    return tuple(sorted(file.stem for file in _directory().glob("*.yaml")))
+
+
+def preset_text(name: str) -> str:
+    """A preset as its author wrote it.
+
+    Raises:
+        UnknownPreset: Naming those that exist.
+    """
+    return _file(name).read_text(encoding="utf-8")
+
+
+def preset_tree(name: str) -> Tree:
+    """A preset's sections, unchecked. Shared by all who ask: nobody changes it.
+
+    Raises:
+        UnknownPreset: Naming those that exist.
+    """
+    file = _file(name)
+    facts = file.stat()
+    return _parsed(file, facts.st_mtime_ns, facts.st_size)
+
+
+def _file(name: str) -> Path:
+    file = _directory() / f"{name}.yaml"
+    if not re.fullmatch(NAME_PATTERN, name) or not file.is_file():
+        raise UnknownPreset(name, preset_names())
+    return file
+
+
+@lru_cache(maxsize=64)
+def _parsed(file: Path, _changed_ns: int, _size_bytes: int) -> Tree:
+    return parse_yaml(file.read_text(encoding="utf-8"))

@@ -1,0 +1,150 @@
+"""What the sections of a configuration must agree on.
+
+A rule reads one or two sections and yields what is wrong. Rules run on every section that is right in itself,
+so one answer can hold all the errors of a file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+
+from model_core.catalog import FORMS, WITHOUT_COLUMNS, hub_dataset
+from model_core.config import (
+    GPT2_VOCABULARY,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ExecutionConfig,
+    ModelConfig,
+    TestingConfig,
+    TrainingConfig,
+)
+from model_core.errors import FieldProblem
+
+Rule = Callable[..., Iterator[FieldProblem]]
+
+
+def disagreements(sections: Mapping[str, Config]) -> Iterator[FieldProblem]:
+    """Apply every rule whose sections are all given; a test of a run is not held to what only training needs."""
+    execution = sections.get("execution")
+    trains = not isinstance(execution, ExecutionConfig) or execution.train
+    for names, rule in (*_RULES, *(_TRAINING_RULES if trains else ())):
+        if all(name in sections for name in names):
+            yield from rule(*(sections[name] for name in names))
+
+
+def _sequence_fits_the_model(model: ModelConfig, training: TrainingConfig) -> Iterator[FieldProblem]:
+    if training.sequence_length > model.block_size:
+        detail = f"{training.sequence_length} is above model.block_size {model.block_size}"
+        yield FieldProblem("/training/sequence_length", detail, training.sequence_length, (model.block_size,))
+
+
+def _vocabulary_holds_every_id(model: ModelConfig, data: DataConfig) -> Iterator[FieldProblem]:
+    needed = GPT2_VOCABULARY if data.tokenizer == "gpt2" else data.tokenizer.vocab_size
+    if model.vocab_size < needed:
+        detail = f"{model.vocab_size} is below the {needed} ids of the tokenizer in data.tokenizer"
+        yield FieldProblem("/model/vocab_size", detail, model.vocab_size, (needed, -(-needed // 64) * 64))
+
+
+def whole_steps(training: TrainingConfig, processes: int = 1) -> Iterator[FieldProblem]:
+    """A step is whole micro batches, as many for each of the processes that share it.
+
+    Args:
+        training: Its total_batch_size counts the tokens of all processes.
+        processes: How many train together: the job says that, or who starts them by hand.
+    """
+    rows = training.batch_size * training.sequence_length * processes
+    total = training.total_batch_size
+    if total % rows:
+        nearest = tuple(n * rows for n in (total // rows, total // rows + 1) if n)
+        shared = f" x {processes} processes" if processes > 1 else ""
+        detail = (
+            f"{total} is not a multiple of batch_size {training.batch_size} x sequence_length "
+            f"{training.sequence_length}{shared} = {rows}; the nearest are {' and '.join(map(str, nearest))}"
+        )
+        yield FieldProblem("/training/total_batch_size", detail, total, nearest)
+
+
+def _schedule_is_ordered(training: TrainingConfig) -> Iterator[FieldProblem]:
+    if training.min_lr > training.max_lr:
+        detail = f"{training.min_lr} is above max_lr {training.max_lr}"
+        yield FieldProblem("/training/min_lr", detail, training.min_lr, (training.max_lr,))
+    steps, why = training.max_steps, f"max_steps {training.max_steps}"
+    if training.max_tokens is not None and (of_tokens := -(-training.max_tokens // training.total_batch_size)) < steps:
+        steps, why = of_tokens, f"the {of_tokens} steps of max_tokens {training.max_tokens}"
+    if training.warmup_steps >= steps:
+        detail = f"{training.warmup_steps} must be below {why}"
+        yield FieldProblem("/training/warmup_steps", detail, training.warmup_steps, (steps - 1,))
+
+
+def _shares_add_up(data: DataConfig) -> Iterator[FieldProblem]:
+    total = sum(data.split)
+    if abs(total - 1) > 1e-9 or min(data.split) < 0:
+        detail = f"shares must not be negative and must sum to 1; these sum to {total:.6g}"
+        yield FieldProblem("/data/split", detail, list(data.split), ([0.9, 0.09, 0.01],))
+
+
+def _source_is_known(data: DataConfig) -> Iterator[FieldProblem]:
+    source = data.source
+    if source is None or source in WITHOUT_COLUMNS or source.startswith("file:") or hub_dataset(source):
+        return
+    near = tuple(get_close_matches(source, FORMS, n=2)) or tuple(form for form in FORMS if form[:4] == source[:4])
+    what = "names no dataset of the hub" if source.startswith("hub:") else "is not a source"
+    yield FieldProblem("/data/source", f"{source!r} {what}; there are: {', '.join(FORMS)}", source, near)
+
+
+def _source_has_what_is_asked(data: DataConfig) -> Iterator[FieldProblem]:
+    source = data.source
+    if data.revision is not None and (source is None or not hub_dataset(source)):
+        why = "there is no data.source" if source is None else f"{source!r} has none: its documents say what it is"
+        detail = f"a revision is a commit, branch or tag of a dataset of the hub, and {why}; leave it out"
+        yield FieldProblem("/data/revision", detail, data.revision, (None,))
+    elif data.revision is not None and not re.fullmatch(r"[!-~]{1,200}", data.revision):
+        detail = f"{data.revision[:80]!r} is no commit, branch or tag"
+        yield FieldProblem("/data/revision", detail, data.revision[:80], ("main",))
+    if data.text_column != "text" and source in WITHOUT_COLUMNS:
+        detail = f"{source!r} has no columns; leave it at 'text'"
+        yield FieldProblem("/data/text_column", detail, data.text_column, ("text",))
+
+
+def _something_to_do(execution: ExecutionConfig) -> Iterator[FieldProblem]:
+    if not (execution.train or execution.test):
+        detail = "train and test are both false: nothing would be done; set one of them"
+        yield FieldProblem("/execution/train", detail, False, (True,))
+
+
+def _test_finds_its_checkpoint(
+    execution: ExecutionConfig, checkpoint: CheckpointConfig, testing: TestingConfig
+) -> Iterator[FieldProblem]:
+    wanted = testing.checkpoint_path
+    kept = {"best": checkpoint.save_best, "final": checkpoint.save_final}
+    for word, is_kept in kept.items():
+        if execution.test and wanted in {word, f"model_{word}.pt"} and not is_kept:
+            detail = f"{wanted!r} will not be there: checkpoint.save_{word} is false"
+            yield FieldProblem("/testing/checkpoint_path", detail, wanted, ("latest",))
+
+
+def _colours_exist(testing: TestingConfig) -> Iterator[FieldProblem]:
+    from matplotlib import colormaps  # heavy: loaded only when a configuration is checked
+
+    if testing.cmap not in colormaps:
+        near = tuple(get_close_matches(testing.cmap, list(colormaps), n=3))
+        yield FieldProblem("/testing/cmap", f"no matplotlib colour map {testing.cmap!r}", testing.cmap, near)
+
+
+_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
+    (("data",), _shares_add_up),
+    (("data",), _source_is_known),
+    (("data",), _source_has_what_is_asked),
+    (("execution",), _something_to_do),
+    (("testing",), _colours_exist),
+)
+_TRAINING_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
+    (("model", "training"), _sequence_fits_the_model),
+    (("model", "data"), _vocabulary_holds_every_id),
+    (("training",), whole_steps),
+    (("training",), _schedule_is_ordered),
+    (("execution", "checkpoint", "testing"), _test_finds_its_checkpoint),
+)

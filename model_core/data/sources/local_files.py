@@ -1,0 +1,129 @@
+"""Local files as a source: one file, or a folder of them, in the order of their names.
+
+How a file is read follows from its ending: ``.jsonl`` and ``.json`` hold an object a line, ``.parquet`` rows, and
+whatever else is text. A folder is read for its ``.txt``, ``.jsonl``, ``.json`` and ``.parquet`` files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from model_core.config_loader import Advice
+from model_core.data.sources.base import Batch, Document, File, Source
+from model_core.data.sources.formats import check_text, jsonl_batches, parquet_batches, text_batches
+from model_core.errors import InvalidData
+from model_core.storage.files import sha256_of
+
+READABLE = (".txt", ".jsonl", ".json", ".parquet")
+_NOT_TEXT = frozenset(".arrow .bz2 .csv .doc .docx .gz .npy .npz .pdf .tsv .xz .zip .zst".split())
+
+
+def open_files(path: Path, column: str) -> Source:
+    """Open a file, or a folder of files, and check what can be checked without reading every document.
+
+    Args:
+        path: A relative one is one of the working directory.
+        column: Which column holds the text, in files with columns.
+
+    Raises:
+        InvalidData: Something is missing, empty or cannot be read; with the file and the place in it.
+    """
+    paths = _found(path)
+    files = [File(file, str(file)) for file in paths]
+    for file in files:
+        _check(file, column)
+    size = sum(file.stat().st_size for file in paths)
+    name, revision = name_of(path), _revision(paths, path.is_dir())
+    facts = {"files": [file.name for file in paths]} if path.is_dir() else {}
+    return Source(name, revision, None, size, reading(files, column), facts, _left_aside(path, paths))
+
+
+def name_of(path: Path) -> str:
+    """What a record calls it: no directories, because they differ by host."""
+    return f"file:{path.name or path.resolve().name}"
+
+
+def revision_of_files(path: Path) -> str | None:
+    """A hash that changes when a file of the source does, or its name in a folder; None when they are gone."""
+    if path.is_dir():
+        return _revision(paths, True) if (paths := _readable(path)) else None
+    return _revision([path], False) if path.is_file() else None
+
+
+def _revision(paths: Sequence[Path], in_folder: bool) -> str:
+    hashes = [sha256_of(path) for path in paths]
+    if not in_folder:
+        return hashes[0]
+    lines = (f"{digest} {path.name}\n" for digest, path in zip(hashes, paths, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def reading(files: Sequence[File], column: str) -> Callable[[int], Iterator[Document]]:
+    """What `Source.documents` is for files that are read one after the other."""
+    return lambda skip: documents_after(skip, (batch for file in files for batch in batches_of(file, column)))
+
+
+def batches_of(file: File, column: str) -> Iterator[Batch]:
+    """Documents of a file, by its ending."""
+    match file.path.suffix.lower():
+        case ".jsonl" | ".json":
+            return jsonl_batches(file, column)
+        case ".parquet":
+            return parquet_batches(file, column)
+    return text_batches(file)
+
+
+def documents_after(skip: int, batches: Iterable[Batch]) -> Iterator[Document]:
+    """All documents but the first `skip`; batches of those are counted and not made."""
+    for batch in batches:
+        if skip < batch.count:
+            yield from islice(batch.documents(), skip, None)
+        skip = max(0, skip - batch.count)
+
+
+def _found(path: Path) -> list[Path]:
+    if path.is_dir():
+        return _in_folder(path)
+    if not path.is_file():
+        raise InvalidData(f"there is no file {path.resolve()}; give a file or a folder as file:PATH")
+    if path.suffix.lower() in _NOT_TEXT:
+        readable = ", ".join(READABLE)
+        raise InvalidData(f"{path}: {path.suffix} files cannot be read; give {readable} or a folder of those")
+    return [path]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    paths, names = _readable(folder), sorted(entry.name for entry in folder.iterdir())
+    if not paths:
+        there = ", ".join(names[:5]) or "nothing"
+        raise InvalidData(f"{folder} has no file that ends in {', '.join(READABLE)}; there is: {there}")
+    return paths
+
+
+def _left_aside(folder: Path, paths: Sequence[Path]) -> tuple[Advice, ...]:
+    if not folder.is_dir():
+        return ()
+    others = sorted({entry.name for entry in folder.iterdir()} - {path.name for path in paths})
+    named = ", ".join(others[:10]) + (" ..." if len(others) > 10 else "")
+    detail = f"{folder} is read for {', '.join(READABLE)}; left aside: {named}"
+    return (Advice("files_left_aside", detail),) if others else ()
+
+
+def _readable(folder: Path) -> list[Path]:
+    """Its files of documents, in the order of their names."""
+    entries = (entry for entry in folder.iterdir() if entry.suffix.lower() in READABLE and entry.is_file())
+    return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _check(file: File, column: str) -> None:
+    try:
+        if file.path.suffix.lower() not in READABLE[1:]:
+            check_text(file)
+        is_empty = not any(batch.count for batch in batches_of(file, column))
+    except OSError as error:
+        raise InvalidData(f"{file.shown} cannot be read: {error.strerror or error}") from None
+    if is_empty:
+        raise InvalidData(f"{file.shown} is empty; a source needs text")

@@ -1,0 +1,294 @@
+"""One process's turn at a job: its events, its log, and how it ended.
+
+Whatever happens inside ends as an exit code, an `end` event and an outcome file; whoever started the process
+reads the file, not the code.
+
+How a process learns that it should save and leave: a signal, or its supervisor's end of a pipe closing.
+
+Torch-free, so that the handlers stand before the slow imports. Nothing here takes a lock: a handler may interrupt
+another one, and would wait for ever for what that one holds. One more signal, SIGUSR1, asks where the process is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from model_core.config import ExperimentConfig
+from model_core.config_loader import Advice
+from model_core.data.preparation import ensure_dataset
+from model_core.data.sources.hub_access import Token
+from model_core.errors import AttemptSuperseded, ModelCoreError, OutOfMemory, RunBusy, Stopped, is_out_of_memory
+from model_core.storage.dataset import Dataset
+from model_core.storage.events import EventWriter, finite, last_event
+from model_core.storage.files import Layout, now, write_json
+
+_STDERR = 2  # the descriptor: sys.stderr may be something that a signal handler cannot write to
+_PARENT_S = 0.5
+
+
+class StopRequest:
+    """True once somebody asked the process to stop.
+
+    Attributes:
+        reason: What asked first; None: nobody did.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __call__(self) -> bool:
+        """Whether somebody asked."""
+        return self.reason is not None
+
+    def listen(self, *, stdin: bool, parent: bool = False) -> None:
+        """Heed SIGTERM and SIGINT; SIGUSR1 writes the stacks of all threads to stderr, whatever hangs.
+
+        Args:
+            stdin: Heed the end of standard input too: it is a pipe whose other end the supervisor holds, so it
+                closes when the supervisor dies, in whatever way.
+            parent: Heed the end of the parent: the launcher of several processes that train together.
+        """
+        if hasattr(signal, "SIGUSR1"):  # not on Windows
+            faulthandler.register(signal.SIGUSR1, file=_STDERR, all_threads=True)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        if stdin:
+            threading.Thread(target=self._watch, args=(0,), name="supervisor-watch", daemon=True).start()
+        if parent:
+            threading.Thread(target=self._watch_parent, args=(os.getppid(),), name="parent-watch", daemon=True).start()
+
+    def check(self) -> None:
+        """Go on, unless somebody asked.
+
+        Raises:
+            Stopped: Somebody did.
+        """
+        if self.reason is not None:
+            raise Stopped(self.reason)
+
+    def request(self, reason: str) -> None:
+        """Ask the process to stop; only the first reason is kept."""
+        if self.reason is None:
+            self.reason = reason
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.request(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+
+    def _watch(self, descriptor: int) -> None:
+        while os.read(descriptor, 4096):
+            pass
+        self.request("supervisor gone")
+
+    def _watch_parent(self, parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_S)
+        self.request("launcher gone")
+
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, BAD_INPUT, STOPPED, BUSY = 0, 1, 2, 75, 76
+_BAD_INPUT_CODES = frozenset(
+    {
+        "invalid_config", "not_available", "malformed_body", "invalid_parameter", "unknown_preset", "run_exists",
+        "run_not_found", "dataset_not_ready", "checkpoint_mismatch", "checkpoint_not_found", "checkpoint_not_ready",
+        "invalid_data", "hub_login_required", "hub_terms_not_accepted", "hub_bad_token", "hub_not_found",
+    }
+)  # fmt: skip
+
+
+OnRefusal = Callable[[ModelCoreError], None]
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Arguments of a program that says what is wrong with them on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with the exit code of bad input."""
+        self.exit(BAD_INPUT, f"error: {message}; see --help\n")
+
+
+class Attempt:
+    """Records what one process does.
+
+    Attributes:
+        number: Grows with every attempt at the same directory.
+        facts: Added to the `end` event and to the outcome.
+        outcome: ``succeeded``, ``failed`` or ``stopped``, once it is known.
+    """
+
+    def __init__(self, directory: Path, number: int, *, seq_after: int = 0) -> None:
+        self._directory, self.number = directory, number
+        self._events = EventWriter(directory / "events.jsonl", number, seq_after=seq_after)
+        self.facts: dict[str, Any] = {}
+        self.outcome: str | None = None
+
+    def emit(self, type: str, **fields: Any) -> dict[str, Any]:  # noqa: A002 - the name on disk
+        """Write an event; a warning goes to the log too."""
+        if type == "warning":
+            log.warning("%s: %s", fields["code"], fields["detail"])
+        return self._events.append(type, **fields)
+
+    def warn(self, advices: Iterable[Advice]) -> None:
+        """Tell what the author of the configuration should know about it."""
+        for advice in advices:
+            self.emit("warning", code=advice.code, detail=advice.detail)
+
+    def dataset(self, config: ExperimentConfig, layout: Layout, stop: StopRequest, token: Token | None) -> Dataset:
+        """Open the configuration's dataset; when it is missing, prepare it and tell how that goes on."""
+        return ensure_dataset(config, layout, token=token, emit=self.emit, stop=stop)
+
+    def stopped(self, reason: str | None) -> int:
+        """End as somebody asked; returns the exit code."""
+        self.facts["reason"] = reason
+        self.finish("stopped")
+        return STOPPED
+
+    def finish(self, outcome: str, error: dict[str, Any] | None = None) -> None:
+        """Write the `end` event and the outcome file."""
+        self.outcome = outcome
+        record = {"schema_version": 1, "attempt": self.number, "outcome": outcome, "error": error, "time": now()}
+        try:
+            self.emit("end", outcome=outcome, error=error, **self.facts)
+            self._events.close()
+        finally:
+            write_json(self._directory / "outcome.json", finite({**record, **self.facts}))
+
+
+def make_attempt(
+    directory: Path, number: int, body: Callable[[Attempt], int], *, log_to_file: bool = True, seq_after: int = 0
+) -> int:
+    """Do the work and record how it ended, whatever becomes of it.
+
+    Args:
+        directory: Where events.jsonl, outcome.json and logs/log.txt lie.
+        number: The attempt's.
+        body: The work; it returns the exit code, and has finished the attempt unless that is 0.
+        log_to_file: Whether log lines go to logs/log.txt too.
+        seq_after: Number of the last event of a run that this one replaces.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        RunBusy: The directory belongs to another process; nothing more is written there.
+        AttemptSuperseded: Likewise.
+    """
+    attempt = Attempt(directory, number, seq_after=seq_after)
+    with _log_file(directory / "logs" / "log.txt") if log_to_file else contextlib.nullcontext():
+        try:
+            code = body(attempt)
+        except (AttemptSuperseded, RunBusy):
+            raise
+        except Stopped as stopped:
+            return attempt.stopped(stopped.reason)
+        except Exception as error:
+            log.error("attempt failed number=%d", number, exc_info=not isinstance(error, ModelCoreError))
+            attempt.facts |= error.facts if isinstance(error, ModelCoreError) else {}
+            with contextlib.suppress(ModelCoreError, OSError):  # on a full disk stderr alone can say it
+                attempt.finish("failed", describe(error))
+            return _say(error)
+        if attempt.outcome is None:
+            attempt.finish("succeeded")
+        return code
+
+
+def refuse(directory: Path, number: int, error: ModelCoreError) -> None:
+    """Record that an attempt ended before it could begin."""
+    record = {"schema_version": 1, "attempt": number, "outcome": "failed", "error": describe(error), "time": now()}
+    write_json(directory / "outcome.json", record)
+
+
+def next_attempt(events: Path) -> int:
+    """The number of an attempt made by hand: one more than the last in the file."""
+    last = last_event(events)
+    return (last["attempt"] if last else 0) + 1
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as it stands in a record: code, detail, step, hint."""
+    code, hint, step, detail = "internal_error", None, None, f"{type(error).__name__}: {error}"
+    if isinstance(error, ModelCoreError):
+        code, hint, step, detail = error.code, error.hint, error.step, str(error)
+    elif is_out_of_memory(error):
+        code, detail = OutOfMemory.code, str(error).partition("\n")[0] or type(error).__name__
+        hint = f"halve training.batch_size, {OutOfMemory.REMEDIES}"
+    elif isinstance(error, ModuleNotFoundError):
+        hint = "pip install 'headcount[worker]' brings what training and preparing data need"
+    return {"code": code, "detail": detail, "step": step, "hint": hint}
+
+
+def exit_code(main: Callable[[], int], on_refusal: OnRefusal | None = None) -> int:
+    """Run a program's body; errors become one line on stderr and an exit code.
+
+    Args:
+        main: The body.
+        on_refusal: Told about what kept it from beginning, unless that is another process.
+    """
+    try:
+        return main()
+    except (AttemptSuperseded, RunBusy) as error:
+        return _say(error)
+    except ModelCoreError as error:
+        if on_refusal is not None:
+            with contextlib.suppress(ModelCoreError, OSError):
+                on_refusal(error)
+        return _say(error)
+    except Exception as error:  # noqa: BLE001 - the edge of the process: a person sees a line, not a trace
+        return _say(error)
+
+
+def _say(error: Exception) -> int:
+    """Put an error on stderr, on one line; returns the exit code that it means."""
+    facts = describe(error)
+    hint = f" ({facts['hint']})" if facts["hint"] else ""
+    print(f"error: {' '.join(facts['detail'].split())}{hint}", file=sys.stderr)  # noqa: T201 - the command's voice
+    if isinstance(error, Stopped):
+        return STOPPED
+    if isinstance(error, AttemptSuperseded | RunBusy):
+        return BUSY
+    return BAD_INPUT if facts["code"] in _BAD_INPUT_CODES else FAILED
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def log_to_stderr(*, verbose: bool) -> None:
+    """Tell a person what happens, a line an event; on a terminal only what is wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_WithoutTrace("%(asctime)s %(message)s"))
+    if not verbose or sys.stderr.isatty():
+        handler.setLevel(logging.WARNING)  # on a terminal the progress bar speaks
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class _WithoutTrace(logging.Formatter):
+    """A person gets one line; the log file has the trace."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text.partition("\n")[0]

@@ -1,0 +1,170 @@
+"""README.md of an exported folder: a model card, short and without a claim that nobody checked.
+
+Where a run's data came from and under what terms, as far as somebody wrote it down: for the model card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from model_core.catalog import LICENCES_MADE_HERE, HubDataset, hub_dataset
+from model_core.config import DataConfig, ExperimentConfig, ModelConfig
+from model_core.errors import InvalidData
+from model_core.hf.hf_config import is_plain
+from model_core.storage.checkpoints import CheckpointInfo
+from model_core.storage.dataset import Dataset
+from model_core.tokenizer import Tokenizer
+
+
+def card(
+    run: str,
+    info: CheckpointInfo,
+    config: ExperimentConfig,
+    tokenizer: Tokenizer,
+    provenance: Provenance,
+    *,
+    licence: str | None = None,
+    imported: str | None = None,
+) -> str:
+    """Write the card.
+
+    Args:
+        run: Whose model it is.
+        info: Which checkpoint.
+        config: The run's.
+        tokenizer: What its ids mean.
+        provenance: Of the data that it was trained on.
+        licence: Of the model, as the Hub names licences; None where nobody said.
+        imported: The folder that the run was made of; nothing is known of its training then.
+    """
+    model = config.model
+    facts = {
+        "run": f"`{run}`, {info.file}",
+        **(_training(info, config, provenance) if imported is None else _before(imported)),
+        **_numbers(tokenizer),
+        "licence of the model": licence or "not stated",
+    }
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    head |= {"license": licence} if licence else {}
+    head |= {"datasets": [provenance.hub]} if provenance.hub and imported is None else {}
+    head["tags"] = ["gpt2", "headcount"]
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {run}",
+        _introduction(model),
+        "## Loading",
+        _loading(model),
+        "## Training",
+        _table(("", ""), tuple(facts.items())),
+        "## Layers",
+        _layers(model),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(model: ModelConfig) -> str:
+    sizes = f"width {model.n_embd}, context {model.block_size} tokens, vocabulary {model.vocab_size}"
+    if is_plain(model):
+        return f"A GPT-2 of {model.n_layer} layers with {model.heads[0]} attention heads each ({sizes})."
+    return f"A GPT-2 of {model.n_layer} layers whose attention heads differ from GPT-2's, see below ({sizes})."
+
+
+def _loading(model: ModelConfig) -> str:
+    trust = "" if is_plain(model) else ", trust_remote_code=True"
+    code = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})',
+        f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})',
+        'text = tokenizer("Once upon a time", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**text, max_new_tokens=50)[0]))",
+    ]
+    block = "\n".join(["```python", *code, "```"])
+    if is_plain(model):
+        return block
+    why = "`modeling_headcount.py` gives every layer its own heads; transformers runs it when it is told to trust it."
+    return f"{block}\n\n{why} A plain `GPT2LMHeadModel` refuses this folder."
+
+
+def _training(info: CheckpointInfo, config: ExperimentConfig, provenance: Provenance) -> dict[str, str]:
+    loss = "not measured" if info.val_loss is None else f"{info.val_loss:.4f} nats a token"
+    return {
+        "steps": f"{info.step:,}",
+        "validation loss": loss,
+        "data": f"`{config.data.dataset_name}`",
+        "made from": provenance.source,
+        "licence of the data": provenance.licence,
+    }
+
+
+def _before(imported: str) -> dict[str, str]:
+    return {"origin": f"imported from a folder `{imported}`; its training is not known here"}
+
+
+def _numbers(tokenizer: Tokenizer) -> dict[str, str]:
+    bpe = "GPT-2's BPE" if tokenizer.kind == "gpt2" else "a byte-level BPE of its own"
+    return {"tokenizer": f"{bpe}, {tokenizer.n_vocab:,} ids", "numbers": "float32"}
+
+
+def _layers(model: ModelConfig) -> str:
+    shape = zip(model.heads, model.head_dims, strict=True)
+    rows = [(str(layer), str(heads), str(dim)) for layer, (heads, dim) in enumerate(shape)]
+    return _table(("layer", "heads", "head size"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+_UNKNOWN = "not known here"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of a dataset.
+
+    Attributes:
+        source: What it was made of, in Markdown.
+        licence: Its terms, in the words of whoever publishes it.
+        hub: Its name on the Hugging Face hub, if it is from there.
+    """
+
+    source: str = _UNKNOWN
+    licence: str = _UNKNOWN
+    hub: str | None = None
+
+
+def provenance_of(data: DataConfig, dataset: Dataset, trained_at: str) -> Provenance:
+    """What is known of the data that a checkpoint was trained on.
+
+    Args:
+        data: The run's; it may name a source.
+        dataset: The one of that name that is there now, if there is one.
+        trained_at: When the checkpoint was saved, RFC 3339 UTC; a dataset that is younger is another one.
+    """
+    try:
+        manifest = dataset.manifest()
+    except InvalidData:
+        manifest = None
+    if manifest is None or manifest["created_at"] > trained_at:
+        manifest = {"source": data.source, "revision": data.revision, "origin": {}}
+    source = manifest["source"]
+    if source is None:
+        return Provenance()
+    hub = hub_dataset(source)
+    if hub is None:  # of a file, whose name is nobody else's business, or made by a program of ours
+        form = source.partition(":")[0]
+        return Provenance(f"`{form}`", LICENCES_MADE_HERE.get(form, _UNKNOWN))
+    return Provenance(_published(hub, manifest), manifest["origin"].get("licence") or hub.licence, hub.id)
+
+
+def _published(hub: HubDataset, manifest: dict[str, Any]) -> str:
+    config = manifest["origin"].get("config") or hub.config
+    which = f", configuration `{config}`" if config else ""
+    at = f", at `{manifest['revision']}`" if manifest["revision"] else ""
+    return f"[{hub.id}]({hub.page}){which}{at}"

@@ -1,0 +1,151 @@
+"""The tensors of a folder, whichever of transformers' formats they are in, read one at a time.
+
+One file or several with an index, safetensors or a pickle; a pickle is loaded without running code from it.
+
+What GPT-2's parameters are called, and how they lie, in transformers and here.
+
+Names are the same. transformers keeps the matrices of attention and MLP as (in, out), and ours are (out, in); its
+head is the token embedding and is not stored; old folders lack the prefix and store masks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Size, Tensor
+
+from model_core.checkpoint import load_file
+from model_core.errors import CheckpointDamaged, CheckpointRefused, InvalidData
+from model_core.hf.export_folder import WEIGHTS
+from model_core.hf.hf_config import read_object
+
+PICKLE, INDEX = "pytorch_model.bin", ".index.json"
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        file: The file's name.
+        shape: Of the tensor.
+        read: Reads it; once, because a pickle gives it away.
+    """
+
+    file: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+@contextmanager
+def stored_tensors(folder: Path) -> Iterator[dict[str, StoredTensor]]:
+    """Open the weights of a folder.
+
+    Args:
+        folder: With safetensors or a pickle; safetensors count first.
+
+    Yields:
+        Every tensor by the name that it has in its file.
+
+    Raises:
+        InvalidData: There are no weights, a file of the index is missing, or one is damaged or holds more than tensors.
+    """
+    with ExitStack() as stack:
+        yield _merged(folder, weight_files(folder), stack)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights.
+
+    Raises:
+        InvalidData: There are none, or the index names one that is not there.
+    """
+    for name in (WEIGHTS, PICKLE):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / (name + INDEX)).is_file():
+            return _of_index(folder, name + INDEX)
+    names = ", ".join(name + end for name in (WEIGHTS, PICKLE) for end in ("", INDEX))
+    raise InvalidData(f"{folder.name} has no weights: it should hold one of {names}")
+
+
+def _of_index(folder: Path, index: str) -> list[Path]:
+    weight_map = read_object(folder / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InvalidData(f"{index} has no weight_map from tensors to files")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise InvalidData(f"{index} names the file {name!r}, which is not in the folder")
+    return [folder / name for name in names]
+
+
+def _merged(folder: Path, files: Iterable[Path], stack: ExitStack) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for path in files:
+        part = _safetensors(path, stack) if path.suffix == _SUFFIX else _pickled(path)
+        if twice := found.keys() & part.keys():
+            raise InvalidData(f"{folder.name} stores {min(twice)} twice, the second time in {path.name}")
+        found |= part
+    return found
+
+
+def _safetensors(path: Path, stack: ExitStack) -> Mapping[str, StoredTensor]:
+    try:
+        file = stack.enter_context(safe_open(path, framework="pt"))
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise InvalidData(f"{path.name} is damaged: {error}") from None
+    return {name: StoredTensor(path.name, shape, partial(file.get_tensor, name)) for name, shape in shapes.items()}
+
+
+def _pickled(path: Path) -> Mapping[str, StoredTensor]:
+    try:
+        with path.open("rb") as file:
+            content = load_file(file, path.name)
+    except CheckpointDamaged as error:
+        raise InvalidData(str(error)) from None
+    except CheckpointRefused as error:
+        raise InvalidData(f"{error}; a folder with {WEIGHTS} needs no pickle") from None
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise InvalidData(f"{path.name} holds more than tensors by name")
+    named: dict[Any, Tensor] = dict(content)
+    return {str(n): StoredTensor(path.name, tuple(t.shape), partial(named.pop, n)) for n, t in content.items()}
+
+
+PREFIX, HEAD, EMBEDDING = "transformer.", "lm_head.weight", "transformer.wte.weight"
+_LIES_ACROSS = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
+_MASK = re.compile(r"\.attn\.(masked_)?bias$")
+
+
+def our_name(theirs: str) -> str | None:
+    """What a stored tensor is called here; None for a mask, which is no parameter."""
+    name = theirs if theirs == HEAD or theirs.startswith(PREFIX) else PREFIX + theirs
+    return None if _MASK.search(name) else name
+
+
+def turned(name: str, tensor: Tensor) -> Tensor:
+    """From one layout to the other, by our name; a copy where the two differ."""
+    return tensor.T.contiguous() if _LIES_ACROSS.search(name) else tensor.contiguous()
+
+
+def stored_shape(name: str, ours: Size) -> tuple[int, ...]:
+    """Shape of a parameter of ours in a file of transformers."""
+    return tuple(reversed(ours)) if _LIES_ACROSS.search(name) else tuple(ours)
+
+
+def stored_shapes(ours: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes that a folder must hold for a model of ours, by our names; the head apart.
+
+    Args:
+        ours: The model's state; only its shapes are read.
+    """
+    return {name: stored_shape(name, tensor.shape) for name, tensor in ours.items() if name != HEAD}

@@ -1,0 +1,314 @@
+"""A dataset on disk: token files of three splits, test examples that are read one at a time, a tokenizer, a manifest.
+
+A folder with token files alone, such as a user's own, works too: it has no manifest, and its tokens are GPT-2's.
+The row of a split that is too long for one file goes on in others, `x_train_00000.npy` and so on. Preparation moves
+the training tokens into place last, so a dataset whose token files are all there is complete.
+
+test_examples.json: documents of the test split, of which any is read without the others.
+
+An index says where each stands. Preparation writes it; for a user's own file it is made at the first question and
+kept beside it, for as long as the file stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_core.config import ExperimentConfig
+from model_core.errors import DatasetNotReady, DiskFull, ExampleNotFound, InvalidData
+from model_core.storage.files import Layout, portable, read_json, replacing, sha256_of
+from model_core.tokenizer import Tokenizer, gpt2_tokenizer
+
+EXAMPLES, EXAMPLE_INDEX = "test_examples.json", "test_examples_index.npy"
+_OWN_INDEX = ".test_examples_index.npy"  # its first row is size and time of the file that it belongs to
+_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
+
+Places = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document of the test split.
+
+    Attributes:
+        id: Its number, from 0.
+        text: The document.
+        tokens: Its ids, without the end of text.
+    """
+
+    id: int
+    text: str
+    tokens: tuple[int, ...]
+
+
+class ExampleFile:
+    """The examples of a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / EXAMPLES
+
+    def exists(self) -> bool:
+        """Whether there is such a file."""
+        return self._path.is_file()
+
+    def count(self) -> int:
+        """How many examples it has.
+
+        Raises:
+            InvalidData: It is no JSON array of objects.
+        """
+        return len(self._places())
+
+    def read(self, number: int) -> Example:
+        """Read one example that it has.
+
+        Raises:
+            InvalidData: What stands there is no example.
+        """
+        start, end = (int(place) for place in self._places()[number])
+        with self._path.open("rb") as file:
+            file.seek(start)
+            text = file.read(end - start)
+        try:
+            record = json.loads(text)
+            return Example(number, record["text"], tuple(record["tokens"]))
+        except (ValueError, KeyError, TypeError):
+            detail = f"example {number}, at byte {start}, is no object with text and tokens"
+            raise InvalidData(f"{self._path}: {detail}; prepare the dataset again") from None
+
+    def _places(self) -> Places:
+        """First byte of every example and the byte after its last, (examples, 2)."""
+        prepared, own = self._path.with_name(EXAMPLE_INDEX), self._path.with_name(_OWN_INDEX)
+        if prepared.is_file():
+            return _load(prepared)
+        facts = self._path.stat()
+        signature = (facts.st_size, facts.st_mtime_ns)
+        if own.is_file():
+            rows = _load(own)  # (examples + 1, 2)
+            if len(rows) and tuple(rows[0].tolist()) == signature:
+                return rows[1:]  # (examples, 2)
+        rows = np.array([signature, *_find_objects(self._path)], np.uint64)  # (examples + 1, 2)
+        with contextlib.suppress(OSError, DiskFull), replacing(own) as file:
+            np.save(file, rows)  # where nothing may be written, the next question takes as long
+        return rows[1:]  # (examples, 2)
+
+
+def _load(path: Path) -> Places:
+    places: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return places
+
+
+def _find_objects(path: Path) -> Iterator[tuple[int, int]]:
+    """Where the objects of a JSON array stand, found without holding the file in memory."""
+    depth = start = 0
+    if not path.stat().st_size:
+        raise InvalidData(f"{path} is empty; it should be a list of objects with id, text and tokens")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
+            raise InvalidData(f"{path} is no JSON array; it should be a list of objects with id, text and tokens")
+        for match in _MARKS.finditer(data):
+            mark = match[0]
+            if mark in (b"[", b"{"):
+                depth += 1
+                start = match.start() if depth == 2 else start
+            elif mark in (b"]", b"}"):
+                depth -= 1
+                if depth == 1:
+                    yield start, match.end()
+        if depth:
+            raise InvalidData(f"{path} ends in the middle of its JSON array; was it cut off?")
+
+
+SPLITS = ("train", "val", "test")
+TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
+LOCK = ".lock"  # held by whoever writes the directory
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where a dataset lies; nothing is read before it is asked for.
+
+    Attributes:
+        name: The dataset's name.
+        train: Token file of the split, like `val` and `test`; all lie in one directory.
+    """
+
+    name: str
+    train: Path
+    val: Path
+    test: Path
+
+    @classmethod
+    def named(cls, name: str, directory: Path) -> Dataset:
+        """Files called after the dataset."""
+        return cls(name, *(directory / f"{name}_{split}.npy" for split in SPLITS))
+
+    @property
+    def directory(self) -> Path:
+        """The directory of all its files."""
+        return self.train.parent
+
+    def split(self, name: str) -> Path:
+        """Token file of ``train``, ``val`` or ``test``; where there are several, what they are called after."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def missing(self) -> list[Path]:
+        """Token files that are not there; none when the dataset is ready."""
+        alone = [path for path in (self.train, self.val, self.test) if not path.is_file()]
+        if not alone:
+            return []  # the manifest is read only where a split may lie in several files
+        return [path for split in SPLITS for path in self._files(split) if not path.is_file()]
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What preparation recorded; None for files that were not prepared here, or beside another dataset's.
+
+        Raises:
+            InvalidData: The file is no manifest.
+        """
+        file = self.directory / MANIFEST
+        if not file.is_file():
+            return None
+        try:
+            manifest: dict[str, Any] = read_json(file)
+            train_file, _ = manifest["splits"]["train"]["file"], manifest["tokenizer"]["file"]
+        except (ValueError, LookupError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InvalidData(f"{file} cannot be read ({reason}): it was changed or damaged; {_REMEDY}") from None
+        return manifest if train_file == self.train.name else None
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of its tokens."""
+        manifest = self.manifest()
+        return Tokenizer.read(self.directory / manifest["tokenizer"]["file"]) if manifest else gpt2_tokenizer()
+
+    def bytes_per_token(self, split: str) -> float | None:
+        """Bytes of text for each token of a split, end of text counted; None when nobody recorded it."""
+        manifest = self.manifest()
+        facts = manifest["splits"].get(split) if manifest else None
+        return facts["text_bytes"] / facts["tokens"] if facts and facts["tokens"] else None
+
+    def check_sizes(self) -> None:
+        """Compare the size of every file with the manifest's, which takes no reading.
+
+        Raises:
+            InvalidData: One has another; it is named.
+        """
+        for path, facts in self._recorded():
+            size = path.stat().st_size if path.is_file() else None
+            if size != facts["size_bytes"]:
+                has = "is missing" if size is None else f"has {size} bytes"
+                raise InvalidData(f"{path} {has}, and {MANIFEST} says {facts['size_bytes']}; {_REMEDY}")
+
+    def verify(self) -> None:
+        """Compare every file with the manifest, byte for byte by its hash.
+
+        Raises:
+            InvalidData: One differs; it is named.
+        """
+        self.check_sizes()
+        for path, facts in self._recorded():
+            if (found := sha256_of(path)) != facts["sha256"]:
+                detail = f"has the sha256 {found}, and {MANIFEST} says {facts['sha256']}"
+                raise InvalidData(f"{path} {detail}: it was changed or damaged; {_REMEDY}")
+
+    @property
+    def example_count(self) -> int:
+        """Test examples there are; none when the folder has no examples file."""
+        examples = ExampleFile(self.directory)
+        return examples.count() if examples.exists() else 0
+
+    def example(self, number: int) -> Example:
+        """Read one test example without reading the others.
+
+        Raises:
+            DatasetNotReady: The dataset has no examples file.
+            ExampleNotFound: It has fewer.
+            InvalidData: The file is not what it should be.
+        """
+        examples = ExampleFile(self.directory)
+        if not examples.exists():
+            raise DatasetNotReady(f"dataset {self.name!r} has no {EXAMPLES}; preparing the dataset makes it")
+        count = examples.count()
+        if not 0 <= number < count:
+            raise ExampleNotFound(self.name, str(number), count)
+        return examples.read(number)
+
+    def _files(self, split: str) -> list[Path]:
+        """Token files of a split, as the manifest has them, or as they lie there."""
+        manifest, path = self.manifest(), self.split(split)
+        if manifest and "files" in manifest["splits"][split]:
+            return [self.directory / facts["file"] for facts in manifest["splits"][split]["files"]]
+        return token_files(path)
+
+    def _recorded(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every file of which the manifest knows size and hash; none without a manifest."""
+        manifest = self.manifest()
+        if manifest is not None:
+            splits = [facts for split in SPLITS for facts in _each_file(manifest["splits"][split])]
+            for facts in (*splits, manifest["examples"]):
+                yield self.directory / facts["file"], facts
+
+
+_REMEDY = "delete the dataset's folder and prepare it again"
+
+
+def _each_file(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    files: list[dict[str, Any]] = facts.get("files", [facts])
+    return files
+
+
+def shard_of(path: Path, number: int) -> Path:
+    """Where a row of token ids goes on, for example ``x_train_00001.npy`` of ``x_train.npy``."""
+    return path.with_name(f"{path.stem}_{number:05d}{path.suffix}")
+
+
+def token_files(path: Path) -> list[Path]:
+    """The files of a row of token ids, in order: one, or those that it was cut into.
+
+    Args:
+        path: What they are called after.
+
+    Returns:
+        The path itself when there is nothing else.
+    """
+    if path.is_file():
+        return [path]
+    return list(itertools.takewhile(Path.is_file, (shard_of(path, number) for number in itertools.count()))) or [path]
+
+
+def dataset_of(config: ExperimentConfig, layout: Layout) -> Dataset:
+    """The dataset that a configuration means, ready or not.
+
+    Args:
+        config: Its `data` section.
+        layout: Below a data root files are called after the dataset; without one the configuration's names hold.
+    """
+    data = config.data
+    directory = layout.dataset(data.dataset_name)
+    if layout.data_dir is None or data.dataset is not None:
+        return Dataset.named(data.dataset_name, directory)
+    return Dataset(
+        data.dataset_name, *(directory / portable(f) for f in (data.train_file, data.val_file, data.test_file))
+    )
+
+
+def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float | None:
+    """A loss in nats a token as bits a byte of text, comparable between tokenizers.
+
+    Returns:
+        None when the dataset's manifest does not say how many bytes its text has.
+    """
+    bytes_per_token = dataset.bytes_per_token(split)
+    return None if bytes_per_token is None else loss / math.log(2) / bytes_per_token

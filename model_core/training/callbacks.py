@@ -1,0 +1,274 @@
+"""What listens to a run: events, validation, samples, checkpoints, log lines and the progress bar.
+
+They stand in one ordered list, so that a checkpoint knows the validation loss of its step. None of them touches
+the random numbers or the data of the next step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model_core.checkpoint import State, weights_state, writer
+from model_core.config import ExperimentConfig
+from model_core.data.loader import LoaderConfig, load_tokens
+from model_core.errors import NonFiniteLoss, is_out_of_memory
+from model_core.generation.engine import generate
+from model_core.hardware.memory import fewer_rows, out_of_memory
+from model_core.storage.checkpoints import BEST, FINAL, LATEST, PREVIOUS, periodic_name
+from model_core.storage.dataset import Dataset, bits_per_byte
+from model_core.storage.files import require_space
+from model_core.storage.run import Run
+from model_core.training.evaluate import Emit, mean_loss
+from model_core.training.tracking import trackers
+from model_core.training.trainer import Listener, Observer, StepResult, TrainState
+
+log = logging.getLogger(__name__)
+
+_AROUND_TENSORS = 64 << 10  # bytes of a checkpoint for names, configuration and the archive itself
+_AROUND_TEXT = 16
+
+
+def observers(config: ExperimentConfig, run: Run, *, attempt: int, dataset: Dataset, emit: Emit) -> list[Observer]:
+    """The observers of a run, in the order in which they are told."""
+    present: list[Observer] = [Events(emit), Validation(dataset, emit)]
+    if config.evaluation.sample_num:
+        present.append(Samples(emit))
+    present += [Checkpoints(run, attempt, emit), LogLines(), *trackers(config, run, dataset=dataset, emit=emit)]
+    if config.logging.verbose and sys.stderr.isatty():
+        present.append(ProgressBar())
+    return present
+
+
+class Events(Listener):
+    """Writes every step, and what became of it."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+
+    def on_start(self, state: TrainState) -> None:
+        """Warn that the micro batch is still smaller than configured."""
+        configured = state.config.training.batch_size
+        if state.batch_size < configured:
+            detail = f"memory ran out earlier in this run: batch_size stays {state.batch_size} instead of {configured}"
+            self._emit_halved(state, configured, detail)
+
+    def on_halved(self, state: TrainState, before: int) -> None:
+        """Warn that the micro batch is smaller from here on."""
+        where = f"memory ran out at step {state.step + 1} with batch_size {before}"
+        self._emit_halved(state, before, f"{where}; going on with {state.batch_size} at the same total")
+
+    def _emit_halved(self, state: TrainState, old: int, detail: str) -> None:
+        self._emit("warning", code="batch_halved", detail=detail, step=state.step, old=old, new=state.batch_size)
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        """Write loss, learning rate, gradient norm and speed; warn when nothing was updated."""
+        if result.overflowed_scale is not None:
+            detail = (
+                f"gradients overflowed float16 at scale {result.overflowed_scale:g}; step {state.step} updated nothing"
+            )
+            self._emit("warning", code="step_skipped", detail=detail, step=state.step)
+        self._emit(
+            "step",
+            step=state.step,
+            loss=result.loss,
+            lr=result.lr,
+            grad_norm=result.grad_norm,
+            tokens_per_s=round(result.tokens_per_s, 1),
+        )
+
+
+class Validation(Listener):
+    """Measures the validation loss before the first step, every so many steps, and after the last.
+
+    It has a micro batch of its own: always of the same windows, with fewer rows at once when memory ran out.
+    """
+
+    def __init__(self, dataset: Dataset, emit: Emit) -> None:
+        self._dataset, self._emit = dataset, emit
+        self._tokens = load_tokens(dataset.val)
+        self._most_rows: int | None = None
+
+    def on_start(self, state: TrainState) -> None:
+        """Measure the untrained model."""
+        if state.step == 0:
+            self._validate(state)
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        """Measure when it is time, and remember the best."""
+        if state.step % state.config.evaluation.val_loss_every and state.step != state.max_steps:
+            return
+        self._validate(state)
+        if state.val_step == state.step and state.val_loss is not None and state.val_loss < state.best_val_loss:
+            state.best_val_loss, state.best_step = state.val_loss, state.step
+
+    def _validate(self, state: TrainState) -> None:
+        loss = self._mean_loss(state)
+        if loss is None:
+            detail = f"the validation split has {len(self._tokens)} tokens, fewer than one row takes"
+            self._emit("warning", code="no_val_loss", detail=detail)
+            return
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(state.step, loss, state.grad_norm)
+        state.val_loss, state.val_step = loss, state.step
+        bits = bits_per_byte(loss, self._dataset, "val")
+        self._emit("validation", step=state.step, val_loss=loss, bits_per_byte=bits)
+        log.info("validated step=%d val_loss=%.4f bits_per_byte=%s", state.step, loss, bits and f"{bits:.4f}")
+
+    def _mean_loss(self, state: TrainState) -> float | None:
+        rows, was_training = min(state.batch_size, self._most_rows or state.batch_size), state.model.training
+        try:
+            return self._loss_by(rows, state)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = fewer_rows(state.config, rows)
+            if state.config.training.on_oom == "fail" or smaller is None:
+                raise out_of_memory(state.config, state.runtime, step=state.step, batch_size=rows) from None
+        self._most_rows = smaller
+        state.model.train(was_training)
+        return self._mean_loss(state)
+
+    def _loss_by(self, rows: int, state: TrainState) -> float | None:
+        training, most = state.config.training, state.config.evaluation.val_max_steps
+        windows = (len(self._tokens) - 1) // training.sequence_length
+        if windows < 1:
+            return None
+        whole = min(training.batch_size, windows)
+        rows = min(rows, whole)
+        batches = min(most, windows // whole) * whole // rows
+        loader = LoaderConfig(rows, training.sequence_length, vocab_size=state.config.model.vocab_size)
+        return mean_loss(state.model, self._tokens, loader, state.runtime, batches)
+
+
+class Samples(Listener):
+    """Lets the model write."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        """Write samples when it is time."""
+        evaluation = state.config.evaluation
+        if state.step % evaluation.sample_every and state.step != state.max_steps:
+            return
+        texts = generate(
+            state.model,
+            state.tokenizer,
+            "",
+            n=evaluation.sample_num,
+            max_new_tokens=evaluation.sample_length,
+            temperature=evaluation.sample_temperature,
+            top_k=evaluation.sample_top_k,
+            seed=(state.config.device.seed + state.step) % 2**63,
+        )
+        self._emit("sample", step=state.step, texts=texts)
+
+
+class Checkpoints(Listener):
+    """Keeps the best and the final weights, periodic full states and a rolling one."""
+
+    def __init__(self, run: Run, attempt: int, emit: Emit) -> None:
+        self._run, self._attempt, self._emit = run, attempt, emit
+        self._last_full = time.monotonic()
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        """Save what is due."""
+        keep = state.config.checkpoint
+        if keep.save_best and state.best_step == state.step:
+            self._save(state, BEST, _weights(state), full=False)
+        if state.step % state.config.evaluation.checkpoint_every == 0:
+            self._save(state, periodic_name(state.step), state.full(), full=True)
+            self._run.prune(state.config.evaluation.max_checkpoints_to_keep)
+        if time.monotonic() - self._last_full >= keep.resume_every_minutes * 60:
+            self._save_latest(state)
+
+    def on_end(self, state: TrainState, *, stopped: bool) -> None:
+        """Save the state to go on from, and the final weights if this is the end."""
+        self._save_latest(state)
+        if state.config.checkpoint.save_final and not stopped:
+            self._save(state, FINAL, _weights(state), full=False)
+
+    def _save_latest(self, state: TrainState) -> None:
+        self._save(state, LATEST, state.full(), full=True, keep_as=PREVIOUS)
+
+    def _save(self, state: TrainState, file: str, content: State, *, full: bool, keep_as: str | None = None) -> None:
+        require_space(self._run.path / file, size_bytes(content))
+        info = self._run.publish(
+            file, writer(content), attempt=self._attempt, step=state.step, full=full,
+            loss=state.loss, val_loss=state.val_loss, keep_as=keep_as,
+        )  # fmt: skip
+        if full:
+            self._last_full = time.monotonic()
+        self._emit("checkpoint", step=state.step, file=file, sha256=info.sha256)
+        log.info("checkpoint saved run=%s file=%s step=%d", self._run.name, file, state.step)
+
+
+def size_bytes(state: State) -> int:
+    """How large the file of a state will be at most: numbers, shared ones once, texts, and a little around them."""
+    numbers: dict[int, int] = {}
+    texts, waiting = 0, [state]
+    while waiting:
+        value: Any = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            numbers[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, str):
+            texts += len(value) + _AROUND_TEXT
+        elif isinstance(value, dict | list | tuple):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return sum(numbers.values()) + texts + _AROUND_TENSORS
+
+
+def _weights(state: TrainState) -> State:
+    return weights_state(state.model, state.config, state.tokenizer, state.step)
+
+
+class LogLines(Listener):
+    """A line for people, every log_interval steps."""
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        """Write the line when it is due."""
+        if state.step % state.config.logging.log_interval == 0:
+            log.info(
+                "step=%d/%d loss=%.4f lr=%.3e grad_norm=%.3f tokens_per_s=%.0f",
+                state.step, state.max_steps, result.loss, result.lr, result.grad_norm, result.tokens_per_s,
+            )  # fmt: skip
+
+
+class ProgressBar(Listener):
+    """A bar on the terminal."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  val {task.fields[val]}  {task.fields[speed]} tokens/s"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True))
+
+    def on_start(self, state: TrainState) -> None:
+        """Show the bar."""
+        self._progress.start()
+        self._task = self._progress.add_task(
+            "train", total=state.max_steps, completed=state.step, loss="-", val="-", speed="-"
+        )
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        """Move it."""
+        val = "-" if state.val_loss is None else f"{state.val_loss:.3f}"
+        speed = f"{result.tokens_per_s:,.0f}"
+        self._progress.update(self._task, completed=state.step, loss=f"{result.loss:.3f}", val=val, speed=speed)
+
+    def close(self) -> None:
+        """Leave it as it stands."""
+        self._progress.stop()

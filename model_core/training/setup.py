@@ -1,0 +1,137 @@
+"""From a configuration to a `TrainState` ready for its first step, new or continued.
+
+The forward pass through torch.compile, with the eager model in reserve.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_core.config import ExperimentConfig
+from model_core.config_validation import whole_steps
+from model_core.data.loader import LoaderConfig, TokenLoader, load_tokens
+from model_core.errors import (
+    DeviceUnavailable,
+    InvalidConfig,
+    is_out_of_memory,
+)
+from model_core.gpt import GPT, Forward
+from model_core.hardware import device
+from model_core.hardware.device import Runtime, describe_machine
+from model_core.launch import Place
+from model_core.optim import make_optimizer
+from model_core.storage.dataset import Dataset
+from model_core.training.distributed import Ranks
+from model_core.training.trainer import TrainState
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[..., Any]
+
+
+def assemble(
+    config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit: Emit, ranks: Ranks | None = None
+) -> TrainState:
+    """Build model, optimizer and loader from the seed.
+
+    Args:
+        config: Resolved: max_steps and threads are what will be used.
+        runtime: Where it runs.
+        dataset: Its training split and tokenizer.
+        emit: Told ``warning``.
+        ranks: The processes that train together; None: this one alone.
+
+    Raises:
+        InvalidConfig: A step's rows cannot be shared among so many.
+    """
+    training, ranks = config.training, ranks or Ranks()
+    if problems := tuple(whole_steps(training, ranks.world)):
+        raise InvalidConfig(problems)
+    torch.manual_seed(config.device.seed)
+    model = GPT(config.model).to(runtime.device)
+    model.gradient_checkpointing = training.gradient_checkpointing
+    loader = LoaderConfig(
+        training.batch_size,
+        training.sequence_length,
+        config.data.shuffle,
+        config.device.seed,
+        config.model.vocab_size,
+        ranks.place.rank,
+        ranks.world,
+    )
+    return TrainState(
+        config=config,
+        runtime=runtime,
+        model=model,
+        tokenizer=dataset.tokenizer(),
+        optimizer=make_optimizer(model, training, fused=runtime.fused_adamw),
+        scaler=torch.amp.GradScaler(runtime.device_type, enabled=runtime.scaler),
+        loader=TokenLoader(
+            load_tokens(dataset.train), loader, device=runtime.device, pinned=runtime.pinned, name=dataset.train.name
+        ),
+        forward=compiled(model, runtime.compile_mode, emit) if runtime.compile_mode else model,
+        ranks=ranks,
+    )
+
+
+def compiled(model: GPT, mode: str, emit: Callable[..., Any]) -> Forward:
+    """Compile a model; its parameters stay the model's own, so checkpoints do not tell.
+
+    Args:
+        model: What is compiled.
+        mode: As torch.compile takes it.
+        emit: Told ``warning`` when the compiler fails.
+    """
+    return with_reserve(torch.compile(model, mode=mode), model, emit)
+
+
+def with_reserve(first: Forward, model: Forward, emit: Callable[..., Any]) -> Forward:
+    """A forward pass that falls back for good: the first call shows whether the compiler works here.
+
+    Args:
+        first: Tried first.
+        model: Used when that fails, unless it only lacked memory.
+        emit: Told ``warning``.
+    """
+    chosen: list[Forward] = [first]
+
+    def forward(idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        try:
+            return chosen[0](idx, targets)
+        except Exception as error:
+            if chosen[0] is model or is_out_of_memory(error):
+                raise
+            emit("warning", code="compile_failed", detail=f"{type(error).__name__}: {str(error)[:300]}")
+            chosen[0] = model
+            return forward(idx, targets)
+
+    return forward
+
+
+def runtime_of(config: ExperimentConfig, place: Place, gpu: int | None = None) -> device.Runtime:
+    """What one process uses: alone the machine, else its share of the cores and the GPU of its number.
+
+    Args:
+        config: What is asked for.
+        place: The process'.
+        gpu: Index among the visible GPUs that was asked for on the command line.
+
+    Raises:
+        DeviceUnavailable: That is not there, or the device cannot be shared.
+    """
+    machine = describe_machine()
+    if place.world == 1:
+        return device.decide(config, machine, gpu)
+    if machine.gpus and config.device.device in {"auto", "cuda"}:
+        gpu = place.local
+    machine = replace(machine, cores=max(1, machine.cores // place.local_world))
+    runtime = device.decide(config, machine, gpu)
+    if runtime.device_type == "mps":
+        raise DeviceUnavailable(f"{place.world} processes cannot share a Metal device; set device.device to cpu")
+    return runtime

@@ -1,0 +1,176 @@
+"""Jobs as JSON, from the store's rows straight to bytes.
+
+Whoever looks again sees mostly what has not changed, so the JSON of a job is kept by its record. Only its place in line
+changes without the record, and is put in each time.
+
+Jobs as the service answers them: the record and its links.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model_core.budget import Budget
+from model_core.config import ExperimentConfig
+from model_core.config_loader import Advice
+from service.schemas import View
+from worker.jobs.errors import JobNotFound
+from worker.jobs.schemas import Job, JobDetail, Look, Rows, Warned
+from worker.jobs.serialization import apart_from_the_queue, detail_apart_from_the_queue, queue_of
+from worker.jobs.spec import JobSpec
+
+_KEPT = 2048
+
+
+class Rendered(NamedTuple):
+    """A job's JSON up to where its place in line follows."""
+
+    id: str
+    revision: int
+    json: bytes
+
+    def at(self, place: int | None, outlook: str) -> bytes:
+        """The whole JSON.
+
+        Args:
+            place: In the line of ready jobs, from 0; None: not in it.
+            outlook: When those in line will start.
+        """
+        return b'%b,"queue":%b}' % (self.json, b"null" if place is None else _queue(place, outlook))
+
+
+class Listing(NamedTuple):
+    """A `Listed[JobView]` as JSON, and the id of its last job."""
+
+    body: bytes
+    last_id: str | None
+
+
+def listing_of(found: Rows) -> Listing:
+    """Render a page."""
+    jobs = [(known, place) for record, place in found.rows if (known := _job(record)) is not None]
+    first_id, last_id = (jobs[0][0].id, jobs[-1][0].id) if jobs else (None, None)
+    data = b",".join(known.at(place, found.outlook) for known, place in jobs)
+    ends = json.dumps({"first_id": first_id, "last_id": last_id, "has_more": found.has_more}).encode()
+    return Listing(b'{"object":"list","data":[%b],%b' % (data, ends[1:]), last_id)
+
+
+def look_of(job_id: str, found: Look) -> tuple[bytes, int]:
+    """Render one job: a `JobDetailView` as JSON, and its revision.
+
+    Raises:
+        JobNotFound: There is none of that id.
+    """
+    known = _detail(found.row.record, found.more)
+    if known is None:
+        raise JobNotFound(job_id)
+    return known.at(found.row.place, found.outlook), known.revision
+
+
+@lru_cache(_KEPT)
+def _queue(place: int, outlook: str) -> bytes:
+    return queue_of(place, outlook).model_dump_json().encode()
+
+
+@lru_cache(_KEPT)
+def _job(record: str) -> Rendered | None:
+    job = apart_from_the_queue(record)
+    return None if job is None else _rendered(JobView.of(job))
+
+
+@lru_cache(_KEPT)
+def _detail(record: str, more: str) -> Rendered | None:
+    job = detail_apart_from_the_queue(record, more)
+    return None if job is None else _rendered(JobDetailView.of(job))
+
+
+def _rendered(view: JobView | JobDetailView) -> Rendered:
+    return Rendered(view.id, view.revision, view.model_dump_json(exclude={"queue"}).encode()[:-1])
+
+
+class JobLinks(View):
+    """Where the rest of a job is."""
+
+    self_: str = Field(serialization_alias="self")
+    events: str
+    logs: str
+    metrics: str
+    run: str | None
+    dataset: str | None
+    cancel: str
+
+
+class JobView(Job):
+    """A job with its links."""
+
+    links: JobLinks
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Add the links to a record."""
+        return cls(**job.__dict__, links=_job_links(job.id, job.run, job.dataset))
+
+
+class JobDetailView(JobDetail):
+    """A job with its attempts and its links."""
+
+    links: JobLinks
+
+    @classmethod
+    def of(cls, job: JobDetail) -> Self:
+        """Add the links to a record."""
+        return cls(**job.__dict__, links=_job_links(job.id, job.run, job.dataset))
+
+
+@lru_cache(maxsize=2048)
+def _job_links(job_id: str, run: str | None, dataset: str | None) -> JobLinks:
+    here = f"/jobs/{job_id}"
+    more = {name: f"{here}/{name}" for name in ("events", "logs", "metrics", "cancel")}
+    return JobLinks(
+        self_=here,
+        run=f"/runs/{run}" if run else None,
+        dataset=f"/datasets/{dataset}" if dataset else None,
+        **more,
+    )
+
+
+class EventView(BaseModel):
+    """One line of events.jsonl; the fields that depend on `type` follow these."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    seq: int
+    time: str
+    attempt: int
+    type: str
+
+
+class Validation(View):
+    """What a submission would be: nothing was made."""
+
+    object: Literal["validation"] = "validation"
+    kind: str
+    run: str | None
+    dataset: str | None
+    config: ExperimentConfig
+    budget: dict[str, Any] | None = Field(
+        description="parameters, FLOPs, memory, disk and steps, layer by layer and in sum; null of prepare and export"
+    )
+    warnings: list[Warned]
+
+    @classmethod
+    def of(cls, spec: JobSpec, budget: Budget | None, warnings: Sequence[Advice]) -> Self:
+        """Put together what was found."""
+        return cls(
+            kind=spec.kind,
+            run=spec.run,
+            dataset=spec.dataset,
+            config=spec.config,
+            budget=budget.to_dict() if budget is not None else None,
+            warnings=[Warned(code=item.code, detail=item.detail) for item in warnings],
+        )

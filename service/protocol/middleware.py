@@ -1,0 +1,165 @@
+"""What happens to every request before any route sees it: an id, HEAD, and the limit of its body.
+
+The server's line for each request, without what nobody should see.
+
+Uvicorn writes the request's address down, however it was started. Its logger is one for the whole process, so the
+application keeps out of it by itself whatever is not one of its own parameters, which may be a token under any name,
+and what people write.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from urllib.parse import unquote_plus
+
+from anyio import CancelScope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.protocol.errors import BodyTooLarge, problem_response
+from service.protocol.parsing import is_multipart
+
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_MOST_DRAINED_BYTES = 64 << 20
+UPLOADS = frozenset({"/datasets"})  # paths that take files
+
+
+class Edge:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_upload_bytes: int) -> None:
+        self._app, self._limit, self._upload_limit = app, max_body_bytes, max_upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(dict(scope["headers"]))
+        scope.setdefault("state", {})["request_id"] = request_id
+        reply = _Named(send, request_id)
+        if scope["method"] != "HEAD":
+            await self._serve(scope, receive, reply)
+            return
+        with CancelScope() as rest:  # a stream would go on for hours
+            await self._serve(_as_get(scope), receive, _HeadOnly(reply, rest))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        announced = headers.get(b"content-length", b"0")
+        limit = self._limit
+        if scope["path"] in UPLOADS and is_multipart(headers.get(b"content-type", b"").decode("latin-1")):
+            limit = self._upload_limit
+        if announced.isdigit() and int(announced[:20]) > limit:
+            if b"expect" not in headers:
+                await _drain(receive)
+            await problem_response(_too_large(limit), scope)(scope, receive, send)
+            return
+        await self._app(scope, _Counting(receive, limit), send)
+
+
+def _as_get(scope: Scope) -> Scope:
+    """A HEAD as the GET whose head it asks for; a range means nothing in it (RFC 9110, 14.2)."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
+    return {**scope, "method": "GET", "headers": headers}
+
+
+class _Counting:
+    """A body that is refused once it is longer than it may be, whatever its header says."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._limit, self._seen = receive, limit, 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        if self._seen > self._limit:
+            raise _too_large(self._limit)
+        return message
+
+
+def _too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"a body may have at most {limit_bytes:,} bytes")
+
+
+class _Named:
+    """Replies that carry the request's id."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._id = send, request_id.encode()
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", []))
+            if all(name.lower() != b"x-request-id" for name, _ in headers):
+                headers.append((b"x-request-id", self._id))
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+
+class _HeadOnly:
+    """A reply that is over with its head: what would make the body is cancelled."""
+
+    def __init__(self, send: Send, rest: CancelScope) -> None:
+        self._send, self._rest = send, rest
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._send(message)
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            self._rest.cancel()
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+
+async def _drain(receive: Receive) -> None:
+    """Read what a client is already sending: closing on it would lose the answer on its way back."""
+    drained, more = 0, True
+    while more and drained < _MOST_DRAINED_BYTES:
+        message = await receive()
+        drained += len(message.get("body", b""))
+        more = message.get("more_body", False)
+
+
+HIDDEN = "***"
+WRITTEN = frozenset({"prompt", "stop"})  # text of a person
+SHOWN = frozenset(
+    {
+        "after", "artifacts", "checkpoint", "cmap", "dataset", "dpi", "format", "from", "head", "kind", "layer",
+        "limit", "logprobs", "max_new_tokens", "max_points", "max_tokens", "n", "name", "run", "seed", "source",
+        "status", "stream", "tail", "temperature", "top_k", "top_p", "validate_only",
+    }
+)  # fmt: skip
+_LOGGER = "uvicorn.access"
+
+
+def hide_values() -> None:
+    """Keep values that nobody should see out of the access log of this process."""
+    logging.getLogger(_LOGGER).addFilter(_without_values)  # a second time it changes nothing
+
+
+def redacted(address: str) -> str:
+    """A path and its query, with only those values that are known to be harmless.
+
+    Args:
+        address: As it was sent, so that names may be written with percent signs.
+    """
+    path, mark, query = address.partition("?")
+    return path + mark + "&".join(map(_redacted_parameter, query.split("&")))
+
+
+def _redacted_parameter(parameter: str) -> str:
+    name, given, _ = parameter.partition("=")
+    if not parameter or unquote_plus(name) in SHOWN:
+        return parameter
+    return f"{name}={HIDDEN}" if given else HIDDEN
+
+
+def _without_values(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):  # changed in place: before Python 3.12 a filter cannot hand on another record
+        record.args = tuple(redacted(value) if isinstance(value, str) else value for value in record.args)
+    return True

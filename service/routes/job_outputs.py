@@ -1,0 +1,141 @@
+"""What a job leaves behind while it runs: its events, its logs, its curves."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Header
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from model_core.config import Config
+from service.deps import Door
+from service.event_stream import EVENT_STREAM, events_after, follow, stream
+from service.job_files import Source
+from service.job_views import EventView
+from service.logs import PLACE, TEXT, LogReader, Place, follow_log, text_response
+from service.metrics import CSV, MEDIA_TYPES, MetricsQuery, MetricsView, render
+from service.openapi import problems
+from service.protocol.negotiation import choose
+from service.protocol.parsing import JSON, parameters_of, query
+from service.schemas import Listed
+
+router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
+
+
+class EventsQuery(Config):
+    """Which events."""
+
+    after: int = Field(default=0, ge=0, lt=2**63, description="the last seq that is known")
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+class LogsQuery(Config):
+    """How much of which log."""
+
+    tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only so many lines from the end")
+    source: Source | None = Field(
+        default=None,
+        description="log: for people; process: all that the process printed, stacks of a hang too; "
+        "else the log, or what the process printed while there is none",
+    )
+
+
+_STREAM: dict[str, Any] = {EVENT_STREAM: {"schema": {"type": "string"}}}
+_TEXT: dict[str, Any] = {TEXT: {"schema": {"type": "string"}}}
+_PART = {
+    "description": "The bytes that were asked for",
+    "content": _TEXT,
+    "headers": {"Content-Range": {"schema": {"type": "string"}, "description": "`bytes FIRST-LAST/SIZE`"}},
+}
+_CSV: dict[str, Any] = {
+    CSV: {"schema": {"type": "string"}, "example": "step,loss,val_loss\r\n1,6.25,\r\n2,6.125,6.5\r\n"}
+}
+_WITH_COMMAS: dict[str, dict[str, Any]] = {"name": {"explode": False, "example": ["loss", "val_loss"]}}
+
+
+@router.get(
+    "/events",
+    summary="What a job has told",
+    response_model=Listed[EventView],
+    responses={200: {"content": _STREAM}, **problems(404, 406, 422, 503)},
+    openapi_extra={"parameters": parameters_of(EventsQuery)},
+)
+async def events(
+    job_id: str,
+    wanted: Annotated[EventsQuery, query(EventsQuery)],
+    services: Door,
+    accept: Annotated[str | None, Header()] = None,
+    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63)] = None,
+) -> Any:
+    """A list; with `Accept: text/event-stream` a stream that can be resumed by Last-Event-ID, each event once."""
+    kind = choose(accept, (JSON, EVENT_STREAM))
+    found = await services.ask(services.store.get, job_id)
+    after = max(wanted.after, last_event_id or 0)
+    if kind == EVENT_STREAM:
+        return stream(follow(services, found, after))
+    told = await events_after(services, found, after, wanted.limit + 1)
+    shown = told[: wanted.limit]
+    return Listed[dict[str, Any]].of(shown, [event["seq"] for event in shown], has_more=len(told) > wanted.limit)
+
+
+@router.get(
+    "/logs",
+    summary="A log: whole, a part, or while it grows",
+    response_class=Response,
+    responses={200: {"content": {**_TEXT, **_STREAM}}, 206: _PART, **problems(404, 406, 416, 422, 503)},
+    openapi_extra={"parameters": parameters_of(LogsQuery)},
+)
+async def logs(
+    job_id: str,
+    wanted: Annotated[LogsQuery, query(LogsQuery)],
+    services: Door,
+    accept: Annotated[str | None, Header()] = None,
+    byte_range: Annotated[str | None, Header(alias="Range", description="one range: `bytes=-1000`")] = None,
+    if_range: Annotated[str | None, Header(alias="If-Range", description="answered with the whole log")] = None,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=PLACE)] = None,
+) -> Response:
+    """Plain text, as far as it is written now.
+
+    With `Accept: text/event-stream` whole lines as they come, `event: log` with `{"text": ...}`: the id is the byte
+    behind them, by which Last-Event-ID goes on; the last event is the `status` in which the job ended.
+    """
+    kind = choose(accept, (TEXT, EVENT_STREAM))
+    if kind == EVENT_STREAM:
+        job = await services.ask(services.store.detail, job_id)
+        reader = LogReader(services.layout, wanted.source, job.attempts[0].run if job.attempts else job.run)
+        place = Place.of(last_event_id) if last_event_id else Place()
+        if not last_event_id and wanted.tail is not None:
+            place = await run_in_threadpool(reader.before_the_end, job, wanted.tail)
+        return stream(follow_log(services, job, reader, place))
+    found = await services.ask(services.store.get, job_id)
+    part = byte_range if if_range is None else None
+    return await run_in_threadpool(
+        text_response, services.layout, found, wanted.source, tail=wanted.tail, byte_range=part
+    )
+
+
+@router.get(
+    "/metrics",
+    summary="A job's curves",
+    response_class=Response,
+    responses={200: {"model": MetricsView, "content": _CSV}, **problems(404, 406, 422, 503)},
+    openapi_extra={"parameters": [part | _WITH_COMMAS.get(part["name"], {}) for part in parameters_of(MetricsQuery)]},
+)
+async def metrics(
+    job_id: str,
+    wanted: Annotated[MetricsQuery, query(MetricsQuery)],
+    services: Door,
+    accept: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Values by step, each step from the latest attempt that reached it: JSON, or CSV with an empty cell for no point.
+
+    A curve of more than `max_points` keeps its shape, its ends and every value that is not finite.
+    """
+    kind = MEDIA_TYPES[wanted.format] if wanted.format else choose(accept, (JSON, CSV))
+    found = await services.ask(services.store.get, job_id)
+    read = partial(render, services.curves, services.layout, found, wanted, kind)
+    return await to_thread.run_sync(read, limiter=services.curves.threads)

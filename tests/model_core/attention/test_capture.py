@@ -1,0 +1,221 @@
+"""Weights that equal what the fused kernel does, and records of them on disk."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from model_core.attention.capture import (
+    MAX_LAYER_WEIGHTS,
+    attention_layers,
+    attention_weights,
+    capture,
+    capture_example,
+    extract_attention_patterns,
+)
+from model_core.attention.store import AttentionRecord
+from model_core.checkpoint import load_model, weights_state, writer
+from model_core.config import ExperimentConfig
+from model_core.data.preparation import prepare
+from model_core.errors import AttentionTooLarge, DatasetNotReady, ExampleNotFound, InvalidParameter
+from model_core.gpt import GPT
+from model_core.schemas import AttentionRequest, text_id
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from model_core.tokenizer import gpt2_tokenizer
+
+HEADS = (4, 1, 2)
+TEXT = "Once upon a time there was a fox.\nIt had a \U0001f642 friend."
+
+
+def config(**model):
+    shape = {"n_layer": 3, "n_embd": 16, "n_head_list": HEADS, "block_size": 64, **model}
+    training = {"batch_size": 1, "sequence_length": 16, "total_batch_size": 16}
+    return ExperimentConfig.model_validate({"experiment_name": "tiny", "model": shape, "training": training})
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return GPT(config(vocab_size=100).model).eval()
+
+
+@pytest.fixture
+def idx():
+    return torch.randint(100, (1, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def layout(tmp_path):
+    layout = Layout.under(tmp_path)
+    run = Run.create(layout.run("tiny"), config())
+    for step, name in enumerate(("model_best.pt", "model_final.pt")):
+        torch.manual_seed(step)
+        state = weights_state(GPT(config().model), config(), gpt2_tokenizer(), step)
+        run.publish(name, writer(state), attempt=1, step=step, full=False, loss=1.0, val_loss=1.0)
+    return layout
+
+
+@pytest.fixture
+def dataset(corpus, tmp_path):
+    split = (0.8, 0.1, 0.1)
+    return prepare(f"file:{corpus}", tmp_path / "text", name="text", split=split, seed=0)
+
+
+def look(layout, *, checkpoint="best", text=TEXT, id=None, max_tokens=None, dataset=None):  # noqa: A002
+    loaded = load_model(Run.open(layout.run("tiny")), checkpoint)
+    asked = AttentionRequest(
+        run="tiny", id=id or text_id(text), text=text, checkpoint=checkpoint, max_tokens=max_tokens
+    )
+    return capture_example(loaded, "tiny", layout, asked, dataset)
+
+
+@pytest.mark.parametrize("head_dim", [1, 4, 7])
+def test_weights_times_values_are_what_the_fused_kernel_returns(head_dim):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 9, head_dim)  # three of (B, H, T, D)
+    weights = attention_weights(q, k)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(weights @ v, expected, atol=1e-5, rtol=0)
+
+
+def test_weights_never_look_ahead_and_sum_to_one():
+    q, k = torch.randn(2, 1, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 30  # two of (B, H, T, D)
+    weights = attention_weights(q, k)
+    assert not weights.triu(diagonal=1).any()
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(1, 3, 5))
+
+
+def test_a_model_gives_one_matrix_a_head_with_each_layers_own_heads(model, idx):
+    layers = capture(model, idx)
+    assert [tuple(weights.shape) for weights in layers] == [(heads, 12, 12) for heads in HEADS]
+    assert extract_attention_patterns is capture
+
+
+def test_every_layer_sees_the_stream_that_the_model_itself_computes(model, idx):
+    inputs = []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda _, args, out: inputs.append((args[0], out)))
+    model.hidden(idx)
+    pairs = zip(model.blocks, capture(model, idx), inputs, strict=True)
+    rebuilt = [block.attn.merge(weights[None] @ block.attn.qkv(x)[2]) for block, weights, (x, _) in pairs]
+    torch.testing.assert_close(rebuilt, [out for _, out in inputs], atol=1e-5, rtol=0)
+
+
+def test_layers_come_one_by_one_and_without_the_language_models_head(model, idx):
+    ran = []
+    model.lm_head.register_forward_hook(lambda *_: ran.append("head"))
+    for number, block in enumerate(model.blocks):
+        block.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    layers = attention_layers(model, idx)
+    next(layers)
+    assert ran == []
+    assert torch.is_grad_enabled()  # the caller's mode is its own between two layers
+    assert len(list(layers)) == 2
+    assert ran == [0, 1]
+
+
+def test_the_beginning_of_a_text_has_the_beginning_of_its_weights(model, idx):
+    for whole, part in zip(capture(model, idx), capture(model, idx[:, :5]), strict=True):
+        torch.testing.assert_close(whole[:, :5, :5], part)
+
+
+def test_too_many_weights_are_refused_before_anything_is_computed():
+    with torch.device("meta"):
+        model = GPT(config(block_size=2**17, n_head_list=(16, 1, 2)).model)
+    tokens = 2**17
+    with pytest.raises(AttentionTooLarge, match=r"131072 tokens .* max_tokens=2896 fits") as refused:
+        capture(model, torch.zeros(1, tokens, dtype=torch.long))
+    assert f"{MAX_LAYER_WEIGHTS:,}" in str(refused.value)
+
+
+def test_a_text_becomes_a_record(layout):
+    record = look(layout)
+    facts = record.manifest
+    assert record.path == layout.attention / "tiny" / text_id(TEXT)
+    assert (facts["run"], facts["id"], facts["checkpoint"], facts["step"]) == (
+        "tiny",
+        text_id(TEXT),
+        "model_best.pt",
+        0,
+    )
+    assert facts["sha256"] == Run.open(layout.run("tiny")).resolve("best").sha256
+    assert facts["text"] == TEXT
+    assert len(facts["tokens"]) == len(facts["token_ids"]) == record.layer(0).shape[-1]
+    assert facts["truncated_from"] is None
+    assert facts["layers"][1] == {"layer": 1, "n_head": 1, "head_dim": 16, "png": "layer01.png"}
+    assert record.heads == HEADS
+    assert [len(layer["heads"]) for layer in record.statistics()["layers"]] == list(HEADS)
+    assert AttentionRecord.find(layout, "tiny", text_id(TEXT), facts["sha256"]) == record
+
+
+def test_stored_weights_are_the_models(layout):
+    record = look(layout)
+    loaded = load_model(Run.open(layout.run("tiny")))
+    exact = capture(loaded.model, torch.tensor([record.manifest["token_ids"]]))
+    for layer, weights in enumerate(exact):
+        np.testing.assert_allclose((record.layer(layer) / 255.0) ** 2, weights.numpy(), atol=0.004)
+
+
+def test_a_longer_text_is_cut_and_says_so(layout):
+    whole = len(gpt2_tokenizer().encode(TEXT))
+    facts = look(layout, max_tokens=5).manifest
+    assert (len(facts["token_ids"]), facts["max_tokens"], facts["truncated_from"]) == (5, 5, whole)
+    assert TEXT.startswith(facts["text"])
+    facts = look(layout, text="a " * 200, max_tokens=100_000).manifest
+    assert (len(facts["token_ids"]), facts["max_tokens"]) == (64, 64)  # the model has no more positions
+    assert facts["truncated_from"] > 64
+
+
+def test_the_same_is_captured_once_and_another_checkpoint_or_length_beside_it(layout):
+    first = look(layout)
+    stamp = (first.path / "manifest.json").stat().st_mtime_ns
+    assert look(layout) == first
+    assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
+    final = look(layout, checkpoint="final")
+    assert final.path == first.path / final.manifest["sha256"][:8]
+    assert look(layout, max_tokens=5).path.parent == first.path
+    assert (final.layer(0) != first.layer(0)).any()
+
+
+def test_a_text_sent_once_can_be_looked_at_by_its_id(layout):
+    look(layout, max_tokens=5)
+    again = look(layout, id=text_id(TEXT), text=None, checkpoint="final")
+    assert again.manifest["text"] == TEXT
+
+
+def test_many_at_once_capture_a_text_once(layout):
+    records, threads = [], []
+    for _ in range(4):
+        threads.append(threading.Thread(target=lambda: records.append(look(layout))))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert len(records) == 4
+    assert len({record.manifest["created_at"] for record in records}) == 1
+
+
+def test_what_cannot_be_looked_at_is_named(layout):
+    with pytest.raises(InvalidParameter, match=text_id(TEXT)):
+        look(layout, id="t_0123456789abcdef")
+    with pytest.raises(DatasetNotReady, match="example '0'"):
+        look(layout, id="0", text=None)
+    assert not (layout.attention / "tiny").exists()
+
+
+def test_a_test_example_becomes_a_record(layout, dataset):
+    example = dataset.example(1)
+    record = look(layout, id="1", text=None, dataset=dataset)
+    assert record.path == layout.attention / "tiny" / "1"
+    assert record.manifest["token_ids"] == gpt2_tokenizer().encode(example.text)[:50]
+
+
+def test_an_example_that_is_not_there_leaves_nothing_behind(layout, dataset):
+    with pytest.raises(ExampleNotFound, match="'99999'"):
+        look(layout, id="99999", text=None, dataset=dataset)
+    with pytest.raises(ExampleNotFound, match="t_0123456789abcdef") as unknown:
+        look(layout, id="t_0123456789abcdef", text=None, dataset=dataset)
+    assert "POST /attention" in unknown.value.hint
+    assert not (layout.attention / "tiny").exists()

@@ -1,0 +1,168 @@
+"""A record on disk: found by what it holds, read layer by layer, drawn without a model."""
+
+import numpy as np
+import pytest
+
+from model_core.attention.layout import PictureStyle
+from model_core.attention.plot import record_picture, write_layer_pictures
+from model_core.attention.store import (
+    AttentionRecord,
+    RecordWriter,
+    free_place,
+    home_of,
+    layer_name,
+    quantized,
+    restored,
+)
+from model_core.config import ExperimentConfig, TestingConfig
+from model_core.errors import InvalidParameter
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+
+HEADS = (3, 1)
+A, B = "a" * 64, "b" * 64
+
+
+def attention(heads, tokens, seed):
+    weights = np.tril(np.random.default_rng(seed).random((heads, tokens, tokens), dtype=np.float32)) ** 4
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def write(layout, *, sha256=A, tokens=6, whole=None, block_size=64, example="0"):
+    writer = RecordWriter(free_place(home_of(layout, "tiny", example), sha256, tokens), len(HEADS))
+    for seed, heads in enumerate(HEADS):
+        writer.add(attention(heads, tokens, seed))
+    layers = [{"layer": n, "n_head": h, "head_dim": 4, "png": layer_name(n, 2)} for n, h in enumerate(HEADS)]
+    labels = [f"w{n}" for n in range(tokens)]
+    return writer.finish(
+        {
+            "run": "tiny", "id": example, "checkpoint": "model_best.pt", "step": 7, "sha256": sha256, "text": "t",
+            "tokens": labels, "token_ids": list(range(tokens)), "max_tokens": 50, "truncated_from": whole,
+            "block_size": block_size, "layers": layers,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def layout(tmp_path):
+    layout = Layout.under(tmp_path)
+    Run.create(layout.run("tiny"), ExperimentConfig(experiment_name="tiny"))
+    return layout
+
+
+def test_the_first_checkpoint_lies_in_the_examples_folder_and_others_below_it(layout):
+    first, second = write(layout, whole=12), write(layout, sha256=B, whole=12)
+    longer = write(layout, sha256=B, tokens=9, whole=12)
+    home = layout.attention / "tiny" / "0"
+    assert [record.path for record in (first, second, longer)] == [home, home / B[:8], home / f"{B[:8]}-9"]
+    assert AttentionRecord.find(layout, "tiny", "0", A, max_tokens=6) == first
+    assert AttentionRecord.find(layout, "tiny", "0", B, max_tokens=6) == second
+    assert AttentionRecord.find(layout, "tiny", "0", B, max_tokens=9) == longer
+    assert AttentionRecord.find(layout, "tiny", "0", "c" * 64, max_tokens=6) is None
+    assert AttentionRecord.find(layout, "tiny", "1", A, max_tokens=6) is None
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "found"),
+    [
+        ({"tokens": 6, "whole": None}, 50, True),  # the whole text, shorter than wanted
+        ({"tokens": 6, "whole": None}, 5, False),
+        ({"tokens": 6, "whole": 20}, 6, True),
+        ({"tokens": 6, "whole": 20}, 7, False),
+        ({"tokens": 6, "whole": 20, "block_size": 6}, 7, True),  # the model cannot read more
+        ({"tokens": 50, "whole": 80}, None, True),  # the configuration draws 50
+        ({"tokens": 6, "whole": 80}, None, False),
+    ],
+)
+def test_a_record_is_found_when_it_holds_just_the_tokens_wanted(layout, held, wanted, found):
+    write(layout, **held)
+    assert (AttentionRecord.find(layout, "tiny", "0", A, max_tokens=wanted) is not None) is found
+
+
+def test_a_record_that_lost_a_file_is_none_and_is_written_again_in_its_place(layout):
+    record = write(layout)
+    (record.path / "weights" / "layer01.npy").unlink()
+    assert AttentionRecord.find(layout, "tiny", "0", A) is None
+    assert write(layout).path == record.path
+    assert AttentionRecord.find(layout, "tiny", "0", A) is not None
+
+
+def test_weights_are_read_with_numpy_alone_and_one_layer_without_the_rest(layout):
+    record = write(layout)
+    (record.path / "weights" / "layer01.npy").write_bytes(b"not read")
+    stored = np.load(record.path / "weights" / "layer00.npy")
+    assert (stored.dtype, stored.shape) == (np.uint8, (3, 6, 6))
+    np.testing.assert_array_equal(record.layer(0), stored)
+    np.testing.assert_array_equal(record.head(0, 2), stored[2])
+    np.testing.assert_allclose((stored / 255.0) ** 2, attention(3, 6, 0), atol=0.004)
+
+
+def test_a_shorter_text_is_the_beginning_of_a_longer_one(layout):
+    record = write(layout)
+    np.testing.assert_array_equal(record.layer(0, first=4), record.layer(0)[:, :4, :4])
+
+
+def test_storing_keeps_the_future_empty_and_faint_weights_alive():
+    weights = np.array([0.0, 1e-5, 0.5, 1.0], dtype=np.float32)
+    assert quantized(weights).tolist() == [0, 1, 180, 255]
+    np.testing.assert_allclose(restored(quantized(weights)), weights, atol=0.004)
+
+
+def test_statistics_come_from_the_exact_weights(layout):
+    heads = write(layout).statistics()["layers"][0]["heads"]
+    exact = np.diagonal(attention(3, 6, 0), axis1=1, axis2=2)[:, 1:].mean(axis=1)
+    assert [head["diagonal"] for head in heads] == pytest.approx(exact.tolist(), rel=1e-6)
+
+
+def test_what_is_not_there_is_named(layout):
+    record = write(layout)
+    with pytest.raises(InvalidParameter, match="no layer 2; its layers are 0 to 1"):
+        record.layer(2)
+    with pytest.raises(InvalidParameter, match="layer 1 has no head 1; its heads are 0 to 0"):
+        record.head(1, 1)
+    with pytest.raises(InvalidParameter, match="which layer"):
+        record_picture(record, head=0)
+    with pytest.raises(InvalidParameter, match="example"):
+        AttentionRecord.find(layout, "tiny", "../0", A)
+
+
+def test_names_of_layers_sort():
+    assert layer_name(3) == "layer03.png"
+    names = [layer_name(layer, 1000, "npy") for layer in range(1000)]
+    assert names == sorted(names)
+    assert names[7] == "layer007.npy"
+
+
+def test_a_record_is_drawn_whole_by_layer_and_by_head(layout):
+    record, style = write(layout), PictureStyle(dpi=30)
+    chosen = [{}, {"layer": 0}, {"layer": 1}, {"layer": 0, "head": 0}, {"layer": 0, "head": 1}]
+    assert len({record_picture(record, style=style, **one) for one in chosen}) == len(chosen)
+
+
+def test_layer_pictures_lie_beside_the_weights_and_are_drawn_once(layout):
+    record = write(layout)
+    files = write_layer_pictures(record, testing=TestingConfig(dpi=30))
+    assert files == [record.path / "layer00.png", record.path / "layer01.png"]
+    files[0].write_bytes(b"left alone")
+    files[1].unlink()
+    write_layer_pictures(record, testing=TestingConfig(dpi=30))
+    assert files[0].read_bytes() == b"left alone"
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("change", [{"dpi": 31}, {"cmap": "magma"}, {"max_seq_len_viz": 5}, {"label_max_tokens": 2}])
+def test_other_settings_draw_the_pictures_again(layout, change):
+    record = write(layout)
+    before = [file.read_bytes() for file in write_layer_pictures(record, testing=TestingConfig(dpi=30))]
+    testing = TestingConfig(**{"dpi": 30, **change})
+    after = [file.read_bytes() for file in write_layer_pictures(record, testing=testing)]
+    assert all(old != new for old, new in zip(before, after, strict=True))
+
+
+def test_another_format_or_folder_leaves_the_first_alone(layout, tmp_path):
+    record = write(layout)
+    first = write_layer_pictures(record, testing=TestingConfig(dpi=30))
+    vector = write_layer_pictures(record, testing=TestingConfig(dpi=30, format="svg"))
+    elsewhere = write_layer_pictures(record, tmp_path / "mine", testing=TestingConfig(dpi=30))
+    assert [file.name for file in vector] == ["layer00.svg", "layer01.svg"]
+    assert all(file.is_file() for file in (*first, *vector, *elsewhere))

@@ -1,0 +1,131 @@
+"""Files with columns, and folders: what they hold, from any document on, and what is wrong with them."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from model_core.data.sources.base import Document
+from model_core.data.sources.registry import open_source
+from model_core.errors import InvalidData
+
+ROWS = [
+    {"text": "One é.", "category": "speech", "data-source": "x"},
+    {"text": " ", "category": "blank", "data-source": "x"},
+    {"text": None, "category": "null", "data-source": "x"},
+    {"text": "Two.\nStill two.", "category": None, "data-source": "y"},
+    *({"text": f"Row {n}.", "category": f"c{n % 3}", "data-source": "z"} for n in range(700)),
+]
+DOCUMENTS = [Document(row["text"], row["category"]) for row in ROWS if (row["text"] or "").strip()]
+
+
+def read(path, skip=0, **options):
+    return list(open_source(f"file:{path}", seed=0, **options).documents(skip))
+
+
+def write(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=300)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.JSON", "rows.parquet"])
+def test_rows_are_documents_and_those_without_text_are_none(tmp_path, name):
+    write(tmp_path / name, ROWS)
+    assert read(tmp_path / name) == DOCUMENTS
+    assert read(tmp_path / name, 300) == DOCUMENTS[300:]
+    assert read(tmp_path / name, text_column="data-source")[0] == Document("x", "speech")
+    assert read(tmp_path / name, text_column="category")[0] == Document("speech", "x")
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+    write(tmp_path / "b.parquet", ROWS)
+    write(tmp_path / "c.jsonl", ROWS[:1])
+    (tmp_path / "a.txt").write_text("A.\n\nB.")
+    (tmp_path / "README.md").write_text("Not a document.")
+    source = open_source(f"file:{tmp_path}", seed=0)
+    expected = [Document("A."), Document("B."), *DOCUMENTS, DOCUMENTS[0]]
+    assert list(source.documents(0)) == expected
+    assert list(source.documents(501)) == expected[501:]
+    assert source.facts == {"files": ["a.txt", "b.parquet", "c.jsonl"]}
+    assert [advice.detail.rpartition(": ")[2] for advice in source.advice] == ["README.md"]
+    (tmp_path / "a.txt").rename(tmp_path / "aa.txt")
+    assert open_source(f"file:{tmp_path}", seed=0).revision != source.revision
+
+
+def line_17(text):
+    return "".join(json.dumps({"text": "fine", "n": n}) + "\n" for n in range(16)) + text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "a"', "not JSON: Expecting ',' delimiter at column 13"),
+        ('["a"]', "a list, not an object"),
+        ('{"txt": "a", "id": 1}', "no column 'text'; there is: 'txt', 'id'"),
+        ("{}", "no column 'text'; there is: nothing"),
+        ('{"text": 3}', "'text' is a number, not text"),
+        ('{"text": ["a"]}', "'text' is a list, not text"),
+        ('{"text": "\\ud800"}', "half of a surrogate pair"),
+        ("[" * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON that can be read"),
+        ('{"text": "' + "x" * 2**24 + '"}', "longer than 16 MiB"),
+    ],
+)
+def test_a_broken_line_of_json_is_named(tmp_path, line, said):
+    (tmp_path / "rows.jsonl").write_text(line_17(line))
+    with pytest.raises(InvalidData, match=f"rows.jsonl, line 17: .*{said}"):
+        read(tmp_path / "rows.jsonl")
+
+
+def test_json_that_is_not_utf_8_is_named_with_its_byte(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(line_17('{"text": "caf\xe9"}').encode("latin-1"))
+    with pytest.raises(InvalidData, match=r"rows\.jsonl, line 17: not UTF-8 \(byte 0xe9 at position 13\)"):
+        read(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"story": ["a"]}, "has no column 'text'; there is: 'story'; name one as text_column"),
+        ({"text": [1, 2]}, "column 'text' holds int64, not text"),
+        ({"text": pa.array(["", None], pa.string())}, "is empty"),
+        ({"text": pa.array([], pa.string())}, "is empty"),
+        ({"text": ["x" * (2**24 + 1)]}, "row group 0: a text longer than 16 MiB"),
+        ({"text": pa.array([b"a\xffb"]).view(pa.binary()).cast(pa.string(), safe=False)}, "not UTF-8|UTF8"),
+    ],
+)
+def test_parquet_without_text_is_named(tmp_path, table, said):
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    with pytest.raises(InvalidData, match=rf"rows\.parquet.*({said})"):
+        read(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"no parquet", lambda whole: whole[:400], lambda whole: b""])
+def test_parquet_that_cannot_be_read_is_named(tmp_path, damage):
+    path = tmp_path / "rows.parquet"
+    write(path, ROWS)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InvalidData, match=r"rows\.parquet: not parquet that can be read"):
+        read(path)
+
+
+def test_a_damaged_part_of_parquet_is_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    write(path, ROWS)
+    whole = bytearray(path.read_bytes())
+    whole[4:60] = bytes(56)
+    path.write_bytes(whole)
+    with pytest.raises(InvalidData, match=r"rows\.parquet, row group 0: not parquet that can be read"):
+        read(path)
+
+
+def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
+    with pytest.raises(InvalidData, match=r"there is no file .*nowhere\.txt"):
+        read(tmp_path / "nowhere.txt")
+    (tmp_path / "notes.md").write_text("Text.")
+    (tmp_path / ".hidden.txt").write_text("Text.")
+    with pytest.raises(InvalidData, match=r"has no file that ends in \.txt, .*; there is: \.hidden\.txt, notes\.md"):
+        read(tmp_path)

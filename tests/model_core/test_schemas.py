@@ -1,0 +1,73 @@
+"""Requests are checked alike from a query string, a JSON body and Python."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from model_core.schemas import AttentionRequest, Choice, Decoding, GenerateRequest, text_id
+
+
+def test_query_strings_count_as_numbers() -> None:
+    request = GenerateRequest.model_validate({"run": "a", "max_new_tokens": "7", "temperature": "0", "stop": "\n"})
+
+    assert (request.max_new_tokens, request.temperature, request.stop) == (7, 0.0, ("\n",))
+
+
+def test_defaults_are_those_of_the_interface() -> None:
+    assert GenerateRequest(run="a").model_dump() == {
+        "run": "a", "checkpoint": "best", "prompt": "", "max_new_tokens": 100, "temperature": 1.0, "top_k": 50,
+        "top_p": 1.0, "seed": None, "n": 1, "stop": (), "stream": False, "logprobs": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run", "../x"),
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("temperature", True),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", 10**40),
+        ("top_p", 0),
+        ("top_k", -1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("n", 0),
+        ("stop", [""]),
+        ("prompt", "\ud800"),
+        ("temprature", 1.0),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(key: str, value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        GenerateRequest.model_validate({"run": "a", key: value})
+
+    assert caught.value.errors()[0]["loc"][0] == key
+
+
+def test_a_seed_is_drawn_once_and_kept() -> None:
+    drawn = Decoding().seeded()
+
+    assert drawn.seed is not None
+    assert drawn.seeded() == drawn
+    assert Decoding(seed=3).seeded().seed == 3
+
+
+def test_logprobs_appear_only_when_asked_for() -> None:
+    choice = Choice(index=0, text="a", tokens=(1,), finish_reason="stop")
+
+    assert json.loads(choice.model_dump_json()) == {"index": 0, "text": "a", "tokens": [1], "finish_reason": "stop"}
+    assert Choice.model_validate_json(choice.model_dump_json()) == choice
+
+
+def test_an_attention_id_is_a_number_or_the_id_of_a_text() -> None:
+    assert AttentionRequest.model_validate({"run": "a", "id": 3}).id == "3"
+    assert AttentionRequest(run="a", id=text_id("hello"), text="hello").id.startswith("t_")
+
+
+@pytest.mark.parametrize("wrong", ["..", "01", "-1", "t_xyz", "", "٣"])
+def test_an_id_that_could_leave_its_directory_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        AttentionRequest(run="a", id=wrong)

@@ -1,0 +1,156 @@
+"""Models come and go under a cap of memory."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_core.checkpoint import weights_state, writer
+from model_core.config import ExperimentConfig
+from model_core.config_loader import parse_config
+from model_core.errors import CheckpointNotReady
+from model_core.gpt import GPT
+from model_core.schemas import Decoding
+from model_core.storage.checkpoints import BEST
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from model_core.tokenizer import train_bpe
+from worker.inference.model_cache import ModelDoesNotFit, Models, ModelsBusy
+
+ONE_MODEL = 400_000  # bytes: a model of _config with room for four texts takes about 390,000
+
+
+def _config(name: str) -> ExperimentConfig:
+    model = {"n_layer": 1, "n_embd": 32, "vocab_size": 320, "block_size": 256, "n_head": 2}
+    training = {"batch_size": 1, "sequence_length": 32, "total_batch_size": 32, "warmup_steps": 1, "max_steps": 4}
+    data = {"tokenizer": {"type": "bpe", "vocab_size": 280}}
+    return parse_config({"experiment_name": name, "model": model, "training": training, "data": data}).config
+
+
+def _publish(run: Run, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    tokenizer = train_bpe(["The cat saw a red ball."], 280)
+    state = weights_state(GPT(run.config().model), run.config(), tokenizer, 1)
+    run.publish(BEST, writer(state), attempt=1, step=1, full=False, loss=1.0, val_loss=1.0)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout.under(tmp_path)
+    for name in ("a", "b", "c"):
+        _publish(Run.create(layout.run(name), _config(name)))
+    return layout
+
+
+@pytest.fixture
+def make_models(layout: Layout) -> Iterator[Callable[..., Models]]:
+    made: list[Models] = []
+
+    def make(memory_bytes: int) -> Models:
+        made.append(Models(layout, device="cpu", memory_bytes=memory_bytes, max_batch=4))
+        return made[-1]
+
+    yield make
+    for models in made:
+        models.close()
+
+
+def _names(models: Models) -> list[str]:
+    return [facts["run"] for facts in models.facts()]
+
+
+def test_a_model_is_loaded_once(make_models: Callable[..., Models]) -> None:
+    models = make_models(10 * ONE_MODEL)
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(models.get("a", "best"))) for _ in range(4)]
+
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+
+    assert len(set(map(id, found))) == 1
+
+
+def test_the_least_used_model_leaves_when_memory_is_short(make_models: Callable[..., Models]) -> None:
+    models = make_models(2 * ONE_MODEL)
+    first = models.get("a", "best")
+    models.get("b", "best")
+    models.get("a", "best")
+
+    models.get("c", "best")
+
+    assert _names(models) == ["a", "c"]
+    assert models.get("a", "best") is first
+
+
+def test_a_model_larger_than_the_cap_is_refused_with_both_numbers(make_models: Callable[..., Models]) -> None:
+    with pytest.raises(ModelDoesNotFit, match="MiB"):
+        make_models(1000).get("a", "best")
+
+
+def test_short_memory_means_fewer_texts_at_once(make_models: Callable[..., Models]) -> None:
+    tight = make_models(220_000).get("a", "best")
+
+    assert tight.size_bytes <= 220_000
+    assert len(tight.engine.complete(Decoding(n=4, max_new_tokens=2, seed=1)).choices) == 4
+
+
+def test_a_model_in_use_is_never_taken_away(make_models: Callable[..., Models]) -> None:
+    models = make_models(ONE_MODEL)
+    served = models.get("a", "best")
+    request = served.engine.submit(Decoding(n=200, max_new_tokens=255, seed=1), lambda _: None)
+
+    with pytest.raises(ModelsBusy):
+        models.get("b", "best")
+    request.cancel()
+    _until(lambda: not served.engine.open_requests)
+
+    assert models.get("b", "best").engine.alive
+
+
+def test_a_replaced_checkpoint_is_another_model(make_models: Callable[..., Models], layout: Layout) -> None:
+    models = make_models(10 * ONE_MODEL)
+    old = models.get("a", "best")
+
+    _publish(Run.open(layout.run("a")), seed=1)
+    new = models.get("a", "best")
+
+    assert new.loaded.info.sha256 != old.loaded.info.sha256
+    assert _names(models) == ["a"]
+    assert not old.engine.alive
+
+
+def test_while_a_checkpoint_is_being_replaced_the_old_one_answers(
+    make_models: Callable[..., Models], layout: Layout
+) -> None:
+    models = make_models(10 * ONE_MODEL)
+    old = models.get("a", "best")
+    sidecar = layout.run("a") / "model_best.json"
+
+    sidecar.write_text(sidecar.read_text().replace(old.loaded.info.sha256, "0" * 64))  # written before the weights
+
+    assert models.get("a", "best") is old
+
+
+def test_an_engine_that_failed_is_replaced(make_models: Callable[..., Models]) -> None:
+    models = make_models(10 * ONE_MODEL)
+    failed = models.get("a", "best")
+    failed.engine.close()
+
+    assert models.get("a", "best").engine.alive
+
+
+def test_a_run_without_checkpoint_is_not_ready(make_models: Callable[..., Models], layout: Layout) -> None:
+    Run.create(layout.run("fresh"), _config("fresh"))
+
+    with pytest.raises(CheckpointNotReady):
+        make_models(ONE_MODEL).get("fresh", "best")
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,123 @@
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from model_core.data.sources.hub_access import HubBadToken, token_from
+from worker.child_process import Child, environment
+
+LAUNCHER = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_child_gets_only_what_is_listed():
+    passed = environment({"PATH": "/bin", "HF_TOKEN": "t", "AWS_SECRET": "s", "OMP_NUM_THREADS": "3"}, (2, 3))
+    assert (passed["PATH"], passed["HF_TOKEN"], passed["CUDA_VISIBLE_DEVICES"]) == ("/bin", "t", "2,3")
+    assert not {"AWS_SECRET", "OMP_NUM_THREADS"} & passed.keys()
+    assert "HF_TOKEN" not in environment({"PATH": "/bin"}, ())
+    assert environment({}, ())["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(("token", "passed"), [(" hf_a\n", "hf_a"), ("hf_a\nb", None), ("hf_ä", None), ("\n", None)])
+def test_a_token_that_no_header_can_hold_is_not_handed_on(token: str, passed: str | None, caplog):
+    handed_on = environment({"HF_TOKEN": token}, ())
+    assert handed_on.get("HF_TOKEN") == passed
+    assert "hf_" not in caplog.text
+
+
+@pytest.mark.parametrize("token", ["hf_a\nb", "hf_a b", "hf_ä"])
+def test_a_child_knows_that_its_token_was_refused_and_not_the_token(token: str):
+    handed_on = environment({"HF_TOKEN": token}, ())
+    with pytest.raises(HubBadToken, match="the token in HF_TOKEN is refused: it holds"):
+        token_from(handed_on).checked()
+    assert "hf_" not in repr(handed_on)
+
+
+def test_the_last_line_is_told_without_the_token(tmp_path):
+    command = [sys.executable, "-c", "import os; print('bad header', os.environ['HF_TOKEN'])"]
+    env = environment({"HF_TOKEN": "hf_canary", "PATH": "/bin"}, ())
+    child = Child(command, directory=tmp_path, log=tmp_path / "child.log", env=env)
+    deadline = time.monotonic() + 10
+    while child.exit_code() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert child.last_line() == "bad header [HF_TOKEN]"
+    child.kill()
+
+
+def test_allocator_keeps_freed_blocks():
+    script = "import numpy, resource; [numpy.ones(2**23) for _ in range(6)]; print(resource.getrusage(0).ru_minflt)"
+    env = environment({"PATH": "/bin"}, ())
+    faults = [
+        int(subprocess.run([sys.executable, "-c", script], env=e, capture_output=True, check=True).stdout)
+        for e in (env, {key: value for key, value in env.items() if not key.startswith("MALLOC")})
+    ]
+    assert faults[0] < faults[1]
+
+
+def test_kill_ends_ranks_in_sessions_of_their_own(tmp_path):
+    log = tmp_path / "child.log"
+    child = Child([sys.executable, "-u", "-c", LAUNCHER], directory=tmp_path, log=log, env=environment({}, ()))
+    wait_for(lambda: log.read_text().strip())
+    rank = psutil.Process(int(log.read_text()))
+
+    code = child.kill()
+
+    rank.wait(timeout=5)
+    assert code < 0
+    assert not psutil.pid_exists(child.pid)
+    assert child.kill() == code
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a child that runs some Python."""
+    children = []
+
+    def run(script):
+        log = tmp_path / "child.log"
+        command = [sys.executable, "-u", "-c", script]
+        children.append(Child(command, directory=tmp_path, log=log, env=environment({}, ())))
+        return children[-1]
+
+    yield run
+    for child in children:
+        child.kill()
+
+
+def test_last_line_is_not_that_of_a_child_before(start):
+    first = start("print('error: no')")
+    wait_for(lambda: first.exit_code() is not None)
+    second = start("")
+    wait_for(lambda: second.exit_code() is not None)
+    assert (first.last_line(), second.last_line()) == ("error: no", "")
+
+
+def test_child_that_does_not_know_the_signal_survives_a_look_at_its_stacks(start):
+    child = start("print('ready'); import time; time.sleep(60)")
+    wait_for(lambda: child.last_line() == "ready")
+    child.dump_stacks()
+    assert child.exit_code() is None
+
+
+def test_stacks_of_what_a_child_started_are_written_too(start):
+    rank = (
+        "import time; from model_core.entrypoint import StopRequest;"
+        "StopRequest().listen(stdin=False); print('up'); time.sleep(9)"
+    )
+    child = start(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}], start_new_session=True)")
+    wait_for(lambda: child.last_line() == "up")
+    child.dump_stacks()
+    assert "<module>" in child.last_line()

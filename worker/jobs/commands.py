@@ -1,0 +1,269 @@
+"""What the API asks of the job store most often, apart from the connection that carries it.
+
+A question is a script, what it is given, and what its reply means; a thread or an event loop can ask it alike.
+
+The Lua scripts, each a transition or a question that Redis answers in one go.
+
+In front of every script stand the prefix of all keys, the fields that clients see, the tables of states.py and what
+the scripts share: lib.lua, fit.lua for those that choose a job, room.lua for those that ask what workers could run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import redis
+
+from model_core.data.spec import Preparation
+from model_core.errors import FieldProblem, InvalidConfig
+from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
+from worker.jobs.redis_client import PREFIX, reaching
+from worker.jobs.schemas import Capacity, Job, JobDetail, Look, Refusal, Row, Rows, Submission
+from worker.jobs.serialization import checked_id, detail_of, job_of, jobs_of, known_job
+from worker.jobs.spec import JobSpec
+from worker.jobs.states import Status, as_lua
+
+T = TypeVar("T")
+_LUA = Path(__file__).parent / "lua"
+_BESIDE = {"claim": "fit", "fitting": "fit", "submit": "room", "shortage": "room"}
+_SHARED = {"lib", *_BESIDE.values()}
+
+# Fields of a record, in the order in which `view` of lib.lua returns them.
+VIEW = (
+    "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error", "worker",
+    "warnings", "metadata", "priority", "waiting_for", "revision", "dataset",
+)  # fmt: skip
+# Fields that only a look at one job needs beside.
+DETAIL = ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step")
+
+
+class Scripts:
+    """Runs scripts by name."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._scripts = {name: client.register_script(text) for name, text in sources().items()}
+
+    def ask(self, question: Question[T]) -> T:
+        """Ask a question.
+
+        Raises:
+            QueueUnavailable: Redis does not answer; the script may have run all the same.
+        """
+        return question.read(self.run(question.script, *question.arguments))
+
+    def run(self, name: str, *args: str | int | float) -> Any:
+        """Run one.
+
+        Raises:
+            QueueUnavailable: Redis does not answer; the script may have run all the same.
+        """
+        with reaching():
+            return self._scripts[name](args=args)
+
+
+@cache
+def sources() -> dict[str, str]:
+    """Every script's whole text, by name."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in _LUA.glob("*.lua")}
+    view, detail = (", ".join(f"'{field}'" for field in fields) for fields in (VIEW, DETAIL))
+    head = f"local P = '{PREFIX}'\nlocal VIEW, DETAIL = {{{view}}}, {{{detail}}}\n{as_lua()}\n{texts['lib']}"
+    return {
+        name: head + (texts[_BESIDE[name]] if name in _BESIDE else "") + text
+        for name, text in texts.items()
+        if name not in _SHARED
+    }
+
+
+@cache
+def digests() -> dict[str, str]:
+    """What Redis knows each script by once it has run."""
+    return {name: hashlib.sha1(text.encode()).hexdigest() for name, text in sources().items()}
+
+
+Taken = Literal[
+    "", "1", "ready"
+]  # 1: something has that name; ready: it is a dataset that was made in this way, or the export
+
+
+@dataclass(frozen=True)
+class Question(Generic[T]):
+    """One run of a script.
+
+    Attributes:
+        script: Its name.
+        arguments: What it is given.
+        read: Turns its reply into the answer, or raises what the reply says.
+    """
+
+    script: str
+    arguments: tuple[str | int, ...]
+    read: Callable[[Any], T]
+
+
+def submission(
+    spec: JobSpec,
+    *,
+    key: str | None,
+    fingerprint: str,
+    taken: Taken,
+    max_queued: int,
+    is_lacking: bool = False,
+    memory_bytes: int | None = None,
+    preparation: Preparation | None = None,
+) -> Question[Submission | Refusal]:
+    """Record a job, unless its key was used before, or something stands against it.
+
+    Args:
+        spec: What to do.
+        key: The client's Idempotency-Key, kept for a day.
+        fingerprint: Equal for equal requests.
+        taken: Whether the disk has what it makes.
+        max_queued: Jobs that may wait.
+        is_lacking: Whether the disk lacks what the job needs.
+        memory_bytes: What it needs of a worker; the known one with most must have as much, and the GPUs. None: whether
+            a worker could run it is not asked.
+        preparation: Of a dataset that must be made first: a job that is at it is waited for, else one is recorded too.
+
+    The answer may be:
+        IdempotencyConflict: The key came with another fingerprint before.
+        QueueFull: Too many jobs wait.
+        InvalidConfig: It is to wait for a job that is not there.
+    """
+
+    def read(reply: Any) -> Submission | Refusal:
+        verdict, fact, *seen = reply
+        if verdict in {"run_exists", "ready", "lacking"}:
+            return Refusal(verdict)
+        if verdict == "dataset_exists":
+            return Refusal(verdict, maker=fact or None)
+        if verdict == "unfit":
+            return Refusal(verdict, _capacity_of(fact))
+        if verdict == "conflict":
+            raise IdempotencyConflict(key or "", fact)
+        if verdict == "full":
+            raise QueueFull(max_queued)
+        if verdict == "no_dependency":
+            pointer = f"/job/depends_on/{spec.job.depends_on.index(fact)}"
+            raise InvalidConfig((FieldProblem(pointer, f"there is no job {fact!r}", fact),))
+        return Submission(known_job(job_of(*seen), fact), created=verdict == "created")
+
+    arguments = (
+        new_id(), hash_of(key) if key else "", fingerprint, spec.kind, spec.run or "",
+        "" if spec.gpus is None else spec.gpus, spec.job.priority, json.dumps(spec.record),
+        json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), taken, max_queued,
+        " ".join(dict.fromkeys(spec.job.depends_on)), int(is_lacking),
+        "" if memory_bytes is None else memory_bytes, spec.dataset or "", *_making(spec, preparation),
+        spec.export,
+    )  # fmt: skip
+    return Question("submit", arguments, read)
+
+
+def new_id() -> str:
+    """The id of a job that is to be."""
+    return f"job_{uuid.uuid4().hex}"
+
+
+def _making(spec: JobSpec, preparation: Preparation | None) -> tuple[str, str, str]:
+    """Recipe, and id and configuration of the job that makes the dataset first."""
+    if preparation is None:
+        return (spec.recipe, "", "")
+    return (preparation.recipe, new_id(), preparation.config.model_dump_json(exclude_unset=True))
+
+
+def detail(job_id: str) -> Question[JobDetail]:
+    """Read a job with its attempts.
+
+    Raises:
+        JobNotFound: There is none of that id; also as the answer.
+    """
+    return Question("detail", (checked_id(job_id),), lambda reply: known_job(detail_of(_look_of(reply)), job_id))
+
+
+def look(job_id: str) -> Question[Look]:
+    """The same, as the store keeps it; without a job of that id its record is empty.
+
+    Raises:
+        JobNotFound: No job can have that id.
+    """
+    return Question("detail", (checked_id(job_id),), _look_of)
+
+
+def _look_of(reply: Any) -> Look:
+    row, outlook, more = reply
+    return Look(Row(*row), outlook, more)
+
+
+def jobs(ids: Sequence[str]) -> Question[list[Job]]:
+    """Read jobs; those that there are not are left out."""
+    return Question("views", tuple(ids), lambda reply: jobs_of(*reply))
+
+
+def page(
+    *,
+    after: str | None = None,
+    limit: int = 20,
+    status: Status | None = None,
+    kind: str | None = None,
+    run: str | None = None,
+    dataset: str | None = None,
+) -> Question[Rows]:
+    """List jobs, newest first.
+
+    Args:
+        after: The last job of the page before.
+        limit: How many at most.
+        status: Only these.
+        kind: Only these.
+        run: Only these.
+        dataset: Only those that make or read it.
+
+    Raises:
+        JobNotFound: `after` is no job; also as the answer.
+    """
+    cursor = checked_id(after) if after else ""
+
+    def read(reply: Any) -> Rows:
+        verdict, *rest = reply
+        if verdict == "missing":
+            raise JobNotFound(cursor)
+        seen, outlook, has_more = rest
+        return Rows(tuple(Row(*row) for row in seen), outlook, has_more=bool(has_more))
+
+    return Question("page", (cursor, limit + 1, status or "", kind or "", run or "", dataset or ""), read)
+
+
+def makers(datasets: Sequence[str]) -> Question[list[Job | None]]:
+    """Read the last job that makes or made each dataset, where one is known."""
+
+    def read(reply: Any) -> list[Job | None]:
+        rows, outlook = reply
+        return [job_of(Row(*row), outlook) for row in rows]
+
+    return Question("makers", tuple(datasets), read)
+
+
+def datasets(*, after: str | None, limit: int) -> Question[list[str]]:
+    """Names of datasets that some job makes or made, in order."""
+    return Question("datasets", (after or "", limit), list)
+
+
+def shortage(gpus: int, memory_bytes: int) -> Question[Capacity | None]:
+    """What the known workers have, if none of them could run a job of that size."""
+    return Question("shortage", (gpus, memory_bytes), lambda reply: _capacity_of(reply) if reply else None)
+
+
+def _capacity_of(reply: Sequence[Any]) -> Capacity:
+    gpus, memory_bytes = reply
+    return Capacity(int(gpus), int(memory_bytes) if memory_bytes else None)
+
+
+def hash_of(key: str) -> str:
+    """An Idempotency-Key as the store keeps it."""
+    return hashlib.sha256(key.encode()).hexdigest()

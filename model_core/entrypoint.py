@@ -25,14 +25,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from model_core.config import ExperimentConfig
 from model_core.config_loader import Advice
-from model_core.data.preparation import ensure_dataset
-from model_core.data.sources.hub_access import Token
 from model_core.errors import AttemptSuperseded, ModelCoreError, OutOfMemory, RunBusy, Stopped, is_out_of_memory
-from model_core.storage.dataset import Dataset
 from model_core.storage.events import EventWriter, finite, last_event
-from model_core.storage.files import Layout, now, write_json
+from model_core.storage.files import now, write_json
 
 _STDERR = 2  # the descriptor: sys.stderr may be something that a signal handler cannot write to
 _PARENT_S = 0.5
@@ -147,10 +143,6 @@ class Attempt:
         """Tell what the author of the configuration should know about it."""
         for advice in advices:
             self.emit("warning", code=advice.code, detail=advice.detail)
-
-    def dataset(self, config: ExperimentConfig, layout: Layout, stop: StopRequest, token: Token | None) -> Dataset:
-        """Open the configuration's dataset; when it is missing, prepare it and tell how that goes on."""
-        return ensure_dataset(config, layout, token=token, emit=self.emit, stop=stop)
 
     def stopped(self, reason: str | None) -> int:
         """End as somebody asked; returns the exit code."""

@@ -25,6 +25,7 @@ from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
 from model_core.config_loader import ParsedConfig, parse_config, read_config
 from model_core.config_validation import whole_steps
+from model_core.data.preparation import ensure_dataset
 from model_core.data.sources.hub_access import token_from
 from model_core.entrypoint import (
     BAD_INPUT,
@@ -181,7 +182,7 @@ def _train_attempt(
     meeting: Meeting | None,
 ) -> int:
     config = run.config()
-    dataset = attempt.dataset(config, layout, stop, arguments.token)
+    dataset = ensure_dataset(config, layout, token=arguments.token, emit=attempt.emit, stop=stop)
     if stop():
         return attempt.stopped(stop.reason)
 

@@ -20,6 +20,7 @@ from model_core.checkpoint import LoadedModel
 from model_core.config import ExperimentConfig, TestingConfig
 from model_core.config_loader import ParsedConfig
 from model_core.data.loader import LoaderConfig, TokenLoader, Tokens, load_tokens
+from model_core.data.preparation import ensure_dataset
 from model_core.entrypoint import DONE, Attempt, StopRequest, make_attempt, next_attempt
 from model_core.errors import CheckpointMismatch
 from model_core.gpt import GPT
@@ -96,7 +97,7 @@ def _test_attempt(
     config = _agreed(written, loaded)
     if not arguments.data_root:
         layout = replace(layout, data_dir=Layout.of(config).data_dir)
-    dataset = attempt.dataset(config, layout, stop, arguments.token)
+    dataset = ensure_dataset(config, layout, token=arguments.token, emit=attempt.emit, stop=stop)
     runtime = device.decide(config, describe_machine(), arguments.gpu)
     device.apply(runtime)
     announce(attempt.emit, config, runtime, arguments.gpu, checkpoint=loaded.info.file, step=loaded.info.step)

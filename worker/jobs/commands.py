@@ -25,7 +25,7 @@ from model_core.data.spec import Preparation
 from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
 from worker.jobs.redis_client import PREFIX, reaching
-from worker.jobs.schemas import Capacity, Job, JobDetail, Look, Refusal, Row, Rows, Submission
+from worker.jobs.schemas import DETAIL, VIEW, Capacity, Job, JobDetail, Look, Refusal, Row, Rows, Submission
 from worker.jobs.serialization import checked_id, detail_of, job_of, jobs_of, known_job
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status, as_lua
@@ -34,14 +34,6 @@ T = TypeVar("T")
 _LUA = Path(__file__).parent / "lua"
 _BESIDE = {"claim": "fit", "fitting": "fit", "submit": "room", "shortage": "room"}
 _SHARED = {"lib", *_BESIDE.values()}
-
-# Fields of a record, in the order in which `view` of lib.lua returns them.
-VIEW = (
-    "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error", "worker",
-    "warnings", "metadata", "priority", "waiting_for", "revision", "dataset",
-)  # fmt: skip
-# Fields that only a look at one job needs beside.
-DETAIL = ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step")
 
 
 class Scripts:

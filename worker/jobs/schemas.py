@@ -16,6 +16,14 @@ from worker.jobs.states import Action, Status
 
 Number = float | Literal["nan", "inf", "-inf"]
 
+# Fields of a record, in the order in which `view` of lib.lua returns them.
+VIEW = (
+    "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error", "worker",
+    "warnings", "metadata", "priority", "waiting_for", "revision", "dataset",
+)  # fmt: skip
+# Fields that only a look at one job needs beside.
+DETAIL = ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step")
+
 
 class _View(BaseModel):
     model_config = ConfigDict(frozen=True)

@@ -10,11 +10,10 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from model_core.storage.events import Event
-from worker.jobs.commands import DETAIL, VIEW
 from worker.jobs.errors import JobNotFound
 from worker.jobs.eta import read_outlook
 from worker.jobs.kinds import WITHOUT_STEPS
-from worker.jobs.schemas import Job, JobDetail, Look, Progress, QueueView, Row
+from worker.jobs.schemas import DETAIL, VIEW, Job, JobDetail, Look, Progress, QueueView, Row
 from worker.jobs.spec import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
 

@@ -17,7 +17,6 @@ from typing import Any
 import tiktoken
 
 from model_core.errors import InvalidData
-from model_core.storage.files import read_json, write_json
 
 _GPT2_FILE = Path(__file__).parent / "assets" / "gpt2.tiktoken"
 _GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
@@ -104,15 +103,6 @@ class Tokenizer:
         if tokenizer.sha256 != record["sha256"]:
             raise InvalidData("the tokenizer's tokens do not have the recorded sha256")
         return tokenizer
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        write_json(path, self.to_dict())
-
-    @staticmethod
-    def read(path: Path) -> Tokenizer:
-        """Read a file of `write`."""
-        return Tokenizer.from_dict(read_json(path))
 
 
 @cache

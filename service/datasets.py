@@ -20,8 +20,8 @@ from starlette.concurrency import run_in_threadpool
 
 from model_core.errors import DatasetBusy, DatasetNotFound, DatasetNotReady, InvalidData
 from model_core.storage.dataset import SPLITS, Dataset, token_files
-from model_core.storage.deletion import hide_dataset, holding_dataset, remove_hidden
 from model_core.storage.files import Layout
+from model_core.storage.trash import empty_trash, lock_dataset, move_dataset_to_trash
 from service.deps import Services
 from service.schemas import Listed, View
 from worker.jobs import commands
@@ -117,9 +117,9 @@ async def delete(services: Services, name: str) -> None:
 
 
 def _remove(layout: Layout, name: str) -> None:
-    with holding_dataset(layout, name):
-        hide_dataset(layout, name, _DELETED)
-    remove_hidden(layout, _DELETED)
+    with lock_dataset(layout, name):
+        move_dataset_to_trash(layout, name, _DELETED)
+    empty_trash(layout, _DELETED)
 
 
 async def _names(services: Services, after: str | None, limit: int) -> tuple[list[str], bool]:

@@ -15,8 +15,15 @@ from starlette.concurrency import run_in_threadpool
 from model_core.errors import RunBusy
 from model_core.hf.export_folder import is_complete, made_at
 from model_core.storage.dataset import Dataset
-from model_core.storage.deletion import hide, hide_dataset, hide_export, holding, holding_dataset, remove_hidden
 from model_core.storage.files import Layout, read_json
+from model_core.storage.trash import (
+    empty_trash,
+    lock_dataset,
+    lock_for_deletion,
+    move_dataset_to_trash,
+    move_export_to_trash,
+    move_to_trash,
+)
 from service.datasets import manifest_of
 from service.deps import Services
 from worker.jobs.recovery import write_off
@@ -56,22 +63,22 @@ def _forget(store: JobStore, layout: Layout, job_id: str) -> None:
 
 
 def _erase(store: JobStore, layout: Layout, job: JobDetail) -> None:
-    with holding(layout, _runs_made_by(job), job.id) as runs:
+    with lock_for_deletion(layout, _runs_made_by(job), job.id) as runs:
         _nobody_needs(store, [run.name for run in runs if run.name != job.run], job.id)
         store.doom(job.id, with_run=True)
-        hide(layout, runs, job.id)
-    remove_hidden(layout, job.id)
+        move_to_trash(layout, runs, job.id)
+    empty_trash(layout, job.id)
     store.forget(job.id)
 
 
 def _erase_preparation(store: JobStore, layout: Layout, job: JobDetail) -> None:
     owned = job.dataset if _made_its_dataset(store, layout, job) else None
-    with holding_dataset(layout, owned) if owned else contextlib.nullcontext():
+    with lock_dataset(layout, owned) if owned else contextlib.nullcontext():
         store.doom(job.id, with_run=owned is not None)
         if owned:
-            hide_dataset(layout, owned, job.id)
-        hide(layout, (), job.id)
-    remove_hidden(layout, job.id)
+            move_dataset_to_trash(layout, owned, job.id)
+        move_to_trash(layout, (), job.id)
+    empty_trash(layout, job.id)
     store.forget(job.id)
 
 
@@ -79,9 +86,9 @@ def _erase_export(store: JobStore, layout: Layout, job: JobDetail) -> None:
     folder = _export_made_by(layout, job)
     store.doom(job.id, with_run=True)
     if folder is not None:
-        hide_export(layout, folder, job.id)
-    hide(layout, (), job.id)
-    remove_hidden(layout, job.id)
+        move_export_to_trash(layout, folder, job.id)
+    move_to_trash(layout, (), job.id)
+    empty_trash(layout, job.id)
     store.forget(job.id)
 
 

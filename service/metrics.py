@@ -19,7 +19,7 @@ from starlette.responses import Response
 from model_core.config import Config
 from model_core.storage.events import finite
 from model_core.storage.files import Layout
-from model_core.storage.metrics import METRICS, Metric, Series, SeriesReader
+from model_core.storage.series import METRICS, Metric, Series, SeriesReader
 from service.job_files import events_of
 from service.protocol.parsing import JSON
 from service.schemas import View

@@ -29,7 +29,16 @@ from model_core.data.spec import Recipe, asked_of
 from model_core.data.writer import RECORD, Building, Writing
 from model_core.entrypoint import StopRequest
 from model_core.errors import InvalidData
-from model_core.storage.dataset import EXAMPLE_INDEX, EXAMPLES, SPLITS, TOKENIZER, Dataset, shard_of
+from model_core.storage.dataset import (
+    EXAMPLE_INDEX,
+    EXAMPLES,
+    SPLITS,
+    TOKENIZER,
+    Dataset,
+    load_tokenizer,
+    save_tokenizer,
+    shard_of,
+)
 from model_core.storage.files import full_disk_named, now, require_space, sha256_of
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
 
@@ -206,12 +215,12 @@ def _tokenizer(recipe: Recipe, source: Source, building: Building, around: Surro
     """The dataset's tokenizer, kept as soon as it is known."""
     file = building.directory / TOKENIZER
     if file.exists():
-        return Tokenizer.read(file)
+        return load_tokenizer(file)
     tokenizer = gpt2_tokenizer()
     if isinstance(recipe.tokenizer, BpeTokenizer):
         tokenizer = train_bpe(_training_texts(recipe, source, around), recipe.tokenizer.vocab_size)
         around.stop.check()  # a stop ended the texts early
-    tokenizer.write(file)
+    save_tokenizer(file, tokenizer)
     return tokenizer
 
 

@@ -28,7 +28,6 @@ from model_core.hf.export_folder import (
     GENERATION,
     LICENCE_PATTERN,
     WEIGHTS,
-    holding_exports,
     is_complete,
     licence_of,
 )
@@ -41,6 +40,7 @@ from model_core.storage.dataset import dataset_of
 from model_core.storage.events import read_events
 from model_core.storage.files import Layout, require_space, sync_directory, write_json, write_text
 from model_core.storage.run import Run
+from model_core.storage.trash import lock_exports
 from model_core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def ensure_export(
     check()
     folder = layout.export(run.name, info.file, info.sha256)
     assert folder is not None, "only a data root has a place for exports"
-    with holding_exports(layout, run.name, check):
+    with lock_exports(layout, run.name, check):
         if is_complete(folder):
             if licence not in {None, licence_of(folder)}:
                 write_text(folder / CARD, _card(run, info, state, licence, layout))

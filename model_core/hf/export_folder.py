@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
 
 from model_core.errors import InvalidData
 from model_core.hf.hf_config import CONFIG, MODELING, read_object
@@ -30,7 +27,6 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 
 LICENCE_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,63}$"  # mit, apache-2.0, cc-by-4.0: as the Hub names licences
-_LOCK, _POLL_S = ".lock", 0.2
 _NAME = re.compile(r"(model_.+)-([0-9a-f]{8})")
 
 
@@ -58,7 +54,7 @@ class ExportInfo:
 def exports_of(layout: Layout, run: Run) -> list[ExportInfo]:
     """Every export of a run, by name."""
     present = {Path(info.file).stem: info.sha256 for info in run.checkpoints()}
-    home = _home(layout, run.name)
+    home = layout.exports_of(run.name)
     folders = sorted(home.iterdir()) if home.is_dir() else []
     return [info for folder in folders if (info := _told(folder, present)) is not None]
 
@@ -83,33 +79,6 @@ def licence_of(folder: Path) -> str | None:
         return str(head["license"])
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):  # a person may have written another
         return None
-
-
-@contextmanager
-def holding_exports(layout: Layout, run: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a run's exports while one is made or taken away.
-
-    Args:
-        layout: Where they lie.
-        run: Whose they are.
-        check: Called while somebody else holds them; what it raises ends the waiting.
-    """
-    home = _home(layout, run)
-    home.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home / _LOCK)
-    while not lock.is_locked:
-        check()
-        with suppress(Timeout):
-            lock.acquire(timeout=_POLL_S)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _home(layout: Layout, run: str) -> Path:
-    assert layout.exports is not None, "only a data root has a place for exports"
-    return layout.exports / run
 
 
 def _told(folder: Path, present: dict[str, str]) -> ExportInfo | None:

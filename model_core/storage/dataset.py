@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from model_core.config import ExperimentConfig
 from model_core.errors import DatasetNotReady, DiskFull, ExampleNotFound, InvalidData
-from model_core.storage.files import Layout, portable, read_json, replacing, sha256_of
+from model_core.storage.files import Layout, portable, read_json, replacing, sha256_of, write_json
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer
 
 EXAMPLES, EXAMPLE_INDEX = "test_examples.json", "test_examples_index.npy"
@@ -191,7 +191,7 @@ class Dataset:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of its tokens."""
         manifest = self.manifest()
-        return Tokenizer.read(self.directory / manifest["tokenizer"]["file"]) if manifest else gpt2_tokenizer()
+        return load_tokenizer(self.directory / manifest["tokenizer"]["file"]) if manifest else gpt2_tokenizer()
 
     def bytes_per_token(self, split: str) -> float | None:
         """Bytes of text for each token of a split, end of text counted; None when nobody recorded it."""
@@ -286,6 +286,31 @@ def token_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return list(itertools.takewhile(Path.is_file, (shard_of(path, number) for number in itertools.count()))) or [path]
+
+
+def save_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
+    """Write a tokenizer as JSON, atomically.
+
+    Args:
+        path: File to create or replace.
+        tokenizer: The tokenizer to record.
+    """
+    write_json(path, tokenizer.to_dict())
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer that `save_tokenizer` wrote.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InvalidData: Its tokens do not have the recorded hash.
+    """
+    return Tokenizer.from_dict(read_json(path))
 
 
 def dataset_of(config: ExperimentConfig, layout: Layout) -> Dataset:

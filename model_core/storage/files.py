@@ -76,6 +76,18 @@ class Layout:
             return None
         return self.exports / checked_name("run", run) / f"{Path(file).stem}-{sha256[:8]}"
 
+    def exports_of(self, run: str) -> Path:
+        """Return the directory of a run's exports.
+
+        Args:
+            run: Name of the run.
+
+        Returns:
+            The directory, below a data root; only a data root has a place for exports.
+        """
+        assert self.exports is not None, "only a data root has a place for exports"
+        return self.exports / run
+
     def dataset(self, name: str) -> Path:
         """Directory of a dataset."""
         if self.data_dir is not None:

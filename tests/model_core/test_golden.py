@@ -13,8 +13,8 @@ from model_core.schemas import AttentionRequest
 from model_core.storage.dataset import dataset_of
 from model_core.storage.events import read_events
 from model_core.storage.files import Layout, read_json
-from model_core.storage.metrics import SeriesReader
 from model_core.storage.run import Run
+from model_core.storage.series import SeriesReader
 from model_core.train import main
 
 pytestmark = pytest.mark.usefixtures("signals")

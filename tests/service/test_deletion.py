@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from model_core.attention.store import home_of
-from model_core.storage.deletion import hide, holding, remove_hidden
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
+from model_core.storage.trash import empty_trash, lock_for_deletion, move_to_trash
 
 FREE = {"artifacts": "true"}
 TEST = {"experiment_name": "tiny", "execution": {"train": False, "test": True}}
@@ -135,8 +135,8 @@ def _doomed(site: Any, job_id: str) -> None:
 
 def _hidden(site: Any, job_id: str) -> None:
     _doomed(site, job_id)
-    with holding(site.layout, ["tiny"], job_id) as runs:
-        hide(site.layout, runs, job_id)
+    with lock_for_deletion(site.layout, ["tiny"], job_id) as runs:
+        move_to_trash(site.layout, runs, job_id)
 
 
 def _half_removed(site: Any, job_id: str) -> None:
@@ -146,7 +146,7 @@ def _half_removed(site: Any, job_id: str) -> None:
 
 def _not_forgotten(site: Any, job_id: str) -> None:
     _hidden(site, job_id)
-    remove_hidden(site.layout, job_id)
+    empty_trash(site.layout, job_id)
 
 
 @pytest.mark.parametrize("died", [_doomed, _hidden, _half_removed, _not_forgotten])

@@ -2,8 +2,9 @@
 
 import pytest
 
-from model_core.hf.export_folder import exports_of, holding_exports, licence_of
+from model_core.hf.export_folder import exports_of, licence_of
 from model_core.storage.run import Run
+from model_core.storage.trash import lock_exports
 from tests.process import is_over
 from worker.jobs.spec import parse_spec
 
@@ -33,7 +34,7 @@ def begun(site, **job):
 
 def test_an_export_that_is_paused_leaves_nothing_and_is_whole_when_resumed(site) -> None:
     layout, run = site.settings.layout, Run(site.settings.layout.run("shown"))
-    with holding_exports(layout, "shown"):
+    with lock_exports(layout, "shown"):
         job_id, process = begun(site, licence="mit")
         site.store.want(job_id, "pause")
         site.until(job_id, "paused")
@@ -51,7 +52,7 @@ def test_an_export_that_is_paused_leaves_nothing_and_is_whole_when_resumed(site)
 def test_an_export_that_is_cancelled_is_gone_at_once(site) -> None:
     layout, run = site.settings.layout, Run(site.settings.layout.run("shown"))
     before = exports_of(layout, run)
-    with holding_exports(layout, "shown"):
+    with lock_exports(layout, "shown"):
         job_id, process = begun(site, licence="apache-2.0")
         site.store.want(job_id, "cancel")
         site.until(job_id, "cancelled")

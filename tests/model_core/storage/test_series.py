@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_core.storage.events import EventWriter
-from model_core.storage.metrics import METRICS, Metric, Series, SeriesReader
+from model_core.storage.series import METRICS, Metric, Series, SeriesReader
 
 
 def series_of(steps, values) -> Series:

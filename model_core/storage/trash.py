@@ -9,23 +9,23 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from model_core.errors import DatasetBusy, RunBusy
-from model_core.hf.export_folder import holding_exports
 from model_core.storage.dataset import LOCK, Dataset
 from model_core.storage.files import Layout, sync_directory
 from model_core.storage.run import Run
 
 UPLOAD = r"[0-9a-f]{16}"  # a folder of uploaded files, by what is in them
+_EXPORTS_LOCK, _POLL_S = ".lock", 0.2
 _PATIENCE_S = 10.0  # others only rename a few directories
 
 
 @contextlib.contextmanager
-def holding(layout: Layout, names: Iterable[str], job_id: str) -> Iterator[tuple[Run, ...]]:
+def lock_for_deletion(layout: Layout, names: Iterable[str], job_id: str) -> Iterator[tuple[Run, ...]]:
     """Hold those of some runs that are a job's own.
 
     One job at a time: else a run could be gone between the look at it and its lock, which would make it anew.
@@ -50,7 +50,7 @@ def holding(layout: Layout, names: Iterable[str], job_id: str) -> Iterator[tuple
 
 
 @contextlib.contextmanager
-def holding_dataset(layout: Layout, name: str) -> Iterator[None]:
+def lock_dataset(layout: Layout, name: str) -> Iterator[None]:
     """Hold a dataset's directory, if there is one, so that nobody writes it.
 
     Args:
@@ -70,7 +70,29 @@ def holding_dataset(layout: Layout, name: str) -> Iterator[None]:
         yield
 
 
-def hide_dataset(layout: Layout, name: str, whose: str) -> None:
+@contextlib.contextmanager
+def lock_exports(layout: Layout, run: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock of a run's exports while one is made or removed.
+
+    Args:
+        layout: Directories of the data root.
+        run: Name of the run.
+        check: Called between attempts to take the lock; an exception from it ends the wait.
+    """
+    home = layout.exports_of(run)
+    home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / _EXPORTS_LOCK)
+    while not lock.is_locked:
+        check()
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def move_dataset_to_trash(layout: Layout, name: str, whose: str) -> None:
     """Take a dataset that is held out of sight, with the files that were uploaded for it.
 
     Of a dataset that was never ready only what a preparation left goes: other files are somebody's own.
@@ -97,12 +119,12 @@ def uploads_of(layout: Layout, name: str) -> list[Path]:
     return [path for path in sorted((layout.uploads / name).glob("*")) if re.fullmatch(UPLOAD, path.name)]
 
 
-def hide(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
+def move_to_trash(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
     """Take a job's directories out of sight: its runs, which it holds, what was made of them, and its own.
 
     Args:
         layout: Where they lie.
-        runs: As `holding` yields them.
+        runs: As `lock_for_deletion` yields them.
         job_id: Whose they are.
     """
     for run in runs:
@@ -114,7 +136,7 @@ def hide(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
         _rename(layout.jobs / job_id, job_id)
 
 
-def hide_export(layout: Layout, folder: Path, job_id: str) -> None:
+def move_export_to_trash(layout: Layout, folder: Path, job_id: str) -> None:
     """Take an export out of sight.
 
     Args:
@@ -122,11 +144,11 @@ def hide_export(layout: Layout, folder: Path, job_id: str) -> None:
         folder: The export's; it may be gone.
         job_id: Whose it is.
     """
-    with holding_exports(layout, folder.parent.name):
+    with lock_exports(layout, folder.parent.name):
         _rename(folder, job_id)
 
 
-def remove_hidden(layout: Layout, job_id: str) -> None:
+def empty_trash(layout: Layout, job_id: str) -> None:
     """Free the bytes of everything of a job that was taken out of sight."""
     uploads = layout.uploads.glob("*") if layout.uploads is not None else ()
     exports = (layout.exports, *layout.exports.glob("*")) if layout.exports is not None else ()

@@ -28,7 +28,7 @@ from parts.line import Line
 
 from headcount import embedded_redis
 from headcount.processes import Family, Program
-from model_core.data.preparation import ensure_dataset
+from model_core.data.ensure import ensure_dataset
 from worker.jobs.redis_client import Registry, connect
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import parse_spec

@@ -31,7 +31,7 @@ import psutil
 from parts.line import Line
 
 from model_core.data.encoder import bulk_encoder
-from model_core.data.preparation import prepare
+from model_core.data.ensure import prepare
 from model_core.data.sources.stories import stories
 from model_core.tokenizer import gpt2_tokenizer
 

@@ -25,7 +25,7 @@ from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
 from model_core.config_loader import ParsedConfig, parse_config, read_config
 from model_core.config_validation import whole_steps
-from model_core.data.preparation import ensure_dataset
+from model_core.data.ensure import ensure_dataset
 from model_core.data.sources.hub_access import token_from
 from model_core.entrypoint import (
     BAD_INPUT,

@@ -21,7 +21,7 @@ from model_core.budget import Budget, budget_of
 from model_core.catalog import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import NAME_PATTERN, ExperimentConfig
 from model_core.config_loader import Advice, Tree
-from model_core.data.spec import RECIPE, Preparation, Recipe, mismatch, mismatches, origin_of
+from model_core.data.dataset_spec import DatasetSpec, training_mismatch
 from model_core.errors import (
     CheckpointMismatch,
     DatasetExists,
@@ -59,7 +59,7 @@ class Order:
     budget: Budget | None
     taken: Taken
     missing: tuple[ModelCoreError, ...]
-    preparation: Preparation | None = None
+    preparation: DatasetSpec | None = None
     differs: str | None = None
 
     @property
@@ -122,7 +122,7 @@ def _order_of(layout: Layout, spec: JobSpec) -> Order:
     if spec.kind == "train":
         warnings = [*disk_shortage(budget.disk, run)]
         if spec.config.data.source is not None and not stock.is_ready:
-            preparation = Preparation.of(spec.config)
+            preparation = DatasetSpec.of(spec.config.data)
             warnings.append(_made_first(preparation))
         if warnings:
             spec = replace(spec, warnings=(*spec.warnings, *warnings))
@@ -134,7 +134,7 @@ def _order_of(layout: Layout, spec: JobSpec) -> Order:
 
 
 def _preparation_order(layout: Layout, spec: JobSpec) -> Order:
-    dataset, wanted = dataset_of(spec.config, layout), Preparation(spec.config.data.dataset_name, spec.config)
+    dataset, wanted = dataset_of(spec.config, layout), DatasetSpec.of_job(spec.config)
     if dataset.missing():
         lost = () if spec.job.depends_on else tuple(_lost(spec.config, layout))
         return Order(spec, None, "", lost)
@@ -166,9 +166,8 @@ def _dataset_of_run(run: Path) -> str | None:
         return None
 
 
-def _made_first(preparation: Preparation) -> Advice:
-    source = preparation.config.data.source
-    detail = f"dataset {preparation.dataset!r} is not there yet: a prepare job makes it from {source!r} first"
+def _made_first(preparation: DatasetSpec) -> Advice:
+    detail = f"dataset {preparation.name!r} is not there yet: a prepare job makes it from {preparation.source!r} first"
     return Advice("dataset_made_first", f"{detail}, and this one waits for it")
 
 
@@ -285,7 +284,7 @@ def _state(path: Path) -> tuple[int, int] | None:
 _MADE_ANYWHERE = "stories"  # a source that needs neither network nor file
 
 
-def difference(dataset: Dataset, wanted: Preparation, data_root: Path) -> str | None:
+def difference(dataset: Dataset, wanted: DatasetSpec, data_root: Path) -> str | None:
     """How a dataset that is ready differs from what is wanted, as half a sentence; None: it does not.
 
     Args:
@@ -304,14 +303,10 @@ def difference(dataset: Dataset, wanted: Preparation, data_root: Path) -> str | 
         return f"its manifest cannot be read ({error!r})"
 
 
-def _difference(manifest: Mapping[str, Any], wanted: Preparation, data_root: Path) -> str | None:
-    data, seed = wanted.config.data, wanted.config.device.seed
-    source = data.source or ""
-    recipe = Recipe.of(data, seed)
-    promised = recipe.promises() | origin_of(recipe, read_files=False)
-    if different := next(mismatches(manifest, promised), None):
-        return f"it {different}"
-    if _changed_since(source, manifest, data_root):  # to hash a large file would take too long
+def _difference(manifest: Mapping[str, Any], wanted: DatasetSpec, data_root: Path) -> str | None:
+    if different := wanted.differences(manifest, read_files=False):
+        return f"it {different[0]}"
+    if _changed_since(wanted.source, manifest, data_root):  # to hash a large file would take too long
         return f"its source has changed since it was made at {manifest['created_at']}"
     return None
 
@@ -324,7 +319,7 @@ def unlike(dataset: Dataset, manifest: Mapping[str, Any] | None, config: Experim
         manifest: Its own.
         config: Whose section `data` means it.
     """
-    different = mismatch(manifest, config.data, read_files=False)
+    different = training_mismatch(manifest, config.data, read_files=False)
     if different is None:
         return None
     return DatasetExists(dataset.name, next_free_name(dataset.directory), f"it {different}")
@@ -375,8 +370,6 @@ def _advice(config: ExperimentConfig, source: str) -> str:
 def request_body(config: ExperimentConfig) -> dict[str, Any]:
     """What POST /datasets would be given for the dataset that a configuration means."""
     data = config.data
-    written = data.model_dump(mode="json", exclude_defaults=True)
     is_source = data.dataset_name in {*WITHOUT_COLUMNS, *HUB_DATASETS}
     source = data.source or (data.dataset_name if is_source else _MADE_ANYWHERE)
-    kept = {key: written[key] for key in RECIPE if key in written}
-    return {"name": data.dataset_name, **kept, "source": source}
+    return DatasetSpec.of(data.model_copy(update={"source": source})).as_request()

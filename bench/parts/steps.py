@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from model_core.config_loader import load_config
-from model_core.data.preparation import ensure_dataset
+from model_core.data.ensure import ensure_dataset
 from model_core.hardware.device import apply, decide, describe_machine
 from model_core.storage.files import Layout
 from model_core.training.setup import assemble

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model_core.data.dataset_spec import DatasetSpec
 from model_core.data.encoder import BulkEncoder, Ids
 from model_core.data.sources.base import Source
-from model_core.data.spec import Recipe
 from model_core.storage.dataset import SPLITS
 
 BLOCK = 100  # documents that are dealt together
@@ -192,23 +192,23 @@ class Encoded:
 
 
 class Reading:
-    """Goes through a source once, without its duplicates where the recipe says so.
+    """Goes through a source once, without its duplicates if the spec asks for it.
 
     Attributes:
         read: How many documents were read so far, with those of earlier processes.
     """
 
-    def __init__(self, source: Source, recipe: Recipe, *, skip: int = 0, hashes: bytes = b"") -> None:
+    def __init__(self, source: Source, spec: DatasetSpec, *, skip: int = 0, hashes: bytes = b"") -> None:
         """Begin after what was read before.
 
         Args:
             source: The corpus.
-            recipe: What to do with it.
+            spec: What to do with it.
             skip: How many documents were read before.
             hashes: Of those that were kept.
         """
         self._documents, self.read = source.documents(skip), skip
-        self._seen = SeenTexts(hashes) if recipe.dedupe else None
+        self._seen = SeenTexts(hashes) if spec.dedupe else None
 
     def __iter__(self) -> Iterator[Part]:
         for document in self._documents:
@@ -221,20 +221,20 @@ class Reading:
 
 
 def chunks(
-    parts: Iterable[Part], recipe: Recipe, *, kept: int = 0, examples: int = 0, characters: int = CHUNK_CHARACTERS
+    parts: Iterable[Part], spec: DatasetSpec, *, kept: int = 0, examples: int = 0, characters: int = CHUNK_CHARACTERS
 ) -> Iterator[Chunk]:
     """Cut documents into chunks.
 
     Args:
         parts: From the beginning of a block of the split.
-        recipe: Its shares and seed.
+        spec: Its shares and seed.
         kept: Documents before these.
         examples: Test documents before these.
         characters: About how many a chunk has.
     """
     gathered: list[tuple[str, Part]] = []
     size, is_cut = 0, False
-    for block in dealt_blocks(parts, recipe.split, recipe.seed, first=kept // BLOCK):
+    for block in dealt_blocks(parts, spec.split, spec.seed, first=kept // BLOCK):
         for split, part in block:
             if size >= characters:
                 yield Chunk(gathered, examples, ends_block=False)

@@ -1,6 +1,6 @@
 """Makes the files of a dataset: documents are read, tokenized by several threads, and written in their order.
 
-The bytes depend on recipe and documents alone: not on the number of threads, nor on how often the work was cut off.
+The bytes depend on spec and documents alone: not on the number of threads, nor on how often the work was cut off.
 
 How a preparation goes on, told now and then: documents, megabytes a second, seconds to go.
 
@@ -23,9 +23,9 @@ import numpy as np
 
 from model_core.config import BpeTokenizer
 from model_core.data.chunking import CHUNK_CHARACTERS, Chunk, Encoded, Reading, assigned, chunks, encode_chunk
+from model_core.data.dataset_spec import DatasetSpec, tokenizer_name
 from model_core.data.encoder import BulkEncoder, bulk_encoder
 from model_core.data.sources.base import Source
-from model_core.data.spec import Recipe, asked_of
 from model_core.data.writer import RECORD, Building, Writing
 from model_core.entrypoint import StopRequest
 from model_core.errors import InvalidData
@@ -117,11 +117,11 @@ class Surroundings:
     chunk_characters: int = CHUNK_CHARACTERS
 
 
-def make_files(recipe: Recipe, source: Source, dataset: Dataset, around: Surroundings) -> int:
+def make_files(spec: DatasetSpec, source: Source, dataset: Dataset, around: Surroundings) -> int:
     """Make the files of a dataset, going on where an earlier process was cut off.
 
     Args:
-        recipe: How.
+        spec: How.
         source: From what.
         dataset: Where; nobody else is at it.
         around: The rest.
@@ -134,14 +134,14 @@ def make_files(recipe: Recipe, source: Source, dataset: Dataset, around: Surroun
         DiskFull: Likewise; or nothing was begun.
         InvalidData: The source has too little, or cannot be read; nothing is kept.
     """
-    building = Building(dataset, _identity(recipe, source, dataset))
+    building = Building(dataset, _identity(spec, source, dataset))
     before = building.ledger.kept
     if before:
         done, of = building.ledger.read, source.count
         around.emit("resumed", file=RECORD, step=done, done=done, of=of, unit="documents")
     try:
         if not building.ledger.places:
-            _make(recipe, source, dataset, building, around)
+            _make(spec, source, dataset, building, around)
         building.move()
     except InvalidData:
         building.discard()
@@ -149,35 +149,35 @@ def make_files(recipe: Recipe, source: Source, dataset: Dataset, around: Surroun
     return building.ledger.kept - before
 
 
-def _identity(recipe: Recipe, source: Source, dataset: Dataset) -> dict[str, Any]:
+def _identity(spec: DatasetSpec, source: Source, dataset: Dataset) -> dict[str, Any]:
     """Whatever decides the bytes that an earlier process left."""
     names = [dataset.name, *(dataset.split(split).name for split in SPLITS)]
     origin = {"source": source.name, "revision": source.revision}
-    return {"format": 1, "names": names, **origin, **recipe.promises(), "shard_bytes": recipe.shard_bytes}
+    return {"format": 1, "names": names, **origin, **spec.manifest_fields(), "shard_bytes": spec.shard_bytes}
 
 
-def _make(recipe: Recipe, source: Source, dataset: Dataset, building: Building, around: Surroundings) -> None:
+def _make(spec: DatasetSpec, source: Source, dataset: Dataset, building: Building, around: Surroundings) -> None:
     with full_disk_named(building.directory):
-        tokenizer = _tokenizer(recipe, source, building, around)
+        tokenizer = _tokenizer(spec, source, building, around)
         dtype = "<u2" if tokenizer.n_vocab <= 2**16 else "<u4"
-        _check_space(recipe, source, building, int(dtype[-1]))
-        with closing(building.open(dtype, recipe.shard_bytes, dedupe=recipe.dedupe)) as writing:
-            read = _write(recipe, source, building, writing, bulk_encoder(tokenizer), dtype, around)
-            _check_shares(recipe, source, building)
+        _check_space(spec, source, building, int(dtype[-1]))
+        with closing(building.open(dtype, spec.shard_bytes, dedupe=spec.dedupe)) as writing:
+            read = _write(spec, source, building, writing, bulk_encoder(tokenizer), dtype, around)
+            _check_shares(spec, source, building)
             shards = writing.finish()
-        building.complete(manifest_of(recipe, source, dataset, building, tokenizer, shards, read))
+        building.complete(manifest_of(spec, source, dataset, building, tokenizer, shards, read))
 
 
 def _write(
-    recipe: Recipe, source: Source, building: Building, writing: Writing, encoder: BulkEncoder, dtype: str,
+    spec: DatasetSpec, source: Source, building: Building, writing: Writing, encoder: BulkEncoder, dtype: str,
     around: Surroundings,
 ) -> int:  # fmt: skip
     """Write what the record does not have yet; returns how many documents the source has."""
     ledger = building.ledger
-    reading = Reading(source, recipe, skip=ledger.read, hashes=building.hashes())
+    reading = Reading(source, spec, skip=ledger.read, hashes=building.hashes())
     pace = Pace(around.emit, source, "documents", done=ledger.read, text_bytes=ledger.text_bytes)
     counts = {"kept": ledger.kept, "examples": ledger.splits["test"].documents}
-    work = chunks(reading, recipe, characters=around.chunk_characters, **counts)
+    work = chunks(reading, spec, characters=around.chunk_characters, **counts)
     committed = time.monotonic()
     with closing(_encoded(work, encoder, dtype, around.threads or _default_threads())) as results:
         for encoded in results:
@@ -211,23 +211,23 @@ def _default_threads() -> int:
     return min(cores + 1, _MOST_THREADS)  # one of them waits for the interpreter, now and then
 
 
-def _tokenizer(recipe: Recipe, source: Source, building: Building, around: Surroundings) -> Tokenizer:
+def _tokenizer(spec: DatasetSpec, source: Source, building: Building, around: Surroundings) -> Tokenizer:
     """The dataset's tokenizer, kept as soon as it is known."""
     file = building.directory / TOKENIZER
     if file.exists():
         return load_tokenizer(file)
     tokenizer = gpt2_tokenizer()
-    if isinstance(recipe.tokenizer, BpeTokenizer):
-        tokenizer = train_bpe(_training_texts(recipe, source, around), recipe.tokenizer.vocab_size)
+    if isinstance(spec.tokenizer, BpeTokenizer):
+        tokenizer = train_bpe(_training_texts(spec, source, around), spec.tokenizer.vocab_size)
         around.stop.check()  # a stop ended the texts early
     save_tokenizer(file, tokenizer)
     return tokenizer
 
 
-def _training_texts(recipe: Recipe, source: Source, around: Surroundings) -> Iterator[str]:
-    reading, text_bytes = Reading(source, recipe), 0
+def _training_texts(spec: DatasetSpec, source: Source, around: Surroundings) -> Iterator[str]:
+    reading, text_bytes = Reading(source, spec), 0
     pace = Pace(around.emit, source, "documents for the tokenizer")
-    for split, part in assigned(reading, recipe.split, recipe.seed):
+    for split, part in assigned(reading, spec.split, spec.seed):
         if around.stop():
             return
         text_bytes += len(part.text)
@@ -237,33 +237,33 @@ def _training_texts(recipe: Recipe, source: Source, around: Surroundings) -> Ite
     pace.tell(reading.read, text_bytes, at_once=True)
 
 
-def _check_space(recipe: Recipe, source: Source, building: Building, id_bytes: int) -> None:
+def _check_space(spec: DatasetSpec, source: Source, building: Building, id_bytes: int) -> None:
     """Refuse what cannot fit, as far as the source says how much text it has."""
     if source.text_bytes is None:
         return
     tokens = source.text_bytes / _BYTES_A_TOKEN
-    examples = recipe.split[SPLITS.index("test")] * (source.text_bytes + tokens * _EXAMPLE_BYTES_A_TOKEN)
+    examples = spec.split[SPLITS.index("test")] * (source.text_bytes + tokens * _EXAMPLE_BYTES_A_TOKEN)
     require_space(building.directory / "dataset", int(tokens * id_bytes + examples) - building.size_bytes())
 
 
-def _check_shares(recipe: Recipe, source: Source, building: Building) -> None:
+def _check_shares(spec: DatasetSpec, source: Source, building: Building) -> None:
     count = building.ledger.kept
     if not count:
         raise InvalidData(f"source {source.name!r} is empty; a dataset needs text")
-    for split, share in zip(SPLITS[:2], recipe.split, strict=False):
+    for split, share in zip(SPLITS[:2], spec.split, strict=False):
         if share > 0 and not building.ledger.splits[split].documents:
-            detail = f"{count} documents are too few for the shares {list(recipe.split)}"
+            detail = f"{count} documents are too few for the shares {list(spec.split)}"
             raise InvalidData(f"source {source.name!r}: {detail}: none falls to {split}")
 
 
 def manifest_of(
-    recipe: Recipe, source: Source, dataset: Dataset, building: Building, tokenizer: Tokenizer,
+    spec: DatasetSpec, source: Source, dataset: Dataset, building: Building, tokenizer: Tokenizer,
     shards: Mapping[str, Sequence[Path]], read: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Describe a dataset whose files are complete.
 
     Args:
-        recipe: How it was made.
+        spec: How it was made.
         source: From what.
         dataset: Names of its files.
         building: Where they lie, and what they hold.
@@ -280,10 +280,10 @@ def manifest_of(
         "source": source.name,
         "revision": source.revision,
         "created_at": now(),
-        **recipe.promises(),
-        "tokenizer": {**made, "asked": asked_of(recipe.tokenizer)},
+        **spec.manifest_fields(),
+        "tokenizer": {**made, "asked": tokenizer_name(spec.tokenizer)},
         "documents": read,
-        "duplicates": read - ledger.kept if recipe.dedupe else None,
+        "duplicates": read - ledger.kept if spec.dedupe else None,
         "splits": {split: {**counted[split], **_files(dataset.split(split), paths)} for split, paths in shards.items()},
         "examples": {
             **_file(building.directory / EXAMPLES, EXAMPLES),

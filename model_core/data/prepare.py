@@ -25,10 +25,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from model_core.catalog import FORMS
 from model_core.config_loader import parse_config, read_config
+from model_core.data.dataset_spec import DEFAULT_SEED, DEFAULT_SPLIT, DatasetSpec
+from model_core.data.ensure import make
 from model_core.data.pipeline import Surroundings
-from model_core.data.preparation import make
 from model_core.data.sources.hub_access import token_from
-from model_core.data.spec import DEFAULT_SEED, DEFAULT_SPLIT, Recipe
 from model_core.entrypoint import (
     DONE,
     Attempt,
@@ -129,39 +129,41 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
-    recipe, dataset = (_written if arguments.config is None else _configured)(arguments)
+    spec, dataset = (_written if arguments.config is None else _configured)(arguments)
     token = token_from(os.environ)
     if arguments.attempt is None:
         with TerminalProgress() as terminal:
-            make(recipe, dataset, Surroundings(terminal.emit, stop, arguments.threads), token=token)
+            make(spec, dataset, Surroundings(terminal.emit, stop, arguments.threads), token=token)
         _describe(dataset)
         return DONE
     log_to_stderr(verbose=True)
 
     def body(attempt: Attempt) -> int:
-        make(recipe, dataset, Surroundings(attempt.emit, stop, arguments.threads), token=token)
+        make(spec, dataset, Surroundings(attempt.emit, stop, arguments.threads), token=token)
         log.info("dataset prepared name=%s", dataset.name)
         return DONE
 
     return make_attempt(arguments.record, arguments.attempt, body, seq_after=arguments.seq_after)
 
 
-def _written(arguments: argparse.Namespace) -> tuple[Recipe, Dataset]:
+def _written(arguments: argparse.Namespace) -> tuple[DatasetSpec, Dataset]:
     """What the arguments ask for."""
     name = arguments.name or _name_of(arguments.source)
     asked = ("source", "revision", "text_column", "dedupe")
     section = {key: getattr(arguments, key) for key in asked} | {"dataset": name, "split": list(arguments.split)}
     data = parse_config({"data": {**section, "tokenizer": _tokenizer(arguments.tokenizer)}}).config.data
-    return Recipe.of(data, arguments.seed), Dataset.named(checked_name("dataset", name), _directory(arguments, name))
+    return DatasetSpec.of(data, arguments.seed), Dataset.named(
+        checked_name("dataset", name), _directory(arguments, name)
+    )
 
 
-def _configured(arguments: argparse.Namespace) -> tuple[Recipe, Dataset]:
+def _configured(arguments: argparse.Namespace) -> tuple[DatasetSpec, Dataset]:
     """What a configuration asks for."""
     config = read_config(arguments.config).config
     if config.data.source is None:
         raise InvalidParameter(f"{arguments.config} names no data.source, so there is nothing to prepare from")
     layout = Layout.under(Path(arguments.data_root)) if arguments.data_root else Layout.of(config)
-    return Recipe.of(config.data, config.device.seed), dataset_of(config, layout)
+    return DatasetSpec.of(config.data, config.device.seed), dataset_of(config, layout)
 
 
 def _directory(arguments: argparse.Namespace, name: str) -> Path:

@@ -19,8 +19,8 @@ from model_core.attention.plot import write_layer_pictures
 from model_core.checkpoint import LoadedModel
 from model_core.config import ExperimentConfig, TestingConfig
 from model_core.config_loader import ParsedConfig
+from model_core.data.ensure import ensure_dataset
 from model_core.data.loader import LoaderConfig, TokenLoader, Tokens, load_tokens
-from model_core.data.preparation import ensure_dataset
 from model_core.entrypoint import DONE, Attempt, StopRequest, make_attempt, next_attempt
 from model_core.errors import CheckpointMismatch
 from model_core.gpt import GPT

@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from model_core.config import ExperimentConfig
-from model_core.data.preparation import ensure_dataset, refuse_unlike
-from model_core.data.spec import Recipe
+from model_core.data.dataset_spec import DatasetSpec
+from model_core.data.ensure import ensure_dataset, refuse_unlike
 from model_core.entrypoint import next_attempt
 from model_core.errors import InvalidParameter, RunBusy, RunExists
 from model_core.launch import Place
@@ -87,7 +87,7 @@ def _check_that_it_can_begin(
     if not dataset.missing():
         refuse_unlike(dataset, config.data, read_files=False)
     elif config.data.source is not None:
-        Recipe.of(config.data).open(arguments.token)
+        DatasetSpec.of(config.data).open_source(arguments.token)
     else:
         ensure_dataset(config, layout)  # raises, with the command that makes it
 

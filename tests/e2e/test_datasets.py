@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model_core.data.preparation import prepare
+from model_core.data.ensure import prepare
 from model_core.storage.dataset import MANIFEST
 from model_core.storage.events import read_events
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from model_core.config_loader import override, parse_config
-from model_core.data.preparation import ensure_dataset
+from model_core.data.ensure import ensure_dataset
 from model_core.hardware.device import Gpu, Machine, Runtime, decide
 from model_core.storage.dataset import Dataset, dataset_of
 from model_core.storage.events import read_events

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from model_core.config import BpeTokenizer
-from model_core.data.preparation import prepare
+from model_core.data.ensure import prepare
 from tests.worker.site import DATASET, TOKENIZER, Child, Site, eventually, fake_tree, lay_out
 from worker.jobs.redis_client import connect
 from worker.jobs.schemas import Claim, WorkerView

@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import redis
 
-from model_core.data.spec import Preparation
+from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
 from worker.jobs.redis_client import PREFIX, reaching
@@ -108,7 +108,7 @@ def submission(
     max_queued: int,
     is_lacking: bool = False,
     memory_bytes: int | None = None,
-    preparation: Preparation | None = None,
+    preparation: DatasetSpec | None = None,
 ) -> Question[Submission | Refusal]:
     """Record a job, unless its key was used before, or something stands against it.
 
@@ -162,11 +162,11 @@ def new_id() -> str:
     return f"job_{uuid.uuid4().hex}"
 
 
-def _making(spec: JobSpec, preparation: Preparation | None) -> tuple[str, str, str]:
-    """Recipe, and id and configuration of the job that makes the dataset first."""
+def _making(spec: JobSpec, preparation: DatasetSpec | None) -> tuple[str, str, str]:
+    """Fingerprint, and id and configuration of the job that makes the dataset first."""
     if preparation is None:
         return (spec.recipe, "", "")
-    return (preparation.recipe, new_id(), preparation.config.model_dump_json(exclude_unset=True))
+    return (preparation.fingerprint, new_id(), preparation.as_config().model_dump_json(exclude_unset=True))
 
 
 def detail(job_id: str) -> Question[JobDetail]:

@@ -20,7 +20,7 @@ from model_core.catalog import FORMS
 from model_core.config import Config, ExperimentConfig, Name, Whole
 from model_core.config_loader import Advice, ParsedConfig, Tree, merge_patch, parse_config, preset_tree, problems_of
 from model_core.config_validation import whole_steps
-from model_core.data.spec import Preparation
+from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter
 from model_core.hf.export_folder import LICENCE_PATTERN
 from model_core.storage.checkpoints import file_of
@@ -106,7 +106,7 @@ class JobSpec:
     @property
     def recipe(self) -> str:
         """Of the dataset that a preparation makes; empty of every other job."""
-        return Preparation(self.config.data.dataset_name, self.config).recipe if self.kind == "prepare" else ""
+        return DatasetSpec.of_job(self.config).fingerprint if self.kind == "prepare" else ""
 
     @property
     def export(self) -> str:
@@ -163,8 +163,8 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
     if problems or more or parsed is None:
         raise InvalidConfig((*problems, *more))
     if job.kind == "prepare":
-        preparation = Preparation.of(parsed.config, own_seed=True)
-        return JobSpec("prepare", None, preparation.config, job, replaced, preparation.dataset)
+        dataset = DatasetSpec.of_job(parsed.config)
+        return JobSpec("prepare", None, dataset.as_config(), job, replaced, dataset.name)
     config = parsed.config.model_copy(update=renamed)
     if job.kind == "export":
         return JobSpec("export", config.experiment_name, _what_is_exported(config), job, replaced)

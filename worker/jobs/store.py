@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import redis
 
-from model_core.data.spec import Preparation
+from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import DatasetBusy, DatasetExists, InvalidParameter, RunBusy, RunExists
 from model_core.storage.events import Event, last_event
 from model_core.storage.files import further_names
@@ -132,7 +132,7 @@ class JobStore(JobReader):
     # --- submit ----------------------------------------------------------------------------------------------
 
     def submit(
-        self, spec: JobSpec, *, key: str | None = None, fingerprint: str, preparation: Preparation | None = None
+        self, spec: JobSpec, *, key: str | None = None, fingerprint: str, preparation: DatasetSpec | None = None
     ) -> Submission:
         """Record a job, unless its key was used before.
 

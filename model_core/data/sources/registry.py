@@ -63,6 +63,18 @@ def revision_of(text: str, *, seed: int, revision: str | None = None) -> str | N
     return revision_of_files(portable(text[5:])) if text.startswith("file:") else None
 
 
+def uses_seed(text: str) -> bool:
+    """Return whether the documents of a source depend on the seed.
+
+    Args:
+        text: The source, as the configuration writes it.
+
+    Returns:
+        True for a source that generates its documents.
+    """
+    return text == "stories"
+
+
 def source_name(text: str) -> str:
     """What a record calls a source."""
     return name_of(portable(text[5:])) if text.startswith("file:") else text

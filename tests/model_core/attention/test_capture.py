@@ -18,7 +18,7 @@ from model_core.attention.capture import (
 from model_core.attention.store import AttentionRecord
 from model_core.checkpoint import load_model, weights_state, writer
 from model_core.config import ExperimentConfig
-from model_core.data.preparation import prepare
+from model_core.data.ensure import prepare
 from model_core.errors import AttentionTooLarge, DatasetNotReady, ExampleNotFound, InvalidParameter
 from model_core.gpt import GPT
 from model_core.schemas import AttentionRequest, text_id

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from model_core.config import BpeTokenizer
 from model_core.data.chunking import assigned
+from model_core.data.dataset_spec import DatasetSpec
+from model_core.data.ensure import prepare
 from model_core.data.loader import load_tokens
 from model_core.data.pipeline import Surroundings, make_files
-from model_core.data.preparation import prepare
 from model_core.data.sources.base import Document, Source
-from model_core.data.spec import Recipe
 from model_core.entrypoint import StopRequest
 from model_core.errors import DiskFull, InvalidData, Stopped
 from model_core.storage.dataset import Dataset
@@ -49,12 +49,12 @@ def source_of(texts, at=lambda number: None, **facts):
 
 def make(
     directory, texts=TEXTS, *, source=None, emit=silent, stop=None, threads=1, chunk_characters=1000,
-    commit_every_s=0.0, **recipe,
+    commit_every_s=0.0, **spec,
 ):  # fmt: skip
     dataset = Dataset.named("mine", directory)
     directory.mkdir(exist_ok=True)
     around = Surroundings(emit, stop or StopRequest(), threads, commit_every_s, chunk_characters)
-    make_files(Recipe("memory", split=SHARES, **recipe), source or source_of(texts), dataset, around)
+    make_files(DatasetSpec("mine", "memory", split=SHARES, **spec), source or source_of(texts), dataset, around)
     return dataset
 
 
@@ -166,7 +166,7 @@ def test_an_empty_source_is_named(tmp_path):
 PREPARE = """
 import sys
 from pathlib import Path
-from model_core.data.preparation import prepare
+from model_core.data.ensure import prepare
 prepare(f"file:{sys.argv[1]}", Path(sys.argv[2]), name="mine", dedupe=True, threads=2, commit_every_s=0)
 """
 

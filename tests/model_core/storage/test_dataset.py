@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model_core.config_loader import parse_config
-from model_core.data.preparation import prepare
+from model_core.data.ensure import prepare
 from model_core.errors import DatasetNotReady, ExampleNotFound, InvalidData
 from model_core.report import train_tokens_of
 from model_core.storage.dataset import Dataset, dataset_of

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model_core.checkpoint import newest_full_state, weights_state
 from model_core.config_loader import load_config
-from model_core.data.preparation import ensure_dataset
+from model_core.data.ensure import ensure_dataset
 from model_core.errors import DiskFull, OutOfMemory
 from model_core.hardware.device import Machine, apply, decide
 from model_core.storage.dataset import Dataset

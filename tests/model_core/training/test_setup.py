@@ -12,7 +12,7 @@ import torch
 from model_core.checkpoint import State, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
-from model_core.data.preparation import prepare
+from model_core.data.ensure import prepare
 from model_core.errors import CheckpointMismatch
 from model_core.hardware.device import Machine, Runtime, decide
 from model_core.storage.checkpoints import LATEST, PREVIOUS, CheckpointInfo, periodic_name

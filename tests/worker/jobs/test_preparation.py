@@ -2,7 +2,7 @@
 
 import pytest
 
-from model_core.data.spec import Preparation
+from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import DatasetBusy, DatasetExists
 from model_core.storage.events import EventWriter
 from worker.jobs.recovery import salvage, traces, write_order
@@ -29,7 +29,7 @@ def train(store):
 
     def train(run, **data):
         spec = parse_spec({"experiment_name": run, "data": {"dataset": "tales", "source": "stories", **data}})
-        return store.submit(spec, key=run, fingerprint="f", preparation=Preparation.of(spec.config)).job
+        return store.submit(spec, key=run, fingerprint="f", preparation=DatasetSpec.of(spec.config.data)).job
 
     return train
 

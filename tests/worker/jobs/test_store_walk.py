@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from model_core.data.spec import Preparation
+from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import InvalidConfig, ModelCoreError
 from worker.jobs.schemas import JobError, Outcome, WorkerView
 from worker.jobs.settings import JobSettings
@@ -52,7 +52,7 @@ class Walk:
         data = {"dataset": name, "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": size}}
         wanted = self.random.choice(({"job": {"kind": "prepare"}}, {"experiment_name": f"run-{next(self.names)}"}))
         spec = parse_spec({**wanted, "data": data})
-        needed = Preparation.of(spec.config) if spec.kind == "train" else None
+        needed = DatasetSpec.of(spec.config.data) if spec.kind == "train" else None
         key = f"key-{next(self.names)}"
         job = self.call(self.store.submit, spec, key=key, fingerprint="f", preparation=needed).job
         self.ids += [one for one in (*job.waiting_for, job.id) if one not in self.ids]

@@ -15,20 +15,18 @@ from filelock import FileLock, Timeout
 
 from model_core.catalog import HUB_DATASETS, WITHOUT_COLUMNS
 from model_core.config import DataConfig, ExperimentConfig
-from model_core.data.pipeline import COMMIT_EVERY_S, Emit, Surroundings, make_files
-from model_core.data.sources.hub_access import Token
-from model_core.data.spec import (
+from model_core.data.dataset_spec import (
     DEFAULT_SEED,
     DEFAULT_SHARD_BYTES,
     DEFAULT_SPLIT,
-    Recipe,
+    DatasetSpec,
     Shares,
     TokenizerChoice,
-    asked_of,
-    mismatch,
-    mismatches,
-    origin_of,
+    tokenizer_name,
+    training_mismatch,
 )
+from model_core.data.pipeline import COMMIT_EVERY_S, Emit, Surroundings, make_files
+from model_core.data.sources.hub_access import Token
 from model_core.entrypoint import StopRequest
 from model_core.errors import DatasetNotReady, InvalidData
 from model_core.storage.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
@@ -58,7 +56,7 @@ def ensure_dataset(
     dataset, data = dataset_of(config, layout), config.data
     missing = dataset.missing()
     if missing and data.source is not None:
-        return make(Recipe.of(data), dataset, _surroundings(emit, stop), token=token)
+        return make(DatasetSpec.of(data), dataset, _surroundings(emit, stop), token=token)
     if missing:
         raise DatasetNotReady(f"there is no {missing[0]}; make it with: {_command(dataset, data.tokenizer, layout)}")
     refuse_unlike(dataset, data)
@@ -72,12 +70,12 @@ def refuse_unlike(dataset: Dataset, data: DataConfig, *, read_files: bool = True
     Args:
         dataset: Complete.
         data: What is asked for.
-        read_files: See `mismatch`.
+        read_files: See `training_mismatch`.
 
     Raises:
         InvalidData: It was made in another way, or its manifest cannot be read.
     """
-    if (different := mismatch(dataset.manifest(), data, read_files=read_files)) is not None:
+    if (different := training_mismatch(dataset.manifest(), data, read_files=read_files)) is not None:
         raise _other(dataset, different)
 
 
@@ -112,19 +110,19 @@ def prepare(
         InvalidConfig: There is no such source.
         InvalidData: The source cannot be read, or the dataset that is there was made in another way or is damaged.
     """
-    recipe = Recipe(source, tokenizer, split, revision, text_column, seed, dedupe, shard_bytes)
-    around = _surroundings(emit, stop, threads, commit_every_s)
-    return make(recipe, Dataset.named(checked_name("dataset", name), directory), around, token=token)
+    dataset = Dataset.named(checked_name("dataset", name), directory)
+    spec = DatasetSpec(name, source, tokenizer, split, revision, text_column, seed, dedupe, shard_bytes)
+    return make(spec, dataset, _surroundings(emit, stop, threads, commit_every_s), token=token)
 
 
-def make(recipe: Recipe, dataset: Dataset, around: Surroundings, *, token: Token | None = None) -> Dataset:
-    """`prepare`, of a recipe."""
+def make(spec: DatasetSpec, dataset: Dataset, around: Surroundings, *, token: Token | None = None) -> Dataset:
+    """`prepare`, of a spec."""
     if not dataset.missing():
         _refuse_to_overwrite(dataset)
-    tokenized = _make_missing(recipe, dataset, around, token) if dataset.missing() else 0
+    tokenized = _make_missing(spec, dataset, around, token) if dataset.missing() else 0
     manifest = dataset.manifest()
     if manifest is not None:
-        for different in mismatches(manifest, recipe.promises() | origin_of(recipe)):
+        for different in spec.differences(manifest):
             raise _other(dataset, different)
     if not tokenized:
         dataset.verify()
@@ -134,9 +132,9 @@ def make(recipe: Recipe, dataset: Dataset, around: Surroundings, *, token: Token
     return dataset
 
 
-def _make_missing(recipe: Recipe, dataset: Dataset, around: Surroundings, token: Token | None) -> int:
+def _make_missing(spec: DatasetSpec, dataset: Dataset, around: Surroundings, token: Token | None) -> int:
     """Make the files, unless somebody else does meanwhile; returns how many documents were tokenized here."""
-    source = recipe.open(token)
+    source = spec.open_source(token)
     for advice in source.advice:
         around.emit("warning", code=advice.code, detail=advice.detail)
     dataset.directory.mkdir(parents=True, exist_ok=True)
@@ -144,7 +142,7 @@ def _make_missing(recipe: Recipe, dataset: Dataset, around: Surroundings, token:
         if not dataset.missing():
             return 0
         _refuse_to_overwrite(dataset)
-        return make_files(recipe, source, dataset, around)
+        return make_files(spec, source, dataset, around)
 
 
 @contextmanager
@@ -188,7 +186,7 @@ def _surroundings(
 def _command(dataset: Dataset, tokenizer: TokenizerChoice, layout: Layout) -> str:
     source = dataset.name if dataset.name in {*WITHOUT_COLUMNS, *HUB_DATASETS} else "file:PATH"
     where = f"--data-root {layout.datasets.parent}" if layout.datasets else f"--out {dataset.directory}"
-    made_with = "" if tokenizer == "gpt2" else f" --tokenizer {asked_of(tokenizer)}"
+    made_with = "" if tokenizer == "gpt2" else f" --tokenizer {tokenizer_name(tokenizer)}"
     return f"python -m model_core.data.prepare --source {source} --name {dataset.name} {where}{made_with}"
 
 

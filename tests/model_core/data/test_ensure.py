@@ -12,7 +12,7 @@ import pytest
 
 from model_core.config import BpeTokenizer
 from model_core.config_loader import parse_config
-from model_core.data.preparation import ensure_dataset, prepare
+from model_core.data.ensure import ensure_dataset, prepare
 from model_core.errors import DatasetNotReady, InvalidData
 from model_core.storage.files import Layout, read_json, sha256_of
 

@@ -206,10 +206,6 @@ def _describe(dataset: Dataset) -> None:
         sys.stdout.write(f"{split}: {line} in {dataset.split(split)}\n")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 class TerminalProgress:
     """Shows ``progress`` events on stderr; says nothing when that is no terminal."""
 
@@ -253,3 +249,7 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -121,10 +121,6 @@ def _signal(ranks: list[subprocess.Popen[bytes]], number: signal.Signals) -> Non
             rank.send_signal(number)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 LISTENER = "HEADCOUNT_LISTENER"  # descriptor of a socket that listens at MASTER_PORT, inherited by rank 0
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -186,3 +182,7 @@ def _number(environment: Mapping[str, str], name: str, default: str = "") -> int
     if not (text.isascii() and text.isdigit()):
         raise InvalidParameter(f"{name}={text!r} in the environment is not a whole number from 0")
     return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from model_core.data.sources.hub_access import REFUSED_VARIABLE, TOKEN_VARIABLE, flaw_of
+from model_core.data.sources.hub_access import REFUSED_VARIABLE, TOKEN_VARIABLE, token_problem
 from model_core.hardware import allocator
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, s
 
 def _token(token: str) -> dict[str, str]:
     """The token, if it can be one; else why it is none, so that a job that needs it says so."""
-    if flaw := flaw_of(token):
+    if flaw := token_problem(token):
         log.warning("token not handed on name=%s reason=%s", TOKEN_VARIABLE, flaw)
         return {REFUSED_VARIABLE: flaw}
     return {TOKEN_VARIABLE: token} if token else {}

@@ -94,7 +94,7 @@ _DTYPE = f"S{HASH_BYTES}"  # of equal lengths, so it does not matter that numpy 
 _UNSORTED = 4096  # hashes that wait in a set for a run of their own
 
 
-class SeenTexts:
+class Deduplicator:
     """The texts that were added, as hashes."""
 
     def __init__(self, hashes: bytes = b"") -> None:
@@ -128,7 +128,7 @@ class SeenTexts:
 CHUNK_CHARACTERS = 1 << 20  # smaller ones repeat less, and wait for the interpreter's lock too often
 
 
-class Part(NamedTuple):  # of which there are millions
+class NumberedDocument(NamedTuple):  # of which there are millions
     """A document on its way.
 
     Attributes:
@@ -152,7 +152,7 @@ class Chunk:
         ends_block: Whether the next document begins a block of the split: what is done up to here can be kept.
     """
 
-    parts: list[tuple[str, Part]]
+    parts: list[tuple[str, NumberedDocument]]
     first_example: int
     ends_block: bool
 
@@ -191,7 +191,7 @@ class Encoded:
     examples: list[bytes]
 
 
-class Reading:
+class DocumentReader:
     """Goes through a source once, without its duplicates if the spec asks for it.
 
     Attributes:
@@ -208,20 +208,25 @@ class Reading:
             hashes: Of those that were kept.
         """
         self._documents, self.read = source.documents(skip), skip
-        self._seen = SeenTexts(hashes) if spec.dedupe else None
+        self._seen = Deduplicator(hashes) if spec.dedupe else None
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[NumberedDocument]:
         for document in self._documents:
             self.read += 1
             text = _encodable(document.text)
             found = self._seen.add(text) if self._seen else b""
             if found is not None:
                 category = None if document.category is None else _encodable(document.category)
-                yield Part(text, category, self.read, found)
+                yield NumberedDocument(text, category, self.read, found)
 
 
 def chunks(
-    parts: Iterable[Part], spec: DatasetSpec, *, kept: int = 0, examples: int = 0, characters: int = CHUNK_CHARACTERS
+    parts: Iterable[NumberedDocument],
+    spec: DatasetSpec,
+    *,
+    kept: int = 0,
+    examples: int = 0,
+    characters: int = CHUNK_CHARACTERS,
 ) -> Iterator[Chunk]:
     """Cut documents into chunks.
 
@@ -232,7 +237,7 @@ def chunks(
         examples: Test documents before these.
         characters: About how many a chunk has.
     """
-    gathered: list[tuple[str, Part]] = []
+    gathered: list[tuple[str, NumberedDocument]] = []
     size, is_cut = 0, False
     for block in dealt_blocks(parts, spec.split, spec.seed, first=kept // BLOCK):
         for split, part in block:

@@ -25,7 +25,7 @@ from model_core.data.dataset_spec import (
     tokenizer_name,
     training_mismatch,
 )
-from model_core.data.pipeline import COMMIT_EVERY_S, Emit, Surroundings, make_files
+from model_core.data.pipeline import COMMIT_EVERY_S, Emit, PrepareContext, make_files
 from model_core.data.sources.hub_access import Token
 from model_core.entrypoint import StopRequest
 from model_core.errors import DatasetNotReady, InvalidData
@@ -56,7 +56,7 @@ def ensure_dataset(
     dataset, data = dataset_of(config, layout), config.data
     missing = dataset.missing()
     if missing and data.source is not None:
-        return make(DatasetSpec.of(data), dataset, _surroundings(emit, stop), token=token)
+        return make(DatasetSpec.of(data), dataset, _context(emit, stop), token=token)
     if missing:
         raise DatasetNotReady(f"there is no {missing[0]}; make it with: {_command(dataset, data.tokenizer, layout)}")
     refuse_unlike(dataset, data)
@@ -112,14 +112,14 @@ def prepare(
     """
     dataset = Dataset.named(checked_name("dataset", name), directory)
     spec = DatasetSpec(name, source, tokenizer, split, revision, text_column, seed, dedupe, shard_bytes)
-    return make(spec, dataset, _surroundings(emit, stop, threads, commit_every_s), token=token)
+    return make(spec, dataset, _context(emit, stop, threads, commit_every_s), token=token)
 
 
-def make(spec: DatasetSpec, dataset: Dataset, around: Surroundings, *, token: Token | None = None) -> Dataset:
+def make(spec: DatasetSpec, dataset: Dataset, context: PrepareContext, *, token: Token | None = None) -> Dataset:
     """`prepare`, of a spec."""
     if not dataset.missing():
         _refuse_to_overwrite(dataset)
-    tokenized = _make_missing(spec, dataset, around, token) if dataset.missing() else 0
+    tokenized = _make_missing(spec, dataset, context, token) if dataset.missing() else 0
     manifest = dataset.manifest()
     if manifest is not None:
         for different in spec.differences(manifest):
@@ -128,34 +128,34 @@ def make(spec: DatasetSpec, dataset: Dataset, around: Surroundings, *, token: To
         dataset.verify()
     counted = (manifest or {"splits": {}})["splits"].values()
     facts = {key: sum(counts[key] for counts in counted) for key in ("documents", "tokens")}
-    around.emit("prepared", dataset=dataset.name, **facts, tokenized=tokenized)
+    context.emit("prepared", dataset=dataset.name, **facts, tokenized=tokenized)
     return dataset
 
 
-def _make_missing(spec: DatasetSpec, dataset: Dataset, around: Surroundings, token: Token | None) -> int:
+def _make_missing(spec: DatasetSpec, dataset: Dataset, context: PrepareContext, token: Token | None) -> int:
     """Make the files, unless somebody else does meanwhile; returns how many documents were tokenized here."""
     source = spec.open_source(token)
     for advice in source.advice:
-        around.emit("warning", code=advice.code, detail=advice.detail)
+        context.emit("warning", code=advice.code, detail=advice.detail)
     dataset.directory.mkdir(parents=True, exist_ok=True)
-    with _alone(dataset.directory, around):
+    with _alone(dataset.directory, context):
         if not dataset.missing():
             return 0
         _refuse_to_overwrite(dataset)
-        return make_files(spec, source, dataset, around)
+        return make_files(spec, source, dataset, context)
 
 
 @contextmanager
-def _alone(directory: Path, around: Surroundings) -> Iterator[None]:
+def _alone(directory: Path, context: PrepareContext) -> Iterator[None]:
     """Hold the directory; whoever waits says so, and the kernel frees the lock of a killed process."""
     lock, tell_at = FileLock(directory / LOCK), time.monotonic() + _POLL_S
     while not lock.is_locked:
-        around.stop.check()
+        context.stop.check()
         try:
             lock.acquire(timeout=_POLL_S)
         except Timeout:
             if time.monotonic() >= tell_at:
-                around.emit("progress", done=0, of=1, unit="preparation by another process")
+                context.emit("progress", done=0, of=1, unit="preparation by another process")
                 tell_at = time.monotonic() + _TELL_S
     try:
         yield
@@ -177,10 +177,10 @@ def _refuse_to_overwrite(dataset: Dataset) -> None:
         raise InvalidData(f"{present[0]} is not of this dataset and would be overwritten; choose another folder")
 
 
-def _surroundings(
+def _context(
     emit: Emit | None, stop: StopRequest | None, threads: int | None = None, commit_every_s: float = COMMIT_EVERY_S
-) -> Surroundings:
-    return Surroundings(emit or _silent, stop or StopRequest(), threads, commit_every_s)
+) -> PrepareContext:
+    return PrepareContext(emit or _silent, stop or StopRequest(), threads, commit_every_s)
 
 
 def _command(dataset: Dataset, tokenizer: TokenizerChoice, layout: Layout) -> str:

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from model_core.config import BpeTokenizer
-from model_core.data.chunking import CHUNK_CHARACTERS, Chunk, Encoded, Reading, assigned, chunks, encode_chunk
+from model_core.data.chunking import CHUNK_CHARACTERS, Chunk, DocumentReader, Encoded, assigned, chunks, encode_chunk
 from model_core.data.dataset_spec import DatasetSpec, tokenizer_name
 from model_core.data.encoder import BulkEncoder, bulk_encoder
 from model_core.data.sources.base import Source
-from model_core.data.writer import RECORD, Building, Writing
+from model_core.data.writer import RECORD, DatasetBuild, OpenFiles
 from model_core.entrypoint import StopRequest
 from model_core.errors import InvalidData
 from model_core.storage.dataset import (
@@ -47,7 +47,7 @@ Emit = Callable[..., Any]
 _EVERY_S = 1.0
 
 
-class Pace:
+class ProgressReporter:
     """Turns what was done into ``progress`` events, at most one a second."""
 
     def __init__(self, emit: Emit, source: Source, unit: str, *, done: int = 0, text_bytes: int = 0) -> None:
@@ -64,7 +64,7 @@ class Pace:
         self._done, self._text_bytes = done, text_bytes
         self._began, self._next = time.monotonic(), 0.0
 
-    def tell(self, done: int, text_bytes: int, *, at_once: bool = False) -> None:
+    def report(self, done: int, text_bytes: int, *, at_once: bool = False) -> None:
         """Emit the event, if it is time.
 
         Args:
@@ -99,7 +99,7 @@ _EXAMPLE_BYTES_A_TOKEN = 6.5
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class PrepareContext:
     """What a preparation works with, beside what it makes.
 
     Attributes:
@@ -117,14 +117,14 @@ class Surroundings:
     chunk_characters: int = CHUNK_CHARACTERS
 
 
-def make_files(spec: DatasetSpec, source: Source, dataset: Dataset, around: Surroundings) -> int:
+def make_files(spec: DatasetSpec, source: Source, dataset: Dataset, context: PrepareContext) -> int:
     """Make the files of a dataset, going on where an earlier process was cut off.
 
     Args:
         spec: How.
         source: From what.
         dataset: Where; nobody else is at it.
-        around: The rest.
+        context: The rest.
 
     Returns:
         How many documents were tokenized here.
@@ -134,19 +134,19 @@ def make_files(spec: DatasetSpec, source: Source, dataset: Dataset, around: Surr
         DiskFull: Likewise; or nothing was begun.
         InvalidData: The source has too little, or cannot be read; nothing is kept.
     """
-    building = Building(dataset, _identity(spec, source, dataset))
-    before = building.ledger.kept
+    build = DatasetBuild(dataset, _identity(spec, source, dataset))
+    before = build.progress.kept
     if before:
-        done, of = building.ledger.read, source.count
-        around.emit("resumed", file=RECORD, step=done, done=done, of=of, unit="documents")
+        done, of = build.progress.read, source.count
+        context.emit("resumed", file=RECORD, step=done, done=done, of=of, unit="documents")
     try:
-        if not building.ledger.places:
-            _make(spec, source, dataset, building, around)
-        building.move()
+        if not build.progress.places:
+            _make(spec, source, dataset, build, context)
+        build.move()
     except InvalidData:
-        building.discard()
+        build.discard()
         raise
-    return building.ledger.kept - before
+    return build.progress.kept - before
 
 
 def _identity(spec: DatasetSpec, source: Source, dataset: Dataset) -> dict[str, Any]:
@@ -156,39 +156,39 @@ def _identity(spec: DatasetSpec, source: Source, dataset: Dataset) -> dict[str, 
     return {"format": 1, "names": names, **origin, **spec.manifest_fields(), "shard_bytes": spec.shard_bytes}
 
 
-def _make(spec: DatasetSpec, source: Source, dataset: Dataset, building: Building, around: Surroundings) -> None:
-    with full_disk_named(building.directory):
-        tokenizer = _tokenizer(spec, source, building, around)
+def _make(spec: DatasetSpec, source: Source, dataset: Dataset, build: DatasetBuild, context: PrepareContext) -> None:
+    with full_disk_named(build.directory):
+        tokenizer = _tokenizer(spec, source, build, context)
         dtype = "<u2" if tokenizer.n_vocab <= 2**16 else "<u4"
-        _check_space(spec, source, building, int(dtype[-1]))
-        with closing(building.open(dtype, spec.shard_bytes, dedupe=spec.dedupe)) as writing:
-            read = _write(spec, source, building, writing, bulk_encoder(tokenizer), dtype, around)
-            _check_shares(spec, source, building)
-            shards = writing.finish()
-        building.complete(manifest_of(spec, source, dataset, building, tokenizer, shards, read))
+        _check_space(spec, source, build, int(dtype[-1]))
+        with closing(build.open(dtype, spec.shard_bytes, dedupe=spec.dedupe)) as files:
+            read = _write(spec, source, build, files, bulk_encoder(tokenizer), dtype, context)
+            _check_shares(spec, source, build)
+            shards = files.finish()
+        build.complete(manifest_of(spec, source, dataset, build, tokenizer, shards, read))
 
 
 def _write(
-    spec: DatasetSpec, source: Source, building: Building, writing: Writing, encoder: BulkEncoder, dtype: str,
-    around: Surroundings,
+    spec: DatasetSpec, source: Source, build: DatasetBuild, files: OpenFiles, encoder: BulkEncoder, dtype: str,
+    context: PrepareContext,
 ) -> int:  # fmt: skip
     """Write what the record does not have yet; returns how many documents the source has."""
-    ledger = building.ledger
-    reading = Reading(source, spec, skip=ledger.read, hashes=building.hashes())
-    pace = Pace(around.emit, source, "documents", done=ledger.read, text_bytes=ledger.text_bytes)
-    counts = {"kept": ledger.kept, "examples": ledger.splits["test"].documents}
-    work = chunks(reading, spec, characters=around.chunk_characters, **counts)
+    progress = build.progress
+    reader = DocumentReader(source, spec, skip=progress.read, hashes=build.hashes())
+    reporter = ProgressReporter(context.emit, source, "documents", done=progress.read, text_bytes=progress.text_bytes)
+    counts = {"kept": progress.kept, "examples": progress.splits["test"].documents}
+    work = chunks(reader, spec, characters=context.chunk_characters, **counts)
     committed = time.monotonic()
-    with closing(_encoded(work, encoder, dtype, around.threads or _default_threads())) as results:
+    with closing(_encoded(work, encoder, dtype, context.threads or _default_threads())) as results:
         for encoded in results:
-            writing.add(encoded)
-            pace.tell(ledger.read, ledger.text_bytes)
-            if around.stop() or time.monotonic() - committed >= around.commit_every_s:
-                writing.commit()
-                around.stop.check()
+            files.add(encoded)
+            reporter.report(progress.read, progress.text_bytes)
+            if context.stop() or time.monotonic() - committed >= context.commit_every_s:
+                files.commit()
+                context.stop.check()
                 committed = time.monotonic()
-    pace.tell(reading.read, ledger.text_bytes, at_once=True)
-    return reading.read
+    reporter.report(reader.read, progress.text_bytes, at_once=True)
+    return reader.read
 
 
 def _encoded(work: Iterable[Chunk], encoder: BulkEncoder, dtype: str, threads: int) -> Generator[Encoded]:
@@ -211,53 +211,53 @@ def _default_threads() -> int:
     return min(cores + 1, _MOST_THREADS)  # one of them waits for the interpreter, now and then
 
 
-def _tokenizer(spec: DatasetSpec, source: Source, building: Building, around: Surroundings) -> Tokenizer:
+def _tokenizer(spec: DatasetSpec, source: Source, build: DatasetBuild, context: PrepareContext) -> Tokenizer:
     """The dataset's tokenizer, kept as soon as it is known."""
-    file = building.directory / TOKENIZER
+    file = build.directory / TOKENIZER
     if file.exists():
         return load_tokenizer(file)
     tokenizer = gpt2_tokenizer()
     if isinstance(spec.tokenizer, BpeTokenizer):
-        tokenizer = train_bpe(_training_texts(spec, source, around), spec.tokenizer.vocab_size)
-        around.stop.check()  # a stop ended the texts early
+        tokenizer = train_bpe(_training_texts(spec, source, context), spec.tokenizer.vocab_size)
+        context.stop.check()  # a stop ended the texts early
     save_tokenizer(file, tokenizer)
     return tokenizer
 
 
-def _training_texts(spec: DatasetSpec, source: Source, around: Surroundings) -> Iterator[str]:
-    reading, text_bytes = Reading(source, spec), 0
-    pace = Pace(around.emit, source, "documents for the tokenizer")
-    for split, part in assigned(reading, spec.split, spec.seed):
-        if around.stop():
+def _training_texts(spec: DatasetSpec, source: Source, context: PrepareContext) -> Iterator[str]:
+    reader, text_bytes = DocumentReader(source, spec), 0
+    reporter = ProgressReporter(context.emit, source, "documents for the tokenizer")
+    for split, part in assigned(reader, spec.split, spec.seed):
+        if context.stop():
             return
         text_bytes += len(part.text)
-        pace.tell(reading.read, text_bytes)
+        reporter.report(reader.read, text_bytes)
         if split == "train":
             yield part.text
-    pace.tell(reading.read, text_bytes, at_once=True)
+    reporter.report(reader.read, text_bytes, at_once=True)
 
 
-def _check_space(spec: DatasetSpec, source: Source, building: Building, id_bytes: int) -> None:
+def _check_space(spec: DatasetSpec, source: Source, build: DatasetBuild, id_bytes: int) -> None:
     """Refuse what cannot fit, as far as the source says how much text it has."""
     if source.text_bytes is None:
         return
     tokens = source.text_bytes / _BYTES_A_TOKEN
     examples = spec.split[SPLITS.index("test")] * (source.text_bytes + tokens * _EXAMPLE_BYTES_A_TOKEN)
-    require_space(building.directory / "dataset", int(tokens * id_bytes + examples) - building.size_bytes())
+    require_space(build.directory / "dataset", int(tokens * id_bytes + examples) - build.size_bytes())
 
 
-def _check_shares(spec: DatasetSpec, source: Source, building: Building) -> None:
-    count = building.ledger.kept
+def _check_shares(spec: DatasetSpec, source: Source, build: DatasetBuild) -> None:
+    count = build.progress.kept
     if not count:
         raise InvalidData(f"source {source.name!r} is empty; a dataset needs text")
     for split, share in zip(SPLITS[:2], spec.split, strict=False):
-        if share > 0 and not building.ledger.splits[split].documents:
+        if share > 0 and not build.progress.splits[split].documents:
             detail = f"{count} documents are too few for the shares {list(spec.split)}"
             raise InvalidData(f"source {source.name!r}: {detail}: none falls to {split}")
 
 
 def manifest_of(
-    spec: DatasetSpec, source: Source, dataset: Dataset, building: Building, tokenizer: Tokenizer,
+    spec: DatasetSpec, source: Source, dataset: Dataset, build: DatasetBuild, tokenizer: Tokenizer,
     shards: Mapping[str, Sequence[Path]], read: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Describe a dataset whose files are complete.
@@ -266,14 +266,14 @@ def manifest_of(
         spec: How it was made.
         source: From what.
         dataset: Names of its files.
-        building: Where they lie, and what they hold.
+        build: Where they lie, and what they hold.
         tokenizer: What made its ids.
         shards: The token files of every split.
         read: Documents of the source, duplicates among them.
     """
-    ledger = building.ledger
+    progress = build.progress
     made = {"kind": tokenizer.kind, "n_vocab": tokenizer.n_vocab, "sha256": tokenizer.sha256, "file": TOKENIZER}
-    counted = {split: vars(counts) for split, counts in ledger.splits.items()}
+    counted = {split: vars(counts) for split, counts in progress.splits.items()}
     return {
         "schema_version": 1,
         "name": dataset.name,
@@ -283,14 +283,14 @@ def manifest_of(
         **spec.manifest_fields(),
         "tokenizer": {**made, "asked": tokenizer_name(spec.tokenizer)},
         "documents": read,
-        "duplicates": read - ledger.kept if spec.dedupe else None,
+        "duplicates": read - progress.kept if spec.dedupe else None,
         "splits": {split: {**counted[split], **_files(dataset.split(split), paths)} for split, paths in shards.items()},
         "examples": {
-            **_file(building.directory / EXAMPLES, EXAMPLES),
+            **_file(build.directory / EXAMPLES, EXAMPLES),
             "index": EXAMPLE_INDEX,
-            "count": ledger.splits["test"].documents,
+            "count": progress.splits["test"].documents,
         },
-        "categories": {name: vars(counts) for name, counts in ledger.categories.items()} or None,
+        "categories": {name: vars(counts) for name, counts in progress.categories.items()} or None,
         "origin": dict(source.facts),
     }
 

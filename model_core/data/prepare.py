@@ -27,7 +27,7 @@ from model_core.catalog import FORMS
 from model_core.config_loader import parse_config, read_config
 from model_core.data.dataset_spec import DEFAULT_SEED, DEFAULT_SPLIT, DatasetSpec
 from model_core.data.ensure import make
-from model_core.data.pipeline import Surroundings
+from model_core.data.pipeline import PrepareContext
 from model_core.data.sources.hub_access import token_from
 from model_core.entrypoint import (
     DONE,
@@ -132,14 +132,14 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     spec, dataset = (_written if arguments.config is None else _configured)(arguments)
     token = token_from(os.environ)
     if arguments.attempt is None:
-        with TerminalProgress() as terminal:
-            make(spec, dataset, Surroundings(terminal.emit, stop, arguments.threads), token=token)
+        with ProgressBar() as progress_bar:
+            make(spec, dataset, PrepareContext(progress_bar.emit, stop, arguments.threads), token=token)
         _describe(dataset)
         return DONE
     log_to_stderr(verbose=True)
 
     def body(attempt: Attempt) -> int:
-        make(spec, dataset, Surroundings(attempt.emit, stop, arguments.threads), token=token)
+        make(spec, dataset, PrepareContext(attempt.emit, stop, arguments.threads), token=token)
         log.info("dataset prepared name=%s", dataset.name)
         return DONE
 
@@ -206,7 +206,7 @@ def _describe(dataset: Dataset) -> None:
         sys.stdout.write(f"{split}: {line} in {dataset.split(split)}\n")
 
 
-class TerminalProgress:
+class ProgressBar:
     """Shows ``progress`` events on stderr; says nothing when that is no terminal."""
 
     def __init__(self) -> None:

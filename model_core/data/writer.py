@@ -28,7 +28,7 @@ from model_core.storage.dataset import EXAMPLE_INDEX, EXAMPLES, MANIFEST, SPLITS
 from model_core.storage.files import read_json, sync_directory, write_json
 
 
-class GrowingFile:
+class AppendFile:
     """A file that is written at its end alone."""
 
     def __init__(self, path: Path, *, head: bytes, size: int) -> None:
@@ -121,7 +121,7 @@ class Shards:
 
     def _open(self, size: int) -> None:
         path = self._path(len(self.paths))
-        self._file = GrowingFile(path, head=_head(self._dtype, (0,)), size=size)
+        self._file = AppendFile(path, head=_head(self._dtype, (0,)), size=size)
         self.paths.append(path)
 
     def _complete(self) -> None:
@@ -144,9 +144,9 @@ class Examples:
             size: Their bytes.
         """
         self.count = count
-        self._file = GrowingFile(directory / EXAMPLES, head=b"[", size=size)
+        self._file = AppendFile(directory / EXAMPLES, head=b"[", size=size)
         row = 2 * self._ROW.itemsize
-        self._index = GrowingFile(directory / EXAMPLE_INDEX, head=_head(self._ROW, (0, 2)), size=count * row)
+        self._index = AppendFile(directory / EXAMPLE_INDEX, head=_head(self._ROW, (0, 2)), size=count * row)
 
     @property
     def size(self) -> int:
@@ -196,7 +196,7 @@ _MOST_CATEGORIES, _FURTHER = 256, "(further categories)"
 
 
 @dataclass
-class Ledger:
+class BuildProgress:
     """What was written so far.
 
     Attributes:
@@ -245,11 +245,11 @@ class Ledger:
             self.categories.setdefault(name if known else _FURTHER, Counts()).add(counts)
 
 
-class Building:
+class DatasetBuild:
     """A dataset that is being written; one process at a time has it.
 
     Attributes:
-        ledger: What was written, and counts as safe after the next `commit`.
+        progress: What was written, and counts as safe after the next `commit`.
     """
 
     def __init__(self, dataset: Dataset, identity: Mapping[str, Any]) -> None:
@@ -263,13 +263,13 @@ class Building:
         self._identity = dict(identity)
         file = self.directory / RECORD
         record = read_json(file) if file.is_file() else {}
-        self.ledger = Ledger()
+        self.progress = BuildProgress()
         if record.get("identity") == self._identity:
-            self.ledger = Ledger.of(record["ledger"])
+            self.progress = BuildProgress.of(record["ledger"])
         else:
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory.mkdir(parents=True)
-            self.record(asdict(self.ledger))
+            self.record(asdict(self.progress))
 
     def size_bytes(self) -> int:
         """Of all files so far."""
@@ -278,13 +278,13 @@ class Building:
     def hashes(self) -> bytes:
         """Of the documents that were kept, one after the other; none when duplicates are not dropped."""
         file = self.directory / _HASHES
-        return file.read_bytes()[: HASH_BYTES * self.ledger.kept] if file.exists() else b""
+        return file.read_bytes()[: HASH_BYTES * self.progress.kept] if file.exists() else b""
 
     def discard(self) -> None:
         """Leave nothing of it."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def open(self, dtype: str, shard_bytes: int, *, dedupe: bool) -> Writing:
+    def open(self, dtype: str, shard_bytes: int, *, dedupe: bool) -> OpenFiles:
         """Open the files where the record says.
 
         Args:
@@ -292,7 +292,7 @@ class Building:
             shard_bytes: Of ids in one file.
             dedupe: Whether hashes of documents are kept too.
         """
-        return Writing(self, dtype, shard_bytes, dedupe=dedupe)
+        return OpenFiles(self, dtype, shard_bytes, dedupe=dedupe)
 
     def complete(self, manifest: Mapping[str, Any]) -> None:
         """Record that every file is complete.
@@ -301,46 +301,46 @@ class Building:
             manifest: What the dataset's will be.
         """
         write_json(self.directory / MANIFEST, manifest)
-        self.ledger.places = {name: name for name in (MANIFEST, TOKENIZER, EXAMPLES, EXAMPLE_INDEX)}
+        self.progress.places = {name: name for name in (MANIFEST, TOKENIZER, EXAMPLES, EXAMPLE_INDEX)}
         for split in reversed(SPLITS):
             facts = manifest["splits"][split]
             names = [shard["file"] for shard in facts.get("files", [facts])]
-            self.ledger.places |= {f"{split}_{n:05d}.npy": name for n, name in enumerate(names)}
-        self.record(asdict(self.ledger))
+            self.progress.places |= {f"{split}_{n:05d}.npy": name for n, name in enumerate(names)}
+        self.record(asdict(self.progress))
 
     def move(self) -> None:
         """Give every complete file its name; again after a kill in between."""
-        for written, place in self.ledger.places.items():
+        for written, place in self.progress.places.items():
             if (self.directory / written).exists():
                 (self.directory / written).replace(self._dataset.directory / place)
         sync_directory(self._dataset.directory)
         self.discard()
 
-    def record(self, ledger: Mapping[str, Any]) -> None:
+    def record(self, progress: Mapping[str, Any]) -> None:
         """Write down what is safe on disk.
 
         Args:
-            ledger: As `asdict` gives it.
+            progress: As `asdict` gives it.
         """
-        write_json(self.directory / RECORD, {"schema_version": 1, "identity": self._identity, "ledger": ledger})
+        write_json(self.directory / RECORD, {"schema_version": 1, "identity": self._identity, "ledger": progress})
 
 
-class Writing:
-    """The open files of a `Building`."""
+class OpenFiles:
+    """The open files of a `DatasetBuild`."""
 
-    def __init__(self, building: Building, dtype: str, shard_bytes: int, *, dedupe: bool) -> None:
-        self._building, ledger, directory = building, building.ledger, building.directory
+    def __init__(self, build: DatasetBuild, dtype: str, shard_bytes: int, *, dedupe: bool) -> None:
+        self._build, progress, directory = build, build.progress, build.directory
         self.shards = {
             split: Shards(directory, split, dtype, shard_bytes, tokens=counts.tokens)
-            for split, counts in ledger.splits.items()
+            for split, counts in progress.splits.items()
         }
-        self._examples = Examples(directory, count=ledger.splits["test"].documents, size=ledger.example_bytes)
-        kept_bytes = HASH_BYTES * ledger.kept
-        self._hashes = GrowingFile(directory / _HASHES, head=b"", size=kept_bytes) if dedupe else None
-        files: tuple[Shards | Examples | GrowingFile | None, ...]
+        self._examples = Examples(directory, count=progress.splits["test"].documents, size=progress.example_bytes)
+        kept_bytes = HASH_BYTES * progress.kept
+        self._hashes = AppendFile(directory / _HASHES, head=b"", size=kept_bytes) if dedupe else None
+        files: tuple[Shards | Examples | AppendFile | None, ...]
         files = (*self.shards.values(), self._examples, self._hashes)
         self._files = tuple(file for file in files if file is not None)
-        self._safe = asdict(ledger)
+        self._safe = asdict(progress)
 
     def add(self, encoded: Encoded) -> None:
         """Append a chunk."""
@@ -349,15 +349,15 @@ class Writing:
         self._examples.write(encoded.examples)
         if self._hashes is not None:
             self._hashes.write(b"".join(part.hash for _, part in encoded.chunk.parts))
-        self._building.ledger.add(encoded, example_bytes=self._examples.size)
+        self._build.progress.add(encoded, example_bytes=self._examples.size)
         if encoded.chunk.ends_block:
-            self._safe = asdict(self._building.ledger)
+            self._safe = asdict(self._build.progress)
 
     def commit(self) -> None:
         """Make safe what ends with a block of the split."""
         for file in self._files:
             file.sync()
-        self._building.record(self._safe)
+        self._build.record(self._safe)
 
     def finish(self) -> dict[str, list[Path]]:
         """Complete all files; returns those of every split."""

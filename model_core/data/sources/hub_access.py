@@ -98,7 +98,7 @@ def offline() -> HubUnreachable:
 
 
 @contextmanager
-def asking(dataset: HubDataset, token: Token | None, revision: str | None = None) -> Iterator[None]:
+def translate_hub_errors(dataset: HubDataset, token: Token | None, revision: str | None = None) -> Iterator[None]:
     """Turn whatever the hub's libraries raise inside into an error of ours.
 
     Args:
@@ -174,7 +174,7 @@ class Token:
             HubBadToken: It holds what no header of a request can; the error does not repeat it.
         """
         value = self.value.strip()
-        if flaw := self.flaw or flaw_of(value):
+        if flaw := self.flaw or token_problem(value):
             raise HubBadToken(self.origin, flaw)
         return value
 
@@ -207,7 +207,7 @@ def token_from(environment: Mapping[str, str]) -> Token | None:
     return Token(value, "the file of `hf auth login`") if value.strip() else None
 
 
-def flaw_of(token: str) -> str | None:
+def token_problem(token: str) -> str | None:
     """What keeps a text from being a token, in words that do not repeat it."""
     if not token.isascii():
         return "it holds a character that is not ASCII"

@@ -21,7 +21,7 @@ from typing import Any
 from model_core.catalog import HubDataset
 from model_core.config_loader import Advice
 from model_core.data.sources.base import Batch, Document, File, Source
-from model_core.data.sources.hub_access import HubUnreachable, Token, asking, offline
+from model_core.data.sources.hub_access import HubUnreachable, Token, offline, translate_hub_errors
 from model_core.data.sources.local_files import READABLE, batches_of, documents_after
 from model_core.errors import FieldProblem, InvalidConfig, InvalidData
 from model_core.storage.files import require_space
@@ -43,8 +43,8 @@ class _Opened:
     token: Token | None
     secret: str | bool  # what the libraries are given; False: no token, not even one that they find themselves
 
-    def asking(self) -> Any:
-        return asking(self.dataset, self.token)
+    def translate_hub_errors(self) -> Any:
+        return translate_hub_errors(self.dataset, self.token)
 
 
 def open_hub(name: str, dataset: HubDataset, *, revision: str | None, column: str, token: Token | None) -> Source:
@@ -96,7 +96,7 @@ def _admitted(
     dataset: HubDataset, revision: str | None, token: Token | None, secret: str | bool
 ) -> tuple[_Opened, str | None]:
     """Ask whether the dataset may be read, and fix the commit."""
-    with asking(dataset, token, revision):
+    with translate_hub_errors(dataset, token, revision):
         import datasets
         from huggingface_hub import HfApi, get_session
 
@@ -127,7 +127,7 @@ def _builder(opened: _Opened, revision: str | None) -> Any:
 
     dataset = opened.dataset
     where = {"revision": opened.commit, "token": opened.secret}
-    with opened.asking():
+    with opened.translate_hub_errors():
         if revision == _CONVERTED:  # there, a configuration is a folder
             builder = datasets.load_dataset_builder(dataset.id, data_dir=dataset.config, **where)
             folders = {file.partition("/")[0] for files in _splits(builder).values() for file in files}
@@ -185,7 +185,7 @@ def _sizes(opened: _Opened, files: list[str]) -> dict[str, int]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    with opened.asking():
+    with opened.translate_hub_errors():
         where: dict[str, Any] = {"repo_type": "dataset", "revision": opened.commit, "token": opened.secret}
         infos = HfApi().get_paths_info(opened.dataset.id, files, **where)
     return {info.path: info.size for info in infos if isinstance(info, RepoFile)}
@@ -200,7 +200,7 @@ def _require_space(opened: _Opened, sizes: dict[str, int]) -> None:
         return isinstance(found, str)
 
     cache = Path(constants.HF_HUB_CACHE)
-    with opened.asking():
+    with opened.translate_hub_errors():
         cache.mkdir(parents=True, exist_ok=True)
     require_space(cache / opened.dataset.id.replace("/", "--"), sum(n for f, n in sizes.items() if not is_there(f)))
 
@@ -224,7 +224,7 @@ def _fetched(opened: _Opened, file: str) -> Path:
 
     for pause_s in (*_PAUSES_S, None):
         try:
-            with opened.asking():
+            with opened.translate_hub_errors():
                 where: dict[str, Any] = {"repo_type": "dataset", "revision": opened.commit, "token": opened.secret}
                 return Path(hf_hub_download(opened.dataset.id, file, **where))
         except HubUnreachable as error:

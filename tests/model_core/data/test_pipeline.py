@@ -20,7 +20,7 @@ from model_core.data.chunking import assigned
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.data.ensure import prepare
 from model_core.data.loader import load_tokens
-from model_core.data.pipeline import Surroundings, make_files
+from model_core.data.pipeline import PrepareContext, make_files
 from model_core.data.sources.base import Document, Source
 from model_core.entrypoint import StopRequest
 from model_core.errors import DiskFull, InvalidData, Stopped
@@ -53,7 +53,7 @@ def make(
 ):  # fmt: skip
     dataset = Dataset.named("mine", directory)
     directory.mkdir(exist_ok=True)
-    around = Surroundings(emit, stop or StopRequest(), threads, commit_every_s, chunk_characters)
+    around = PrepareContext(emit, stop or StopRequest(), threads, commit_every_s, chunk_characters)
     make_files(DatasetSpec("mine", "memory", split=SHARES, **spec), source or source_of(texts), dataset, around)
     return dataset
 

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from model_core.catalog import HubDataset
-from model_core.data.sources.hub_access import HubBadToken, HubUnreachable, Token, asking, token_from
+from model_core.data.sources.hub_access import HubBadToken, HubUnreachable, Token, token_from, translate_hub_errors
 from model_core.errors import DiskFull, InvalidData
 
 
@@ -47,5 +47,5 @@ def test_what_can_be_no_token_is_refused_without_being_repeated(value):
     ],
 )
 def test_whatever_a_library_raises_becomes_an_error_of_ours_without_the_token(raised, becomes, said):
-    with pytest.raises(becomes, match=said), asking(HubDataset("a/b"), Token(" hf_secret")):
+    with pytest.raises(becomes, match=said), translate_hub_errors(HubDataset("a/b"), Token(" hf_secret")):
         raise raised

@@ -1,5 +1,6 @@
 """What is shipped: the wheel holds what the programs need, and the public names are there."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -126,3 +127,24 @@ def test_a_linter_is_silenced_only_for_a_named_rule_and_with_a_reason(package: s
     silenced = {place: line for place, line in lines.items() if re.search(r"# noqa|# type: ignore", line)}
     reasoned = r"# noqa: [A-Z]+\d+(, [A-Z]+\d+)* - \w|# type: ignore\[[a-z-]+\]"
     assert {place: line for place, line in silenced.items() if not re.search(reasoned, line)} == {}
+
+
+def test_every_function_that_the_architecture_names_is_there() -> None:
+    named = re.findall(r"`([a-z_/]+\.py)(?::(\w+))?`", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    references = [(file, name) for file, name in named if "/" in file]
+    missing = [f"{file}:{name}" for file, name in references if name not in _definitions(ROOT / file)]
+    assert len(references) > 30
+    assert missing == []
+
+
+def _definitions(path: Path) -> set[str]:
+    """Names of the module-level definitions of a file, and the empty name for the file itself."""
+    if not path.is_file():
+        return set()
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    assigned = {ast.unparse(target) for node in nodes if isinstance(node, ast.Assign) for target in node.targets}
+    return {
+        "",
+        *assigned,
+        *(node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)),
+    }

@@ -53,44 +53,6 @@ class RetryQuery(Config):
     )
 
 
-@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", **_ANSWERS)
-async def cancel(job_id: str, services: Door, response: Response) -> JobView:
-    """A queued job is cancelled at once, a running one when its process has saved and gone."""
-    return _answer(await services.ask(services.store.want, job_id, "cancel"), response)
-
-
-@router.post("/jobs/{job_id}/pause", summary="Pause a job", **_ANSWERS)
-async def pause(job_id: str, services: Door, response: Response) -> JobView:
-    """A running job saves its full state and leaves its worker; `resume` goes on from there."""
-    return _answer(await services.ask(services.store.want, job_id, "pause"), response)
-
-
-@router.post("/jobs/{job_id}/resume", summary="Go on with a job that was paused or cancelled", **_ANSWERS)
-async def resume(job_id: str, services: Door, response: Response) -> JobView:
-    """It is queued again, and goes on from its last full state."""
-    wish = await services.ask(services.store.want, job_id, "resume")
-    services.ringer.ring()
-    return _answer(wish, response)
-
-
-@router.post(
-    "/jobs/{job_id}/retry",
-    summary="Run a failed job again",
-    **_ANSWERS,
-    openapi_extra={"parameters": parameters_of(RetryQuery)},
-)
-async def retry(
-    job_id: str,
-    wanted: Annotated[RetryQuery, query(RetryQuery)],
-    services: Door,
-    response: Response,
-) -> JobView:
-    """With a new crash budget: from its last full state, or from scratch in a run of a new name."""
-    wish = await services.ask(services.store.retry, job_id, scratch=wanted.from_ == "scratch")
-    services.ringer.ring()
-    return _answer(wish, response)
-
-
 def _answer(wish: Wish, response: Response) -> JobView:
     response.status_code = 202 if wish.is_new else 200
     return JobView.of(wish.job)
@@ -136,6 +98,62 @@ MERGE_PATCH = "application/merge-patch+json"
 _NONE = -1  # no job has that revision
 _PATCH: dict[str, Any] = {"schema": JobPatch.model_json_schema(), "example": {"priority": 10}}
 _PATCH_BODY: dict[str, Any] = {"required": True, "content": {MERGE_PATCH: _PATCH, JSON: _PATCH}}
+
+
+async def _look(services: Services, job_id: str) -> Response:
+    body, revision = look_of(job_id, await services.wire.ask(commands.look(job_id)))
+    headers = {"ETag": f'"{revision}"', "Cache-Control": "no-store"}
+    return Response(body, media_type=JSON, headers=headers)
+
+
+async def _expected(services: Services, job_id: str, if_match: str | None) -> int | None:
+    """The revision that a change may begin from; None: any."""
+    tags = tags_of(if_match)
+    if tags is None:
+        return None
+    revisions = [int(tag) if tag.isdecimal() else _NONE for tag in tags]
+    if len(revisions) == 1:
+        return revisions[0]
+    present = (await services.ask(services.store.get, job_id)).revision
+    return present if present in revisions else _NONE
+
+
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", **_ANSWERS)
+async def cancel(job_id: str, services: Door, response: Response) -> JobView:
+    """A queued job is cancelled at once, a running one when its process has saved and gone."""
+    return _answer(await services.ask(services.store.want, job_id, "cancel"), response)
+
+
+@router.post("/jobs/{job_id}/pause", summary="Pause a job", **_ANSWERS)
+async def pause(job_id: str, services: Door, response: Response) -> JobView:
+    """A running job saves its full state and leaves its worker; `resume` goes on from there."""
+    return _answer(await services.ask(services.store.want, job_id, "pause"), response)
+
+
+@router.post("/jobs/{job_id}/resume", summary="Go on with a job that was paused or cancelled", **_ANSWERS)
+async def resume(job_id: str, services: Door, response: Response) -> JobView:
+    """It is queued again, and goes on from its last full state."""
+    wish = await services.ask(services.store.want, job_id, "resume")
+    services.ringer.ring()
+    return _answer(wish, response)
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    summary="Run a failed job again",
+    **_ANSWERS,
+    openapi_extra={"parameters": parameters_of(RetryQuery)},
+)
+async def retry(
+    job_id: str,
+    wanted: Annotated[RetryQuery, query(RetryQuery)],
+    services: Door,
+    response: Response,
+) -> JobView:
+    """With a new crash budget: from its last full state, or from scratch in a run of a new name."""
+    wish = await services.ask(services.store.retry, job_id, scratch=wanted.from_ == "scratch")
+    services.ringer.ring()
+    return _answer(wish, response)
 
 
 @router.post(
@@ -214,21 +232,3 @@ async def amend(job_id: str, tree: ConfigTree, services: Door, if_match: IfMatch
 async def delete(job_id: str, wanted: Annotated[DeleteQuery, query(DeleteQuery)], services: Door) -> None:
     """Its record; with `artifacts=true` also its directory, and the run with its pictures, dataset or export."""
     await deletion.delete(services, job_id, artifacts=wanted.artifacts)
-
-
-async def _look(services: Services, job_id: str) -> Response:
-    body, revision = look_of(job_id, await services.wire.ask(commands.look(job_id)))
-    headers = {"ETag": f'"{revision}"', "Cache-Control": "no-store"}
-    return Response(body, media_type=JSON, headers=headers)
-
-
-async def _expected(services: Services, job_id: str, if_match: str | None) -> int | None:
-    """The revision that a change may begin from; None: any."""
-    tags = tags_of(if_match)
-    if tags is None:
-        return None
-    revisions = [int(tag) if tag.isdecimal() else _NONE for tag in tags]
-    if len(revisions) == 1:
-        return revisions[0]
-    present = (await services.ask(services.store.get, job_id)).revision
-    return present if present in revisions else _NONE

@@ -69,7 +69,15 @@ def dealt_blocks(
 
 
 def apportion(count: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to `count` and follow the shares, by largest remainder."""
+    """Divide a count into whole numbers that follow the shares, by largest remainder.
+
+    Args:
+        count: Number to divide.
+        shares: Shares that sum to 1.
+
+    Returns:
+        One number per share; they sum to `count`.
+    """
     exact = [round(count * share, 9) for share in shares]  # 100 * 0.09 is not 9 in binary
     whole = [int(number) for number in exact]
     by_remainder = sorted(range(len(shares)), key=lambda i: (whole[i] - exact[i], i))
@@ -95,15 +103,21 @@ _UNSORTED = 4096  # hashes that wait in a set for a run of their own
 
 
 class Deduplicator:
-    """The texts that were added, as hashes."""
+    """Detects repeated texts by their hashes."""
 
     def __init__(self, hashes: bytes = b"") -> None:
-        """Begin with the hashes of an earlier process, one after the other."""
         self._runs: list[NDArray[Any]] = [np.sort(np.frombuffer(hashes, _DTYPE))] if hashes else []
         self._recent: set[bytes] = set()
 
     def add(self, text: str) -> bytes | None:
-        """Remember a text; returns its hash if it is new, else None."""
+        """Add a text.
+
+        Args:
+            text: Text of a document.
+
+        Returns:
+            Hash of the text if it is new; None if it was added before.
+        """
         found = hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
         if found in self._recent or self._is_in_a_run(found):
             return None
@@ -166,7 +180,11 @@ class Counts:
     text_bytes: int = 0
 
     def add(self, other: Counts) -> None:
-        """Count those of another too."""
+        """Add the counts of other documents.
+
+        Args:
+            other: Counts to add.
+        """
         self.documents += other.documents
         self.tokens += other.tokens
         self.text_bytes += other.text_bytes
@@ -192,21 +210,19 @@ class Encoded:
 
 
 class DocumentReader:
-    """Goes through a source once, without its duplicates if the spec asks for it.
+    """Reads a source once, numbers the documents and drops duplicates if the spec asks for it.
 
     Attributes:
         read: How many documents were read so far, with those of earlier processes.
+
+    Args:
+        source: The corpus.
+        spec: What to do with it.
+        skip: How many documents were read before.
+        hashes: Of those that were kept.
     """
 
     def __init__(self, source: Source, spec: DatasetSpec, *, skip: int = 0, hashes: bytes = b"") -> None:
-        """Begin after what was read before.
-
-        Args:
-            source: The corpus.
-            spec: What to do with it.
-            skip: How many documents were read before.
-            hashes: Of those that were kept.
-        """
         self._documents, self.read = source.documents(skip), skip
         self._seen = Deduplicator(hashes) if spec.dedupe else None
 
@@ -236,6 +252,9 @@ def chunks(
         kept: Documents before these.
         examples: Test documents before these.
         characters: About how many a chunk has.
+
+    Yields:
+        Chunks in the order of the documents.
     """
     gathered: list[tuple[str, NumberedDocument]] = []
     size, is_cut = 0, False
@@ -256,12 +275,15 @@ def chunks(
 
 
 def encode_chunk(chunk: Chunk, encoder: BulkEncoder, dtype: str) -> Encoded:
-    """Tokenize a chunk; several threads may do it at once.
+    """Tokenize a chunk. Several threads may call it at once.
 
     Args:
         chunk: The documents.
         encoder: Of the dataset's tokenizer.
         dtype: Of the ids on disk.
+
+    Returns:
+        The encoded chunk, ready to be written.
     """
     texts = [part.text for _, part in chunk.parts]
     ids, lengths = encoder.encode(texts)  # (T,), (N,)

@@ -44,18 +44,16 @@ _IS_GAP_IN_ASCII = _IS_GAP[:256].tobytes()
 
 
 class Words:
-    """The words of a text.
+    """The words of a text, each distinct word stored once.
 
     Attributes:
         different: U words, each of them once.
+
+    Args:
+        text: Documents, `END` behind each; UTF-8 can hold it.
     """
 
     def __init__(self, text: str) -> None:
-        """Cut a text into words.
-
-        Args:
-            text: Documents, `END` behind each; UTF-8 can hold it.
-        """
         import pyarrow as pa
 
         raw = text.encode()
@@ -114,12 +112,23 @@ _LONGEST = 100_000  # characters; longer documents may hold what needs more care
 
 @lru_cache(maxsize=2)
 def bulk_encoder(tokenizer: Tokenizer) -> BulkEncoder:
-    """The encoder of a tokenizer; building it anew takes more than a second."""
+    """Return the cached bulk encoder of a tokenizer; building one takes more than a second.
+
+    Args:
+        tokenizer: Tokenizer of the dataset.
+
+    Returns:
+        The encoder.
+    """
     return BulkEncoder(tokenizer)
 
 
 class BulkEncoder:
-    """Encodes documents with a tokenizer; one encoder serves all threads."""
+    """Encodes many documents at once; one encoder serves all threads.
+
+    Args:
+        tokenizer: Tokenizer whose ids it produces.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         import pyarrow.compute  # noqa: F401 - for the words; later, all threads would wait for it

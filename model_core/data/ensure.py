@@ -39,7 +39,7 @@ def ensure_dataset(
     config: ExperimentConfig, layout: Layout, *, token: Token | None = None, emit: Emit | None = None,
     stop: StopRequest | None = None,
 ) -> Dataset:  # fmt: skip
-    """Open the dataset that a configuration means, and prepare it first if it is missing.
+    """Open the dataset of a configuration, and prepare it first if it is missing.
 
     Args:
         config: Its section `data`.
@@ -47,6 +47,9 @@ def ensure_dataset(
         token: See `prepare`.
         emit: See `prepare`.
         stop: See `prepare`.
+
+    Returns:
+        The complete dataset.
 
     Raises:
         Stopped: Somebody asked for it; what is done is kept.
@@ -85,7 +88,7 @@ def prepare(
     shard_bytes: int = DEFAULT_SHARD_BYTES, token: Token | None = None, emit: Emit | None = None,
     stop: StopRequest | None = None, threads: int | None = None, commit_every_s: float = COMMIT_EVERY_S,
 ) -> Dataset:  # fmt: skip
-    """Make a dataset; one that is there already and was made in the same way is verified and left as it is.
+    """Prepare a dataset. An existing one that was made in the same way is verified and kept.
 
     Args:
         source: ``stories``, ``file:PATH`` or another that `open_source` knows.
@@ -104,6 +107,9 @@ def prepare(
         threads: How many tokenize; None for one more than there are cores. The files do not depend on it.
         commit_every_s: How much work a kill may cost.
 
+    Returns:
+        The complete dataset.
+
     Raises:
         Stopped: Somebody asked for it; the same call goes on from there.
         DiskFull: Likewise.
@@ -116,7 +122,20 @@ def prepare(
 
 
 def make(spec: DatasetSpec, dataset: Dataset, context: PrepareContext, *, token: Token | None = None) -> Dataset:
-    """`prepare`, of a spec."""
+    """Prepare the dataset of a spec; see `prepare`.
+
+    Args:
+        spec: What the dataset is made from.
+        dataset: Files of the dataset.
+        context: Callbacks and options of the preparation.
+        token: Access token for sources with restricted access.
+
+    Returns:
+        The complete dataset.
+
+    Raises:
+        ModelCoreError: As `prepare`.
+    """
     if not dataset.missing():
         _refuse_to_overwrite(dataset)
     tokenized = _make_missing(spec, dataset, context, token) if dataset.missing() else 0

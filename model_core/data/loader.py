@@ -39,7 +39,11 @@ class Tokens(Protocol):
 
 
 class ShardedTokens:
-    """A row of token ids that lies in several arrays; only what crosses from one to the next is copied."""
+    """Token ids in several arrays that read as one; only slices across a border are copied.
+
+    Args:
+        shards: Token ids, one-dimensional arrays in order.
+    """
 
     def __init__(self, shards: Sequence[Ids]) -> None:
         self._shards = [shard for shard in shards if len(shard)]
@@ -67,6 +71,9 @@ def load_tokens(path: Path) -> Tokens:
     Args:
         path: A one-dimensional .npy of uint16 or uint32; or, when there is no such file, what several are called
             after that are read as one: ``x_train_00000.npy``, ``x_train_00001.npy`` ... of ``x_train.npy``.
+
+    Returns:
+        The ids; the file is read on access.
 
     Raises:
         InvalidData: It is something else.
@@ -118,30 +125,28 @@ class LoaderConfig:
 
 
 class TokenLoader:
-    """Endless batches, epoch after epoch.
+    """Endless batches of tokens, epoch after epoch.
 
     Attributes:
         windows: How many an epoch has.
         position: Windows handed out so far, to all processes; set it to go on from there.
+
+    Args:
+        tokens: The row.
+        config: How it is cut.
+        device: Where batches go.
+        pinned: Copy to the device while it computes.
+        ahead: Read the next batch meanwhile, on a thread; None: where batches are pinned.
+        name: What errors call the row.
+
+    Raises:
+        InvalidData: It is shorter than one batch.
     """
 
     def __init__(
         self, tokens: Tokens, config: LoaderConfig, *, device: str = "cpu", pinned: bool = False,
         ahead: bool | None = None, name: str = "the file",
     ) -> None:  # fmt: skip
-        """Begin at the first window.
-
-        Args:
-            tokens: The row.
-            config: How it is cut.
-            device: Where batches go.
-            pinned: Copy to the device while it computes.
-            ahead: Read the next batch meanwhile, on a thread; None: where batches are pinned.
-            name: What errors call the row.
-
-        Raises:
-            InvalidData: It is shorter than one batch.
-        """
         self._tokens, self._config, self._device, self._pinned, self._name = tokens, config, device, pinned, name
         self.windows = max(0, (len(tokens) - 1) // config.sequence_length)
         if self.windows < config.windows:
@@ -160,7 +165,11 @@ class TokenLoader:
         return self.position / self.windows
 
     def resize(self, batch_size: int) -> None:
-        """Hand out batches of another size from here on; the windows keep their order."""
+        """Change the batch size from the next batch on; the windows keep their order.
+
+        Args:
+            batch_size: Rows of a batch, B.
+        """
         self._config = replace(self._config, batch_size=batch_size)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:

@@ -48,18 +48,17 @@ _EVERY_S = 1.0
 
 
 class ProgressReporter:
-    """Turns what was done into ``progress`` events, at most one a second."""
+    """Emits ``progress`` events, at most one a second.
+
+    Args:
+        emit: Told ``progress``.
+        source: Whose documents are counted.
+        unit: What is counted.
+        done: How many were done before.
+        text_bytes: What text those had.
+    """
 
     def __init__(self, emit: Emit, source: Source, unit: str, *, done: int = 0, text_bytes: int = 0) -> None:
-        """Begin to measure.
-
-        Args:
-            emit: Told ``progress``.
-            source: Whose documents are counted.
-            unit: What is counted.
-            done: How many were done before.
-            text_bytes: What text those had.
-        """
         self._emit, self._source, self._unit = emit, source, unit
         self._done, self._text_bytes = done, text_bytes
         self._began, self._next = time.monotonic(), 0.0
@@ -260,7 +259,7 @@ def manifest_of(
     spec: DatasetSpec, source: Source, dataset: Dataset, build: DatasetBuild, tokenizer: Tokenizer,
     shards: Mapping[str, Sequence[Path]], read: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Describe a dataset whose files are complete.
+    """Build the manifest of a dataset whose files are complete.
 
     Args:
         spec: How it was made.
@@ -270,6 +269,9 @@ def manifest_of(
         tokenizer: What made its ids.
         shards: The token files of every split.
         read: Documents of the source, duplicates among them.
+
+    Returns:
+        The content of manifest.json.
     """
     progress = build.progress
     made = {"kind": tokenizer.kind, "n_vocab": tokenizer.n_vocab, "sha256": tokenizer.sha256, "file": TOKENIZER}

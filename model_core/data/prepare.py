@@ -224,7 +224,12 @@ class ProgressBar:
         self._progress.stop()
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Show one event."""
+        """Show one event.
+
+        Args:
+            event: Type of the event.
+            fields: Fields of the event.
+        """
         if event == "resumed":
             self._progress.console.print(f"going on after {fields['done']:,} {fields['unit']}")
         if event == "warning":

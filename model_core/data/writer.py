@@ -29,19 +29,18 @@ from model_core.storage.files import read_json, sync_directory, write_json
 
 
 class AppendFile:
-    """A file that is written at its end alone."""
+    """A file that only grows at its end.
+
+    Args:
+        path: The file; it is made when it is not there.
+        head: What a new file begins with.
+        size: How many bytes after that are kept.
+
+    Raises:
+        InvalidData: It has fewer.
+    """
 
     def __init__(self, path: Path, *, head: bytes, size: int) -> None:
-        """Open a file for what comes after its first bytes.
-
-        Args:
-            path: The file; it is made when it is not there.
-            head: What a new file begins with.
-            size: How many bytes after that are kept.
-
-        Raises:
-            InvalidData: It has fewer.
-        """
         self._head = head
         present = path.stat().st_size if path.exists() else 0
         if size and present < len(head) + size:
@@ -52,12 +51,20 @@ class AppendFile:
         self.size = size
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes."""
+        """Append bytes.
+
+        Args:
+            data: Bytes to append.
+        """
         self._file.write(data)
         self.size += len(data)
 
     def rewrite_head(self, head: bytes) -> None:
-        """Replace what the file begins with by as many other bytes."""
+        """Replace the head of the file by one of equal length.
+
+        Args:
+            head: New head.
+        """
         assert len(head) == len(self._head)
         self._file.seek(0)
         self._file.write(head)
@@ -74,18 +81,17 @@ class AppendFile:
 
 
 class Shards:
-    """A row of token ids, in as many files as it takes."""
+    """The token ids of a split, in as many files as they need.
+
+    Args:
+        directory: Where the files lie.
+        split: What they are called after.
+        dtype: Of an id.
+        shard_bytes: Of ids in one file; every file but the last holds as many.
+        tokens: Ids that are kept of what was written before.
+    """
 
     def __init__(self, directory: Path, split: str, dtype: str, shard_bytes: int, *, tokens: int) -> None:
-        """Go on with a row.
-
-        Args:
-            directory: Where the files lie.
-            split: What they are called after.
-            dtype: Of an id.
-            shard_bytes: Of ids in one file; every file but the last holds as many.
-            tokens: Ids that are kept of what was written before.
-        """
         self._directory, self._split, self._dtype = directory, split, np.dtype(dtype)
         self._limit = max(1, shard_bytes // self._dtype.itemsize) * self._dtype.itemsize
         size = tokens * self._dtype.itemsize
@@ -94,7 +100,11 @@ class Shards:
         self._open(size - complete * self._limit)
 
     def write(self, ids: bytes) -> None:
-        """Append ids."""
+        """Append token ids.
+
+        Args:
+            ids: Ids in the byte order and type of the file.
+        """
         rest = memoryview(ids)
         while len(rest) > (room := self._limit - self._file.size):
             self._file.write(rest[:room])
@@ -108,7 +118,11 @@ class Shards:
         self._file.sync()
 
     def finish(self) -> list[Path]:
-        """Complete the last file; returns all of them in order."""
+        """Complete the last file.
+
+        Returns:
+            All files in order.
+        """
         self._complete()
         return self.paths
 
@@ -131,18 +145,17 @@ class Shards:
 
 
 class Examples:
-    """test_examples.json, and where in it each example stands."""
+    """Writer of test_examples.json and its index.
+
+    Args:
+        directory: Where both files lie.
+        count: Examples that are kept of what was written before.
+        size: Their bytes.
+    """
 
     _ROW = np.dtype("<u8")
 
     def __init__(self, directory: Path, *, count: int, size: int) -> None:
-        """Go on with the examples.
-
-        Args:
-            directory: Where both files lie.
-            count: Examples that are kept of what was written before.
-            size: Their bytes.
-        """
         self.count = count
         self._file = AppendFile(directory / EXAMPLES, head=b"[", size=size)
         row = 2 * self._ROW.itemsize
@@ -154,7 +167,11 @@ class Examples:
         return self._file.size
 
     def write(self, examples: Sequence[bytes]) -> None:
-        """Append JSON objects."""
+        """Append test examples.
+
+        Args:
+            examples: JSON objects, encoded.
+        """
         places: list[tuple[int, int]] = []
         for example in examples:
             self._file.write(b",\n" if self.count + len(places) else b"\n")
@@ -215,7 +232,14 @@ class BuildProgress:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
-        """Read what `asdict` gave."""
+        """Restore the progress from a record.
+
+        Args:
+            record: A dictionary that `asdict` returned.
+
+        Returns:
+            The progress.
+        """
         counts = {key: {name: Counts(**c) for name, c in record[key].items()} for key in ("splits", "categories")}
         return cls(record["read"], **counts, example_bytes=record["example_bytes"], places=dict(record["places"]))
 
@@ -235,7 +259,12 @@ class BuildProgress:
         return sum(counts.text_bytes for counts in self.splits.values())
 
     def add(self, encoded: Encoded, *, example_bytes: int) -> None:
-        """Count a chunk."""
+        """Count a chunk that was written.
+
+        Args:
+            encoded: The chunk.
+            example_bytes: Size of the test examples after it.
+        """
         self.read = encoded.chunk.parts[-1][1].number
         self.example_bytes = example_bytes
         for split, counts in encoded.splits.items():
@@ -246,19 +275,17 @@ class BuildProgress:
 
 
 class DatasetBuild:
-    """A dataset that is being written; one process at a time has it.
+    """A dataset that is being written by one process at a time.
 
     Attributes:
         progress: What was written, and counts as safe after the next `commit`.
+
+    Args:
+        dataset: Where the complete files go.
+        identity: Whatever decides their bytes.
     """
 
     def __init__(self, dataset: Dataset, identity: Mapping[str, Any]) -> None:
-        """Go on with what is there, if it is of the same dataset; else begin anew.
-
-        Args:
-            dataset: Where the complete files go.
-            identity: Whatever decides their bytes.
-        """
         self._dataset, self.directory = dataset, dataset.directory / _FOLDER
         self._identity = dict(identity)
         file = self.directory / RECORD
@@ -272,11 +299,19 @@ class DatasetBuild:
             self.record(asdict(self.progress))
 
     def size_bytes(self) -> int:
-        """Of all files so far."""
+        """Return the size of all files written so far.
+
+        Returns:
+            Size in bytes.
+        """
         return sum(file.stat().st_size for file in self.directory.iterdir() if file.is_file())
 
     def hashes(self) -> bytes:
-        """Of the documents that were kept, one after the other; none when duplicates are not dropped."""
+        """Return the hashes of the documents that were kept.
+
+        Returns:
+            The concatenated hashes; empty if duplicates are not dropped.
+        """
         file = self.directory / _HASHES
         return file.read_bytes()[: HASH_BYTES * self.progress.kept] if file.exists() else b""
 
@@ -285,12 +320,15 @@ class DatasetBuild:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def open(self, dtype: str, shard_bytes: int, *, dedupe: bool) -> OpenFiles:
-        """Open the files where the record says.
+        """Open the files at the recorded position.
 
         Args:
             dtype: Of a token id.
             shard_bytes: Of ids in one file.
             dedupe: Whether hashes of documents are kept too.
+
+        Returns:
+            The open files.
         """
         return OpenFiles(self, dtype, shard_bytes, dedupe=dedupe)
 
@@ -326,7 +364,14 @@ class DatasetBuild:
 
 
 class OpenFiles:
-    """The open files of a `DatasetBuild`."""
+    """The open files of a `DatasetBuild`.
+
+    Args:
+        build: The build; its progress says where to continue.
+        dtype: Type of a token id on disk.
+        shard_bytes: Size at which a token file is continued in another one.
+        dedupe: Whether hashes of documents are kept.
+    """
 
     def __init__(self, build: DatasetBuild, dtype: str, shard_bytes: int, *, dedupe: bool) -> None:
         self._build, progress, directory = build, build.progress, build.directory
@@ -343,7 +388,11 @@ class OpenFiles:
         self._safe = asdict(progress)
 
     def add(self, encoded: Encoded) -> None:
-        """Append a chunk."""
+        """Append a chunk.
+
+        Args:
+            encoded: The tokenized chunk.
+        """
         for split, ids in encoded.tokens.items():
             self.shards[split].write(ids)
         self._examples.write(encoded.examples)
@@ -360,7 +409,11 @@ class OpenFiles:
         self._build.record(self._safe)
 
     def finish(self) -> dict[str, list[Path]]:
-        """Complete all files; returns those of every split."""
+        """Complete all files.
+
+        Returns:
+            Token files by split.
+        """
         self._examples.finish()
         return {split: shards.finish() for split, shards in self.shards.items()}
 

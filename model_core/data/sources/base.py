@@ -62,7 +62,14 @@ class Batch:
 
     @classmethod
     def of(cls, documents: Sequence[Document]) -> Batch:
-        """A batch of documents that are there."""
+        """Build a batch from documents in memory.
+
+        Args:
+            documents: The documents, in order.
+
+        Returns:
+            The batch.
+        """
         return cls(len(documents), lambda: documents)
 
 
@@ -80,7 +87,15 @@ class File:
 
 
 def category_of(row: Mapping[str, Any], column: str) -> str | None:
-    """What a row says that its text is, beside the text in a column."""
+    """Return the category of a row's text, if the corpus states one.
+
+    Args:
+        row: Values by column.
+        column: Column with the text.
+
+    Returns:
+        The category; None if there is none.
+    """
     for name in CATEGORY_COLUMNS:
         if name in row and name != column:
             value = row[name]

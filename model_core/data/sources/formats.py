@@ -33,7 +33,10 @@ _NOTHING = "\n"  # what stands before a document that has not begun: a separator
 
 
 def check_text(file: File) -> None:
-    """Read a whole file.
+    """Read a whole file to check that it is text.
+
+    Args:
+        file: File to read.
 
     Raises:
         InvalidData: Naming the line that is not text.
@@ -43,11 +46,14 @@ def check_text(file: File) -> None:
 
 
 def text_batches(file: File, *, block_bytes: int = _BLOCK_BYTES) -> Iterator[Batch]:
-    """Documents of a text file.
+    """Read the documents of a text file.
 
     Args:
         file: To read.
         block_bytes: How much is read at a time; the documents do not depend on it.
+
+    Yields:
+        Batches in the order of the file.
 
     Raises:
         InvalidData: Naming the line that is not text, or where a document is too long.
@@ -130,11 +136,14 @@ _BATCH = 256
 
 
 def jsonl_batches(file: File, column: str) -> Iterator[Batch]:
-    """Documents of a file; a blank line, or one whose text is null or blank, holds none.
+    """Read the documents of a JSON Lines file; lines with a null or blank text hold none.
 
     Args:
         file: To read.
         column: The key of the text.
+
+    Yields:
+        Batches in the order of the file.
 
     Raises:
         InvalidData: Naming the line and what is wrong with it.
@@ -214,11 +223,14 @@ _BUFFER_BYTES = 2**20
 
 
 def parquet_batches(file: File, column: str) -> Iterator[Batch]:
-    """Documents of a file; a row whose text is null or blank holds none.
+    """Read the documents of a parquet file; rows with a null or blank text hold none.
 
     Args:
         file: To read.
         column: The column of the text.
+
+    Yields:
+        Batches in the order of the file.
 
     Raises:
         InvalidData: The file cannot be read, or has no such column of text.

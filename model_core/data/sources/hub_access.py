@@ -92,19 +92,26 @@ class HubUnreachable(ModelCoreError):
 
 
 def offline() -> HubUnreachable:
-    """What to say in offline mode."""
+    """Build the error for offline mode.
+
+    Returns:
+        The error, with a hint how to leave offline mode.
+    """
     hint = "unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE where data is prepared, or take stories, pydoc or file:PATH"
     return HubUnreachable("offline mode is on", hint=hint)
 
 
 @contextmanager
 def translate_hub_errors(dataset: HubDataset, token: Token | None, revision: str | None = None) -> Iterator[None]:
-    """Turn whatever the hub's libraries raise inside into an error of ours.
+    """Translate whatever the hub's libraries raise inside into an error of this package.
 
     Args:
         dataset: What is asked for.
         token: The `Token` that goes along, if any.
         revision: What was asked for, if anything was.
+
+    Raises:
+        ModelCoreError: The translated error; it never contains the token.
     """
     try:
         yield
@@ -168,7 +175,10 @@ class Token:
     flaw: str | None = None
 
     def checked(self) -> str:
-        """The value, without white space around it.
+        """Return the token without surrounding white space, after checking it.
+
+        Returns:
+            The value to send.
 
         Raises:
             HubBadToken: It holds what no header of a request can; the error does not repeat it.
@@ -184,16 +194,26 @@ class Token:
         return self.value != self.value.strip()
 
     def redacted(self, text: str) -> str:
-        """A text without the token."""
+        """Replace the token in a text.
+
+        Args:
+            text: Text that may contain the token.
+
+        Returns:
+            The text without the token.
+        """
         value = self.value.strip()
         return text.replace(value, f"[{TOKEN_VARIABLE}]") if value else text
 
 
 def token_from(environment: Mapping[str, str]) -> Token | None:
-    """The token of the environment, else the one that ``hf auth login`` left; None if there is neither.
+    """Find the access token in the environment, else in the file that ``hf auth login`` wrote.
 
     Args:
         environment: Variables of the process.
+
+    Returns:
+        The token; None if there is neither.
     """
     if environment.get(TOKEN_VARIABLE, "").strip():
         return Token(environment[TOKEN_VARIABLE])
@@ -208,7 +228,14 @@ def token_from(environment: Mapping[str, str]) -> Token | None:
 
 
 def token_problem(token: str) -> str | None:
-    """What keeps a text from being a token, in words that do not repeat it."""
+    """Find what makes a string unusable as a token.
+
+    Args:
+        token: The string, stripped.
+
+    Returns:
+        The reason, which does not quote the token; None if the string is usable.
+    """
     if not token.isascii():
         return "it holds a character that is not ASCII"
     if not token.isprintable():

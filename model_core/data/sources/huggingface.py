@@ -57,6 +57,9 @@ def open_hub(name: str, dataset: HubDataset, *, revision: str | None, column: st
         column: Which column holds the text.
         token: For datasets that not everybody may read.
 
+    Returns:
+        The source; its files are downloaded while documents are read.
+
     Raises:
         ModelCoreError: With one of the codes of `refusal`, when the hub does not give it.
         InvalidConfig: It has several configurations, and none of them is chosen.
@@ -239,7 +242,14 @@ _TITLE = re.compile(r"\s*= (?!= ).+(?<! =) =\s*")
 
 
 def articles(lines: Iterable[Document]) -> Iterator[Document]:
-    """Join lines up to the next heading of the first rank; lines before the first are an article too."""
+    """Join lines into articles, which begin at headings of the first level.
+
+    Args:
+        lines: Lines of the corpus, in order.
+
+    Yields:
+        Articles; lines before the first heading form one too.
+    """
     article: list[str] = []
     for line in lines:
         if article and _TITLE.fullmatch(line.text):

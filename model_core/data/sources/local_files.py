@@ -28,6 +28,9 @@ def open_files(path: Path, column: str) -> Source:
         path: A relative one is one of the working directory.
         column: Which column holds the text, in files with columns.
 
+    Returns:
+        The source.
+
     Raises:
         InvalidData: Something is missing, empty or cannot be read; with the file and the place in it.
     """
@@ -42,12 +45,26 @@ def open_files(path: Path, column: str) -> Source:
 
 
 def name_of(path: Path) -> str:
-    """What a record calls it: no directories, because they differ by host."""
+    """Return the name of a local source in records, without directories, because they differ by host.
+
+    Args:
+        path: File or folder.
+
+    Returns:
+        ``file:`` and the last part of the path.
+    """
     return f"file:{path.name or path.resolve().name}"
 
 
 def revision_of_files(path: Path) -> str | None:
-    """A hash that changes when a file of the source does, or its name in a folder; None when they are gone."""
+    """Hash the files of a local source, and in a folder also their names.
+
+    Args:
+        path: File or folder.
+
+    Returns:
+        The hash, hex; None if the files do not exist.
+    """
     if path.is_dir():
         return _revision(paths, True) if (paths := _readable(path)) else None
     return _revision([path], False) if path.is_file() else None
@@ -62,12 +79,28 @@ def _revision(paths: Sequence[Path], in_folder: bool) -> str:
 
 
 def reading(files: Sequence[File], column: str) -> Callable[[int], Iterator[Document]]:
-    """What `Source.documents` is for files that are read one after the other."""
+    """Build `Source.documents` for files that are read one after the other.
+
+    Args:
+        files: Files in order.
+        column: Column with the text.
+
+    Returns:
+        A function from the number of documents to skip to the rest.
+    """
     return lambda skip: documents_after(skip, (batch for file in files for batch in batches_of(file, column)))
 
 
 def batches_of(file: File, column: str) -> Iterator[Batch]:
-    """Documents of a file, by its ending."""
+    """Read the documents of a file in the format of its suffix.
+
+    Args:
+        file: File to read.
+        column: Column with the text, for formats with columns.
+
+    Returns:
+        Batches in the order of the file.
+    """
     match file.path.suffix.lower():
         case ".jsonl" | ".json":
             return jsonl_batches(file, column)
@@ -77,7 +110,15 @@ def batches_of(file: File, column: str) -> Iterator[Batch]:
 
 
 def documents_after(skip: int, batches: Iterable[Batch]) -> Iterator[Document]:
-    """All documents but the first `skip`; batches of those are counted and not made."""
+    """Skip documents; batches that are skipped whole are only counted.
+
+    Args:
+        skip: Number of documents to skip.
+        batches: Batches in order.
+
+    Yields:
+        The remaining documents.
+    """
     for batch in batches:
         if skip < batch.count:
             yield from islice(batch.documents(), skip, None)

@@ -32,6 +32,9 @@ _UNLIKE_PROSE = re.compile(r"^\s*(?:>>>|\.\.\.|[|+$#@*=~-]|\w+\s*=|\w+\(.*\)$)|:
 def documentation() -> tuple[str, ...]:
     """Every document once, in a fixed order.
 
+    Returns:
+        The documents, in a fixed order.
+
     Raises:
         InvalidData: This Python comes without its documentation.
     """
@@ -42,7 +45,11 @@ def documentation() -> tuple[str, ...]:
 
 
 def documentation_revision() -> str:
-    """Hash of the documents, hex."""
+    """Hash of the documents, hex.
+
+    Returns:
+        The revision; it changes when the documents do.
+    """
     return hashlib.sha256("\0".join(documentation()).encode()).hexdigest()
 
 

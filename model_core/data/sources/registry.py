@@ -33,6 +33,9 @@ def open_source(
         text_column: Which column holds the text, where there are columns.
         token: For datasets of the hub that not everybody may read.
 
+    Returns:
+        The source.
+
     Raises:
         InvalidConfig: There is no such source, or it has no revisions or columns to choose.
         InvalidData: A file is missing, empty, or not what it should be; with file and place. What lies deep
@@ -55,7 +58,16 @@ def open_source(
 
 
 def revision_of(text: str, *, seed: int, revision: str | None = None) -> str | None:
-    """What `Source.revision` would be, if it can be told quickly and without a network; else None."""
+    """Return `Source.revision` if it is known quickly and without a network.
+
+    Args:
+        text: Source, as the configuration writes it.
+        seed: Seed of generated text.
+        revision: Revision that was asked for.
+
+    Returns:
+        The revision; None if only opening the source would show it.
+    """
     if text == "stories":
         return _stories_revision(seed)
     if hub_dataset(text):
@@ -76,7 +88,14 @@ def uses_seed(text: str) -> bool:
 
 
 def source_name(text: str) -> str:
-    """What a record calls a source."""
+    """Return the name of a source in records.
+
+    Args:
+        text: Source, as the configuration writes it.
+
+    Returns:
+        The name, without the directories of a file.
+    """
     return name_of(portable(text[5:])) if text.startswith("file:") else text
 
 

@@ -25,11 +25,14 @@ T = TypeVar("T")
 
 
 def stories(seed: int, count: int = STORY_COUNT) -> Iterator[str]:
-    """Tell stories, one string each; equal seeds tell equal stories.
+    """Generate stories; equal seeds give equal stories.
 
     Args:
         seed: Decides everything.
         count: How many.
+
+    Yields:
+        The text of each story.
     """
     for number in range(count):
         yield _Teller(random.Random(f"{VERSION}/{seed}/{number}")).tell()

@@ -38,6 +38,11 @@ class Tokenizer:
         eot: Id of the end of text.
         sha256: Equal for equal tokenizers.
         ranks: Bytes of every ordinary id; not to be changed.
+
+    Args:
+        kind: ``gpt2`` or ``bpe``.
+        ranks: Id of every token by its bytes.
+        sha256: Hash of the tokens, hex.
     """
 
     def __init__(self, kind: str, ranks: Ranks, sha256: str) -> None:
@@ -54,17 +59,37 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; ``<|endoftext|>`` in it is plain text."""
+        """Encode a text; the end-of-text marker in it counts as plain text.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Its ids.
+        """
         if len(text) <= _SPACE_LIMIT:
             return self._encoding.encode_ordinary(text)
         return [token for part in _LONG_SPACE.split(text) for token in self._encoding.encode_ordinary(part)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """Decode ids; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: Ids of the vocabulary.
+
+        Returns:
+            The text.
+        """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Bytes of ids; a single id may be half a character.
+        """Decode ids to bytes; a single id may be half a character.
+
+        Args:
+            ids: Ids of the vocabulary.
+
+        Returns:
+            The bytes.
 
         Raises:
             ValueError: An id that the tokenizer does not have, such as those that only pad a model's vocabulary.
@@ -75,7 +100,14 @@ class Tokenizer:
         return self._encoding.decode_bytes(list(ids))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """One readable label for every id."""
+        """Label every id with readable text.
+
+        Args:
+            ids: Ids of the vocabulary.
+
+        Returns:
+            One label per id.
+        """
         return [self.decode([token]) for token in ids]
 
     @property
@@ -84,7 +116,11 @@ class Tokenizer:
         return sorted(self.ranks, key=self.ranks.__getitem__)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` needs: the name for GPT-2, the tokens in order for a trained one."""
+        """Serialize the tokenizer for `from_dict`.
+
+        Returns:
+            The name for GPT-2; the tokens in order for a trained tokenizer.
+        """
         if self.kind == "gpt2":
             return {"schema_version": 1, "kind": "gpt2", "sha256": self.sha256}
         tokens = [base64.b64encode(token).decode() for token in self.tokens]
@@ -92,7 +128,13 @@ class Tokenizer:
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> Tokenizer:
-        """Read a record of `to_dict`.
+        """Restore a tokenizer.
+
+        Args:
+            record: A dictionary that `to_dict` returned.
+
+        Returns:
+            The tokenizer.
 
         Raises:
             InvalidData: The tokens do not have the recorded hash.
@@ -107,7 +149,10 @@ class Tokenizer:
 
 @cache
 def gpt2_tokenizer() -> Tokenizer:
-    """GPT-2's own, 50,257 ids (Radford et al., 2019).
+    """Return GPT-2's tokenizer with 50,257 ids (Radford et al., 2019).
+
+    Returns:
+        The cached tokenizer.
 
     Raises:
         InvalidData: The packaged file is damaged.
@@ -125,6 +170,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Args:
         texts: The training split.
         vocab_size: Ids wanted, the end of text included; a small corpus gives fewer.
+
+    Returns:
+        The trained tokenizer.
     """
     from tokenizers import Tokenizer as Trainable
     from tokenizers import models, pre_tokenizers, trainers
@@ -141,10 +189,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def trained_tokenizer(tokens: Sequence[bytes]) -> Tokenizer:
-    """A byte-level BPE that was trained elsewhere.
+    """Build a byte-level BPE from its tokens.
 
     Args:
         tokens: The bytes of every id in order, the end of text apart: single bytes, then what merges made of them.
+
+    Returns:
+        The tokenizer.
     """
     digest = hashlib.sha256(b"\n".join(base64.b64encode(token) for token in tokens)).hexdigest()
     return Tokenizer("bpe", {token: rank for rank, token in enumerate(tokens)}, digest)
@@ -152,7 +203,11 @@ def trained_tokenizer(tokens: Sequence[bytes]) -> Tokenizer:
 
 @cache
 def byte_of_character() -> Mapping[str, int]:
-    """GPT-2's printable stand-ins for bytes: those that print stand for themselves, the rest follow from U+0100."""
+    """Return GPT-2's mapping of printable characters to bytes.
+
+    Returns:
+        Byte by character: printable bytes map to themselves, the others from U+0100 on.
+    """
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -103,7 +103,11 @@ _UNSORTED = 4096  # hashes that wait in a set for a run of their own
 
 
 class Deduplicator:
-    """Detects repeated texts by their hashes."""
+    """Detects repeated texts by their hashes.
+
+    Args:
+        hashes: Concatenated hashes of the texts that an earlier process added.
+    """
 
     def __init__(self, hashes: bytes = b"") -> None:
         self._runs: list[NDArray[Any]] = [np.sort(np.frombuffer(hashes, _DTYPE))] if hashes else []

@@ -58,12 +58,26 @@ class CheckpointInfo:
 
 
 def periodic_name(step: int) -> str:
-    """File name of the periodic checkpoint of a step."""
+    """Return the file name of the periodic checkpoint of a step.
+
+    Args:
+        step: Optimizer updates done.
+
+    Returns:
+        The file name.
+    """
     return f"model_{step:05d}.pt"
 
 
 def file_of(wanted: str) -> str:
-    """File name of ``best``, ``final``, ``latest``, ``step=N`` or a file name; empty for anything else."""
+    """Return the file name that a reference to a checkpoint means.
+
+    Args:
+        wanted: ``best``, ``final``, ``latest``, ``step=N`` or a file name.
+
+    Returns:
+        The file name; empty for anything else.
+    """
     names = {"best": BEST, "final": FINAL, "latest": LATEST}
     if wanted.startswith("step=") and wanted[5:].isascii() and wanted[5:].isdigit():
         return periodic_name(int(wanted[5:]))
@@ -82,14 +96,23 @@ class CheckpointDirectory:
         return self.path.name
 
     def attempt(self) -> dict[str, Any]:
-        """The attempt that owns the run: ``{attempt, job_id}``; attempt 0 before the first."""
+        """Read the attempt that owns the run.
+
+        Returns:
+            ``{attempt, job_id}``; attempt 0 before the first.
+        """
         try:
             return read_json(self.path / "attempt")  # type: ignore[no-any-return]
         except FileNotFoundError:
             return {"attempt": 0, "job_id": None}
 
     def begin_attempt(self, attempt: int, job_id: str | None = None) -> None:
-        """Make an attempt the owner."""
+        """Make an attempt the owner of the run.
+
+        Args:
+            attempt: Number of the attempt.
+            job_id: Job of the attempt; None keeps the recorded one.
+        """
         write_json(self.path / "attempt", {"attempt": attempt, "job_id": job_id or self.attempt()["job_id"]})
 
     def publish(
@@ -110,6 +133,9 @@ class CheckpointDirectory:
             loss: See `CheckpointInfo`.
             val_loss: See `CheckpointInfo`.
             keep_as: Name under which the one that stood there stays.
+
+        Returns:
+            The sidecar of the new checkpoint.
 
         Raises:
             AttemptSuperseded: A later attempt owns the run.
@@ -152,12 +178,22 @@ class CheckpointDirectory:
         return [CheckpointInfo(**{**told, "file": file}) for told in (record, old) if told]
 
     def checkpoints(self) -> list[CheckpointInfo]:
-        """Every published checkpoint, by step, then name."""
+        """List the published checkpoints.
+
+        Returns:
+            Their sidecars, by step, then name.
+        """
         told = (self._sidecar(path.name) for path in self.path.glob("model_*.pt"))
         return sorted((info for info in told if info), key=lambda info: (info.step, info.file))
 
     def resolve(self, wanted: str) -> CheckpointInfo:
-        """Find a checkpoint: ``best``, ``final``, ``latest``, ``step=N`` or a file name.
+        """Find a checkpoint.
+
+        Args:
+            wanted: ``best``, ``final``, ``latest``, ``step=N`` or a file name.
+
+        Returns:
+            Its sidecar.
 
         Raises:
             CheckpointNotReady: The run has none at all yet.
@@ -174,6 +210,12 @@ class CheckpointDirectory:
     def resolve_start(self, wanted: str) -> CheckpointInfo:
         """Find the checkpoint that a new run begins with: the one named, else the newest full state, else the best.
 
+        Args:
+            wanted: Reference as in `resolve`; empty for the default.
+
+        Returns:
+            Its sidecar.
+
         Raises:
             CheckpointNotReady: The run has none at all yet.
             CheckpointNotFound: It has others.
@@ -182,12 +224,19 @@ class CheckpointDirectory:
         return states[0] if states and not wanted else self.resolve(wanted or "best")
 
     def full_states(self) -> list[CheckpointInfo]:
-        """States that training can go on from, newest first; whether they are intact is seen on reading."""
+        """List the checkpoints from which training can continue; reading shows whether they are intact.
+
+        Returns:
+            Their sidecars, newest first.
+        """
         return sorted((i for i in self.checkpoints() if i.full), key=lambda i: (i.step, i.created_at), reverse=True)
 
     @contextmanager
     def opened(self, info: CheckpointInfo) -> Iterator[tuple[BinaryIO, CheckpointInfo]]:
-        """Open a checkpoint whose bytes are those that were written.
+        """Open a checkpoint and verify its hash.
+
+        Args:
+            info: Its sidecar.
 
         Yields:
             The file, and what is really in it: after a kill, a sidecar may be one checkpoint ahead of its file.
@@ -210,22 +259,41 @@ class CheckpointDirectory:
             yield file, found
 
     def is_pinned(self, file: str) -> bool:
-        """Whether a checkpoint is kept from pruning and deletion."""
+        """Return whether a checkpoint is kept from pruning and deletion.
+
+        Args:
+            file: File name of the checkpoint.
+
+        Returns:
+            True if it is pinned.
+        """
         return self._pin(file).exists()
 
     def pin(self, file: str) -> None:
-        """Keep a checkpoint from pruning and deletion; one that training replaces is replaced all the same."""
+        """Keep a checkpoint from pruning and deletion; training still replaces its own files.
+
+        Args:
+            file: File name of the checkpoint.
+        """
         self._pin(file).touch()
 
     def unpin(self, file: str) -> None:
-        """Let a checkpoint go when its time comes."""
+        """Allow a checkpoint to be pruned and deleted again.
+
+        Args:
+            file: File name of the checkpoint.
+        """
         self._pin(file).unlink(missing_ok=True)
 
     def _pin(self, file: str) -> Path:
         return (self.path / file).with_suffix(".pin")
 
     def prune(self, keep: int) -> None:
-        """Delete the oldest periodic checkpoints beyond `keep`, those that are pinned apart."""
+        """Delete the oldest periodic checkpoints; pinned ones do not count.
+
+        Args:
+            keep: Number of periodic checkpoints to keep.
+        """
         periodic = sorted(
             (int(match[1]), path.name)
             for path in self.path.glob("model_*.pt")

@@ -54,17 +54,28 @@ class Example:
 
 
 class ExampleFile:
-    """The examples of a directory."""
+    """The test examples of a dataset's directory.
+
+    Args:
+        directory: Directory of the dataset.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / EXAMPLES
 
     def exists(self) -> bool:
-        """Whether there is such a file."""
+        """Return whether the directory has an examples file.
+
+        Returns:
+            True if the file exists.
+        """
         return self._path.is_file()
 
     def count(self) -> int:
-        """How many examples it has.
+        """Count the examples.
+
+        Returns:
+            Number of examples.
 
         Raises:
             InvalidData: It is no JSON array of objects.
@@ -72,7 +83,13 @@ class ExampleFile:
         return len(self._places())
 
     def read(self, number: int) -> Example:
-        """Read one example that it has.
+        """Read one example.
+
+        Args:
+            number: Number of an existing example, from 0.
+
+        Returns:
+            The example.
 
         Raises:
             InvalidData: What stands there is no example.
@@ -152,7 +169,15 @@ class Dataset:
 
     @classmethod
     def named(cls, name: str, directory: Path) -> Dataset:
-        """Files called after the dataset."""
+        """Name the files of a dataset after it.
+
+        Args:
+            name: Name of the dataset.
+            directory: Directory of its files.
+
+        Returns:
+            The dataset; nothing is read.
+        """
         return cls(name, *(directory / f"{name}_{split}.npy" for split in SPLITS))
 
     @property
@@ -161,18 +186,32 @@ class Dataset:
         return self.train.parent
 
     def split(self, name: str) -> Path:
-        """Token file of ``train``, ``val`` or ``test``; where there are several, what they are called after."""
+        """Return the token file of a split; a split in several files is named after it.
+
+        Args:
+            name: ``train``, ``val`` or ``test``.
+
+        Returns:
+            The path.
+        """
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def missing(self) -> list[Path]:
-        """Token files that are not there; none when the dataset is ready."""
+        """List the token files that do not exist.
+
+        Returns:
+            Their paths; none if the dataset is ready.
+        """
         alone = [path for path in (self.train, self.val, self.test) if not path.is_file()]
         if not alone:
             return []  # the manifest is read only where a split may lie in several files
         return [path for split in SPLITS for path in self._files(split) if not path.is_file()]
 
     def manifest(self) -> dict[str, Any] | None:
-        """What preparation recorded; None for files that were not prepared here, or beside another dataset's.
+        """Read the manifest.
+
+        Returns:
+            The manifest; None for files that were not prepared here, or beside another dataset's manifest.
 
         Raises:
             InvalidData: The file is no manifest.
@@ -189,12 +228,23 @@ class Dataset:
         return manifest if train_file == self.train.name else None
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of its tokens."""
+        """Load the tokenizer of the tokens.
+
+        Returns:
+            The recorded tokenizer; GPT-2's without a manifest.
+        """
         manifest = self.manifest()
         return load_tokenizer(self.directory / manifest["tokenizer"]["file"]) if manifest else gpt2_tokenizer()
 
     def bytes_per_token(self, split: str) -> float | None:
-        """Bytes of text for each token of a split, end of text counted; None when nobody recorded it."""
+        """Return the bytes of text per token of a split, end-of-text tokens included.
+
+        Args:
+            split: Name of the split.
+
+        Returns:
+            The ratio; None if it was not recorded.
+        """
         manifest = self.manifest()
         facts = manifest["splits"].get(split) if manifest else None
         return facts["text_bytes"] / facts["tokens"] if facts and facts["tokens"] else None
@@ -231,6 +281,12 @@ class Dataset:
 
     def example(self, number: int) -> Example:
         """Read one test example without reading the others.
+
+        Args:
+            number: Number of the example, from 0.
+
+        Returns:
+            The example.
 
         Raises:
             DatasetNotReady: The dataset has no examples file.
@@ -270,7 +326,15 @@ def _each_file(facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def shard_of(path: Path, number: int) -> Path:
-    """Where a row of token ids goes on, for example ``x_train_00001.npy`` of ``x_train.npy``."""
+    """Return the path of one part of a split that is stored in several files.
+
+    Args:
+        path: Path of the split, for example ``x_train.npy``.
+        number: Number of the part, from 0.
+
+    Returns:
+        The path, for example ``x_train_00001.npy``.
+    """
     return path.with_name(f"{path.stem}_{number:05d}{path.suffix}")
 
 
@@ -314,11 +378,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def dataset_of(config: ExperimentConfig, layout: Layout) -> Dataset:
-    """The dataset that a configuration means, ready or not.
+    """Return the dataset of a configuration, ready or not.
 
     Args:
         config: Its `data` section.
         layout: Below a data root files are called after the dataset; without one the configuration's names hold.
+
+    Returns:
+        The dataset; nothing is read.
     """
     data = config.data
     directory = layout.dataset(data.dataset_name)
@@ -330,7 +397,12 @@ def dataset_of(config: ExperimentConfig, layout: Layout) -> Dataset:
 
 
 def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float | None:
-    """A loss in nats a token as bits a byte of text, comparable between tokenizers.
+    """Convert a loss to bits per byte of text, which is comparable between tokenizers.
+
+    Args:
+        loss: Cross-entropy in nats per token.
+        dataset: Dataset of the loss.
+        split: Split of the loss.
 
     Returns:
         None when the dataset's manifest does not say how many bytes its text has.

@@ -29,16 +29,15 @@ _BLOCK = 1 << 18  # bytes that are parsed together
 
 
 class EventWriter:
-    """Appends events of one attempt; a torn last line, left by a crash, is cut off first."""
+    """Appends the events of one attempt; first it cuts off an incomplete last line that a crash left.
+
+    Args:
+        path: The file.
+        attempt: Whose events these are.
+        seq_after: In a new file, the number before the first.
+    """
 
     def __init__(self, path: Path, attempt: int, *, seq_after: int = 0) -> None:
-        """Open the file, or make it.
-
-        Args:
-            path: The file.
-            attempt: Whose events these are.
-            seq_after: In a new file, the number before the first.
-        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab+")
         self._path, self._attempt = path, attempt
@@ -48,7 +47,18 @@ class EventWriter:
         self._seq = last["seq"] if last else seq_after
 
     def append(self, type: str, **fields: Any) -> Event:  # noqa: A002 - the name on disk
-        """Write one event and return it as written."""
+        """Write one event.
+
+        Args:
+            type: Type of the event.
+            fields: Further fields; floats that are not finite become strings.
+
+        Returns:
+            The event as written.
+
+        Raises:
+            DiskFull: No space is left.
+        """
         with self._lock:
             self._seq += 1
             event = {"seq": self._seq, "time": now(), "attempt": self._attempt, "type": type, **finite(fields)}
@@ -69,7 +79,14 @@ class EventWriter:
 
 
 def finite(value: Any) -> Any:
-    """Replace floats that JSON cannot hold by their names."""
+    """Replace floats that JSON cannot represent by their names.
+
+    Args:
+        value: A JSON value; containers are copied.
+
+    Returns:
+        The value without NaN and infinities.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     if isinstance(value, dict):
@@ -80,15 +97,22 @@ def finite(value: Any) -> Any:
 
 
 class EventReader:
-    """Reads a growing file: each call returns the complete lines that are new."""
+    """Reads a growing file; each call returns the complete lines that are new.
+
+    Args:
+        path: The event file; it may not exist yet.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
 
     def read_new(self) -> list[Event]:
-        """Events written since the last call; a line still being written waits for the next.
+        """Read the events written since the last call; an incomplete line waits for the next call.
 
         A line that is no event, which only a failing disk or a foreign program can have left, is passed over.
+
+        Returns:
+            The new events in order.
         """
         try:
             with self._path.open("rb") as file:
@@ -103,12 +127,15 @@ class EventReader:
 
 
 def read_events(path: Path, after: int = 0, *, types: Collection[str] | None = None) -> Iterator[Event]:
-    """Every complete event with a `seq` above `after`, in order; none if there is no file.
+    """Read every complete event with a `seq` above `after`.
 
     Args:
         path: The file; a line that is no event is passed over.
         after: The last number that is known.
         types: Only these; most of the others are not even parsed.
+
+    Yields:
+        Events in order; none if there is no file.
     """
     try:
         file = path.open("rb")
@@ -125,7 +152,14 @@ def read_events(path: Path, after: int = 0, *, types: Collection[str] | None = N
 
 
 def last_event(path: Path) -> Event | None:
-    """The last complete event, read from the end of the file."""
+    """Read the last complete event from the end of the file.
+
+    Args:
+        path: The event file.
+
+    Returns:
+        The event; None if there is none.
+    """
     if not path.exists():
         return None
     size, block = path.stat().st_size, 1 << 16
@@ -142,7 +176,16 @@ def last_event(path: Path) -> Event | None:
 
 
 def series(events: Iterable[Event], type: str, field: str) -> dict[int, Any]:  # noqa: A002 - the name on disk
-    """A value by step, each step from the latest attempt that reached it."""
+    """Collect a field of the events by step; each step has the value of the latest attempt.
+
+    Args:
+        events: Events in the order of the file.
+        type: Type of the events.
+        field: Name of the field.
+
+    Returns:
+        Values by step, in the order of steps.
+    """
     values: dict[int, Any] = {}
     for event in events:  # attempts follow each other in the file, so a later line is a later attempt
         if event["type"] == type and field in event:

@@ -51,27 +51,64 @@ class Layout:
 
     @classmethod
     def under(cls, root: Path) -> Layout:
-        """Everything below one data root."""
+        """Place all directories below one data root.
+
+        Args:
+            root: The data root.
+
+        Returns:
+            The layout.
+        """
         names = ("exp", "attention_outputs", "datasets", "jobs", "uploads", "exports")
         exp, attention, datasets, jobs, uploads, exports = (root / name for name in names)
         return cls(exp, attention, datasets, None, jobs, uploads, exports)
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> Layout:
-        """The paths that a configuration names, relative to the working directory; either slash works."""
+        """Use the paths of a configuration, relative to the working directory, with either slash.
+
+        Args:
+            config: Its sections `output` and `data`.
+
+        Returns:
+            The layout.
+        """
         exp, attention = portable(config.output.exp_dir), portable(config.output.attention_dir)
         return cls(exp, attention, None, portable(config.data.data_dir), None)
 
     def run(self, name: str) -> Path:
-        """Directory of a run."""
+        """Return the directory of a run.
+
+        Args:
+            name: Name of the run.
+
+        Returns:
+            The path.
+        """
         return self.exp / checked_name("run", name)
 
     def attention_of(self, run: str) -> Path:
-        """Directory of a run's attention records."""
+        """Return the directory of a run's attention records.
+
+        Args:
+            run: Name of the run.
+
+        Returns:
+            The path.
+        """
         return self.attention / checked_name("run", run)
 
     def export(self, run: str, file: str, sha256: str) -> Path | None:
-        """Directory of a run's exported checkpoint; none without a data root."""
+        """Return the directory of an exported checkpoint.
+
+        Args:
+            run: Name of the run.
+            file: File name of the checkpoint.
+            sha256: Hash of the checkpoint, hex.
+
+        Returns:
+            The path; None without a data root.
+        """
         if self.exports is None:
             return None
         return self.exports / checked_name("run", run) / f"{Path(file).stem}-{sha256[:8]}"
@@ -89,7 +126,14 @@ class Layout:
         return self.exports / run
 
     def dataset(self, name: str) -> Path:
-        """Directory of a dataset."""
+        """Return the directory of a dataset.
+
+        Args:
+            name: Name of the dataset.
+
+        Returns:
+            The path.
+        """
         if self.data_dir is not None:
             return self.data_dir
         assert self.datasets is not None
@@ -97,12 +141,26 @@ class Layout:
 
 
 def portable(path: str) -> Path:
-    """A path written with either slash."""
+    """Parse a path that is written with either slash.
+
+    Args:
+        path: The path as text.
+
+    Returns:
+        The path.
+    """
     return Path(path.replace("\\", "/"))
 
 
 def checked_name(kind: str, name: str) -> str:
-    """Refuse a name that could leave its directory.
+    """Refuse a name that could lead out of its directory.
+
+    Args:
+        kind: What the error calls it, such as ``run``.
+        name: The name.
+
+    Returns:
+        The same name.
 
     Raises:
         InvalidParameter: Naming the value and the pattern.
@@ -113,19 +171,37 @@ def checked_name(kind: str, name: str) -> str:
 
 
 def further_names(name: str) -> Iterator[str]:
-    """name-2, name-3 ..., cut so that they stay names."""
+    """Generate name-2, name-3 and so on, shortened to the permitted length.
+
+    Args:
+        name: The name that is taken.
+
+    Yields:
+        Names without end.
+    """
     for number in itertools.count(2):
         suffix = f"-{number}"
         yield name[: 63 - len(suffix)] + suffix
 
 
 def next_free_name(path: Path) -> str:
-    """The first of name-2, name-3 ... that no run, or dataset, has."""
+    """Find the first of name-2, name-3 and so on that does not exist beside a path.
+
+    Args:
+        path: Directory of the run or dataset that is taken.
+
+    Returns:
+        The free name.
+    """
     return next(name for name in further_names(path.name) if not (path.parent / name).exists())
 
 
 def now() -> str:
-    """The present as RFC 3339 UTC with milliseconds."""
+    """Format the present time.
+
+    Returns:
+        RFC 3339 UTC with milliseconds.
+    """
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -162,7 +238,11 @@ def replacing(path: Path, *, just_before: Callable[[], None] | None = None) -> I
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames in a directory survive a power loss, where the platform can."""
+    """Make renames in a directory survive a power loss, where the platform can.
+
+    Args:
+        path: The directory.
+    """
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -173,35 +253,70 @@ def sync_directory(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically."""
+    """Replace a text file atomically.
+
+    Args:
+        path: File to create or replace.
+        text: Its new content.
+    """
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically."""
+    """Replace a JSON file atomically.
+
+    Args:
+        path: File to create or replace.
+        value: Its new content.
+    """
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+    """
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file, hex."""
+    """Hash a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The hash, hex.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class HashingWriter:
-    """A binary file that hashes and counts what passes through it."""
+    """A binary file that hashes and counts the bytes written to it.
+
+    Args:
+        file: File to write to.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash, self.size_bytes = file, hashlib.sha256(), 0
 
     def write(self, data: Any) -> int:
-        """Write bytes or anything with a buffer."""
+        """Write bytes.
+
+        Args:
+            data: Bytes, or any object with a buffer.
+
+        Returns:
+            Number of bytes written.
+        """
         view = memoryview(data).cast("B")
         self._hash.update(view)
         self.size_bytes += len(view)
@@ -251,7 +366,14 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that the disk or somebody's share of it is full."""
+    """Return whether an error, or one of its causes, means a full disk or quota.
+
+    Args:
+        error: The error; None is not one.
+
+    Returns:
+        True for a full disk.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return True

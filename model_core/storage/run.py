@@ -43,6 +43,9 @@ class Run(CheckpointDirectory):
             job_id: The job that makes it, and alone may go on with it.
             fill: Puts more into the directory before it appears; when that fails, nothing of it is left.
 
+        Returns:
+            The new run.
+
         Raises:
             RunExists: The name is taken.
         """
@@ -65,7 +68,13 @@ class Run(CheckpointDirectory):
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """Open a run that exists.
+        """Open an existing run.
+
+        Args:
+            path: Directory of the run.
+
+        Returns:
+            The run.
 
         Raises:
             RunNotFound: There is none of that name.
@@ -85,15 +94,29 @@ class Run(CheckpointDirectory):
         return self.path / "logs" / "log.txt"
 
     def write_config(self, config: ExperimentConfig) -> None:
-        """Write the resolved configuration, readable."""
+        """Write the resolved configuration as YAML.
+
+        Args:
+            config: The configuration.
+        """
         write_text(self.path / "config.yaml", to_yaml(config))
 
     def config(self) -> ExperimentConfig:
-        """Read the configuration."""
+        """Read the configuration.
+
+        Returns:
+            The configuration as it was resolved.
+        """
         return parse_config(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))).config
 
     def lock(self, timeout_s: float = 0.0) -> FileLock:
         """Hold the run; release it, or let the process end, to free it. The kernel frees it after a kill.
+
+        Args:
+            timeout_s: How long to wait for another process.
+
+        Returns:
+            The lock, acquired.
 
         Raises:
             RunBusy: Another process holds it.
@@ -106,7 +129,11 @@ class Run(CheckpointDirectory):
         return lock
 
     def outcome(self) -> dict[str, Any] | None:
-        """How the last attempt that said so ended."""
+        """Read how the last attempt that recorded an outcome ended.
+
+        Returns:
+            The outcome; None if there is none.
+        """
         try:
             return read_json(self.path / "outcome.json")  # type: ignore[no-any-return]
         except FileNotFoundError:
@@ -114,7 +141,14 @@ class Run(CheckpointDirectory):
 
 
 def runs_in(layout: Layout) -> list[Run]:
-    """Every run of a layout, by name."""
+    """List the runs of a layout.
+
+    Args:
+        layout: Directories of the data root.
+
+    Returns:
+        The runs, by name.
+    """
     if not layout.exp.is_dir():
         return []
     named = (path for path in sorted(layout.exp.iterdir()) if not path.name.startswith("."))
@@ -127,6 +161,9 @@ def setup_experiment_dirs(config: ExperimentConfig, layout: Layout | None = None
     Args:
         config: Its `experiment_name` is the run's name.
         layout: Where runs lie; the configuration's own paths if not given.
+
+    Returns:
+        The new run.
 
     Raises:
         RunExists: The name is taken.

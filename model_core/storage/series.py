@@ -51,11 +51,14 @@ class Series:
         return len(self.steps)
 
     def downsample(self, max_points: int) -> Series:
-        """The same curve with fewer points.
+        """Reduce the curve to fewer points that keep its shape.
 
         Args:
             max_points: At most so many finite ones, the first and the last of them included; at least 2. Those that
                 are not finite, which no picture can leave out, come on top.
+
+        Returns:
+            The reduced series; this one if it is short enough.
         """
         if len(self) <= max_points:
             return self
@@ -67,7 +70,11 @@ class Series:
 
 
 class SeriesReader:
-    """Reads the metrics of a growing event file: each call parses only what is new. Threads may share one."""
+    """Reads the metrics of a growing event file; each call parses only new lines. Threads may share one.
+
+    Args:
+        path: The event file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._seq = path, 0
@@ -81,7 +88,14 @@ class SeriesReader:
         return sum(len(steps) for steps, _ in self._told.values())
 
     def read(self, names: Collection[Metric]) -> dict[Metric, Series]:
-        """What the file tells now: a series a name, each step from the latest attempt that told it."""
+        """Read the file's current metrics.
+
+        Args:
+            names: Metrics to return.
+
+        Returns:
+            A series by name; each step has the value of the latest attempt.
+        """
         with self._lock:
             for event in read_events(self._path, self._seq, types=_FIELDS):
                 self._take(event)

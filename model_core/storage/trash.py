@@ -114,7 +114,15 @@ def _holds_files_of_others(directory: Path) -> bool:
 
 
 def uploads_of(layout: Layout, name: str) -> list[Path]:
-    """Folders of files that were uploaded for a dataset; what somebody put there by hand is not among them."""
+    """List the folders that were uploaded for a dataset; folders that a person put there are not among them.
+
+    Args:
+        layout: Directories of the data root.
+        name: Name of the dataset.
+
+    Returns:
+        The folders, by name.
+    """
     assert layout.uploads is not None
     return [path for path in sorted((layout.uploads / name).glob("*")) if re.fullmatch(UPLOAD, path.name)]
 
@@ -149,7 +157,12 @@ def move_export_to_trash(layout: Layout, folder: Path, job_id: str) -> None:
 
 
 def empty_trash(layout: Layout, job_id: str) -> None:
-    """Free the bytes of everything of a job that was taken out of sight."""
+    """Delete everything of a job that was moved to the trash.
+
+    Args:
+        layout: Directories of the data root.
+        job_id: The job.
+    """
     uploads = layout.uploads.glob("*") if layout.uploads is not None else ()
     exports = (layout.exports, *layout.exports.glob("*")) if layout.exports is not None else ()
     for parent in filter(None, (layout.exp, layout.attention, layout.jobs, layout.datasets, *exports, *uploads)):

@@ -54,14 +54,28 @@ def documentation_revision() -> str:
 
 
 def docstrings(library: Path) -> Iterator[str]:
-    """What the modules, classes and functions of a folder say of themselves, in the order of their files."""
+    """Read the docstrings of the modules, classes and functions below a folder.
+
+    Args:
+        library: Folder with Python files.
+
+    Yields:
+        Docstrings in the order of the files.
+    """
     for file in sorted(library.rglob("*.py")):
         if _LEFT_OUT.isdisjoint(file.relative_to(library).parts):
             yield from _docstrings_of(file)
 
 
 def prose_of(texts: Iterable[str]) -> Iterator[str]:
-    """Their paragraphs of prose, each text once; what is short, or code and tables alone, is left out."""
+    """Keep the paragraphs of prose, and drop repeated texts, short ones, code and tables.
+
+    Args:
+        texts: Texts to filter.
+
+    Yields:
+        The prose of each remaining text.
+    """
     parts = ("\n\n".join(filter(_is_prose, _PARAGRAPH_END.split(cleandoc(text)))) for text in texts)
     yield from dict.fromkeys(text for text in parts if len(text) > _SHORTEST)
 

@@ -1,16 +1,8 @@
-"""From a source's documents to pieces of work, and from a piece to the bytes that go to disk.
+"""From documents to pieces of work: split assignment, deduplication, chunks and their encoding.
 
-A chunk holds whole documents, half a megabyte of them or more. What becomes of a document depends on it and on
-its place in the corpus alone, so chunks may be cut anywhere and be worked on side by side.
-
-Which document goes to which split.
-
-Every block of a hundred documents is dealt by the shares, in an order that the seed and the block's number give,
-so a split is exact, needs no second look at the corpus, and does not depend on how many documents follow.
-
-Which documents were there before, in 16 bytes of memory a document.
-
-Hashes stand in sorted runs. A new one is looked for in each; runs of similar length are merged, so there are few.
+Every block of a hundred documents is dealt to the splits by the shares, in an order given by the seed and the number
+of the block, so a split is exact and does not depend on later documents. A chunk holds whole documents. Its encoding
+depends only on them and their positions, so chunks may be cut anywhere and encoded in parallel.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""From a source to a dataset: what is there already is checked, what is missing is made, by one process at a time.
+"""Opens a dataset, and prepares it first if it is missing.
 
-A lock makes two that want the same dataset share one preparation.
+An existing dataset is compared with what is wanted. A file lock makes processes that want the same dataset share one
+preparation.
 """
 
 from __future__ import annotations

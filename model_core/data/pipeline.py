@@ -1,10 +1,7 @@
-"""Makes the files of a dataset: documents are read, tokenized by several threads, and written in their order.
+"""Writes the files of a dataset: read documents, tokenize them on several threads, write them in order.
 
-The bytes depend on spec and documents alone: not on the number of threads, nor on how often the work was cut off.
-
-How a preparation goes on, told now and then: documents, megabytes a second, seconds to go.
-
-manifest.json: what a dataset is, where it came from, and the hash of each of its files.
+The bytes depend only on the spec and the documents, not on the number of threads or on interruptions. The manifest
+records what the dataset is, where it came from, and the hash of each file.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""Make a dataset: the program that a person runs and that a worker starts.
+"""Command line to prepare a dataset, for people and for workers.
 
     python -m model_core.data.prepare --source stories
 
-SIGTERM, Ctrl-C, or the end of standard input when a supervisor started it: what is done is kept and the exit code
-is 75; the same command goes on from there.
-
-A preparation on a terminal: a bar, documents, megabytes a second, time to go.
+SIGTERM, Ctrl-C, or the end of standard input under a supervisor stop it with exit code 75; the same command continues
+from there. A terminal shows a progress bar.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
-"""The folder in which a dataset grows, and the record of what in it is safe.
+"""Append-only files of a dataset under construction, and the record of what is safe on disk.
 
-Bytes are appended; now and then they are put on disk and a small record says how far they go. Whoever is killed goes
-on from there: what was written after the record is cut off. Complete files move to their places, the training ids
-last, so a dataset is never half ready.
-
-Files that grow while documents stream through, and can be cut back to where they were safe.
-
-Token ids and the index of the examples are .npy files whose header gets the length at the end; the examples are a
-JSON array, one a line.
+Files are synced from time to time, and a small record states how far. After a kill, what was written beyond the
+record is cut off. Complete files move to their final names, the training tokens last, so a dataset is never half ready.
+Token ids and the example index are .npy files whose length is filled in at the end.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
-"""A dataset on disk: token files of three splits, test examples that are read one at a time, a tokenizer, a manifest.
+"""A dataset on disk: token files of three splits, test examples, a tokenizer and a manifest.
 
-A folder with token files alone, such as a user's own, works too: it has no manifest, and its tokens are GPT-2's.
-The row of a split that is too long for one file goes on in others, `x_train_00000.npy` and so on. Preparation moves
-the training tokens into place last, so a dataset whose token files are all there is complete.
-
-test_examples.json: documents of the test split, of which any is read without the others.
-
-An index says where each stands. Preparation writes it; for a user's own file it is made at the first question and
-kept beside it, for as long as the file stays as it is.
+A folder with only token files, such as a user's own, works too: its tokens count as GPT-2's. A long split continues in
+further files, `x_train_00000.npy` and so on. The training tokens get their name last, so a dataset with all token files
+is complete. An index gives the position of each test example, so that one is read without the others.
 """
 
 from __future__ import annotations

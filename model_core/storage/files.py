@@ -1,9 +1,7 @@
-"""Where things lie, and how a file is replaced so that no reader ever sees half of it.
+"""Directories of a data root, atomic file replacement, and full disks.
 
-A `Layout` turns names into directories: all below one data root in the service, or wherever the YAML file says
-when the program is run by hand. Records hold names, never absolute paths, because mounts differ by host.
-
-A full disk: seen before a byte is written, or told as what it is when it comes in the middle.
+A `Layout` maps names to directories, below one data root in the service or by the paths of a configuration. Records
+hold names, never absolute paths, because mounts differ by host. A reader never sees half of a replaced file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Removing what a job left on disk: out of sight at once, then byte by byte.
+"""Deletion of runs, exports and datasets in two steps: rename to a hidden name, then delete.
 
-A directory is renamed to a hidden name that tells whose it was, and removed under that name. Whoever is killed in
-between finishes by doing the same again.
+The hidden name contains the owner's id, so after a kill the same call finishes the deletion.
 """
 
 from __future__ import annotations

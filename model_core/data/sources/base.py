@@ -1,4 +1,4 @@
-"""What every source of documents is, whatever lies behind it."""
+"""Types that every source of documents shares."""
 
 from __future__ import annotations
 

@@ -1,12 +1,7 @@
-"""Documents of a text file.
+"""Readers for text, JSON Lines and parquet files; each yields batches of documents.
 
-Blank lines, or lines that hold only ``<|endoftext|>``, stand between documents; a file that has neither holds one
-document a line. White space around a document is dropped, and line ends become newlines. The file is read in
-blocks of whole lines.
-
-Documents of a file that holds one JSON object a line.
-
-Documents of a parquet file, some rows at a time; columns that are not needed are not read.
+In a text file, blank lines or lines with only ``<|endoftext|>`` separate documents; without either, every line is a
+document. JSON Lines and parquet files name the column with the text. Files are read in blocks, so memory stays flat.
 """
 
 from __future__ import annotations

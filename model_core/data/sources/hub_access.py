@@ -1,12 +1,7 @@
-"""The token of the hub: where it is found, what it must look like, and how it is kept from every text.
+"""Access to the Hugging Face hub: its token, and its errors in terms of what to do.
 
-It comes from the environment or from the login of the hub's own command, never from a configuration, and is handed
-on as a `Token`, which shows its value to nobody by accident.
-
-Why the hub does not give a dataset: a code for each reason, in words that say what to do.
-
-What the hub's libraries raise is sorted here. Their own messages are English for programmers, and may quote the
-token; what is taken from them goes through `Token.redacted`.
+The token comes from the environment or from ``hf auth login``, never from a configuration. Messages of the hub's
+libraries may quote it, so they pass through `Token.redacted`.
 """
 
 from __future__ import annotations

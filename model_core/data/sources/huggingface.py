@@ -1,10 +1,7 @@
 """Datasets of the Hugging Face hub as sources.
 
-Access is checked first, then the library says which files a split consists of; files are fetched one by one while
-documents are read, so tokenizing begins with the first and memory stays flat. The library's cache keeps them, a
-transfer that is cut goes on, and the commit is fixed when the source is opened.
-
-Articles out of lines: some corpora give a row a line, with the headings as ``= Title =``.
+Access is checked and the commit fixed when the source is opened. Files are downloaded one by one while documents are
+read, so tokenizing starts with the first and memory stays flat; the library's cache keeps them and resumes transfers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the text of a configuration to a source: the one door."""
+"""Finds the source that a configuration names."""
 
 from __future__ import annotations
 

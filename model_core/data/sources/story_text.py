@@ -1,13 +1,8 @@
-"""Frames of the stories: what happens, in which order, and the ways each thing can be said.
+"""Sentence templates and word lists of the generated stories.
 
-A plot is a row of steps; a step is one of several sentences. ``{slot}`` is filled from `words.py` and keeps its
-value for the whole story, so the object lost is the object found; ``{slot2}`` is another of the same list;
-``{Slot}`` starts with a capital; ``[a|b]`` is one of the two. The sentences of a step fit those of every other.
-
-Word lists of the stories: everything a sentence may name, sorted by the part it can play.
-
-The members of a list are interchangeable, the most useful first, so a small model learns the frame quickly and the
-thousand words come along at a few bits each.
+A plot is a sequence of steps; a step is one of several sentences. ``{slot}`` is filled from the word lists and keeps
+its value for the whole story; ``{slot2}`` is another word of the same list; ``{Slot}`` is capitalized; ``[a|b]`` is one
+of the two. The words of a list are interchangeable, the most useful first.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from model_core.errors import OutOfMemory
 from model_core.gpt import GPT, Forward
 from model_core.hardware.throughput import peak_flops
 from model_core.optim import make_optimizer
-from model_core.training.setup import with_reserve
+from model_core.training.setup import with_eager_fallback
 from model_core.training.trainer import TrainState, take_step
 
 TARGET = 460_000  # tokens a second of 124M at T=1024 on an H200
@@ -98,7 +98,7 @@ def prepare(rung: Rung, settings: Sequence[str], directory: Path, emit: Emit) ->
     if not rung.chunked:
         whole = _all_logits(state.model)
         mode = state.runtime.compile_mode
-        state.forward = with_reserve(torch.compile(whole, mode=mode), whole, emit) if mode else whole
+        state.forward = with_eager_fallback(torch.compile(whole, mode=mode), whole, emit) if mode else whole
     return state
 
 

@@ -14,11 +14,11 @@ _HOMES = {
     "GPTConfig": "config:ModelConfig",
     "DataLoaderLiteConfig": "data.loader:LoaderConfig",
     "load_tokens": "data.loader",
-    "load_config": "loading",
-    "setup_experiment_dirs": "records.run",
+    "load_config": "config_loader",
+    "setup_experiment_dirs": "storage.run",
     "get_lr": "schedule",
-    "extract_attention_patterns": "capture:capture",
-    "plot_layer_attention": "pictures.heatmap",
+    "extract_attention_patterns": "attention.capture:capture",
+    "plot_layer_attention": "attention.plot",
 }
 __all__ = tuple(_HOMES)
 

@@ -184,13 +184,13 @@ def fitting_batch_size(config: ExperimentConfig, room_bytes: float, at_most: int
     return None
 
 
-def share_of(config: ExperimentConfig, processes: int) -> ExperimentConfig:
+def per_process_config(config: ExperimentConfig, processes: int) -> ExperimentConfig:
     """The same experiment with what one of several processes does of each step."""
     rows = {"total_batch_size": config.training.total_batch_size // processes}
     return config.model_copy(update={"training": config.training.model_copy(update=rows)})
 
 
-def uniform_of(config: ExperimentConfig) -> ExperimentConfig:
+def uniform_baseline(config: ExperimentConfig) -> ExperimentConfig:
     """The same experiment with equal heads in every layer and GPT-2's split of the width.
 
     The count is `n_head` where it divides the width, else the nearest one to the largest of the list that does.

@@ -50,9 +50,9 @@ HUB_DATASETS = {
         licence="CC0 1.0, of the collection",
     ),
 }
-WITHOUT_COLUMNS = ("stories", "pydoc")
+BUILTIN_SOURCES = ("stories", "pydoc")
 LICENCES_MADE_HERE = {"stories": "MIT", "pydoc": "PSF-2.0"}  # of this project, which tells them, and of Python
-FORMS = (*WITHOUT_COLUMNS, *HUB_DATASETS, "hub:OWNER/NAME[:CONFIG]", "file:PATH")
+SOURCE_SYNTAX = (*BUILTIN_SOURCES, *HUB_DATASETS, "hub:OWNER/NAME[:CONFIG]", "file:PATH")
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _HUB = re.compile(rf"hub:(?P<id>{_PART}/{_PART})(?::(?P<config>[A-Za-z0-9_][A-Za-z0-9_.+-]*))?")

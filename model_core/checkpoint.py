@@ -46,7 +46,7 @@ class LoadedModel:
     info: CheckpointInfo
 
 
-def weights_state(model: GPT, config: ExperimentConfig, tokenizer: Tokenizer, step: int) -> State:
+def parameters_state(model: GPT, config: ExperimentConfig, tokenizer: Tokenizer, step: int) -> State:
     """What every checkpoint holds."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -137,7 +137,7 @@ def load_model(run: Run, wanted: str = "best", *, device: str = "cpu") -> Loaded
     info, state = read_state(run, run.resolve(wanted))
     config = parse_config(state["config"]).config
     model = skeleton(config.model)
-    load_weights(model, clean(state["model"]), info.file, assign=True)
+    load_parameters(model, clean(state["model"]), info.file, assign=True)
     model.tie_head()
     model.requires_grad_(requires_grad=False).to(device).eval()
     return LoadedModel(model, config, Tokenizer.from_dict(state["tokenizer"]), info)
@@ -149,7 +149,7 @@ def skeleton(config: ModelConfig) -> GPT:
         return GPT(config)
 
 
-def load_weights(model: GPT, weights: Mapping[str, Tensor], file: str, *, assign: bool = False) -> None:
+def load_parameters(model: GPT, weights: Mapping[str, Tensor], file: str, *, assign: bool = False) -> None:
     """Put weights into a model.
 
     Args:

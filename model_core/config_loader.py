@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from model_core.config import NAME_PATTERN, Config, ExperimentConfig
-from model_core.config_validation import disagreements
+from model_core.config_validation import cross_section_errors
 from model_core.errors import ConfigFileNotFound, FieldProblem, InvalidConfig, MalformedConfig, UnknownPreset
 
 Tree = dict[str, Any]
@@ -31,7 +31,7 @@ _SMALL_HEAD = 16  # below it the fused kernels lose speed
 
 
 @dataclass(frozen=True)
-class Advice:
+class ConfigWarning:
     """Something to know about a configuration that is right."""
 
     code: str
@@ -43,7 +43,7 @@ class ParsedConfig:
     """A configuration and what its author should know about it."""
 
     config: ExperimentConfig
-    warnings: tuple[Advice, ...]
+    warnings: tuple[ConfigWarning, ...]
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
@@ -182,9 +182,9 @@ def parse_config(tree: Mapping[str, Any]) -> ParsedConfig:
     tree, renamed = _rename_deprecated({k: v for k, v in tree.items() if k not in SERVICE_SECTIONS})
     try:
         config = ExperimentConfig.model_validate(tree)
-        problems = tuple(disagreements({name: getattr(config, name) for name in _SECTIONS}))
+        problems = tuple(cross_section_errors({name: getattr(config, name) for name in _SECTIONS}))
     except ValidationError as error:
-        problems = (*problems_of(error, ExperimentConfig), *disagreements(_sound_sections(tree)))
+        problems = (*field_errors(error, ExperimentConfig), *cross_section_errors(_sound_sections(tree)))
     if problems:
         raise InvalidConfig(problems)
     return ParsedConfig(config, (*renamed, *advice_of(config)))
@@ -207,7 +207,7 @@ def _sound_sections(tree: Mapping[str, Any]) -> dict[str, Config]:
     return sound
 
 
-def problems_of(error: ValidationError, model: type[BaseModel]) -> Iterator[FieldProblem]:
+def field_errors(error: ValidationError, model: type[BaseModel]) -> Iterator[FieldProblem]:
     """Turn pydantic's errors into ours, with pointers and the nearest known keys."""
     for item in error.errors(include_url=False):
         context = item.get("ctx", {})
@@ -261,30 +261,32 @@ def _section_of(annotation: Any) -> type[Any]:
     return next((section for section in sections if issubclass(section, BaseModel)), object)
 
 
-def _rename_deprecated(tree: Tree) -> tuple[Tree, tuple[Advice, ...]]:
+def _rename_deprecated(tree: Tree) -> tuple[Tree, tuple[ConfigWarning, ...]]:
     section = tree.get("evaluation")
     old = [key for key in _DEPRECATED if isinstance(section, dict) and key in section]
     if not old or not isinstance(section, dict):
         return tree, ()
     renamed = {_DEPRECATED.get(key, key): value for key, value in section.items()}
-    advice = tuple(Advice("deprecated_key", f"evaluation.{key} is now evaluation.{_DEPRECATED[key]}") for key in old)
+    advice = tuple(
+        ConfigWarning("deprecated_key", f"evaluation.{key} is now evaluation.{_DEPRECATED[key]}") for key in old
+    )
     return {**tree, "evaluation": renamed}, advice
 
 
-def advice_of(config: ExperimentConfig) -> tuple[Advice, ...]:
+def advice_of(config: ExperimentConfig) -> tuple[ConfigWarning, ...]:
     """What the author of a configuration should know about it."""
     return tuple(_advice(config))
 
 
-def _advice(config: ExperimentConfig) -> Iterator[Advice]:
+def _advice(config: ExperimentConfig) -> Iterator[ConfigWarning]:
     model = config.model
     if model.n_head_list is not None and "n_head" in model.model_fields_set:
-        yield Advice("n_head_ignored", f"n_head_list is given, so n_head {model.n_head} has no effect")
+        yield ConfigWarning("n_head_ignored", f"n_head_list is given, so n_head {model.n_head} has no effect")
     small = [(i, dim) for i, dim in enumerate(model.head_dims) if dim < _SMALL_HEAD]
     if small:
         layers = ", ".join(str(i) for i, _ in small)
         detail = f"heads of fewer than {_SMALL_HEAD} dimensions run slowly: layers {layers}"
-        yield Advice("small_heads", detail)
+        yield ConfigWarning("small_heads", detail)
 
 
 def _directory() -> Path:

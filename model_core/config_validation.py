@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 
-from model_core.catalog import FORMS, WITHOUT_COLUMNS, hub_dataset
+from model_core.catalog import BUILTIN_SOURCES, SOURCE_SYNTAX, hub_dataset
 from model_core.config import (
     GPT2_VOCABULARY,
     CheckpointConfig,
@@ -26,7 +26,7 @@ from model_core.errors import FieldProblem
 Rule = Callable[..., Iterator[FieldProblem]]
 
 
-def disagreements(sections: Mapping[str, Config]) -> Iterator[FieldProblem]:
+def cross_section_errors(sections: Mapping[str, Config]) -> Iterator[FieldProblem]:
     """Apply every rule whose sections are all given; a test of a run is not held to what only training needs."""
     execution = sections.get("execution")
     trains = not isinstance(execution, ExecutionConfig) or execution.train
@@ -48,7 +48,7 @@ def _vocabulary_holds_every_id(model: ModelConfig, data: DataConfig) -> Iterator
         yield FieldProblem("/model/vocab_size", detail, model.vocab_size, (needed, -(-needed // 64) * 64))
 
 
-def whole_steps(training: TrainingConfig, processes: int = 1) -> Iterator[FieldProblem]:
+def check_batch_divides(training: TrainingConfig, processes: int = 1) -> Iterator[FieldProblem]:
     """A step is whole micro batches, as many for each of the processes that share it.
 
     Args:
@@ -88,11 +88,13 @@ def _shares_add_up(data: DataConfig) -> Iterator[FieldProblem]:
 
 def _source_is_known(data: DataConfig) -> Iterator[FieldProblem]:
     source = data.source
-    if source is None or source in WITHOUT_COLUMNS or source.startswith("file:") or hub_dataset(source):
+    if source is None or source in BUILTIN_SOURCES or source.startswith("file:") or hub_dataset(source):
         return
-    near = tuple(get_close_matches(source, FORMS, n=2)) or tuple(form for form in FORMS if form[:4] == source[:4])
+    near = tuple(get_close_matches(source, SOURCE_SYNTAX, n=2)) or tuple(
+        form for form in SOURCE_SYNTAX if form[:4] == source[:4]
+    )
     what = "names no dataset of the hub" if source.startswith("hub:") else "is not a source"
-    yield FieldProblem("/data/source", f"{source!r} {what}; there are: {', '.join(FORMS)}", source, near)
+    yield FieldProblem("/data/source", f"{source!r} {what}; there are: {', '.join(SOURCE_SYNTAX)}", source, near)
 
 
 def _source_has_what_is_asked(data: DataConfig) -> Iterator[FieldProblem]:
@@ -104,7 +106,7 @@ def _source_has_what_is_asked(data: DataConfig) -> Iterator[FieldProblem]:
     elif data.revision is not None and not re.fullmatch(r"[!-~]{1,200}", data.revision):
         detail = f"{data.revision[:80]!r} is no commit, branch or tag"
         yield FieldProblem("/data/revision", detail, data.revision[:80], ("main",))
-    if data.text_column != "text" and source in WITHOUT_COLUMNS:
+    if data.text_column != "text" and source in BUILTIN_SOURCES:
         detail = f"{source!r} has no columns; leave it at 'text'"
         yield FieldProblem("/data/text_column", detail, data.text_column, ("text",))
 
@@ -144,7 +146,7 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 _TRAINING_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("model", "training"), _sequence_fits_the_model),
     (("model", "data"), _vocabulary_holds_every_id),
-    (("training",), whole_steps),
+    (("training",), check_batch_divides),
     (("training",), _schedule_is_ordered),
     (("execution", "checkpoint", "testing"), _test_finds_its_checkpoint),
 )

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from model_core.config_loader import Advice
+from model_core.config_loader import ConfigWarning
 from model_core.errors import AttemptSuperseded, ModelCoreError, OutOfMemory, RunBusy, Stopped, is_out_of_memory
 from model_core.storage.events import EventWriter, finite, last_event
 from model_core.storage.files import now, write_json
@@ -34,7 +34,7 @@ _STDERR = 2  # the descriptor: sys.stderr may be something that a signal handler
 _PARENT_S = 0.5
 
 
-class StopRequest:
+class ShutdownSignal:
     """True once somebody asked the process to stop.
 
     Attributes:
@@ -139,7 +139,7 @@ class Attempt:
             log.warning("%s: %s", fields["code"], fields["detail"])
         return self._events.append(type, **fields)
 
-    def warn(self, advices: Iterable[Advice]) -> None:
+    def warn(self, advices: Iterable[ConfigWarning]) -> None:
         """Tell what the author of the configuration should know about it."""
         for advice in advices:
             self.emit("warning", code=advice.code, detail=advice.detail)

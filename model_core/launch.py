@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model_core.entrypoint import OneLineParser, StopRequest
+from model_core.entrypoint import OneLineParser, ShutdownSignal
 from model_core.errors import InvalidParameter
 
 _POLL_S = 0.05
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code of rank 0; 128 and the signal's number if a signal ended it.
     """
     arguments = _parser().parse_args(argv)
-    stop = StopRequest()
+    stop = ShutdownSignal()
     stop.listen(stdin=False)
     ranks = _start(arguments.processes, [arguments.module, *arguments.arguments])
     try:
@@ -93,7 +93,7 @@ def _start(processes: int, command: list[str]) -> list[subprocess.Popen[bytes]]:
         ]
 
 
-def _watch(ranks: list[subprocess.Popen[bytes]], stop: StopRequest) -> int:
+def _watch(ranks: list[subprocess.Popen[bytes]], stop: ShutdownSignal) -> int:
     """Wait until all are gone; when one is asked to leave, or has died, so must the others."""
     told, broken_at = False, float("inf")
     while any(rank.poll() is None for rank in ranks):
@@ -127,13 +127,13 @@ _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
-class Place:
+class DistEnv:
     """One process among those that train together.
 
     Attributes:
         rank: Its number; 0 leads: it alone writes.
-        world: How many there are.
-        local: Its number on this host, and the GPU that it takes.
+        world_size: How many there are.
+        local_rank: Its number on this host, and the GPU that it takes.
         local_world: How many are on this host.
         port: Where they meet on loopback, when our launcher started them; None: as torchrun tells.
         listener: Descriptor of the socket that listens there already.
@@ -141,20 +141,20 @@ class Place:
     """
 
     rank: int = 0
-    world: int = 1
-    local: int = 0
+    world_size: int = 1
+    local_rank: int = 0
     local_world: int = 1
     port: int | None = None
     listener: int | None = None
     launched: bool = False
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether it is the one that writes."""
         return self.rank == 0
 
 
-def place_of(environment: Mapping[str, str]) -> Place:
+def dist_env(environment: Mapping[str, str]) -> DistEnv:
     """Read a process' place from its variables.
 
     Args:
@@ -164,7 +164,7 @@ def place_of(environment: Mapping[str, str]) -> Place:
         InvalidParameter: A variable is no number, or a number that cannot be.
     """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
-        return Place()
+        return DistEnv()
     rank, world = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     local = _number(environment, "LOCAL_RANK", "0")
     local_world = _number(environment, "LOCAL_WORLD_SIZE", "1")
@@ -172,9 +172,9 @@ def place_of(environment: Mapping[str, str]) -> Place:
         told = " ".join(f"{name}={environment.get(name)}" for name in _NAMES)
         raise InvalidParameter(f"{told}: a rank is below the number of processes")
     if LISTENER not in environment:
-        return Place(rank, world, local, local_world, launched=_TORCHRUN in environment)
+        return DistEnv(rank, world, local, local_world, launched=_TORCHRUN in environment)
     port, listener = _number(environment, "MASTER_PORT"), _number(environment, LISTENER)
-    return Place(rank, world, local, local_world, port, listener if rank == 0 else None, launched=True)
+    return DistEnv(rank, world, local, local_world, port, listener if rank == 0 else None, launched=True)
 
 
 def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from model_core.budget import Budget, DiskBudget, LayerBudget, budget_of, saves_nothing, uniform_of
+from model_core.budget import Budget, DiskBudget, LayerBudget, budget_of, saves_nothing, uniform_baseline
 from model_core.config import ExperimentConfig
-from model_core.config_loader import Advice, ParsedConfig
+from model_core.config_loader import ConfigWarning, ParsedConfig
 from model_core.storage.dataset import Dataset
 
 NO_SAVING = (
@@ -53,7 +53,7 @@ class Report:
     experiment_name: str
     budget: Budget
     uniform: Budget
-    warnings: tuple[Advice, ...]
+    warnings: tuple[ConfigWarning, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -87,7 +87,7 @@ def report_of(parsed: ParsedConfig, dataset: Dataset) -> Report:
         dataset: Its dataset; where that is prepared its size gives the epochs.
     """
     tokens = train_tokens_of(dataset)
-    budget, uniform = (budget_of(c, train_tokens=tokens) for c in (parsed.config, uniform_of(parsed.config)))
+    budget, uniform = (budget_of(c, train_tokens=tokens) for c in (parsed.config, uniform_baseline(parsed.config)))
     return Report(parsed.config.experiment_name, budget, uniform, parsed.warnings)
 
 
@@ -204,7 +204,7 @@ def preflight(config: ExperimentConfig, dataset: Dataset, run: Path, emit: Calla
         emit("warning", code=advice.code, detail=advice.detail)
 
 
-def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[Advice]:
+def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[ConfigWarning]:
     """Warn when a run's checkpoints may not fit; other runs and datasets may fill the disk too, so it is no refusal.
 
     Args:
@@ -218,7 +218,7 @@ def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[Advice]:
     if needed > free:
         needed -= sum(file.stat().st_size for file in run.glob("model_*.pt"))
     if needed > free:
-        yield Advice(
+        yield ConfigWarning(
             "disk_low",
             f"the checkpoints of this run need up to {needed / _GIB:,.1f} GiB and {free / _GIB:,.1f} GiB are free; "
             "make room, or lower evaluation.max_checkpoints_to_keep",

@@ -37,13 +37,13 @@ def _number_as_text(value: Any) -> Any:
 JsonNumber = BeforeValidator(_json_number)
 Count = Annotated[int, JsonNumber]
 TokenCount = Annotated[int, Field(ge=1, le=2**17), JsonNumber]  # bounds first, or the schema would not tell them
-Wanted = Annotated[str, Field(min_length=1, max_length=100)]  # best, final, latest, step=N or a file name
+CheckpointRef = Annotated[str, Field(min_length=1, max_length=100)]  # best, final, latest, step=N or a file name
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Annotated[tuple[StopText, ...], Field(max_length=16)]
 ExampleId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,11}|t_[0-9a-f]{8,64})$"), BeforeValidator(_number_as_text)]
 
 
-class Decoding(Config):
+class SamplingParams(Config):
     """How a prompt is continued, whatever the model.
 
     Attributes:
@@ -73,11 +73,11 @@ class Decoding(Config):
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(_DRAWN_SEEDS)})
 
 
-class GenerateRequest(Decoding):
+class GenerateRequest(SamplingParams):
     """Text wanted from a checkpoint of a run."""
 
     run: Name
-    checkpoint: Wanted = "best"
+    checkpoint: CheckpointRef = "best"
     stream: bool = False
 
 
@@ -152,7 +152,7 @@ class AttentionRequest(Config):
 
     run: Name
     id: ExampleId
-    checkpoint: Wanted = "best"
+    checkpoint: CheckpointRef = "best"
     text: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARACTERS)
     max_tokens: TokenCount | None = None
 

@@ -16,15 +16,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_core.hardware.allocator import begin_with_settings
+from model_core.hardware.allocator import reexec_with_malloc_env
 
 if __name__ == "__main__":  # here, because it begins again: nothing heavy is imported twice
-    begin_with_settings()
+    reexec_with_malloc_env()
 
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
 from model_core.config_loader import ParsedConfig, parse_config, read_config
-from model_core.config_validation import whole_steps
+from model_core.config_validation import check_batch_divides
 from model_core.data.ensure import ensure_dataset
 from model_core.data.sources.hub_access import token_from
 from model_core.entrypoint import (
@@ -33,25 +33,25 @@ from model_core.entrypoint import (
     Attempt,
     OneLineParser,
     OnRefusal,
-    StopRequest,
+    ShutdownSignal,
     exit_code,
     log_to_stderr,
     make_attempt,
     refuse,
 )
 from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError
-from model_core.launch import Place, place_of
+from model_core.launch import DistEnv, dist_env
 from model_core.report import preflight
 from model_core.schedule import effective_steps
 from model_core.storage.dataset import Dataset
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.training.evaluate import draw, test
-from model_core.training.start import announce, open_run, take_over
+from model_core.training.start import claim_run, create_or_open_run, emit_start_event
 
 if TYPE_CHECKING:
     from model_core.hardware.device import Runtime
-    from model_core.training.distributed import Meeting
+    from model_core.training.distributed import Rendezvous
     from model_core.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
@@ -68,16 +68,16 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     arguments.token = token_from(os.environ)  # of the hub; here alone is the environment read
-    stop = StopRequest()
+    stop = ShutdownSignal()
 
     def on_refusal(error: ModelCoreError) -> None:
         if arguments.attempt is not None:  # there is no run to write it in: it stands beside the configuration
             refuse(Path(arguments.config).parent, arguments.attempt, error)
 
     def body() -> int:
-        place = place_of(os.environ)
+        place = dist_env(os.environ)
         stop.listen(stdin=arguments.attempt is not None, parent=place.launched)
-        if place.leads:
+        if place.is_main:
             return _run(arguments, place, stop, on_refusal)
         return _follow(arguments, place, stop)
 
@@ -106,22 +106,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, place: Place, stop: StopRequest, on_refusal: OnRefusal) -> int:
+def _run(arguments: argparse.Namespace, place: DistEnv, stop: ShutdownSignal, on_refusal: OnRefusal) -> int:
     parsed, layout = _read(arguments, place)
     log_to_stderr(verbose=parsed.config.logging.verbose)
-    if place.world == 1:
+    if place.world_size == 1:
         program = _train if parsed.config.execution.train else test
         return program(arguments, parsed, layout, stop)
 
-    from model_core.training.distributed import Meeting
+    from model_core.training.distributed import Rendezvous
 
-    meeting = Meeting(place)
-    code = exit_code(lambda: _train(arguments, parsed, layout, stop, meeting), on_refusal)
-    meeting.leave(code)
+    rendezvous = Rendezvous(place)
+    code = exit_code(lambda: _train(arguments, parsed, layout, stop, rendezvous), on_refusal)
+    rendezvous.finish(code)
     return code
 
 
-def _follow(arguments: argparse.Namespace, place: Place, stop: StopRequest) -> int:
+def _follow(arguments: argparse.Namespace, place: DistEnv, stop: ShutdownSignal) -> int:
     """Train along with rank 0, which says what there is to say."""
     logging.basicConfig(level=logging.ERROR)
     try:
@@ -129,25 +129,25 @@ def _follow(arguments: argparse.Namespace, place: Place, stop: StopRequest) -> i
     except ModelCoreError:
         return BAD_INPUT
 
-    from model_core.training.distributed import Meeting
+    from model_core.training.distributed import Rendezvous
     from model_core.training.follower import follow
 
-    return follow(parsed.config, layout, Meeting(place), stop)
+    return follow(parsed.config, layout, Rendezvous(place), stop)
 
 
-def _read(arguments: argparse.Namespace, place: Place) -> tuple[ParsedConfig, Layout]:
+def _read(arguments: argparse.Namespace, place: DistEnv) -> tuple[ParsedConfig, Layout]:
     """The configuration, and where things lie."""
     renamed = [f"experiment_name={arguments.run}"] if arguments.run else []
     parsed = read_config(arguments.config, [*arguments.overrides, *renamed])
     layout = Layout.under(arguments.data_root) if arguments.data_root else Layout.of(parsed.config)
-    if place.world > 1:
+    if place.world_size > 1:
         if not parsed.config.execution.train:
-            raise InvalidParameter(f"a test runs in one process, not in {place.world}: start it without torchrun")
+            raise InvalidParameter(f"a test runs in one process, not in {place.world_size}: start it without torchrun")
         if arguments.gpu is not None:
             raise InvalidParameter(
-                f"--gpu {arguments.gpu} does not go with {place.world} processes: each takes its own"
+                f"--gpu {arguments.gpu} does not go with {place.world_size} processes: each takes its own"
             )
-        if problems := tuple(whole_steps(parsed.config.training, place.world)):
+        if problems := tuple(check_batch_divides(parsed.config.training, place.world_size)):
             raise InvalidConfig(problems)
     return parsed, layout
 
@@ -156,17 +156,17 @@ def _train(
     arguments: argparse.Namespace,
     parsed: ParsedConfig,
     layout: Layout,
-    stop: StopRequest,
-    meeting: Meeting | None = None,
+    stop: ShutdownSignal,
+    rendezvous: Rendezvous | None = None,
 ) -> int:
-    run = open_run(arguments, parsed.config, layout, meeting.place if meeting else Place())
+    run = create_or_open_run(arguments, parsed.config, layout, rendezvous.place if rendezvous else DistEnv())
     with run.lock(timeout_s=5 if arguments.attempt else 0):
-        number = take_over(arguments, run)
+        number = claim_run(arguments, run)
         run.recover()
 
         def body(attempt: Attempt) -> int:
             attempt.warn(parsed.warnings)
-            return _train_attempt(arguments, run, layout, attempt, stop, meeting)
+            return _train_attempt(arguments, run, layout, attempt, stop, rendezvous)
 
         return make_attempt(
             run.path, number, body, log_to_file=parsed.config.logging.log_to_file, seq_after=arguments.seq_after
@@ -178,8 +178,8 @@ def _train_attempt(
     run: Run,
     layout: Layout,
     attempt: Attempt,
-    stop: StopRequest,
-    meeting: Meeting | None,
+    stop: ShutdownSignal,
+    rendezvous: Rendezvous | None,
 ) -> int:
     config = run.config()
     dataset = ensure_dataset(config, layout, token=arguments.token, emit=attempt.emit, stop=stop)
@@ -188,28 +188,28 @@ def _train_attempt(
 
     from model_core.hardware import device
     from model_core.optim import parameter_counts
-    from model_core.training.callbacks import observers
-    from model_core.training.distributed import Ranks
+    from model_core.training.callbacks import build_callbacks
+    from model_core.training.distributed import ProcessGroup
     from model_core.training.resume import begin
-    from model_core.training.setup import assemble, runtime_of
+    from model_core.training.setup import build_train_state, runtime_of
     from model_core.training.trainer import train
 
-    asked, place = config, meeting.place if meeting else Place()
+    asked, place = config, rendezvous.place if rendezvous else DistEnv()
     runtime = runtime_of(asked, place, arguments.gpu)
     config = _resolve(config, dataset, runtime)
     run.write_config(config)
     preflight(config, dataset, run.path, attempt.emit)
     device.apply(runtime)
-    if meeting:
-        meeting.begin(stop)
-    ranks = Ranks.join(meeting, runtime.device) if meeting else Ranks()
-    state = assemble(config, runtime, dataset, attempt.emit, ranks)
+    if rendezvous:
+        rendezvous.start(stop)
+    ranks = ProcessGroup.join(rendezvous, runtime.device) if rendezvous else ProcessGroup()
+    state = build_train_state(config, runtime, dataset, attempt.emit, ranks)
     sizes = {"max_steps": state.max_steps, "batch_size": state.batch_size, "accumulation": state.accumulation}
-    facts = {**parameter_counts(state.model), **sizes, "processes": ranks.world}
-    announce(attempt.emit, asked, runtime, arguments.gpu, **facts)
+    facts = {**parameter_counts(state.model), **sizes, "processes": ranks.world_size}
+    emit_start_event(attempt.emit, asked, runtime, arguments.gpu, **facts)
     begin(state, run, layout, attempt.emit)
 
-    listeners = observers(config, run, attempt=attempt.number, dataset=dataset, emit=attempt.emit)
+    listeners = build_callbacks(config, run, attempt=attempt.number, dataset=dataset, emit=attempt.emit)
     try:
         finished = train(state, listeners, stop)
     finally:
@@ -225,7 +225,7 @@ def _summary(state: TrainState) -> dict[str, Any]:
     from model_core.hardware.memory import peak_bytes
     from model_core.hardware.throughput import summarise
 
-    runtime, flops = state.runtime, budget_of(state.config).flops_per_token // state.ranks.world  # of one device
+    runtime, flops = state.runtime, budget_of(state.config).flops_per_token // state.ranks.world_size  # of one device
     gpu = runtime.gpu.name if runtime.gpu else None
     speed = summarise(state.pace, flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
     log.info("trained step=%d loss=%s %s", state.step, state.loss, " ".join(f"{k}={v!r}" for k, v in speed.items()))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from model_core.budget import Budget, budget_of
-from model_core.catalog import HUB_DATASETS, WITHOUT_COLUMNS
+from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
 from model_core.config import NAME_PATTERN, ExperimentConfig
-from model_core.config_loader import Advice, Tree
+from model_core.config_loader import ConfigWarning, Tree
 from model_core.data.dataset_spec import DatasetSpec, training_mismatch
 from model_core.errors import (
     CheckpointMismatch,
@@ -166,9 +166,9 @@ def _dataset_of_run(run: Path) -> str | None:
         return None
 
 
-def _made_first(preparation: DatasetSpec) -> Advice:
+def _made_first(preparation: DatasetSpec) -> ConfigWarning:
     detail = f"dataset {preparation.name!r} is not there yet: a prepare job makes it from {preparation.source!r} first"
-    return Advice("dataset_made_first", f"{detail}, and this one waits for it")
+    return ConfigWarning("dataset_made_first", f"{detail}, and this one waits for it")
 
 
 def _missing(spec: JobSpec, layout: Layout, stock: Stock) -> Iterator[ModelCoreError]:
@@ -370,6 +370,6 @@ def _advice(config: ExperimentConfig, source: str) -> str:
 def request_body(config: ExperimentConfig) -> dict[str, Any]:
     """What POST /datasets would be given for the dataset that a configuration means."""
     data = config.data
-    is_source = data.dataset_name in {*WITHOUT_COLUMNS, *HUB_DATASETS}
+    is_source = data.dataset_name in {*BUILTIN_SOURCES, *HUB_DATASETS}
     source = data.source or (data.dataset_name if is_source else _MADE_ANYWHERE)
     return DatasetSpec.of(data.model_copy(update={"source": source})).as_request()

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model_core.budget import Budget
 from model_core.config import ExperimentConfig
-from model_core.config_loader import Advice
+from model_core.config_loader import ConfigWarning
 from service.schemas import View
 from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Job, JobDetail, Look, Rows, Warned
@@ -164,7 +164,7 @@ class Validation(View):
     warnings: list[Warned]
 
     @classmethod
-    def of(cls, spec: JobSpec, budget: Budget | None, warnings: Sequence[Advice]) -> Self:
+    def of(cls, spec: JobSpec, budget: Budget | None, warnings: Sequence[ConfigWarning]) -> Self:
         """Put together what was found."""
         return cls(
             kind=spec.kind,

@@ -6,8 +6,8 @@ from functools import partial
 
 from anyio import to_thread
 
-from model_core.budget import fitting_batch_size, share_of
-from model_core.config_loader import Advice, Tree
+from model_core.budget import fitting_batch_size, per_process_config
+from model_core.config_loader import ConfigWarning, Tree
 from model_core.errors import ModelCoreError, RunExists
 from model_core.storage.files import next_free_name
 from service.admission import Order, read_spec
@@ -94,7 +94,7 @@ async def refused(services: Services, order: Order, refusal: Refusal) -> ModelCo
     return await services.ask(services.store.taken, order.spec, refusal, order.differs)
 
 
-async def warnings(services: Services, order: Order) -> list[Advice]:
+async def warnings(services: Services, order: Order) -> list[ConfigWarning]:
     """What the author of a request should know, and what would stand against submitting it now."""
     obstacles: list[ModelCoreError] = [*order.missing]
     try:
@@ -102,10 +102,10 @@ async def warnings(services: Services, order: Order) -> list[Advice]:
         obstacles += [_unfit(order, capacity)] if capacity is not None else []
     except QueueUnavailable as error:
         obstacles.append(error)
-    found = [Advice(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
+    found = [ConfigWarning(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
     if order.spec.run is not None and order.spec.kind == "train" and order.taken:
         free = next_free_name(services.layout.run(order.spec.run))
-        found.append(Advice(RunExists.code, str(RunExists(order.spec.run, free))))
+        found.append(ConfigWarning(RunExists.code, str(RunExists(order.spec.run, free))))
     return [*order.spec.warnings, *found]
 
 
@@ -128,7 +128,7 @@ def _gpus(count: int) -> str:
 
 
 def _too_large(order: Order, largest: float) -> DoesNotFit:
-    needed, config = order.memory_bytes, share_of(order.spec.config, order.spec.processes)
+    needed, config = order.memory_bytes, per_process_config(order.spec.config, order.spec.processes)
     error = DoesNotFit(f"training needs about {_gib(needed)}; the largest known worker has {_gib(largest)}")
     smaller = fitting_batch_size(config, largest / order.sharing)
     if smaller is not None:

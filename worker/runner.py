@@ -9,7 +9,7 @@ import threading
 import uuid
 from typing import Any
 
-from model_core.entrypoint import StopRequest
+from model_core.entrypoint import ShutdownSignal
 from model_core.errors import ModelCoreError
 from worker.devices import Devices, memory_bytes
 from worker.jobs.errors import QueueUnavailable
@@ -37,7 +37,7 @@ class Runner:
         self._claiming = threading.Lock()
         self._held: set[str] = set()
         self.id = f"{socket.gethostname()}:{os.getpid()}"
-        self.stopping = StopRequest()
+        self.stopping = ShutdownSignal()
         self.slots = slots
 
     def run_next(self) -> None:

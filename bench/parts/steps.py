@@ -15,7 +15,7 @@ from model_core.config_loader import load_config
 from model_core.data.ensure import ensure_dataset
 from model_core.hardware.device import apply, decide, describe_machine
 from model_core.storage.files import Layout
-from model_core.training.setup import assemble
+from model_core.training.setup import build_train_state
 from model_core.training.trainer import TrainState
 
 BASELINE = Path(__file__).parents[2] / "configs" / "baseline.yaml"
@@ -38,7 +38,7 @@ def state_of(settings: Sequence[str], directory: Path, emit: Emit = lambda *_, *
     config = load_config(BASELINE, [f"data.data_dir={directory}", *files, "training.warmup_steps=0", *settings])
     runtime = decide(config, describe_machine())
     apply(runtime)
-    return assemble(config, runtime, ensure_dataset(config, Layout.of(config)), emit)
+    return build_train_state(config, runtime, ensure_dataset(config, Layout.of(config)), emit)
 
 
 def median_seconds(step: Callable[[], object], seconds: float, least: int = 3) -> float:

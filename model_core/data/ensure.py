@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from model_core.catalog import HUB_DATASETS, WITHOUT_COLUMNS
+from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
 from model_core.config import DataConfig, ExperimentConfig
 from model_core.data.dataset_spec import (
     DEFAULT_SEED,
@@ -28,7 +28,7 @@ from model_core.data.dataset_spec import (
 )
 from model_core.data.pipeline import COMMIT_EVERY_S, Emit, PrepareContext, make_files
 from model_core.data.sources.hub_access import Token
-from model_core.entrypoint import StopRequest
+from model_core.entrypoint import ShutdownSignal
 from model_core.errors import DatasetNotReady, InvalidData
 from model_core.storage.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
 from model_core.storage.files import Layout, checked_name
@@ -38,7 +38,7 @@ _POLL_S, _TELL_S = 0.5, 10.0
 
 def ensure_dataset(
     config: ExperimentConfig, layout: Layout, *, token: Token | None = None, emit: Emit | None = None,
-    stop: StopRequest | None = None,
+    stop: ShutdownSignal | None = None,
 ) -> Dataset:  # fmt: skip
     """Open the dataset of a configuration, and prepare it first if it is missing.
 
@@ -87,7 +87,7 @@ def prepare(
     source: str, directory: Path, *, name: str, tokenizer: TokenizerChoice = "gpt2", split: Shares = DEFAULT_SPLIT,
     revision: str | None = None, text_column: str = "text", seed: int = DEFAULT_SEED, dedupe: bool = False,
     shard_bytes: int = DEFAULT_SHARD_BYTES, token: Token | None = None, emit: Emit | None = None,
-    stop: StopRequest | None = None, threads: int | None = None, commit_every_s: float = COMMIT_EVERY_S,
+    stop: ShutdownSignal | None = None, threads: int | None = None, commit_every_s: float = COMMIT_EVERY_S,
 ) -> Dataset:  # fmt: skip
     """Prepare a dataset. An existing one that was made in the same way is verified and kept.
 
@@ -198,13 +198,13 @@ def _refuse_to_overwrite(dataset: Dataset) -> None:
 
 
 def _context(
-    emit: Emit | None, stop: StopRequest | None, threads: int | None = None, commit_every_s: float = COMMIT_EVERY_S
+    emit: Emit | None, stop: ShutdownSignal | None, threads: int | None = None, commit_every_s: float = COMMIT_EVERY_S
 ) -> PrepareContext:
-    return PrepareContext(emit or _silent, stop or StopRequest(), threads, commit_every_s)
+    return PrepareContext(emit or _silent, stop or ShutdownSignal(), threads, commit_every_s)
 
 
 def _command(dataset: Dataset, tokenizer: TokenizerChoice, layout: Layout) -> str:
-    source = dataset.name if dataset.name in {*WITHOUT_COLUMNS, *HUB_DATASETS} else "file:PATH"
+    source = dataset.name if dataset.name in {*BUILTIN_SOURCES, *HUB_DATASETS} else "file:PATH"
     where = f"--data-root {layout.datasets.parent}" if layout.datasets else f"--out {dataset.directory}"
     made_with = "" if tokenizer == "gpt2" else f" --tokenizer {tokenizer_name(tokenizer)}"
     return f"python -m model_core.data.prepare --source {source} --name {dataset.name} {where}{made_with}"

@@ -24,7 +24,7 @@ from model_core.data.dataset_spec import DatasetSpec, tokenizer_name
 from model_core.data.encoder import BulkEncoder, bulk_encoder
 from model_core.data.sources.base import Source
 from model_core.data.writer import RECORD, DatasetBuild, OpenFiles
-from model_core.entrypoint import StopRequest
+from model_core.entrypoint import ShutdownSignal
 from model_core.errors import InvalidData
 from model_core.storage.dataset import (
     EXAMPLE_INDEX,
@@ -107,7 +107,7 @@ class PrepareContext:
     """
 
     emit: Emit
-    stop: StopRequest
+    stop: ShutdownSignal
     threads: int | None = None
     commit_every_s: float = COMMIT_EVERY_S
     chunk_characters: int = CHUNK_CHARACTERS

@@ -21,7 +21,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from model_core.catalog import FORMS
+from model_core.catalog import SOURCE_SYNTAX
 from model_core.config_loader import parse_config, read_config
 from model_core.data.dataset_spec import DEFAULT_SEED, DEFAULT_SPLIT, DatasetSpec
 from model_core.data.ensure import make
@@ -31,7 +31,7 @@ from model_core.entrypoint import (
     DONE,
     Attempt,
     OneLineParser,
-    StopRequest,
+    ShutdownSignal,
     exit_code,
     log_to_stderr,
     make_attempt,
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 bad input, 75 stopped.
     """
     arguments = _parser().parse_args(argv)
-    stop = StopRequest()
+    stop = ShutdownSignal()
     stop.listen(stdin=arguments.attempt is not None)
 
     def on_refusal(error: ModelCoreError) -> None:
@@ -92,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--source", metavar="SOURCE",
-        help=f"one of {', '.join(FORMS)}. stories and pydoc need no network; file: takes a text with blank lines or "
-        "lines of <|endoftext|> between documents (without either, every line is one), .jsonl, .parquet, or a folder",
+        help=f"one of {', '.join(SOURCE_SYNTAX)}. stories and pydoc need no network; file: takes a text with blank "
+        "lines or lines of <|endoftext|> between documents (without either, every line is one), .jsonl, .parquet, "
+        "or a folder",
     )  # fmt: skip
     what.add_argument("--config", type=portable, metavar="FILE", help="what the section data of a YAML file asks for")
     add("--name", metavar="DATASET", help="what the files are called after (default: the source's name)")
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
+def _run(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
     spec, dataset = (_written if arguments.config is None else _configured)(arguments)
     token = token_from(os.environ)
     if arguments.attempt is None:

@@ -16,7 +16,7 @@ from model_core.errors import ModelCoreError
 from model_core.generation.model_runner import Decoder
 from model_core.generation.scheduler import Batch, Completion, Listener, Piece, Request
 from model_core.gpt import GPT
-from model_core.schemas import Decoding
+from model_core.schemas import SamplingParams
 from model_core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, settings: Decoding, listener: Listener) -> Request:
+    def submit(self, settings: SamplingParams, listener: Listener) -> Request:
         """Start a request, from any thread.
 
         Args:
@@ -89,7 +89,7 @@ class Engine:
             self._changed.notify_all()
         return request
 
-    def complete(self, settings: Decoding) -> Completion:
+    def complete(self, settings: SamplingParams) -> Completion:
         """Run a request and wait for its end.
 
         Raises:
@@ -181,9 +181,9 @@ def generate(
         prompt: Text to continue; empty starts a new text.
         n: Continuations.
         max_new_tokens: At most so many each.
-        temperature: As in `Decoding`, like the rest.
-        top_k: See `Decoding`.
-        seed: See `Decoding`.
+        temperature: As in `SamplingParams`, like the rest.
+        top_k: See `SamplingParams`.
+        seed: See `SamplingParams`.
 
     Returns:
         The continuations, without the prompt.
@@ -191,7 +191,7 @@ def generate(
     Raises:
         PromptTooLong: The prompt has more tokens than the model has positions.
     """
-    settings = Decoding(
+    settings = SamplingParams(
         prompt=prompt, n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
     events: list[Piece | Completion | ModelCoreError] = []

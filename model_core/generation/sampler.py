@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model_core.errors import ModelCoreError
-from model_core.schemas import Decoding
+from model_core.schemas import SamplingParams
 
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of one request's choices over the whole range
 
@@ -38,7 +38,7 @@ def generator_of(seed: int, index: int) -> torch.Generator:
 class Sampler:
     """Draws the tokens of one text."""
 
-    def __init__(self, settings: Decoding, generator: torch.Generator) -> None:
+    def __init__(self, settings: SamplingParams, generator: torch.Generator) -> None:
         self._settings, self._generator = settings, generator
 
     def candidates(self, n_vocab: int) -> int:

@@ -18,7 +18,7 @@ from model_core.errors import ModelCoreError, PromptTooLong
 from model_core.generation.detokenizer import TextStream
 from model_core.generation.model_runner import Decoder
 from model_core.generation.sampler import NonFiniteScores, Sampler, generator_of, sample
-from model_core.schemas import Choice, Decoding, ScoredToken, TokenLogprob, Usage
+from model_core.schemas import Choice, SamplingParams, ScoredToken, TokenLogprob, Usage
 from model_core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Request:
         PromptTooLong: The prompt alone has more tokens than the model has positions.
     """
 
-    def __init__(self, settings: Decoding, tokenizer: Tokenizer, block_size: int, listener: Listener) -> None:
+    def __init__(self, settings: SamplingParams, tokenizer: Tokenizer, block_size: int, listener: Listener) -> None:
         assert settings.seed is not None
         self.settings, self.seed = settings, settings.seed
         self.prompt = tokenizer.encode(settings.prompt) or [tokenizer.eot]

@@ -18,7 +18,7 @@ SETTINGS: Mapping[str, str] = {
 }
 
 
-def begin_with_settings() -> None:
+def reexec_with_malloc_env() -> None:
     """Begin this process once more with the settings, where they are missing and heeded; before torch is loaded.
 
     It stays the same process to all others: process id, files, arguments. Whatever a person has set stays.

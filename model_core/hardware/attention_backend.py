@@ -87,13 +87,13 @@ def _choose(head_dim: int, dropout: float, hardware: Hardware, asked: str) -> tu
     if hardware.kind == "mps":
         return "metal", "Metal has one attention kernel of its own"
     first, *others = ORDER[asked]
-    reason = refusal(first, head_dim, dropout, hardware)
+    reason = unsupported_reason(first, head_dim, dropout, hardware)
     if reason is None:
         return first, None
-    return next(k for k in others if refusal(k, head_dim, dropout, hardware) is None), reason
+    return next(k for k in others if unsupported_reason(k, head_dim, dropout, hardware) is None), reason
 
 
-def refusal(kernel: Kernel, head_dim: int, dropout: float, hardware: Hardware) -> str | None:
+def unsupported_reason(kernel: Kernel, head_dim: int, dropout: float, hardware: Hardware) -> str | None:
     """Why a kernel does not take a layer that trains; None when it does.
 
     Args:

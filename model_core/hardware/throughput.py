@@ -36,7 +36,7 @@ _PEAKS: tuple[tuple[str, tuple[float, float | None, float]], ...] = (
 
 
 @dataclass
-class Pace:
+class ThroughputMeter:
     """What the steps of this process took so far."""
 
     tokens: int = 0
@@ -67,7 +67,9 @@ def peak_flops(gpu: str, dtype: str, *, tf32: bool) -> float | None:
     return chosen * 1e12 if chosen is not None else None
 
 
-def summarise(pace: Pace, flops_per_token: int, *, gpu: str | None, dtype: str, tf32: bool) -> dict[str, Any]:
+def summarise(
+    pace: ThroughputMeter, flops_per_token: int, *, gpu: str | None, dtype: str, tf32: bool
+) -> dict[str, Any]:
     """The facts at the end of a training.
 
     Args:

@@ -16,7 +16,7 @@ from model_core.entrypoint import (
     DONE,
     Attempt,
     OneLineParser,
-    StopRequest,
+    ShutdownSignal,
     exit_code,
     log_to_stderr,
     make_attempt,
@@ -31,7 +31,7 @@ from model_core.storage.run import Run
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the job; returns the exit code: 0 done, 1 failed, 2 bad input, 75 stopped."""
     arguments = _parser().parse_args(argv)
-    stop = StopRequest()
+    stop = ShutdownSignal()
     stop.listen(stdin=arguments.attempt is not None)
 
     def on_refusal(error: ModelCoreError) -> None:
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
+def _run(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
     config = read_config(arguments.config).config
     log_to_stderr(verbose=config.logging.verbose)
     layout = Layout.under(arguments.data_root)
@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     return make_attempt(arguments.record, number, lambda attempt: _export(run, wanted, licence, layout, attempt, stop))
 
 
-def _export(run: Run, wanted: str, licence: str | None, layout: Layout, attempt: Attempt, stop: StopRequest) -> int:
+def _export(run: Run, wanted: str, licence: str | None, layout: Layout, attempt: Attempt, stop: ShutdownSignal) -> int:
     attempt.emit("start", run=run.name, checkpoint=wanted, licence=licence)
     from model_core.hf.export import ensure_export
 

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from model_core.checkpoint import State, weights_state, writer
+from model_core.checkpoint import State, parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, load_tokens
 from model_core.errors import NonFiniteLoss, is_out_of_memory
@@ -28,7 +28,7 @@ from model_core.storage.files import require_space
 from model_core.storage.run import Run
 from model_core.training.evaluate import Emit, mean_loss
 from model_core.training.tracking import trackers
-from model_core.training.trainer import Listener, Observer, StepResult, TrainState
+from model_core.training.trainer import Callback, StepResult, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,11 @@ _AROUND_TENSORS = 64 << 10  # bytes of a checkpoint for names, configuration and
 _AROUND_TEXT = 16
 
 
-def observers(config: ExperimentConfig, run: Run, *, attempt: int, dataset: Dataset, emit: Emit) -> list[Observer]:
-    """The observers of a run, in the order in which they are told."""
-    present: list[Observer] = [Events(emit), Validation(dataset, emit)]
+def build_callbacks(
+    config: ExperimentConfig, run: Run, *, attempt: int, dataset: Dataset, emit: Emit
+) -> list[Callback]:
+    """The callbacks of a run, in the order in which they are told."""
+    present: list[Callback] = [Events(emit), Validation(dataset, emit)]
     if config.evaluation.sample_num:
         present.append(Samples(emit))
     present += [Checkpoints(run, attempt, emit), LogLines(), *trackers(config, run, dataset=dataset, emit=emit)]
@@ -47,7 +49,7 @@ def observers(config: ExperimentConfig, run: Run, *, attempt: int, dataset: Data
     return present
 
 
-class Events(Listener):
+class Events(Callback):
     """Writes every step, and what became of it."""
 
     def __init__(self, emit: Emit) -> None:
@@ -85,7 +87,7 @@ class Events(Listener):
         )
 
 
-class Validation(Listener):
+class Validation(Callback):
     """Measures the validation loss before the first step, every so many steps, and after the last.
 
     It has a micro batch of its own: always of the same windows, with fewer rows at once when memory ran out.
@@ -148,7 +150,7 @@ class Validation(Listener):
         return mean_loss(state.model, self._tokens, loader, state.runtime, batches)
 
 
-class Samples(Listener):
+class Samples(Callback):
     """Lets the model write."""
 
     def __init__(self, emit: Emit) -> None:
@@ -172,7 +174,7 @@ class Samples(Listener):
         self._emit("sample", step=state.step, texts=texts)
 
 
-class Checkpoints(Listener):
+class Checkpoints(Callback):
     """Keeps the best and the final weights, periodic full states and a rolling one."""
 
     def __init__(self, run: Run, attempt: int, emit: Emit) -> None:
@@ -228,10 +230,10 @@ def size_bytes(state: State) -> int:
 
 
 def _weights(state: TrainState) -> State:
-    return weights_state(state.model, state.config, state.tokenizer, state.step)
+    return parameters_state(state.model, state.config, state.tokenizer, state.step)
 
 
-class LogLines(Listener):
+class LogLines(Callback):
     """A line for people, every log_interval steps."""
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
@@ -243,7 +245,7 @@ class LogLines(Listener):
             )  # fmt: skip
 
 
-class ProgressBar(Listener):
+class ProgressBar(Callback):
     """A bar on the terminal."""
 
     def __init__(self) -> None:

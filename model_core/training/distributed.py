@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined] # public, whatever the stubs say
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from model_core.entrypoint import StopRequest
+from model_core.entrypoint import ShutdownSignal
 from model_core.errors import CheckpointMismatch, ModelCoreError, Stopped, is_out_of_memory
 from model_core.gpt import GPT
-from model_core.launch import Place
+from model_core.launch import DistEnv
 
 _CONNECT = timedelta(minutes=5)  # hosts may start one after the other
 _ARRIVE_S = 300.0
@@ -54,7 +54,7 @@ class RankFailed(ModelCoreError):
         self.hint, self.step = record["hint"], record["step"]
 
 
-class Meeting:
+class Rendezvous:
     """What the processes of a training tell each other.
 
     Attributes:
@@ -62,7 +62,7 @@ class Meeting:
         store: Where it is written; it lives with rank 0, or with torchrun.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: DistEnv) -> None:
         """Connect, and wait until the others can.
 
         Raises:
@@ -76,7 +76,7 @@ class Meeting:
 
     # --- rank 0 -----------------------------------------------------------------------------------------------
 
-    def begin(self, stop: StopRequest) -> None:
+    def start(self, stop: ShutdownSignal) -> None:
         """Call the others, and wait until all are ready.
 
         Raises:
@@ -85,17 +85,17 @@ class Meeting:
             RankLost: One does not come.
         """
         self.store.set(_BEGUN, "")
-        came = _until(lambda: self._count(_PRESENT) == self.place.world - 1 or self._check(stop), _ARRIVE_S)
+        came = _until(lambda: self._count(_PRESENT) == self.place.world_size - 1 or self._check(stop), _ARRIVE_S)
         if not came:
             raise RankLost
 
-    def leave(self, code: int) -> None:
+    def finish(self, code: int) -> None:
         """Say how it ended, and give the others a moment to hear it: what they ask may live in this process."""
         with contextlib.suppress(RuntimeError):
             self.store.set(_LEFT, str(code))
-            _until(lambda: self._count(_HEARD) == self.place.world - 1, _FAREWELL_S)
+            _until(lambda: self._count(_HEARD) == self.place.world_size - 1, _FAREWELL_S)
 
-    def _check(self, stop: StopRequest) -> bool:
+    def _check(self, stop: ShutdownSignal) -> bool:
         if failure := self.failure():
             raise RankFailed(failure)
         stop.check()
@@ -113,7 +113,7 @@ class Meeting:
             return not self.store.check([_LEFT])
         return False
 
-    def arrive(self) -> None:
+    def join(self) -> None:
         """Say that this one is ready.
 
         Raises:
@@ -124,12 +124,12 @@ class Meeting:
         except RuntimeError as error:
             raise RankLost(error) from None
 
-    def fail(self, record: dict[str, Any]) -> None:
+    def report_failure(self, record: dict[str, Any]) -> None:
         """Say why this one leaves: an error as records have it."""
         with contextlib.suppress(RuntimeError):
             self.store.set(_FAILED, json.dumps({"rank": self.place.rank, **record}))
 
-    def last_word(self) -> int | None:
+    def exit_code(self) -> int | None:
         """Wait for the exit code of rank 0; None if it is gone without one."""
         code = None
         with contextlib.suppress(RuntimeError):
@@ -149,12 +149,12 @@ class Meeting:
         return None
 
 
-def _connect(place: Place) -> Store:
+def _connect(place: DistEnv) -> Store:
     if place.port is None:
         store: Store = next(rendezvous("env://", timeout=_CONNECT))[0]
         return store
     return TCPStore(
-        "127.0.0.1", place.port, place.world, is_master=place.leads, timeout=_CONNECT, wait_for_workers=False,
+        "127.0.0.1", place.port, place.world_size, is_master=place.is_main, timeout=_CONNECT, wait_for_workers=False,
         master_listen_fd=place.listener,
     )  # fmt: skip
 
@@ -173,61 +173,61 @@ _WAIT = timedelta(minutes=30)  # rank 0 validates, samples and saves while the o
 _SMALL = 1 << 16  # numbers; a gradient below that travels with others, since each message costs a round
 
 
-class Ranks:
+class ProcessGroup:
     """The processes of one training, seen from one of them.
 
     Attributes:
         place: This one's.
     """
 
-    def __init__(self, meeting: Meeting | None = None) -> None:
-        self._meeting = meeting
-        self.place = Place() if meeting is None else meeting.place
+    def __init__(self, rendezvous: Rendezvous | None = None) -> None:
+        self._meeting = rendezvous
+        self.place = DistEnv() if rendezvous is None else rendezvous.place
 
     @classmethod
-    def join(cls, meeting: Meeting, device: str) -> Ranks:
+    def join(cls, rendezvous: Rendezvous, device: str) -> ProcessGroup:
         """Connect with the others, all of which have arrived.
 
         Args:
-            meeting: Of this process.
+            rendezvous: Of this process.
             device: Where its model is.
         """
-        ranks, place = cls(meeting), meeting.place
+        ranks, place = cls(rendezvous), rendezvous.place
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-        store = PrefixStore("group", meeting.store)
+        store = PrefixStore("group", rendezvous.store)
         with ranks._reaching():
-            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=_WAIT)
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=_WAIT)
         return ranks
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """How many there are."""
-        return self.place.world
+        return self.place.world_size
 
-    def reseed(self, seed: int, step: int) -> None:
+    def seed_rank(self, seed: int, step: int) -> None:
         """Draw the random numbers of a step from its own seed, another one in each process: none need be saved."""
-        if self.world > 1:
+        if self.world_size > 1:
             numbers = np.random.SeedSequence([seed, self.place.rank, step]).generate_state(1, np.uint64)
             torch.manual_seed(int(numbers[0] >> np.uint64(1)))
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in some process; all get the same answer."""
-        return self._sum(float(flag))[0] > 0 if self.world > 1 else flag
+        return self._sum(float(flag))[0] > 0 if self.world_size > 1 else flag
 
-    def agree(self, loss: float, *, fits: bool) -> tuple[float, bool]:
+    def all_agree(self, loss: float, *, fits: bool) -> tuple[float, bool]:
         """Tell what came of this process' rows.
 
         Returns:
             The mean loss, and whether the rows of all fitted in memory.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return loss, fits
         total, fitting = self._sum(loss, float(fits))
-        return total / self.world, fitting == self.world
+        return total / self.world_size, fitting == self.world_size
 
-    def average(self, model: GPT) -> None:
+    def all_reduce_grads(self, model: GPT) -> None:
         """Replace the gradients by their mean over all processes."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         small = [gradient for gradient in gradients if gradient.numel() < _SMALL]
@@ -235,7 +235,7 @@ class Ranks:
         with self._reaching():
             for numbers in (packed, *(gradient for gradient in gradients if gradient.numel() >= _SMALL)):
                 dist.all_reduce(numbers)
-                numbers.div_(self.world)
+                numbers.div_(self.world_size)
         means = torch.split(packed, [gradient.numel() for gradient in small])
         for gradient, mean in zip(small, means, strict=True):
             gradient.copy_(mean.view_as(gradient))
@@ -246,11 +246,11 @@ class Ranks:
         Raises:
             CheckpointMismatch: One has read another file than the others.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return
         mine = torch.tensor([float(step), _fingerprint(model)], dtype=torch.float64)  # (2,)
         with self._reaching():
-            theirs = [torch.empty_like(mine) for _ in range(self.world)]
+            theirs = [torch.empty_like(mine) for _ in range(self.world_size)]
             dist.all_gather(theirs, mine)
         if any_other := [rank for rank, other in enumerate(theirs) if not torch.equal(other, theirs[0])]:
             raise CheckpointMismatch(
@@ -260,7 +260,7 @@ class Ranks:
 
     def close(self) -> None:
         """Disconnect."""
-        if self.world > 1:
+        if self.world_size > 1:
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
 

@@ -21,7 +21,7 @@ from model_core.config import ExperimentConfig, TestingConfig
 from model_core.config_loader import ParsedConfig
 from model_core.data.ensure import ensure_dataset
 from model_core.data.loader import LoaderConfig, TokenLoader, Tokens, load_tokens
-from model_core.entrypoint import DONE, Attempt, StopRequest, make_attempt, next_attempt
+from model_core.entrypoint import DONE, Attempt, ShutdownSignal, make_attempt, next_attempt
 from model_core.errors import CheckpointMismatch
 from model_core.gpt import GPT
 from model_core.hardware.device import Runtime
@@ -29,7 +29,7 @@ from model_core.schemas import AttentionRequest
 from model_core.storage.dataset import Dataset, bits_per_byte
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from model_core.training.start import announce
+from model_core.training.start import emit_start_event
 
 if TYPE_CHECKING:
     from model_core.checkpoint import LoadedModel
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def test(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, stop: StopRequest) -> int:
+def test(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, stop: ShutdownSignal) -> int:
     """Test the run that a configuration names.
 
     Args:
@@ -66,7 +66,7 @@ test.__test__ = False  # type: ignore[attr-defined] # not a test, whatever its n
 
 def draw(
     run: Run, config: ExperimentConfig, layout: Layout, dataset: Dataset, runtime: Runtime,
-    attempt: Attempt, stop: StopRequest, *, loaded: LoadedModel | None = None,
+    attempt: Attempt, stop: ShutdownSignal, *, loaded: LoadedModel | None = None,
 ) -> bool:  # fmt: skip
     """Measure the test loss and draw the attention of test examples; true if it came to its end."""
     from model_core.checkpoint import load_model
@@ -87,7 +87,7 @@ def _test_attempt(
     run: Run,
     layout: Layout,
     attempt: Attempt,
-    stop: StopRequest,
+    stop: ShutdownSignal,
 ) -> int:
     from model_core.checkpoint import load_model
     from model_core.hardware import device
@@ -100,7 +100,7 @@ def _test_attempt(
     dataset = ensure_dataset(config, layout, token=arguments.token, emit=attempt.emit, stop=stop)
     runtime = device.decide(config, describe_machine(), arguments.gpu)
     device.apply(runtime)
-    announce(attempt.emit, config, runtime, arguments.gpu, checkpoint=loaded.info.file, step=loaded.info.step)
+    emit_start_event(attempt.emit, config, runtime, arguments.gpu, checkpoint=loaded.info.file, step=loaded.info.step)
     done = draw(run, config, layout, dataset, runtime, attempt, stop, loaded=loaded)
     return DONE if done else attempt.stopped(stop.reason)
 

@@ -11,27 +11,27 @@ from functools import partial
 from typing import Any
 
 from model_core.config import ExperimentConfig
-from model_core.entrypoint import DONE, FAILED, StopRequest, describe
+from model_core.entrypoint import DONE, FAILED, ShutdownSignal, describe
 from model_core.errors import NonFiniteLoss, OutOfMemory, Stopped
 from model_core.hardware import device
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from model_core.training.distributed import Meeting, RankFailed, Ranks
+from model_core.training.distributed import ProcessGroup, RankFailed, Rendezvous
 from model_core.training.resume import begin
-from model_core.training.setup import assemble, runtime_of
+from model_core.training.setup import build_train_state, runtime_of
 from model_core.training.trainer import train
 
 log = logging.getLogger(__name__)
 
 
-def follow(config: ExperimentConfig, layout: Layout, meeting: Meeting, stop: StopRequest) -> int:
+def follow(config: ExperimentConfig, layout: Layout, rendezvous: Rendezvous, stop: ShutdownSignal) -> int:
     """Train along until rank 0 is done.
 
     Args:
         config: Names the run.
         layout: Where it lies.
-        meeting: With rank 0.
+        rendezvous: With rank 0.
         stop: Told to rank 0, which decides for all.
 
     Returns:
@@ -39,28 +39,32 @@ def follow(config: ExperimentConfig, layout: Layout, meeting: Meeting, stop: Sto
     """
     with contextlib.ExitStack() as closing:  # after what went wrong was told, since the others notice the end
         try:
-            if meeting.wait_to_begin() and _train_along(config, layout, meeting, stop, closing):
+            if rendezvous.wait_to_begin() and _train_along(config, layout, rendezvous, stop, closing):
                 return DONE
         except (Stopped, RankFailed, NonFiniteLoss, OutOfMemory) as error:  # rank 0 knows
-            log.debug("left rank=%d reason=%s", meeting.place.rank, error)
+            log.debug("left rank=%d reason=%s", rendezvous.place.rank, error)
         except Exception as error:  # noqa: BLE001 - the edge of the process
-            meeting.fail(describe(error))
+            rendezvous.report_failure(describe(error))
             return FAILED
-    said = meeting.last_word()
+    said = rendezvous.exit_code()
     return FAILED if said is None else said
 
 
 def _train_along(
-    config: ExperimentConfig, layout: Layout, meeting: Meeting, stop: StopRequest, closing: contextlib.ExitStack
+    config: ExperimentConfig,
+    layout: Layout,
+    rendezvous: Rendezvous,
+    stop: ShutdownSignal,
+    closing: contextlib.ExitStack,
 ) -> bool:
     run = Run.open(layout.run(config.experiment_name))
     config = run.config()  # what rank 0 resolved
-    runtime = runtime_of(config, meeting.place)
+    runtime = runtime_of(config, rendezvous.place)
     device.apply(runtime)
-    meeting.arrive()
-    ranks = Ranks.join(meeting, runtime.device)
+    rendezvous.join()
+    ranks = ProcessGroup.join(rendezvous, runtime.device)
     closing.callback(ranks.close)
-    state = assemble(config, runtime, dataset_of(config, layout), partial(_log, meeting.place.rank), ranks)
+    state = build_train_state(config, runtime, dataset_of(config, layout), partial(_log, rendezvous.place.rank), ranks)
     begin(state, run, layout, _tell_nobody)
     return train(state, (), stop)
 

@@ -23,7 +23,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from model_core.checkpoint import State, clean, load_file, load_weights, newest_full_state, read_state
+from model_core.checkpoint import State, clean, load_file, load_parameters, newest_full_state, read_state
 from model_core.config import ExperimentConfig, ModelConfig
 from model_core.config_loader import parse_config
 from model_core.errors import (
@@ -44,7 +44,7 @@ Emit = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Origin:
+class InitCheckpoint:
     """A checkpoint to begin with.
 
     Attributes:
@@ -60,7 +60,7 @@ class Origin:
     full: bool
 
 
-def find_origin(config: ExperimentConfig, layout: Layout) -> Origin:
+def load_init_checkpoint(config: ExperimentConfig, layout: Layout) -> InitCheckpoint:
     """Load the checkpoint that a new run is to begin with.
 
     Args:
@@ -83,7 +83,7 @@ def find_origin(config: ExperimentConfig, layout: Layout) -> Origin:
     return origin
 
 
-def start_from(state: TrainState, origin: Origin, emit: Emit) -> None:
+def init_from(state: TrainState, origin: InitCheckpoint, emit: Emit) -> None:
     """Begin a new run with the state of another.
 
     Args:
@@ -97,7 +97,7 @@ def start_from(state: TrainState, origin: Origin, emit: Emit) -> None:
     """
     check_tokenizer(state, origin.state, origin.name)
     if not origin.full:
-        load_weights(state.model, _weights(origin, state), origin.name)
+        load_parameters(state.model, _weights(origin, state), origin.name)
         detail = f"{origin.name} holds weights alone: a new optimizer begins at step 0"
         emit("warning", code="weights_only", detail=detail)
         return
@@ -121,7 +121,7 @@ def check_tokenizer(state: TrainState, saved: State, file: str) -> None:
         raise CheckpointMismatch(f"{file} {detail}")
 
 
-def _origin(reference: str, layout: Layout) -> Origin:
+def _origin(reference: str, layout: Layout) -> InitCheckpoint:
     path = portable(reference)
     name, _, file = reference.partition("/")
     if path.is_file() and not _has_sidecar(path):
@@ -133,7 +133,7 @@ def _origin(reference: str, layout: Layout) -> Origin:
     else:
         raise CheckpointFileNotFound(reference)
     info, state = read_state(run, run.resolve_start(file))
-    return Origin(f"{run.name}/{info.file}", parse_config(state["config"]).config.model, state, info.full)
+    return InitCheckpoint(f"{run.name}/{info.file}", parse_config(state["config"]).config.model, state, info.full)
 
 
 def _has_sidecar(path: Path) -> bool:
@@ -141,20 +141,20 @@ def _has_sidecar(path: Path) -> bool:
     return (path.parent / "config.yaml").is_file() and path.name in {i.file for i in Run(path.parent).checkpoints()}
 
 
-def _lone(path: Path, reference: str) -> Origin:
+def _lone(path: Path, reference: str) -> InitCheckpoint:
     """A file without a sidecar."""
     with path.open("rb") as file:
         content = load_file(file, reference)
     if is_nanogpt(content):
-        return Origin(reference, model_of(content, reference), content, full=False)
+        return InitCheckpoint(reference, model_of(content, reference), content, full=False)
     if isinstance(content, dict) and {"model", "config", "tokenizer"} <= content.keys():
         model = parse_config(content["config"]).config.model
-        return Origin(reference, model, content, full="optimizer" in content)
+        return InitCheckpoint(reference, model, content, full="optimizer" in content)
     keys = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
     raise CheckpointRefused(reference, f"it holds {keys or 'nothing'}, and not 'model' beside 'model_args'")
 
 
-def _weights(origin: Origin, state: TrainState) -> State:
+def _weights(origin: InitCheckpoint, state: TrainState) -> State:
     if is_nanogpt(origin.state):
         return weights_of(origin.state, state.model, origin.name)
     return clean(origin.state["model"])
@@ -240,8 +240,10 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
         raise CheckpointMismatch(f"{info.file} and config.yaml differ: {'; '.join(different)}")
     check_tokenizer(state, saved, info.file)
     state.restore(saved)
-    if (before := saved.get("processes", 1)) != state.ranks.world:
-        detail = f"{info.file} is of {before} processes, and {state.ranks.world} go on from it: no text is skipped or"
+    if (before := saved.get("processes", 1)) != state.ranks.world_size:
+        detail = (
+            f"{info.file} is of {before} processes, and {state.ranks.world_size} go on from it: no text is skipped or"
+        )
         emit("warning", code="processes_changed", detail=f"{detail} repeated, and the last bits of losses are others")
     emit("resumed", file=info.file, step=info.step)
     log.info("resumed run=%s file=%s step=%d", run.name, info.file, info.step)
@@ -267,6 +269,6 @@ def begin(state: TrainState, run: Run, layout: Layout, emit: Any) -> None:
     """
     resume(state, run, emit)
     if state.step == 0 and state.config.checkpoint.load_checkpoint:
-        start_from(state, find_origin(state.config, layout), emit)
+        init_from(state, load_init_checkpoint(state.config, layout), emit)
         state.resize(state.config.training.batch_size)  # what did not fit elsewhere may fit here
     state.ranks.check_that_all_begin_alike(state.model, state.step)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model_core.config import ExperimentConfig
-from model_core.config_validation import whole_steps
+from model_core.config_validation import check_batch_divides
 from model_core.data.loader import LoaderConfig, TokenLoader, load_tokens
 from model_core.errors import (
     DeviceUnavailable,
@@ -24,10 +24,10 @@ from model_core.errors import (
 from model_core.gpt import GPT, Forward
 from model_core.hardware import device
 from model_core.hardware.device import Runtime, describe_machine
-from model_core.launch import Place
+from model_core.launch import DistEnv
 from model_core.optim import make_optimizer
 from model_core.storage.dataset import Dataset
-from model_core.training.distributed import Ranks
+from model_core.training.distributed import ProcessGroup
 from model_core.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 Emit = Callable[..., Any]
 
 
-def assemble(
-    config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit: Emit, ranks: Ranks | None = None
+def build_train_state(
+    config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit: Emit, ranks: ProcessGroup | None = None
 ) -> TrainState:
     """Build model, optimizer and loader from the seed.
 
@@ -50,8 +50,8 @@ def assemble(
     Raises:
         InvalidConfig: A step's rows cannot be shared among so many.
     """
-    training, ranks = config.training, ranks or Ranks()
-    if problems := tuple(whole_steps(training, ranks.world)):
+    training, ranks = config.training, ranks or ProcessGroup()
+    if problems := tuple(check_batch_divides(training, ranks.world_size)):
         raise InvalidConfig(problems)
     torch.manual_seed(config.device.seed)
     model = GPT(config.model).to(runtime.device)
@@ -63,7 +63,7 @@ def assemble(
         config.device.seed,
         config.model.vocab_size,
         ranks.place.rank,
-        ranks.world,
+        ranks.world_size,
     )
     return TrainState(
         config=config,
@@ -88,10 +88,10 @@ def compiled(model: GPT, mode: str, emit: Callable[..., Any]) -> Forward:
         mode: As torch.compile takes it.
         emit: Told ``warning`` when the compiler fails.
     """
-    return with_reserve(torch.compile(model, mode=mode), model, emit)
+    return with_eager_fallback(torch.compile(model, mode=mode), model, emit)
 
 
-def with_reserve(first: Forward, model: Forward, emit: Callable[..., Any]) -> Forward:
+def with_eager_fallback(first: Forward, model: Forward, emit: Callable[..., Any]) -> Forward:
     """A forward pass that falls back for good: the first call shows whether the compiler works here.
 
     Args:
@@ -114,7 +114,7 @@ def with_reserve(first: Forward, model: Forward, emit: Callable[..., Any]) -> Fo
     return forward
 
 
-def runtime_of(config: ExperimentConfig, place: Place, gpu: int | None = None) -> device.Runtime:
+def runtime_of(config: ExperimentConfig, place: DistEnv, gpu: int | None = None) -> device.Runtime:
     """What one process uses: alone the machine, else its share of the cores and the GPU of its number.
 
     Args:
@@ -126,12 +126,12 @@ def runtime_of(config: ExperimentConfig, place: Place, gpu: int | None = None) -
         DeviceUnavailable: That is not there, or the device cannot be shared.
     """
     machine = describe_machine()
-    if place.world == 1:
+    if place.world_size == 1:
         return device.decide(config, machine, gpu)
     if machine.gpus and config.device.device in {"auto", "cuda"}:
-        gpu = place.local
+        gpu = place.local_rank
     machine = replace(machine, cores=max(1, machine.cores // place.local_world))
     runtime = device.decide(config, machine, gpu)
     if runtime.device_type == "mps":
-        raise DeviceUnavailable(f"{place.world} processes cannot share a Metal device; set device.device to cpu")
+        raise DeviceUnavailable(f"{place.world_size} processes cannot share a Metal device; set device.device to cpu")
     return runtime

@@ -19,7 +19,7 @@ from model_core.data.dataset_spec import DatasetSpec
 from model_core.data.ensure import ensure_dataset, refuse_unlike
 from model_core.entrypoint import next_attempt
 from model_core.errors import InvalidParameter, RunBusy, RunExists
-from model_core.launch import Place
+from model_core.launch import DistEnv
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout, next_free_name
 from model_core.storage.run import Run
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from model_core.hardware.device import Runtime
 
 
-def open_run(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: Place) -> Run:
+def create_or_open_run(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: DistEnv) -> Run:
     """Create the run, or open the one to go on with.
 
     Args:
@@ -58,7 +58,7 @@ def open_run(arguments: argparse.Namespace, config: ExperimentConfig, layout: La
     return Run.create(path, config, arguments.job_id)
 
 
-def take_over(arguments: argparse.Namespace, run: Run) -> int:
+def claim_run(arguments: argparse.Namespace, run: Run) -> int:
     """Make this attempt the run's owner.
 
     Args:
@@ -80,7 +80,7 @@ def take_over(arguments: argparse.Namespace, run: Run) -> int:
 
 
 def _check_that_it_can_begin(
-    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: Place
+    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: DistEnv
 ) -> None:
     """Refuse what would fail at once: no run is created for it, and its name stays free."""
     dataset = dataset_of(config, layout)
@@ -91,14 +91,14 @@ def _check_that_it_can_begin(
     else:
         ensure_dataset(config, layout)  # raises, with the command that makes it
 
-    from model_core.training.resume import find_origin
+    from model_core.training.resume import load_init_checkpoint
     from model_core.training.setup import runtime_of
     from model_core.training.tracking import require_trackers
 
     runtime_of(config, place, arguments.gpu)
     require_trackers(config)
     if config.checkpoint.load_checkpoint:
-        find_origin(config, layout)
+        load_init_checkpoint(config, layout)
 
 
 _IGNORED_VARIABLES = {
@@ -107,7 +107,7 @@ _IGNORED_VARIABLES = {
 }
 
 
-def announce(
+def emit_start_event(
     emit: Callable[..., Any], config: ExperimentConfig, runtime: Runtime, gpu: int | None, **facts: Any
 ) -> None:
     """Write the `start` event, and a `warning` for everything that is not as somebody may think it is.

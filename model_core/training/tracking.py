@@ -17,16 +17,16 @@ from model_core.errors import PackageMissing
 from model_core.storage.dataset import Dataset, bits_per_byte
 from model_core.storage.files import write_text
 from model_core.storage.run import Run
-from model_core.training.evaluate import Emit
-from model_core.training.trainer import Listener, StepResult, TrainState
+from model_core.training.trainer import Callback, StepResult, TrainState
 
+Emit = Callable[..., Any]
 Mode = Literal["offline", "online"]
 
 _PROJECT = "headcount"
 _ONLINE_TIMEOUT_S = 30.0
 
 
-class Book(Protocol):
+class ExperimentLogger(Protocol):
     """Where a tracker writes."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -48,7 +48,7 @@ def require_trackers(config: ExperimentConfig) -> None:
             raise PackageMissing(f"logging.{name}", name)
 
 
-def trackers(config: ExperimentConfig, run: Run, *, dataset: Dataset, emit: Emit) -> list[Listener]:
+def trackers(config: ExperimentConfig, run: Run, *, dataset: Dataset, emit: Emit) -> list[Callback]:
     """The trackers that the configuration turns on."""
     require_trackers(config)
     mode, present = config.logging.wandb, []
@@ -59,10 +59,10 @@ def trackers(config: ExperimentConfig, run: Run, *, dataset: Dataset, emit: Emit
     return list(present)
 
 
-class Tracker(Listener):
+class Tracker(Callback):
     """Tells a book what the events tell of losses and speed."""
 
-    def __init__(self, begin: Callable[[int], Book], dataset: Dataset, emit: Emit) -> None:
+    def __init__(self, begin: Callable[[int], ExperimentLogger], dataset: Dataset, emit: Emit) -> None:
         """Prepare to.
 
         Args:
@@ -71,7 +71,7 @@ class Tracker(Listener):
             emit: Told ``warning`` when the book fails.
         """
         self._begin, self._dataset, self._emit = begin, dataset, emit
-        self._book: Book | None = None
+        self._book: ExperimentLogger | None = None
 
     def on_start(self, state: TrainState) -> None:
         """Open the book; before the first step it holds the validation loss of the untrained model."""

@@ -1,14 +1,14 @@
-"""The training loop: take a step, tell the observers, stop when asked.
+"""The training loop: take a step, tell the callbacks, stop when asked.
 
 The loop knows nothing of files, logs or pictures. It changes a `TrainState` and hands it, with what the step
-measured, to an ordered list of observers; losses are the same whichever of them listen. A step that fails, for lack
+measured, to an ordered list of callbacks; losses are the same whichever of them listen. A step that fails, for lack
 of memory, because its loss is not a number or because another process was lost, leaves the state as it was before.
 
 What a training is in between two steps, and how it goes in and out of a checkpoint.
 
 Whatever a step changes, or the next one depends on, stands here and nowhere else: so a full state goes on exactly.
 
-An observer that does nothing, to build others on.
+An callback that does nothing, to build others on.
 
 The random numbers of the devices that a run uses: read, and put back.
 """
@@ -19,23 +19,23 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from model_core.budget import share_of
-from model_core.checkpoint import State, clean, weights_state
+from model_core.budget import per_process_config
+from model_core.checkpoint import State, clean, parameters_state
 from model_core.config import ExperimentConfig
 from model_core.data.loader import TokenLoader
 from model_core.errors import NonFiniteLoss, OutOfMemory, is_out_of_memory
 from model_core.gpt import GPT, Forward
 from model_core.hardware.device import Runtime
 from model_core.hardware.memory import fewer_rows, out_of_memory
-from model_core.hardware.throughput import Pace
+from model_core.hardware.throughput import ThroughputMeter
 from model_core.optim import clip_gradients, load_moments
 from model_core.schedule import get_lr
 from model_core.tokenizer import Tokenizer
-from model_core.training.distributed import RankLost, Ranks
+from model_core.training.distributed import ProcessGroup, RankLost
 
 
 def rng_state(device: str) -> dict[str, Any]:
@@ -85,8 +85,8 @@ class TrainState:
     best_val_loss: float = math.inf
     best_step: int = -1
     seconds: float = 0.0
-    pace: Pace = field(default_factory=Pace)
-    ranks: Ranks = field(default_factory=Ranks)
+    pace: ThroughputMeter = field(default_factory=ThroughputMeter)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
     batch_size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class TrainState:
     def accumulation(self) -> int:
         """Micro batches that each process computes in one step."""
         training = self.config.training
-        return training.total_batch_size // (self.batch_size * training.sequence_length * self.ranks.world)
+        return training.total_batch_size // (self.batch_size * training.sequence_length * self.ranks.world_size)
 
     def resize(self, batch_size: int) -> None:
         """Take a step's rows in micro batches of another size."""
@@ -111,13 +111,13 @@ class TrainState:
     def full(self) -> State:
         """Everything needed to go on exactly."""
         return {
-            **weights_state(self.model, self.config, self.tokenizer, self.step),
+            **parameters_state(self.model, self.config, self.tokenizer, self.step),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": rng_state(self.runtime.device),
             "position": self.loader.position,
             "batch_size": self.batch_size,
-            "processes": self.ranks.world,
+            "processes": self.ranks.world_size,
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "val_loss": self.val_loss,
@@ -144,7 +144,7 @@ class TrainState:
     def _fitting(self, batch_size: int) -> int:
         """A micro batch that another number of processes came to, unless a step is no whole number of those here."""
         training = self.config.training
-        rows = training.total_batch_size // (training.sequence_length * self.ranks.world)
+        rows = training.total_batch_size // (training.sequence_length * self.ranks.world_size)
         return training.batch_size if rows % batch_size else batch_size
 
 
@@ -166,77 +166,96 @@ class StepResult:
     overflowed_scale: float | None = None
 
 
-class Observer(Protocol):
-    """Listens to a run; may read the state, never what the next step computes."""
+class Callback:
+    """Base class of what listens to the training loop: it may read the state, never what the next step computes."""
 
     def on_start(self, state: TrainState) -> None:
-        """Called before the first step of the attempt."""
+        """Run before the first step of the attempt.
+
+        Args:
+            state: State before the step.
+        """
 
     def on_halved(self, state: TrainState, before: int) -> None:
-        """Called when a step did not fit with `before` rows at once, before it is taken again with fewer."""
+        """Run when a step did not fit in memory, before it is taken again with fewer rows.
+
+        Args:
+            state: State with the smaller micro batch.
+            before: Rows of a micro batch that did not fit.
+        """
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Called after every step."""
+        """Run after every step.
+
+        Args:
+            state: State after the step.
+            result: What the step measured.
+        """
 
     def on_end(self, state: TrainState, *, stopped: bool) -> None:
-        """Called after the last step, or when the run was asked to stop."""
+        """Run after the last step, or when the run was asked to stop.
+
+        Args:
+            state: State after the last step taken.
+            stopped: Whether the run ends before its last step.
+        """
 
     def close(self) -> None:
-        """Called last, also after an error."""
+        """Run last, also after an error."""
 
 
-def train(state: TrainState, observers: Sequence[Observer], should_stop: Callable[[], bool]) -> bool:
+def train(state: TrainState, callbacks: Sequence[Callback], should_stop: Callable[[], bool]) -> bool:
     """Run the loop.
 
     Args:
         state: Where to begin; it is changed.
-        observers: Told in this order.
+        callbacks: Told in this order.
         should_stop: Asked between steps; all processes stop at the same one.
 
     Returns:
         Whether the run reached its last step.
 
     Raises:
-        RankLost: Another process is gone; the observers were told that the run stops, so the state is saved.
+        RankLost: Another process is gone; the callbacks were told that the run stops, so the state is saved.
         NonFiniteLoss: The loss is not a number; the state is that of the step before.
         OutOfMemory: A step does not fit, and may not or cannot be cut smaller; likewise.
     """
     try:
-        for observer in observers:
-            observer.on_start(state)
+        for callback in callbacks:
+            callback.on_start(state)
         stopped = state.ranks.any(should_stop())
         while not stopped and state.step < state.max_steps:
-            result = _fitting_step(state, observers)
-            for observer in observers:
-                observer.on_step(state, result)
+            result = _fitting_step(state, callbacks)
+            for callback in callbacks:
+                callback.on_step(state, result)
             stopped = state.ranks.any(should_stop()) and state.step < state.max_steps
-        for observer in observers:
-            observer.on_end(state, stopped=stopped)
+        for callback in callbacks:
+            callback.on_end(state, stopped=stopped)
     except RankLost:
-        for observer in observers:
-            observer.on_end(state, stopped=True)
+        for callback in callbacks:
+            callback.on_end(state, stopped=True)
         raise
     finally:
-        for observer in observers:
-            observer.close()
+        for callback in callbacks:
+            callback.close()
     return not stopped
 
 
-def _fitting_step(state: TrainState, observers: Sequence[Observer]) -> StepResult:
+def _fitting_step(state: TrainState, callbacks: Sequence[Callback]) -> StepResult:
     """Take a step, with fewer rows at once for as long as memory runs out and the configuration allows it."""
     while True:
         try:
             return take_step(state)
         except OutOfMemory:
-            smaller = fewer_rows(share_of(state.config, state.ranks.world), state.batch_size)
+            smaller = fewer_rows(per_process_config(state.config, state.ranks.world_size), state.batch_size)
             if state.config.training.on_oom == "fail" or smaller is None:
                 raise
         before = state.batch_size  # only here, without the error, is its memory free
         state.resize(smaller)
         if state.runtime.device_type == "cuda":
             torch.cuda.empty_cache()
-        for observer in observers:
-            observer.on_halved(state, before)
+        for callback in callbacks:
+            callback.on_halved(state, before)
 
 
 def take_step(state: TrainState) -> StepResult:
@@ -262,7 +281,7 @@ def take_step(state: TrainState) -> StepResult:
         raise
     if not fits:
         _undo(state, position, rng)
-        share = share_of(config, state.ranks.world)
+        share = per_process_config(config, state.ranks.world_size)
         raise out_of_memory(share, state.runtime, step=state.step + 1, batch_size=state.batch_size)
     state.scaler.unscale_(state.optimizer)
     grad_norm, scale = clip_gradients(state.model, config.training.grad_clip), state.scaler.get_scale()
@@ -287,16 +306,16 @@ def _accumulate_together(state: TrainState) -> tuple[float, float, bool]:
     Returns:
         The loss, the seconds spent on waiting for data, and whether all fitted; if not, the gradients are of no use.
     """
-    state.ranks.reseed(state.config.device.seed, state.step)
+    state.ranks.seed_rank(state.config.device.seed, state.step)
     try:
         loss, waiting_s, fits = *_accumulate(state), True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         loss, waiting_s, fits = 0.0, 0.0, False
-    loss, fits = state.ranks.agree(loss, fits=fits)
+    loss, fits = state.ranks.all_agree(loss, fits=fits)
     if fits:
-        state.ranks.average(state.model)
+        state.ranks.all_reduce_grads(state.model)
     return loss, waiting_s, fits
 
 
@@ -328,22 +347,3 @@ def _update(state: TrainState) -> None:
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-
-
-class Listener:
-    """Hears everything, and does nothing about it."""
-
-    def on_start(self, state: TrainState) -> None:
-        """Nothing."""
-
-    def on_halved(self, state: TrainState, before: int) -> None:
-        """Nothing."""
-
-    def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Nothing."""
-
-    def on_end(self, state: TrainState, *, stopped: bool) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""

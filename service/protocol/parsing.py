@@ -18,7 +18,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from model_core.config_loader import Tree, parse_yaml, problems_of
+from model_core.config_loader import Tree, field_errors, parse_yaml
 from model_core.errors import FieldProblem
 from service.protocol.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType
 
@@ -152,7 +152,7 @@ def check(model: type[_Model], values: Mapping[str, Any], *, strict: bool | None
     try:
         return model.model_validate(dict(values), strict=strict)
     except ValidationError as error:
-        raise InvalidRequest(_with_choices(error, tuple(problems_of(error, model)))) from None
+        raise InvalidRequest(_with_choices(error, tuple(field_errors(error, model)))) from None
 
 
 def query(model: type[_Model], *, lists: tuple[str, ...] = ()) -> Any:

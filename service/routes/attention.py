@@ -30,7 +30,7 @@ from model_core.attention.plot import record_picture
 from model_core.attention.store import AttentionRecord
 from model_core.config import Config, Name
 from model_core.errors import CheckpointNotFound
-from model_core.schemas import AttentionRequest, Count, ExampleId, JsonNumber, TokenCount, Wanted
+from model_core.schemas import AttentionRequest, CheckpointRef, Count, ExampleId, JsonNumber, TokenCount
 from model_core.storage.dataset import EXAMPLES, dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
@@ -104,7 +104,9 @@ Index = Annotated[int, Field(ge=0, le=65_536), JsonNumber]
 class PictureQuery(Config):
     """What to look at, and how it is drawn."""
 
-    checkpoint: Wanted = Field(default="best", description="best, final, latest, step=N, a file name or sha256=HASH")
+    checkpoint: CheckpointRef = Field(
+        default="best", description="best, final, latest, step=N, a file name or sha256=HASH"
+    )
     layer: Index | None = Field(default=None, description="one layer; else all of them")
     head: Index | None = Field(default=None, description="one head of that layer")
     format: Literal["png", "svg", "pdf"] | None = Field(default=None, description="else what Accept prefers")

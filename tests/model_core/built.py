@@ -16,7 +16,7 @@ from model_core.storage.dataset import Dataset, dataset_of
 from model_core.storage.events import read_events
 from model_core.storage.files import Layout
 from model_core.train import main
-from model_core.training.setup import assemble
+from model_core.training.setup import build_train_state
 from model_core.training.trainer import TrainState
 
 CPU = Machine(system="Linux", cores=2)
@@ -48,7 +48,7 @@ class Built:
     def state(self) -> TrainState:
         """What the first step would start from."""
         dataset = ensure_dataset(self.config, Layout.of(self.config))
-        return assemble(self.config, self.runtime(CPU), dataset, lambda *args, **kwargs: None)
+        return build_train_state(self.config, self.runtime(CPU), dataset, lambda *args, **kwargs: None)
 
     @cached_property
     def run(self) -> "Left":

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model_core.budget import MemoryBudget, budget_of, fitting_batch_size, saves_nothing, uniform_of
+from model_core.budget import MemoryBudget, budget_of, fitting_batch_size, saves_nothing, uniform_baseline
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config, preset_names, preset_tree
 
@@ -69,7 +69,7 @@ def test_parameters_equal_those_of_the_model() -> None:
     ],
 )
 def test_the_uniform_model_has_heads_that_divide_its_width(model: dict[str, Any], heads: int) -> None:
-    uniform = uniform_of(config_of(**model)).model
+    uniform = uniform_baseline(config_of(**model)).model
     assert set(uniform.heads) == {heads}
     assert uniform.head_dim is None
 

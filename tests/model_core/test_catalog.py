@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from model_core.catalog import FORMS, HUB_DATASETS, HubDataset, hub_dataset
+from model_core.catalog import HUB_DATASETS, SOURCE_SYNTAX, HubDataset, hub_dataset
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SOURCE_SYNTAX)
 def test_the_page_on_data_has_a_row_for_every_source(form: str) -> None:
     (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{form}` |")]
     dataset = HUB_DATASETS.get(form, HubDataset("", size="", licence=""))

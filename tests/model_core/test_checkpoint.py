@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_core.checkpoint import State, clean, load_file, load_model, load_weights, weights_state, writer
+from model_core.checkpoint import State, clean, load_file, load_model, load_parameters, parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
 from model_core.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
@@ -40,7 +40,7 @@ def publish(run: Run, state: State) -> None:
 
 
 def state_of(model: GPT, config: ExperimentConfig, tokenizer: Tokenizer) -> State:
-    return weights_state(model, config, tokenizer, step=0)
+    return parameters_state(model, config, tokenizer, step=0)
 
 
 def test_a_loaded_model_is_the_one_that_was_saved(run: Run, tokenizer: Tokenizer) -> None:
@@ -101,7 +101,7 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing() -> None:
     with pytest.raises(
         CheckpointMismatch, match=r"it lacks transformer\.h\.1\.mlp\.c_fc\.bias; transformer\.extra is no"
     ):
-        load_weights(model, weights, "x.pt")
+        load_parameters(model, weights, "x.pt")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -23,7 +23,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     started: list[subprocess.Popen[str]] = []
 
     def start(script: str) -> subprocess.Popen[str]:
-        head = "import os, pathlib, signal, sys\nfrom model_core.launch import place_of\nplace = place_of(os.environ)\n"
+        head = "import os, pathlib, signal, sys\nfrom model_core.launch import dist_env\nplace = dist_env(os.environ)\n"
         (tmp_path / "rank.py").write_text(f"{head}{script}")
         path = os.pathsep.join((str(REPOSITORY), str(tmp_path)))
         command = [sys.executable, "-m", "model_core.launch", "--processes", "2", "--", "rank"]
@@ -52,7 +52,7 @@ def ranks_of(launcher: subprocess.Popen[str], directory: Path) -> list[psutil.Pr
 
 
 UP = "up = pathlib.Path(f'.up{place.rank}')\nup.write_text(str(os.getpid()))\nup.rename(up.name[1:])\n"
-LEAVE_75 = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75 if place.leads else 3))\n"
+LEAVE_75 = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75 if place.is_main else 3))\n"
 
 
 def test_the_exit_code_is_that_of_rank_0(launch: Launch) -> None:
@@ -61,7 +61,7 @@ def test_the_exit_code_is_that_of_rank_0(launch: Launch) -> None:
 
 def test_each_rank_is_told_its_own_place_and_the_first_inherits_the_socket(launch: Launch, tmp_path: Path) -> None:
     told = "import socket\nport = place.listener and socket.socket(fileno=place.listener).getsockname()[1]\n"
-    launch(f"{told}pathlib.Path(str(place.rank)).write_text(f'{{place.world}} {{port == place.port}}')").wait(60)
+    launch(f"{told}pathlib.Path(str(place.rank)).write_text(f'{{place.world_size}} {{port == place.port}}')").wait(60)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 True", "2 False"]
 
 
@@ -89,9 +89,8 @@ def test_a_signal_that_ends_rank_0_shows_in_the_exit_code(launch: Launch, tmp_pa
 
 
 def test_ranks_notice_that_their_launcher_was_killed(launch: Launch, tmp_path: Path) -> None:
-    watch = (
-        "from model_core.entrypoint import StopRequest\nstop = StopRequest()\nstop.listen(stdin=False, parent=True)\n"
-    )
+    imported = "from model_core.entrypoint import ShutdownSignal\n"
+    watch = f"{imported}stop = ShutdownSignal()\nstop.listen(stdin=False, parent=True)\n"
     launcher = launch(f"{watch}{UP}import time\nwhile not stop(): time.sleep(0.05)")
     ranks = ranks_of(launcher, tmp_path)
     launcher.kill()

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from model_core.schemas import AttentionRequest, Choice, Decoding, GenerateRequest, text_id
+from model_core.schemas import AttentionRequest, Choice, GenerateRequest, SamplingParams, text_id
 
 
 def test_query_strings_count_as_numbers() -> None:
@@ -48,11 +48,11 @@ def test_a_wrong_value_is_refused_by_its_name(key: str, value: object) -> None:
 
 
 def test_a_seed_is_drawn_once_and_kept() -> None:
-    drawn = Decoding().seeded()
+    drawn = SamplingParams().seeded()
 
     assert drawn.seed is not None
     assert drawn.seeded() == drawn
-    assert Decoding(seed=3).seeded().seed == 3
+    assert SamplingParams(seed=3).seeded().seed == 3
 
 
 def test_logprobs_appear_only_when_asked_for() -> None:

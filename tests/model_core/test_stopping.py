@@ -8,10 +8,10 @@ REPOSITORY = Path(__file__).parents[2]
 
 INTERRUPTED = """
 import signal, sys
-from model_core.entrypoint import StopRequest
+from model_core.entrypoint import ShutdownSignal
 
 def heard(at):
-    stop, lines = StopRequest(), 0
+    stop, lines = ShutdownSignal(), 0
     stop.listen(stdin=False)
     def trace(frame, event, arg):
         nonlocal lines

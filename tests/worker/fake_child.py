@@ -10,9 +10,9 @@ from pathlib import Path
 
 from model_core.config import ExperimentConfig
 from model_core.config_loader import load_config
-from model_core.entrypoint import DONE, STOPPED, Attempt, StopRequest, exit_code, make_attempt
+from model_core.entrypoint import DONE, STOPPED, Attempt, ShutdownSignal, exit_code, make_attempt
 from model_core.errors import InvalidData, RunBusy
-from model_core.launch import place_of
+from model_core.launch import dist_env
 from model_core.storage.files import Layout, read_json, replacing
 from model_core.storage.run import Run
 
@@ -31,14 +31,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.run.startswith("starts-slowly"):
         time.sleep(SLOW_S)
-    stop = StopRequest()
+    stop = ShutdownSignal()
     stop.listen(stdin=True)
-    if place_of(os.environ).rank:
+    if dist_env(os.environ).rank:
         return follow(arguments, stop)
     return exit_code(lambda: work(arguments, stop))
 
 
-def follow(arguments: argparse.Namespace, stop: StopRequest) -> int:
+def follow(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
     """Leave when asked, or when rank 0 has said how its attempt ended."""
     run = Run(Layout.under(arguments.data_root).run(arguments.run))
     while not stop() and (run.outcome() or {"attempt": 0})["attempt"] < arguments.attempt:
@@ -46,7 +46,7 @@ def follow(arguments: argparse.Namespace, stop: StopRequest) -> int:
     return STOPPED if stop() else DONE
 
 
-def work(arguments: argparse.Namespace, stop: StopRequest) -> int:
+def work(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
     config = load_config(arguments.config)
     path = Layout.under(arguments.data_root).run(arguments.run)
     run = Run.open(path) if path.exists() else Run.create(path, config, arguments.job_id)
@@ -61,7 +61,7 @@ def work(arguments: argparse.Namespace, stop: StopRequest) -> int:
         return make_attempt(run.path, arguments.attempt, body, seq_after=arguments.seq_after)
 
 
-def train(run: Run, config: ExperimentConfig, attempt: Attempt, stop: StopRequest) -> int:
+def train(run: Run, config: ExperimentConfig, attempt: Attempt, stop: ShutdownSignal) -> int:
     attempt.emit("start", max_steps=config.training.max_steps, environment=sorted(os.environ))
     state = run.path / STATE
     step = read_json(state)["step"] if state.exists() else 0

@@ -114,8 +114,8 @@ def test_child_that_does_not_know_the_signal_survives_a_look_at_its_stacks(start
 
 def test_stacks_of_what_a_child_started_are_written_too(start):
     rank = (
-        "import time; from model_core.entrypoint import StopRequest;"
-        "StopRequest().listen(stdin=False); print('up'); time.sleep(9)"
+        "import time; from model_core.entrypoint import ShutdownSignal;"
+        "ShutdownSignal().listen(stdin=False); print('up'); time.sleep(9)"
     )
     child = start(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}], start_new_session=True)")
     wait_for(lambda: child.last_line() == "up")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import torch
 
-from model_core.checkpoint import weights_state, writer
+from model_core.checkpoint import parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
 from model_core.gpt import GPT
@@ -43,7 +43,7 @@ def _publish(run: Run, tokenizer: Tokenizer, file: str, *, seed: int, step: int)
     model = GPT(run.config().model)
     with torch.no_grad():
         model.transformer["wte"].weight[tokenizer.eot] = 0  # random models then hardly ever end a text
-    state = weights_state(model, run.config(), tokenizer, step)
+    state = parameters_state(model, run.config(), tokenizer, step)
     return run.publish(file, writer(state), attempt=1, step=step, full=False, loss=1.0, val_loss=1.0)
 
 

@@ -16,10 +16,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from model_core.catalog import FORMS
+from model_core.catalog import SOURCE_SYNTAX
 from model_core.config import Config, ExperimentConfig, Name, Whole
-from model_core.config_loader import Advice, ParsedConfig, Tree, merge_patch, parse_config, preset_tree, problems_of
-from model_core.config_validation import whole_steps
+from model_core.config_loader import (
+    ConfigWarning,
+    ParsedConfig,
+    Tree,
+    field_errors,
+    merge_patch,
+    parse_config,
+    preset_tree,
+)
+from model_core.config_validation import check_batch_divides
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter
 from model_core.hf.export_folder import LICENCE_PATTERN
@@ -68,7 +76,7 @@ def job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]
         section = tree["job"]
         preset = section.get("preset") if isinstance(section, dict) else None
         fallback = JobSection(preset=preset) if isinstance(preset, str) and _is_name(preset) else JobSection()
-        return fallback, list(problems_of(error, _Envelope))
+        return fallback, list(field_errors(error, _Envelope))
     return job, []
 
 
@@ -100,7 +108,7 @@ class JobSpec:
     run: str | None
     config: ExperimentConfig
     job: JobSection
-    warnings: tuple[Advice, ...] = ()
+    warnings: tuple[ConfigWarning, ...] = ()
     dataset: str | None = None
 
     @property
@@ -204,7 +212,7 @@ def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
         return None, list(error.problems)
 
 
-def _without_paths(tree: Tree) -> tuple[Tree, tuple[Advice, ...]]:
+def _without_paths(tree: Tree) -> tuple[Tree, tuple[ConfigWarning, ...]]:
     """Paths of the author's machine mean nothing here: everything lies below the data root."""
     written = [(name, key) for name, key in _PATHS if isinstance(_section(tree, name).get(key), str)]
     if not written:
@@ -213,7 +221,9 @@ def _without_paths(tree: Tree) -> tuple[Tree, tuple[Advice, ...]]:
         name: {key: value for key, value in tree[name].items() if (name, key) not in written} for name, _ in written
     }
     names = ", ".join(f"{name}.{key}" for name, key in written)
-    return {**tree, **kept}, (Advice("paths_replaced", f"{names}: replaced by the directories of the data root"),)
+    return {**tree, **kept}, (
+        ConfigWarning("paths_replaced", f"{names}: replaced by the directories of the data root"),
+    )
 
 
 def _section(tree: Tree, name: str) -> Tree:
@@ -221,13 +231,15 @@ def _section(tree: Tree, name: str) -> Tree:
     return section if isinstance(section, dict) else {}
 
 
-def _idle_gpus(spec: JobSpec) -> Iterator[Advice]:
+def _idle_gpus(spec: JobSpec) -> Iterator[ConfigWarning]:
     gpus, processes = spec.gpus or 0, spec.processes
     if gpus > processes:
-        yield Advice("gpus_idle", f"resources.gpus {gpus}: a {spec.kind} job drives one GPU; the others stay idle")
+        yield ConfigWarning(
+            "gpus_idle", f"resources.gpus {gpus}: a {spec.kind} job drives one GPU; the others stay idle"
+        )
     if processes > 1 and spec.job.resources.gpus is None and not gpus and spec.config.device.device == "auto":
         detail = f"resources.processes {processes} run on the CPU; resources.gpus {processes} gives each a GPU"
-        yield Advice("processes_on_cpu", detail)
+        yield ConfigWarning("processes_on_cpu", detail)
 
 
 def derived_kind(config: ExperimentConfig) -> Kind:
@@ -284,7 +296,7 @@ def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProbl
 def _something_to_prepare(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
     if job.kind == "prepare" and config.data.source is None:
         detail = "a preparation needs a source: where its documents come from"
-        yield FieldProblem("/data/source", detail, None, FORMS)
+        yield FieldProblem("/data/source", detail, None, SOURCE_SYNTAX)
 
 
 def _needs_no_gpu(job: JobSection) -> Iterator[FieldProblem]:
@@ -303,4 +315,4 @@ def _processes_fit(job: JobSection, config: ExperimentConfig) -> Iterator[FieldP
         detail = f"{processes} is not resources.gpus {gpus}: each process drives one GPU; 0 GPUs leave all on the CPU"
         yield FieldProblem("/job/resources/processes", detail, processes, (gpus,))
     elif trains and max(processes, gpus) > 1:
-        yield from whole_steps(config.training, max(processes, gpus))
+        yield from check_batch_divides(config.training, max(processes, gpus))

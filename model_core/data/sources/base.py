@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model_core.config_loader import Advice
+from model_core.config_loader import ConfigWarning
 
 MAX_DOCUMENT_BYTES = 16 * 2**20  # of one document, and of one line of a file: what is in memory at once stays small
 CATEGORY_COLUMNS = ("category", "data-source")  # the first that a corpus has
@@ -45,7 +45,7 @@ class Source:
     text_bytes: int | None
     documents: Callable[[int], Iterator[Document]]
     facts: Mapping[str, Any] = field(default_factory=dict)
-    advice: tuple[Advice, ...] = ()
+    advice: tuple[ConfigWarning, ...] = ()
 
 
 @dataclass(frozen=True)

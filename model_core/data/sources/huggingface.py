@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from model_core.catalog import HubDataset
-from model_core.config_loader import Advice
+from model_core.config_loader import ConfigWarning
 from model_core.data.sources.base import Batch, Document, File, Source
 from model_core.data.sources.hub_access import HubUnreachable, Token, offline, translate_hub_errors
 from model_core.data.sources.local_files import READABLE, batches_of, documents_after
@@ -84,12 +84,14 @@ def open_hub(name: str, dataset: HubDataset, *, revision: str | None, column: st
     return Source(name, opened.commit, None, text_bytes, read, {**facts, "licence": licence}, advice)
 
 
-def _advice(dataset: HubDataset, token: Token | None, files: list[str]) -> Iterator[Advice]:
+def _advice(dataset: HubDataset, token: Token | None, files: list[str]) -> Iterator[ConfigWarning]:
     if token and token.is_padded:
-        yield Advice("token_stripped", f"the token in {token.origin} has white space around it, which was left out")
+        yield ConfigWarning(
+            "token_stripped", f"the token in {token.origin} has white space around it, which was left out"
+        )
     if any("/partial-" in file for file in files):
         detail = f"the hub has converted only the beginning of dataset {dataset.id!r} to parquet; that is what is read"
-        yield Advice("partial_conversion", detail)
+        yield ConfigWarning("partial_conversion", detail)
 
 
 def _admitted(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from model_core.config_loader import Advice
+from model_core.config_loader import ConfigWarning
 from model_core.data.sources.base import Batch, Document, File, Source
 from model_core.data.sources.formats import check_text, jsonl_batches, parquet_batches, text_batches
 from model_core.errors import InvalidData
@@ -144,13 +144,13 @@ def _in_folder(folder: Path) -> list[Path]:
     return paths
 
 
-def _left_aside(folder: Path, paths: Sequence[Path]) -> tuple[Advice, ...]:
+def _left_aside(folder: Path, paths: Sequence[Path]) -> tuple[ConfigWarning, ...]:
     if not folder.is_dir():
         return ()
     others = sorted({entry.name for entry in folder.iterdir()} - {path.name for path in paths})
     named = ", ".join(others[:10]) + (" ..." if len(others) > 10 else "")
     detail = f"{folder} is read for {', '.join(READABLE)}; left aside: {named}"
-    return (Advice("files_left_aside", detail),) if others else ()
+    return (ConfigWarning("files_left_aside", detail),) if others else ()
 
 
 def _readable(folder: Path) -> list[Path]:

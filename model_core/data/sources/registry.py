@@ -8,7 +8,7 @@ from itertools import islice
 
 from model_core.catalog import hub_dataset
 from model_core.config import DataConfig
-from model_core.config_validation import disagreements
+from model_core.config_validation import cross_section_errors
 from model_core.data.sources.base import Document, Source
 from model_core.data.sources.hub_access import Token
 from model_core.data.sources.huggingface import open_hub
@@ -27,7 +27,7 @@ def open_source(
     """Find a source and check what can be checked without reading every document.
 
     Args:
-        text: One of `catalogue.FORMS`; a relative path is one of the working directory.
+        text: One of `catalog.SOURCE_SYNTAX`; a relative path is one of the working directory.
         seed: Of generated text.
         revision: Commit, branch or tag of a dataset of the hub.
         text_column: Which column holds the text, where there are columns.
@@ -43,7 +43,9 @@ def open_source(
         ModelCoreError: With one of the codes of `refusal`, when the hub does not give a dataset.
         DiskFull: What the hub gives would not fit in the cache of its library.
     """
-    problems = tuple(disagreements({"data": DataConfig(source=text, revision=revision, text_column=text_column)}))
+    problems = tuple(
+        cross_section_errors({"data": DataConfig(source=text, revision=revision, text_column=text_column)})
+    )
     if problems:
         raise InvalidConfig(problems)
     if text == "stories":

@@ -16,7 +16,7 @@ from model_core.attention.capture import (
     extract_attention_patterns,
 )
 from model_core.attention.store import AttentionRecord
-from model_core.checkpoint import load_model, weights_state, writer
+from model_core.checkpoint import load_model, parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.ensure import prepare
 from model_core.errors import AttentionTooLarge, DatasetNotReady, ExampleNotFound, InvalidParameter
@@ -53,7 +53,7 @@ def layout(tmp_path):
     run = Run.create(layout.run("tiny"), config())
     for step, name in enumerate(("model_best.pt", "model_final.pt")):
         torch.manual_seed(step)
-        state = weights_state(GPT(config().model), config(), gpt2_tokenizer(), step)
+        state = parameters_state(GPT(config().model), config(), gpt2_tokenizer(), step)
         run.publish(name, writer(state), attempt=1, step=step, full=False, loss=1.0, val_loss=1.0)
     return layout
 

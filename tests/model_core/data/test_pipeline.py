@@ -22,7 +22,7 @@ from model_core.data.ensure import prepare
 from model_core.data.loader import load_tokens
 from model_core.data.pipeline import PrepareContext, make_files
 from model_core.data.sources.base import Document, Source
-from model_core.entrypoint import StopRequest
+from model_core.entrypoint import ShutdownSignal
 from model_core.errors import DiskFull, InvalidData, Stopped
 from model_core.storage.dataset import Dataset
 from model_core.storage.files import read_json, sha256_of
@@ -53,7 +53,7 @@ def make(
 ):  # fmt: skip
     dataset = Dataset.named("mine", directory)
     directory.mkdir(exist_ok=True)
-    around = PrepareContext(emit, stop or StopRequest(), threads, commit_every_s, chunk_characters)
+    around = PrepareContext(emit, stop or ShutdownSignal(), threads, commit_every_s, chunk_characters)
     make_files(DatasetSpec("mine", "memory", split=SHARES, **spec), source or source_of(texts), dataset, around)
     return dataset
 
@@ -120,7 +120,7 @@ def test_neither_threads_nor_interruptions_change_a_byte(tmp_path, recipe, reads
     threaded = make(tmp_path / "threaded", shard_bytes=4000, threads=3, **recipe)
     told, emit = [], lambda event, **fields: told.append((event, fields))
     for count in reads:
-        stop, left = StopRequest(), iter(range(count - 1))
+        stop, left = ShutdownSignal(), iter(range(count - 1))
         source = source_of(TEXTS, lambda _, stop=stop, left=left: next(left, None) is None and stop.request("a test"))
         with pytest.raises(Stopped, match="a test"):
             make(tmp_path / "cut", source=source, stop=stop, emit=emit, shard_bytes=4000, **recipe)
@@ -132,7 +132,7 @@ def test_neither_threads_nor_interruptions_change_a_byte(tmp_path, recipe, reads
 
 
 def test_what_is_kept_is_of_the_same_recipe_alone(tmp_path):
-    stop, read = StopRequest(), []
+    stop, read = ShutdownSignal(), []
     cut = source_of(TEXTS, lambda number: number == 300 and stop.request("a test"))
     with pytest.raises(Stopped):
         make(tmp_path / "mine", source=cut, stop=stop)

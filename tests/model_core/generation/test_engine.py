@@ -13,7 +13,7 @@ from model_core.errors import PromptTooLong
 from model_core.generation.engine import Engine, EngineBusy, EngineStopped, generate
 from model_core.generation.scheduler import Completion, Piece
 from model_core.gpt import GPT
-from model_core.schemas import Decoding
+from model_core.schemas import SamplingParams
 from model_core.tokenizer import Tokenizer
 
 PROMPT = "One day a little cat"
@@ -25,8 +25,8 @@ def engine(model: GPT, tokenizer: Tokenizer) -> Iterator[Engine]:
         yield running
 
 
-def _settings(**changes: Any) -> Decoding:
-    return Decoding.model_validate({"prompt": PROMPT, "max_new_tokens": 30, "seed": 1, **changes})
+def _settings(**changes: Any) -> SamplingParams:
+    return SamplingParams.model_validate({"prompt": PROMPT, "max_new_tokens": 30, "seed": 1, **changes})
 
 
 def _recomputed(model: GPT, tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -239,7 +239,7 @@ def slow(model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> I
         yield running
 
 
-def _listen(engine: Engine, settings: Decoding) -> tuple[list[str], Completion]:
+def _listen(engine: Engine, settings: SamplingParams) -> tuple[list[str], Completion]:
     events: list[Any] = []
     done = threading.Event()
     engine.submit(settings, lambda e: (events.append(e), isinstance(e, Piece) or done.set())[0])

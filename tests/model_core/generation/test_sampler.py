@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from model_core.generation.sampler import NonFiniteScores, Sampler, generator_of, sample
-from model_core.schemas import Decoding
+from model_core.schemas import SamplingParams
 
 
 def _sampler(seed: int = 0, **settings: object) -> Sampler:
-    return Sampler(Decoding.model_validate(settings), generator_of(seed, 0))
+    return Sampler(SamplingParams.model_validate(settings), generator_of(seed, 0))
 
 
 def _draws(scores: torch.Tensor, count: int = 2000, **settings: object) -> Counter[int]:

@@ -15,9 +15,9 @@ from model_core.hardware.allocator import SETTINGS
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only glibc heeds them")
 PROGRAM = """
 import json, os, sys
-from model_core.hardware.allocator import begin_with_settings
+from model_core.hardware.allocator import reexec_with_malloc_env
 print("begun", file=sys.stderr, flush=True)
-begin_with_settings()
+reexec_with_malloc_env()
 seen = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
 print(json.dumps([os.getpid(), sys.argv[1:], sys.flags.utf8_mode, sys.stdin.read(), seen]))
 sys.exit(75)

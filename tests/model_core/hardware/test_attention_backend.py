@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model_core.config import ModelConfig
-from model_core.hardware.attention_backend import Hardware, layer_kernels, refusal, summary
+from model_core.hardware.attention_backend import Hardware, layer_kernels, summary, unsupported_reason
 
 A100 = Hardware("cuda", "bfloat16", (8, 0))
 RTX_4090 = Hardware("cuda", "bfloat16", (8, 9))
@@ -58,7 +58,7 @@ def test_each_layer_says_why_it_has_no_flash() -> None:
     ],
 )
 def test_flash_is_refused_for_a_reason(hardware: Hardware, dropout: float, head_dim: int, says: str | None) -> None:
-    reason = refusal("flash", head_dim, dropout, hardware)
+    reason = unsupported_reason("flash", head_dim, dropout, hardware)
     assert (reason is None) == (says is None)
     assert (says or "") in (reason or "")
 
@@ -74,7 +74,7 @@ def test_flash_is_refused_for_a_reason(hardware: Hardware, dropout: float, head_
     ],
 )
 def test_the_efficient_kernel_takes_multiples(hardware: Hardware, multiple: int) -> None:
-    taken = [size for size in range(1, 25) if refusal("efficient", size, 0.0, hardware) is None]
+    taken = [size for size in range(1, 25) if unsupported_reason("efficient", size, 0.0, hardware) is None]
     assert taken == [size for size in range(1, 25) if size % multiple == 0]
 
 
@@ -97,7 +97,7 @@ def test_equal_reasons_are_told_together() -> None:
 @pytest.mark.parametrize(("head_dim", "dropout"), [(1, 0.0), (64, 0.0), (384, 0.0), (768, 0.0), (64, 0.1)])
 def test_flash_on_this_cpu_is_as_told(dtype: str, head_dim: int, dropout: float) -> None:
     heads = torch.randn(3, 1, 2, 8, head_dim, dtype=getattr(torch, dtype), requires_grad=True)  # three (B, H, T, D)
-    told = refusal("flash", head_dim, dropout, Hardware("cpu", dtype))
+    told = unsupported_reason("flash", head_dim, dropout, Hardware("cpu", dtype))
     assert takes_flash(heads, dropout) == (told is None)
 
 
@@ -110,6 +110,6 @@ def test_kernels_on_this_gpu_are_as_told(dtype: str, dropout: float, head_dim: i
     hardware = Hardware("cuda", dtype, torch.cuda.get_device_capability())
     heads = torch.randn(3, 1, 2, 128, head_dim, dtype=getattr(torch, dtype), device="cuda", requires_grad=True)
     facts = torch.backends.cuda.SDPAParams(*heads, None, dropout, True, False)
-    told = [refusal(kernel, head_dim, dropout, hardware) is None for kernel in ("flash", "efficient")]
+    told = [unsupported_reason(kernel, head_dim, dropout, hardware) is None for kernel in ("flash", "efficient")]
     can_use = [torch.backends.cuda.can_use_flash_attention, torch.backends.cuda.can_use_efficient_attention]
     assert told == [can(facts) for can in can_use]

@@ -14,7 +14,7 @@ from torch import Tensor
 from model_core.config import ModelConfig
 from model_core.gpt import GPT
 from model_core.storage.events import read_events, series
-from model_core.training.setup import compiled, with_reserve
+from model_core.training.setup import compiled, with_eager_fallback
 
 MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=20, block_size=4)
 IDX = torch.zeros(1, 4, dtype=torch.long)
@@ -37,21 +37,23 @@ def test_a_compiler_that_fails_is_told_once_and_not_asked_again() -> None:
     def emit(kind: str, **fields: Any) -> None:
         told.append((kind, fields["code"], fields["detail"]))
 
-    forward = with_reserve(broken, model, emit)
+    forward = with_eager_fallback(broken, model, emit)
     losses = [forward(IDX, IDX)[1] for _ in range(2)]
     assert losses == [model(IDX, IDX)[1]] * 2
     assert (broken.calls, told) == (1, [("warning", "compile_failed", "RuntimeError: no C++ compiler")])
 
 
 def test_memory_that_runs_out_is_not_the_compilers_fault() -> None:
-    forward = with_reserve(Broken(torch.OutOfMemoryError("CUDA out of memory.")), GPT(MODEL), pytest.fail)
+    forward = with_eager_fallback(Broken(torch.OutOfMemoryError("CUDA out of memory.")), GPT(MODEL), pytest.fail)
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError):
             forward(IDX, IDX)
 
 
 def test_an_error_of_the_model_itself_stays_one() -> None:
-    forward = with_reserve(Broken(RuntimeError("no compiler")), Broken(ValueError("wrong")), lambda *_, **__: None)
+    forward = with_eager_fallback(
+        Broken(RuntimeError("no compiler")), Broken(ValueError("wrong")), lambda *_, **__: None
+    )
     with pytest.raises(ValueError, match="wrong"):
         forward(IDX, IDX)
 

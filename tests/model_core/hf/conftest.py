@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_core.checkpoint import weights_state, writer
+from model_core.checkpoint import parameters_state, writer
 from model_core.config_loader import parse_config
 from model_core.hf.export import export_run
 from model_core.storage.files import Layout
@@ -38,7 +38,7 @@ def make_run(bpe: Tokenizer) -> MakeRun:
         }
         config = parse_config(tree).config
         run = Run.create(exp / name, config)
-        state = weights_state(random_model(config.model), config, tokenizer, step=7)
+        state = parameters_state(random_model(config.model), config, tokenizer, step=7)
         run.publish("model_best.pt", writer(state), attempt=1, step=7, full=False, loss=1.5, val_loss=1.625)
         return run
 

@@ -16,10 +16,10 @@ from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.errors import ModelCoreError
 from model_core.gpt import GPT
 from model_core.hardware.device import Machine, decide
-from model_core.launch import place_of
+from model_core.launch import dist_env
 from model_core.optim import make_optimizer
 from model_core.tokenizer import train_bpe
-from model_core.training.distributed import Meeting, Ranks
+from model_core.training.distributed import ProcessGroup, Rendezvous
 from model_core.training.trainer import TrainState, take_step, train
 
 
@@ -46,7 +46,7 @@ def state_of(ranks, *, rows=4, forward=None, on_oom="fail"):
         tokenizer=train_bpe(["some text"], 300),
         optimizer=make_optimizer(model, config.training, fused=True),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loader=TokenLoader(tokens, LoaderConfig(rows, 16, "block", 0, 300, ranks.place.rank, ranks.world)),
+        loader=TokenLoader(tokens, LoaderConfig(rows, 16, "block", 0, 300, ranks.place.rank, ranks.world_size)),
         forward=forward(model) if forward else model,
         ranks=ranks,
     )
@@ -60,7 +60,7 @@ def gradients_of_a_step(state):
 
 
 def _on_the_second(ranks, faulty):
-    return lambda model: model if ranks.place.leads else faulty(model)
+    return lambda model: model if ranks.place.is_main else faulty(model)
 
 
 def _short_of_memory(model):
@@ -93,18 +93,18 @@ def _end_of(state):
 
 
 def main(directory):
-    meeting = Meeting(place_of(os.environ))
-    ranks = Ranks.join(meeting, "cpu")
+    rendezvous = Rendezvous(dist_env(os.environ))
+    ranks = ProcessGroup.join(rendezvous, "cpu")
     loss, gradients = gradients_of_a_step(state_of(ranks))
     torch.save(gradients, directory / f"gradients{ranks.place.rank}.pt")
-    ranks.reseed(7, 3)
+    ranks.seed_rank(7, 3)
     seen = {
         "loss": loss,
         "draw": torch.rand(1).item(),
         "non_finite": _end_of(state_of(ranks, forward=_on_the_second(ranks, _not_a_number))),
         "short": _end_of(state_of(ranks, forward=_on_the_second(ranks, _short_of_memory))),
         "halved": _end_of(state_of(ranks, forward=_on_the_second(ranks, _short_of_memory), on_oom="halve")),
-        "stopped": [train(state := state_of(ranks), (), lambda: not ranks.place.leads), state.step],
+        "stopped": [train(state := state_of(ranks), (), lambda: not ranks.place.is_main), state.step],
     }
     (directory / f"seen{ranks.place.rank}.json").write_text(json.dumps(seen))
     ranks.close()

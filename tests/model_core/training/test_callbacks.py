@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_core.checkpoint import newest_full_state, weights_state
+from model_core.checkpoint import newest_full_state, parameters_state
 from model_core.config_loader import load_config
 from model_core.data.ensure import ensure_dataset
 from model_core.errors import DiskFull, OutOfMemory
@@ -20,9 +20,9 @@ from model_core.hardware.device import Machine, apply, decide
 from model_core.storage.dataset import Dataset
 from model_core.storage.files import Layout
 from model_core.storage.run import Run, setup_experiment_dirs
-from model_core.training.callbacks import Listener, ProgressBar, Validation, observers, size_bytes
-from model_core.training.setup import assemble
-from model_core.training.trainer import Observer, StepResult, TrainState, train
+from model_core.training.callbacks import ProgressBar, Validation, build_callbacks, size_bytes
+from model_core.training.setup import build_train_state
+from model_core.training.trainer import Callback, StepResult, TrainState, train
 
 Tiny = Callable[..., Path]
 
@@ -39,8 +39,8 @@ class Bench:
     def emit(self, kind: str, **fields: Any) -> None:
         self.events.append({"type": kind, **fields})
 
-    def listeners(self) -> list[Observer]:
-        return observers(self.state.config, self.run, attempt=1, dataset=self.dataset, emit=self.emit)
+    def listeners(self) -> list[Callback]:
+        return build_callbacks(self.state.config, self.run, attempt=1, dataset=self.dataset, emit=self.emit)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["type"] == kind]
@@ -53,13 +53,13 @@ def bench(tiny: Tiny) -> Callable[..., Bench]:
         dataset = ensure_dataset(config, Layout.of(config))
         runtime = decide(config, Machine("Linux", cores=1))
         apply(runtime)
-        state = assemble(config, runtime, dataset, lambda *_, **__: None)
+        state = build_train_state(config, runtime, dataset, lambda *_, **__: None)
         return Bench(state, setup_experiment_dirs(config), dataset)
 
     return build
 
 
-class Losses(Listener):
+class Losses(Callback):
     def __init__(self) -> None:
         self.told: list[float] = []
 
@@ -67,7 +67,7 @@ class Losses(Listener):
         self.told.append(result.loss)
 
 
-def run_with(state: TrainState, *listeners: Observer) -> list[float]:
+def run_with(state: TrainState, *listeners: Callback) -> list[float]:
     losses = Losses()
     train(state, [*listeners, losses], lambda: False)
     return losses.told
@@ -165,7 +165,7 @@ def test_the_size_of_a_checkpoint_is_known_before_it_is_written(bench: Callable[
     train(short.state, short.listeners(), lambda: False)
     sizes = {info.file: info.size_bytes for info in short.run.checkpoints()}
     state = short.state
-    weights = weights_state(state.model, state.config, state.tokenizer, state.step)
+    weights = parameters_state(state.model, state.config, state.tokenizer, state.step)
     assert 0 <= size_bytes(state.full()) - sizes["model_latest.pt"] < 1 << 16
     assert 0 <= size_bytes(weights) - sizes["model_final.pt"] < 1 << 16
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_core.training.distributed import Ranks
+from model_core.training.distributed import ProcessGroup
 from tests.model_core.training.rank import gradients_of_a_step, state_of
 
 REPOSITORY = Path(__file__).parents[3]
@@ -34,7 +34,7 @@ def seen(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_loss_and_gradients_of_two_processes_are_those_of_one(directory: Path, seen: list[dict[str, Any]]) -> None:
-    loss, gradients = gradients_of_a_step(state_of(Ranks()))
+    loss, gradients = gradients_of_a_step(state_of(ProcessGroup()))
     shared = [torch.load(directory / f"gradients{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(*shared)
     assert float((shared[0] - gradients).norm() / gradients.norm()) < 1e-5

@@ -6,7 +6,7 @@ import pytest
 
 from model_core.config import ExperimentConfig
 from model_core.hardware.device import Gpu, Machine, decide
-from model_core.training.start import announce, ignored_variables
+from model_core.training.start import emit_start_event, ignored_variables
 
 CARDS = (Gpu("A100", (8, 0), 40 << 30, "GPU-a"), Gpu("T4", (7, 5), 16 << 30, "GPU-b"))
 
@@ -15,7 +15,9 @@ def told(tree: dict, machine: Machine, gpu: int | None = None) -> tuple[dict[str
     """The `start` event and the codes of the warnings behind it."""
     events: list[dict[str, Any]] = []
     config = ExperimentConfig.model_validate(tree)
-    announce(lambda kind, **fields: events.append({"type": kind, **fields}), config, decide(config, machine, gpu), gpu)
+    emit_start_event(
+        lambda kind, **fields: events.append({"type": kind, **fields}), config, decide(config, machine, gpu), gpu
+    )
     start, *warnings = events
     assert (start["type"], {event["type"] for event in warnings}) in (("start", set()), ("start", {"warning"}))
     return start, [event["code"] for event in warnings]

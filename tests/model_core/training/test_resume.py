@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_core.checkpoint import State, weights_state, writer
+from model_core.checkpoint import State, parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
 from model_core.data.loader import LoaderConfig, load_tokens
@@ -21,7 +21,7 @@ from model_core.storage.run import Run
 from model_core.tokenizer import train_bpe
 from model_core.train import main
 from model_core.training.evaluate import mean_loss
-from model_core.training.resume import find_origin, model_of, weights_of
+from model_core.training.resume import load_init_checkpoint, model_of, weights_of
 
 pytestmark = pytest.mark.usefixtures("signals")
 ARGS = {"n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 32, "vocab_size": 384, "dropout": 0.0, "bias": True}
@@ -74,7 +74,7 @@ def saved(tmp_path: Path) -> Callable[[object], str]:
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod."])
 def test_a_nanogpt_checkpoint_is_the_same_model(source: GPT, saved: Any, prefix: str, tmp_path: Path) -> None:
     reference = saved(nanogpt(source, prefix=prefix))
-    origin = find_origin(tiny_config(reference), Layout.under(tmp_path))
+    origin = load_init_checkpoint(tiny_config(reference), Layout.under(tmp_path))
     weights = weights_of(origin.state, source, origin.name)
     assert (origin.full, origin.model.heads, weights.keys()) == (False, (4, 4), source.state_dict().keys())
     assert all(torch.equal(weights[name], tensor) for name, tensor in source.state_dict().items())
@@ -109,12 +109,12 @@ def test_a_head_of_its_own_is_refused(source: GPT) -> None:
 )
 def test_a_file_that_holds_no_model_is_refused(saved: Any, content: object, says: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointRefused, match=says):
-        find_origin(tiny_config(saved(content)), Layout.under(tmp_path))
+        load_init_checkpoint(tiny_config(saved(content)), Layout.under(tmp_path))
 
 
 def test_nothing_at_the_place_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFileNotFound, match=r"'gone/ckpt\.pt': no run has that name, and no file lies there"):
-        find_origin(tiny_config("gone/ckpt.pt"), Layout.under(tmp_path))
+        load_init_checkpoint(tiny_config("gone/ckpt.pt"), Layout.under(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,14 @@ def test_a_model_of_another_shape_is_refused_with_both_values(
     source: GPT, saved: Any, changes: dict[str, int], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointMismatch, match=says):
-        find_origin(tiny_config(saved(nanogpt(source)), **changes), Layout.under(tmp_path))
+        load_init_checkpoint(tiny_config(saved(nanogpt(source)), **changes), Layout.under(tmp_path))
 
 
 @pytest.mark.parametrize("same", [{"n_head": 1, "n_head_list": [4, 4]}, {"head_dim": 4}, {"dropout": 0.3}])
 def test_the_same_shape_in_other_words_fits(source: GPT, saved: Any, same: dict[str, Any], tmp_path: Path) -> None:
-    assert find_origin(tiny_config(saved(nanogpt(source)), **same), Layout.under(tmp_path)).state["iter_num"] == 7
+    assert (
+        load_init_checkpoint(tiny_config(saved(nanogpt(source)), **same), Layout.under(tmp_path)).state["iter_num"] == 7
+    )
 
 
 def test_a_run_of_the_name_comes_before_a_file_of_the_name(
@@ -143,10 +145,10 @@ def test_a_run_of_the_name_comes_before_a_file_of_the_name(
     monkeypatch.chdir(tmp_path)
     layout = Layout.under(Path("data"))
     run = Run.create(layout.run("first"), tiny_config("-"))
-    state = weights_state(source, tiny_config("-"), train_bpe(["text"], 384), 0)
+    state = parameters_state(source, tiny_config("-"), train_bpe(["text"], 384), 0)
     run.publish("model_best.pt", writer(state), attempt=1, step=0, full=False, loss=None, val_loss=None)
     names = [
-        find_origin(tiny_config(r), layout).name
+        load_init_checkpoint(tiny_config(r), layout).name
         for r in ("first", "first/model_best.pt", str(run.path / "model_best.pt"))
     ]
     assert names == ["first/model_best.pt"] * 3

@@ -19,9 +19,9 @@ from model_core.storage.checkpoints import LATEST, PREVIOUS, CheckpointInfo, per
 from model_core.storage.dataset import Dataset
 from model_core.storage.run import Run
 from model_core.tokenizer import train_bpe
-from model_core.training.callbacks import observers
+from model_core.training.callbacks import build_callbacks
 from model_core.training.resume import resume
-from model_core.training.setup import assemble
+from model_core.training.setup import build_train_state
 from model_core.training.trainer import TrainState, take_step, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,7 +72,7 @@ def runtime_of(config: ExperimentConfig) -> Runtime:
 
 
 def fresh(config: ExperimentConfig, dataset: Dataset) -> TrainState:
-    state = assemble(config, runtime_of(config), dataset, lambda *_, **__: None)
+    state = build_train_state(config, runtime_of(config), dataset, lambda *_, **__: None)
     # grows every third step and overflows at times, as one with the usual settings does in a long run
     state.scaler = torch.amp.GradScaler("cpu", 2.0**14, growth_interval=3, enabled=state.runtime.scaler)
     return state
@@ -136,10 +136,12 @@ def in_a_run(dataset: Dataset, tmp_path: Path) -> Callable[..., TrainState]:
     def go(name: str, until: int = STEPS, data: Dataset = dataset, **sections: Any) -> TrainState:
         config, path = tiny(**sections), tmp_path / name
         run = Run(path) if path.exists() else Run.create(path, config)
-        state = assemble(config, runtime_of(config), data, told)
+        state = build_train_state(config, runtime_of(config), data, told)
         resume(state, run, told)
         train(
-            state, observers(config, run, attempt=1, dataset=data, emit=told), should_stop=lambda: state.step >= until
+            state,
+            build_callbacks(config, run, attempt=1, dataset=data, emit=told),
+            should_stop=lambda: state.step >= until,
         )
         return state
 

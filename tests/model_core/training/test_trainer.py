@@ -15,7 +15,7 @@ from model_core.gpt import GPT
 from model_core.hardware.device import Machine, decide
 from model_core.optim import make_optimizer
 from model_core.tokenizer import train_bpe
-from model_core.training.callbacks import Listener
+from model_core.training.callbacks import Callback
 from model_core.training.resume import differences
 from model_core.training.trainer import StepResult, TrainState, take_step, train
 
@@ -87,7 +87,7 @@ class Device:
         return self._model(idx, targets)
 
 
-class Record(Listener):
+class Record(Callback):
     """Remembers what it was told."""
 
     def __init__(self) -> None:

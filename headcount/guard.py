@@ -1,10 +1,9 @@
-"""Sees to it that no process outlives `headcount up`, however that ends.
+"""Ends every child process when `headcount up` ends, however that happens.
 
 `run`: on Linux the kernel signals a child when its parent dies, even by kill -9 (PR_SET_PDEATHSIG); the child then
-becomes the command. `watch`: a small process holds a pipe from the parent. When the pipe closes it ends every process
-group that the parent named and did not take back: by SIGTERM, and by SIGKILL if that was not enough, then with what it
-started in other sessions. It is all there is where the kernel cannot help (macOS). Standard library only: it runs as
-`python -I -S guard.py`.
+executes the command. `watch`: a small process reads a pipe from the parent. When the pipe closes it ends every process
+group that is still registered, by SIGTERM, then SIGKILL, with their descendants in other sessions. It is the only
+protection on macOS. Standard library only: it runs as `python -I -S guard.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,12 @@ GRACE_S = 120.0  # `up` may take 105 s: a training saves, then Redis
 
 
 def run(parent: int, command: Sequence[str]) -> None:
-    """Become a command that gets SIGTERM when `parent` dies. Its caller has given it its own session."""
+    """Replace this process by a command that gets SIGTERM when `parent` dies; the caller gave it its own session.
+
+    Args:
+        parent: Process id of the parent.
+        command: Command line; the first entry is an absolute path.
+    """
     if sys.platform == "linux":
         import ctypes
 
@@ -34,7 +38,12 @@ def run(parent: int, command: Sequence[str]) -> None:
 
 
 def watch(pipe: int, grace_s: float = GRACE_S) -> None:
-    """Read `+PID` and `-PID` lines until the pipe closes, then end the groups that are left."""
+    """Read `+PID` and `-PID` lines until the pipe closes, then end the remaining process groups.
+
+    Args:
+        pipe: File descriptor to read from.
+        grace_s: Seconds between SIGTERM and SIGKILL.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the end of the parent ends the watch
     groups: dict[int, None] = {}
@@ -52,7 +61,11 @@ def watch(pipe: int, grace_s: float = GRACE_S) -> None:
 
 
 def kill(groups: Collection[int]) -> None:
-    """End process groups at once, and whatever their processes started, in whatever session it is."""
+    """Kill process groups and all descendants, also those in other sessions.
+
+    Args:
+        groups: Ids of the process groups.
+    """
     family = _descendants(groups)
     _signal(groups, signal.SIGKILL)
     for pid in family:

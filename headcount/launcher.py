@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 from headcount import embedded_redis
-from headcount.embedded_redis import CannotStart, held
-from headcount.processes import Family, Program
+from headcount.embedded_redis import CannotStart, lock_data_root
+from headcount.processes import ProcessGroup, Program
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -63,13 +63,13 @@ def up(options: UpOptions, say: Callable[[str], None]) -> int:
     """
     asked = _Asked()
     data = options.data.resolve()
-    with held(data), asked.listening():
+    with lock_data_root(data), asked.listening():
         port = _free_port(options.host, options.port)
         service = _Service(data, options.host, port, options.slots or default_slots(), _audible(say), asked)
         try:
             ready = service.start()
             while not asked.to_stop:
-                service.family.tend()
+                service.group.tend()
                 time.sleep(_TICK_S)
         finally:
             service.stop()
@@ -77,7 +77,11 @@ def up(options: UpOptions, say: Callable[[str], None]) -> int:
 
 
 def default_slots() -> int:
-    """One job a GPU, at least one."""
+    """Count the jobs that run at a time by default.
+
+    Returns:
+        Number of GPUs, at least 1.
+    """
     from worker.devices import find_gpus
 
     return max(1, len(find_gpus()))
@@ -120,7 +124,7 @@ class _Service:
     asked: _Asked
 
     def __post_init__(self) -> None:
-        self.family = Family(self.say)
+        self.group = ProcessGroup(self.say)
         self.socket: Path | None = None
         shown = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host
         self.url = f"http://[{shown}]:{self.port}" if ":" in shown else f"http://{shown}:{self.port}"
@@ -133,7 +137,7 @@ class _Service:
             return False
         self._tell_of_lost_jobs(redis_url)
         for program in self._programs(redis_url):
-            self.family.start(program)
+            self.group.start(program)
         if not self._await("the service", lambda: _missing(self.url)):
             return False
         self.say(f"Headcount is up after {time.monotonic() - began:.0f} s: {self.url}")
@@ -149,20 +153,20 @@ class _Service:
 
     def stop(self) -> None:
         """Stop everything that was started; a training saves first, Redis goes last."""
-        if self.family.pids:
+        if self.group.pids:
             self.say("stopping; a training saves its state first (Ctrl-C again does not wait)")
-        self.family.stop(("api", "inference", "worker"), _WORKER_GRACE_S, lambda: self.asked.to_hurry)
-        self.family.stop(("redis",), _REDIS_GRACE_S, lambda: False)
-        self.family.close()
+        self.group.stop(("api", "inference", "worker"), _WORKER_GRACE_S, lambda: self.asked.to_hurry)
+        self.group.stop(("redis",), _REDIS_GRACE_S, lambda: False)
+        self.group.close()
         if self.socket is not None:
-            embedded_redis.clear_away(self.data, self.socket)
+            embedded_redis.remove_private_directory(self.data, self.socket)
 
     def _start_redis(self) -> str:
         if given := embedded_redis.given_url():
             return given
         self.socket = embedded_redis.socket_of(self.data)
         url = embedded_redis.socket_url(self.socket)
-        self.family.start(embedded_redis.program(self.data, self.socket))
+        self.group.start(embedded_redis.program(self.data, self.socket))
         self._await("Redis", lambda: [] if embedded_redis.answers(url) else ["Redis"])
         return url
 
@@ -198,13 +202,13 @@ class _Service:
             if message != told:
                 self.say(message)
                 told = message
-            self.family.tend()
+            self.group.tend()
             time.sleep(_TICK_S)
         return True
 
     def _give_up_on_the_dead(self, what: str) -> None:
-        for name, program in self.family.programs.items():
-            if self.family.deaths(name) >= _DEATHS_AT_START:
+        for name, program in self.group.programs.items():
+            if self.group.deaths(name) >= _DEATHS_AT_START:
                 said = f"{program.log} says: {program.last_words()}"
                 raise CannotStart(f"{what} did not start: {name} keeps ending; {said}")
 

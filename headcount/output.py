@@ -1,7 +1,4 @@
-"""What the service answered, for people.
-
-`headcount report`: what a configuration costs, layer by layer, beside the uniform model.
-"""
+"""Tables and files for people: jobs, queue, workers, datasets, attention pictures and cost reports."""
 
 from __future__ import annotations
 
@@ -25,7 +22,12 @@ _WIDTH = 150
 
 
 def job_table(jobs: Sequence[Json], *, has_more: bool) -> None:
-    """Print jobs, one a row; a column for priorities when some job has one."""
+    """Print jobs, one per row, with a priority column if any job has one.
+
+    Args:
+        jobs: The jobs of a page.
+        has_more: Whether further pages exist.
+    """
     ranked = any(job["priority"] for job in jobs)
     table = Table(
         "job",
@@ -49,7 +51,11 @@ def job_table(jobs: Sequence[Json], *, has_more: bool) -> None:
 
 
 def job_card(job: Json) -> None:
-    """Print one job, a fact a line."""
+    """Print one job, one fact per line.
+
+    Args:
+        job: The job.
+    """
     table = Table(show_header=False, box=None)
     for name, value in _facts(job):
         table.add_row(name, value)
@@ -57,7 +63,11 @@ def job_card(job: Json) -> None:
 
 
 def queue_table(queue: Json) -> None:
-    """Print how many jobs wait and run, and who is next."""
+    """Print the numbers of waiting and running jobs, and the next ones.
+
+    Args:
+        queue: The queue, as the service answered it.
+    """
     console = _console()
     waits = f"{queue['ready']} ready, {queue['waiting']} waiting for others"
     console.print(f"{queue['running']} running, {queue['queued']} queued: {waits}")
@@ -75,7 +85,11 @@ def queue_table(queue: Json) -> None:
 
 
 def worker_table(workers: Sequence[Json]) -> None:
-    """Print workers, one a row, their jobs and GPUs below each other."""
+    """Print workers, one per row, with their jobs and GPUs.
+
+    Args:
+        workers: The live workers.
+    """
     if not workers:
         _console().print("no worker is there")
         return
@@ -87,7 +101,12 @@ def worker_table(workers: Sequence[Json]) -> None:
 
 
 def dataset_table(datasets: Sequence[Json], *, has_more: bool) -> None:
-    """Print datasets, one a row."""
+    """Print datasets, one per row.
+
+    Args:
+        datasets: The datasets of a page.
+        has_more: Whether further pages exist.
+    """
     table = Table("dataset", "state", "source", "documents", "tokens", "job", box=None)
     for one in datasets:
         counts = ["" if one[key] is None else f"{one[key]:,}" for key in ("documents", "tokens")]
@@ -100,7 +119,18 @@ def dataset_table(datasets: Sequence[Json], *, has_more: bool) -> None:
 
 
 def save_attention(client: Client, run: str, example: str, checkpoint: str, directory: Path) -> Iterator[Path]:
-    """Fetch and write every picture of an example, yielding each file."""
+    """Download every attention picture of an example.
+
+    Args:
+        client: Client of the service.
+        run: Name of the run.
+        example: Number of the test example.
+        checkpoint: Selector of the checkpoint, such as `best`.
+        directory: Where to write; created if missing.
+
+    Returns:
+        Iterator over the written files.
+    """
     manifest = client.attention(run, example, checkpoint=checkpoint)
     directory.mkdir(parents=True, exist_ok=True)
     files = [f"layer{layer['layer']:02d}.png" for layer in manifest["layers"]]
@@ -111,8 +141,43 @@ def save_attention(client: Client, run: str, example: str, checkpoint: str, dire
     yield directory / "sheet.png"
 
 
+def report(file: str, overrides: Sequence[str]) -> Report:
+    """Calculate what a configuration costs.
+
+    Args:
+        file: Path of the configuration.
+        overrides: Overrides, `K=V` each.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigFileNotFound: There is no such file.
+        InvalidConfig: The configuration is invalid.
+    """
+    parsed = read_config(file, overrides)
+    root = os.environ.get("HEADCOUNT_DATA")
+    layout = Layout.under(Path(root)) if root else Layout.of(parsed.config)
+    return report_of(parsed, dataset_of(parsed.config, layout))
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print a report: tables, remarks and formulas.
+
+    Args:
+        report: The report.
+        console: Where to print.
+    """
+    for table in report.tables():
+        console.print(_drawn(table))
+    for remark in report.remarks():
+        console.print(remark, markup=False)
+    for what, formula in report.budget.formulas.items():
+        console.print(f"{what} = {formula}", markup=False, highlight=False, style="dim")
+
+
 def _console() -> Console:
-    """At least as wide as a row with a whole job id, which somebody wants to copy."""
+    """A console wide enough for a row with a full job id, so that it can be copied."""
     console = Console(highlight=False, markup=False)
     return console if console.width >= _WIDTH else Console(highlight=False, markup=False, width=_WIDTH)
 
@@ -192,29 +257,6 @@ def _attempt(attempt: Json, run: str | None) -> str:
     parts += [f"to step {attempt['step']}"] if attempt["step"] is not None else []
     parts += [f"then {attempt['result']} ({attempt['reason']})"] if attempt["result"] else []
     return ", ".join(parts)
-
-
-def report(file: str, overrides: Sequence[str]) -> Report:
-    """Read a configuration and count.
-
-    Raises:
-        ConfigFileNotFound: There is no such file.
-        InvalidConfig: It is wrong.
-    """
-    parsed = read_config(file, overrides)
-    root = os.environ.get("HEADCOUNT_DATA")
-    layout = Layout.under(Path(root)) if root else Layout.of(parsed.config)
-    return report_of(parsed, dataset_of(parsed.config, layout))
-
-
-def show(report: Report, console: Console) -> None:
-    """Draw the tables."""
-    for table in report.tables():
-        console.print(_drawn(table))
-    for remark in report.remarks():
-        console.print(remark, markup=False)
-    for what, formula in report.budget.formulas.items():
-        console.print(f"{what} = {formula}", markup=False, highlight=False, style="dim")
 
 
 def _drawn(table: ReportTable) -> Table:

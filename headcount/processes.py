@@ -24,14 +24,14 @@ _LOG_LIMIT_BYTES = 20 << 20
 
 @dataclass(frozen=True)
 class Program:
-    """What a child is.
+    """Description of a child process.
 
     Attributes:
-        name: For messages and for the name of its log file.
-        argv: Its command; the first entry is an absolute path.
-        environment: All of it.
-        log: Where its output is appended.
-        cwd: Its working directory; None for the launcher's.
+        name: Name in messages and of the log file.
+        argv: Command line; the first entry is an absolute path.
+        environment: The whole environment.
+        log: File to which the output is appended.
+        cwd: Working directory; None for the launcher's.
     """
 
     name: str
@@ -41,7 +41,11 @@ class Program:
     cwd: Path | None = None
 
     def last_words(self) -> str:
-        """The last line of its log, for an error message."""
+        """Read the last line of the log, for an error message.
+
+        Returns:
+            The line; "nothing" if the log is empty.
+        """
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         return text.strip().rpartition("\n")[2] or "nothing"
 
@@ -56,8 +60,12 @@ class _Child:
     again_at: float | None = field(default=None)
 
 
-class Family:
-    """All children of one launcher, and the watch that ends them if the launcher is killed."""
+class ProcessGroup:
+    """All children of one launcher, and the watch process that ends them if the launcher is killed.
+
+    Args:
+        say: Prints a message for the person at the terminal.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -66,24 +74,35 @@ class Family:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process id by name, of those that run."""
+        """Process ids of the running children, by name."""
         return {name: child.process.pid for name, child in self._children.items() if child.process.poll() is None}
 
     @property
     def programs(self) -> dict[str, Program]:
-        """What was started, by name."""
+        """Programs of the started children, by name."""
         return {name: child.program for name, child in self._children.items()}
 
     def start(self, program: Program) -> None:
-        """Start a child in a session of its own."""
+        """Start a child in its own session.
+
+        Args:
+            program: What to start.
+        """
         self._children[program.name] = _Child(program, self._spawn(program), time.monotonic())
 
     def deaths(self, name: str) -> int:
-        """How often a child ended by itself."""
+        """Count how often a child ended by itself.
+
+        Args:
+            name: Name of the child.
+
+        Returns:
+            The count.
+        """
         return self._children[name].deaths
 
     def tend(self) -> None:
-        """Look at every child once: note the dead, restart those whose delay has passed."""
+        """Check every child once: record those that ended, restart those whose delay has passed."""
         for name, child in self._children.items():
             code = child.process.poll()
             if code is None:
@@ -104,12 +123,12 @@ class Family:
         child.delay_s = min(child.delay_s * 2, _LONGEST_DELAY_S)
 
     def stop(self, names: Iterable[str], grace_s: float, hurried: Callable[[], bool]) -> None:
-        """Ask children to end, wait, and kill those that did not.
+        """Send SIGTERM to children, wait, and kill those that are left.
 
         Args:
-            names: Which; those that never started are passed over.
-            grace_s: How long to wait for all of them together.
-            hurried: Whether the person who waits has asked again.
+            names: Names of the children; those that never started are skipped.
+            grace_s: Seconds to wait for all of them together.
+            hurried: Returns True if the person asked a second time.
         """
         group = [self._children.pop(name) for name in tuple(names) if name in self._children]
         for child in group:
@@ -125,7 +144,7 @@ class Family:
             self._tell_watch("-", child.process.pid)
 
     def close(self) -> None:
-        """End the watch; every child has been stopped."""
+        """End the watch process, after every child has been stopped."""
         if self._watch is not None and self._watch.stdin is not None:
             with contextlib.suppress(OSError):
                 self._watch.stdin.close()

@@ -1,6 +1,6 @@
-"""`headcount reindex`: with Redis lost for good, job records are made again from what the jobs left on disk.
+"""`headcount reindex`: restore job records from the files on disk after Redis lost them.
 
-Records that Redis has are left alone, so it may be run at any time and as often as one likes.
+Records that Redis still has are not changed, so it is safe to run at any time, repeatedly.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from headcount import embedded_redis
-from headcount.embedded_redis import InUse, held
+from headcount.embedded_redis import InUse, lock_data_root
 from headcount.exit_codes import DONE, FAILED
-from headcount.processes import Family
+from headcount.processes import ProcessGroup
 from model_core.errors import InvalidParameter, RunBusy
 from model_core.storage.files import Layout
 from worker.jobs.errors import JobNotFound, QueueUnavailable
@@ -30,19 +30,19 @@ _START_S, _DEATHS, _PATIENCE_S, _TICK_S = 180.0, 3, 15.0, 0.1
 
 
 def reindex(data: Path, say: Say, warn: Say) -> int:
-    """Bring back what is lost.
+    """Restore lost job records.
 
     Args:
         data: The data root.
-        say: Told a line a job, and the sum.
-        warn: Told what could not be brought back.
+        say: Prints one line per job, and the totals.
+        warn: Prints what could not be restored.
 
     Returns:
         The exit code: 1 if a file could not be read.
 
     Raises:
         InvalidParameter: There is no such directory.
-        NoRedis: There is no Redis to put the records in.
+        NoRedis: There is no Redis for the records.
         QueueUnavailable: Redis stopped answering; another call does the rest.
     """
     root = data.resolve()
@@ -55,7 +55,13 @@ def reindex(data: Path, say: Say, warn: Say) -> int:
 
 
 def restore_all(store: JobStore, layout: Layout, say: Say, warn: Say) -> Counter[str]:
-    """Bring back every job of a data root that the store does not know.
+    """Restore every job of a data root that the store does not know.
+
+    Args:
+        store: Job store.
+        layout: Paths of the data root.
+        say: Prints one line per job.
+        warn: Prints what could not be restored.
 
     Returns:
         How many were ``restored``, ``there already``, ``skipped`` and ``unreadable``.
@@ -75,7 +81,15 @@ def restore_all(store: JobStore, layout: Layout, say: Say, warn: Say) -> Counter
 
 
 def lost_jobs(data: Path, redis_url: str) -> int:
-    """How many jobs left records in a data root whose Redis knows no job at all; 0 too when it does not say."""
+    """Count the jobs on disk whose records are lost.
+
+    Args:
+        data: The data root.
+        redis_url: Address of its Redis.
+
+    Returns:
+        Number of jobs on disk if Redis knows no job at all; 0 otherwise, or if Redis does not answer.
+    """
     try:
         with _store(data, redis_url) as store:
             known = store.page(limit=1).jobs
@@ -122,13 +136,17 @@ def _store(data: Path, redis_url: str) -> Iterator[JobStore]:
 
 @contextlib.contextmanager
 def redis_of(data: Path, say: Say) -> Iterator[str]:
-    """The Redis that a data root's service uses: it runs already, or is started for the duration.
+    """Connect to the Redis of a data root: the running one, or one that is started for the block.
+
+    Args:
+        data: The data root.
+        say: Prints a message if the server restarts.
 
     Yields:
         Its address.
 
     Raises:
-        NoRedis: There is none, or another process holds the data root and has none here.
+        NoRedis: There is none, or another process has locked the data root and its Redis is elsewhere.
     """
     if given := embedded_redis.given_url():
         yield given
@@ -137,17 +155,17 @@ def redis_of(data: Path, say: Say) -> Iterator[str]:
     url = embedded_redis.socket_url(socket)
     with contextlib.ExitStack() as stack:
         if not _is_served(stack, data, url):
-            stack.callback(embedded_redis.clear_away, data, socket)
+            stack.callback(embedded_redis.remove_private_directory, data, socket)
             _serve(stack, data, socket, say)
         yield url
 
 
 def _is_served(stack: contextlib.ExitStack, data: Path, url: str) -> bool:
-    """Whether somebody else serves; if not, the data root is held by the stack."""
+    """Whether another process serves Redis; if not, the stack locks the data root."""
     deadline = time.monotonic() + _PATIENCE_S  # somebody may be starting it just now
     while not embedded_redis.answers(url):
         try:
-            stack.enter_context(held(data))
+            stack.enter_context(lock_data_root(data))
         except InUse as error:
             if time.monotonic() > deadline:
                 advice = "if it uses another, set HEADCOUNT_REDIS_URL to that"
@@ -159,14 +177,14 @@ def _is_served(stack: contextlib.ExitStack, data: Path, url: str) -> bool:
 
 
 def _serve(stack: contextlib.ExitStack, data: Path, socket: Path, say: Say) -> None:
-    family = Family(say)
-    stack.callback(family.close)
-    stack.callback(family.stop, ("redis",), _START_S, lambda: False)
+    group = ProcessGroup(say)
+    stack.callback(group.close)
+    stack.callback(group.stop, ("redis",), _START_S, lambda: False)
     program = embedded_redis.program(data, socket)
-    family.start(program)
+    group.start(program)
     deadline = time.monotonic() + _START_S
     while not embedded_redis.answers(embedded_redis.socket_url(socket)):
-        if family.deaths("redis") >= _DEATHS or time.monotonic() > deadline:
+        if group.deaths("redis") >= _DEATHS or time.monotonic() > deadline:
             raise embedded_redis.NoRedis(f"Redis does not start; {program.log} says: {program.last_words()}")
-        family.tend()
+        group.tend()
         time.sleep(_TICK_S)

@@ -57,8 +57,14 @@ def _parser() -> OneLineParser:
         description="Train with several processes on this host, which average their gradients.",
         epilog="exit codes: those of model_core.train",
     )
-    parser.add_argument("--processes", type=_count, required=True, metavar="N", help="how many; a GPU each, if any")
-    parser.add_argument("module", help="what each runs, for example model_core.train")
+    parser.add_argument(
+        "--processes",
+        type=_count,
+        required=True,
+        metavar="N",
+        help="number of processes; each gets one GPU if there are GPUs",
+    )
+    parser.add_argument("module", help="module that each process runs, for example model_core.train")
     parser.add_argument("arguments", nargs="...", help="its arguments")
     return parser
 

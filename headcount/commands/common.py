@@ -1,7 +1,4 @@
-"""What several commands share: arguments, options, the way to the service, JSON on stdout.
-
-A job that was submitted: said in a line, or watched to its end.
-"""
+"""Shared parts of the commands: arguments, options, the client, printed JSON and submitted jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from headcount import exit_codes
 
 if TYPE_CHECKING:
     from headcount.client import Client, Json
-    from headcount.follow import View
+    from headcount.follow import ProgressView
 
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A configuration, such as configs/quickstart.yaml.")]
 JobArgument = Annotated[str, typer.Argument(metavar="ID", help="A job, job_... as `headcount jobs` lists it.")]
@@ -31,30 +28,51 @@ DataOption = Annotated[Path, typer.Option(envvar="HEADCOUNT_DATA", help="The dat
 
 
 def open_client() -> Client:
-    """The service at HEADCOUNT_URL."""
+    """Open a client of the service at HEADCOUNT_URL.
+
+    Returns:
+        The client, to be closed by the caller.
+    """
     from headcount.client import Client
 
     return Client()
 
 
 def print_json(value: object) -> None:
-    """Print for programs."""
+    """Print a value as indented JSON.
+
+    Args:
+        value: JSON value.
+    """
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def print_state(job: Json) -> None:
-    """Say where a job is."""
+    """Print id, status and target of a job in one line.
+
+    Args:
+        job: The job.
+    """
     from headcount.follow import made_by
 
     print(f"{job['id']}  {job['status']}  {made_by(job)}")
 
 
 def submitted(client: Client, job: Json, *, follow: bool) -> int:
-    """Say what was submitted; the exit code, which is the job's if it is followed."""
+    """Print a submitted job and its warnings; follow it on request.
+
+    Args:
+        client: Client of the service.
+        job: The submitted job.
+        follow: Watch the job until it has ended.
+
+    Returns:
+        Exit code: 0, or the job's outcome if it was followed.
+    """
     from headcount.follow import made_by
 
     for warning in job.get("warnings", ()):
-        exit_codes.complain(f"warning: {warning['detail']}")
+        exit_codes.print_error(f"warning: {warning['detail']}")
     if not follow:
         print_state(job)
         return exit_codes.DONE
@@ -70,14 +88,14 @@ def _watch(client: Client, job: Json) -> int:
     try:
         return _ended(follow(follow_from_queue(client, job), Console()))
     except KeyboardInterrupt:
-        exit_codes.complain(f"the job goes on; watch it with: headcount logs {job['id']} --follow")
+        exit_codes.print_error(f"the job goes on; watch it with: headcount logs {job['id']} --follow")
         return exit_codes.INTERRUPTED
 
 
-def _ended(seen: View) -> int:
+def _ended(seen: ProgressView) -> int:
     if seen.status == "failed":
         error = seen.error or {}
         hint = f"; {error['hint']}" if error.get("hint") else ""
-        exit_codes.complain(f"{error.get('code', 'failed')}: {error.get('detail', 'see the log')}{hint}")
+        exit_codes.print_error(f"{error.get('code', 'failed')}: {error.get('detail', 'see the log')}{hint}")
         return exit_codes.FAILED
     return exit_codes.DONE if seen.status == "succeeded" else exit_codes.STOPPED

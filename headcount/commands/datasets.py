@@ -1,6 +1,6 @@
 """Commands about the datasets of a running service.
 
-What a person names as a source: a corpus that the service knows, or files of this machine that are sent to it.
+The source is a name that the service knows, or a file or folder of this machine, which is uploaded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import typer
 from headcount.commands.common import AsJson, Follow, open_client, print_json
 from model_core.errors import InvalidParameter
 from model_core.storage.files import portable
+
+_ENDINGS = (".txt", ".jsonl", ".parquet")
 
 
 def datasets(
@@ -33,17 +35,17 @@ def datasets(
 
 def prepare(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="stories, babylm, hub:OWNER/NAME ..., or a file here to send.")
+        str, typer.Argument(metavar="SOURCE", help="stories, babylm, hub:OWNER/NAME ..., or a local file to upload.")
     ],
-    name: Annotated[str | None, typer.Option(help="What trainings call it. Default: the source's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the dataset. Default: the source's name.")] = None,
     tokenizer: Annotated[str, typer.Option(help="gpt2, or bpe:SIZE to train one.")] = "gpt2",
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag of the source.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Which column is the text.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the split, and of made text.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column that contains the text.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the split and of generated text.")] = None,
     dedupe: Annotated[bool, typer.Option("--dedupe", help="Drop exact duplicates.")] = False,
     follow: Follow = False,
 ) -> int:
-    """Have the service make a dataset; files of this machine are sent to it."""
+    """Prepare a dataset on the service; local files are uploaded."""
     from headcount.commands.common import submitted
     from headcount.exit_codes import DONE
 
@@ -60,21 +62,18 @@ def prepare(
     return DONE
 
 
-COMMANDS = (datasets, prepare)
-
-
-ENDINGS = (".txt", ".jsonl", ".parquet")
-
-
 def dataset_body(source: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[Path]]:
-    """A request for a dataset, and the files that go with it.
+    """Build the request for a dataset.
 
     Args:
-        source: As a person wrote it.
-        options: Keys of the request; those that are None are left out, and `name` is made from the source.
+        source: Source as given on the command line.
+        options: Keys of the request; those that are None are left out, and `name` defaults to the source's.
+
+    Returns:
+        The request, and the files to upload with it.
 
     Raises:
-        InvalidParameter: A folder without a text, or no such tokenizer.
+        InvalidParameter: The folder has no text files, or the tokenizer is unknown.
     """
     files = _files(source)
     stem = portable(source.removeprefix("file:")).stem if files else source.rpartition("/")[2].partition(":")[0]
@@ -84,15 +83,18 @@ def dataset_body(source: str, options: Mapping[str, Any]) -> tuple[dict[str, Any
     return (body, files) if files else ({**body, "source": source}, ())
 
 
+COMMANDS = (datasets, prepare)
+
+
 def _files(source: str) -> list[Path]:
     path = portable(source.removeprefix("file:"))
     if path.is_file():
         return [path]
     if not path.is_dir() or ("/" not in source and not source.startswith("file:")):
         return []  # a word such as stories is a source, whatever lies here
-    found = sorted(one for one in path.iterdir() if one.suffix.lower() in ENDINGS)
+    found = sorted(one for one in path.iterdir() if one.suffix.lower() in _ENDINGS)
     if not found:
-        raise InvalidParameter(f"{path} holds no text; files that can be sent end in {', '.join(ENDINGS)}")
+        raise InvalidParameter(f"{path} holds no text; files that can be sent end in {', '.join(_ENDINGS)}")
     return found
 
 

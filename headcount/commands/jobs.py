@@ -26,9 +26,9 @@ def submit(
     settings: Settings = None,
     follow: Follow = False,
 ) -> int:
-    """Submit a configuration as a job; with --follow, watch it and exit as it does.
+    """Submit a configuration as a job; with --follow, watch it and exit with its result.
 
-    Exit codes with --follow: 0 succeeded, 1 failed, 75 cancelled. A job that is paused meanwhile is watched on.
+    Exit codes with --follow: 0 succeeded, 1 failed, 75 cancelled. A job that is paused meanwhile is still followed.
     """
     from headcount.client import body_of
 
@@ -67,23 +67,23 @@ def job(job_id: JobArgument, as_json: AsJson = False) -> None:
 
 
 def cancel(job_id: JobArgument) -> None:
-    """Stop a job for good; a running one saves its state first."""
+    """Cancel a job; a running one saves its state first."""
     _act(job_id, "cancel")
 
 
 def pause(job_id: JobArgument) -> None:
-    """Stop a job for now; a running one saves its state first."""
+    """Pause a job; a running one saves its state first."""
     _act(job_id, "pause")
 
 
 def resume(job_id: JobArgument) -> None:
-    """Go on with a paused or cancelled job, from its last full state."""
+    """Continue a paused or cancelled job from its last full state."""
     _act(job_id, "resume")
 
 
 def retry(
     job_id: JobArgument,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Begin again at step 0, in a new run.")] = False,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Start again at step 0, in a new run.")] = False,
 ) -> None:
     """Run a failed job again, from its last full state."""
     _act(job_id, "retry", **({"from": "scratch"} if from_scratch else {}))
@@ -92,10 +92,10 @@ def retry(
 def delete(
     job_id: JobArgument,
     artifacts: Annotated[
-        bool, typer.Option("--artifacts", help="Its run, its checkpoints and its pictures too. There is no way back.")
+        bool, typer.Option("--artifacts", help="Also delete its run, checkpoints and pictures. This cannot be undone.")
     ] = False,
 ) -> None:
-    """Forget a job that is over; with --artifacts, what it made goes too."""
+    """Delete a job that has ended; with --artifacts, also the files that it produced."""
     with open_client() as client:
         client.delete(job_id, artifacts=artifacts)
     print(f"{job_id}  deleted" + (" with everything that it made" if artifacts else ""))
@@ -106,14 +106,14 @@ def events(
     follow: Follow = False,
     after: Annotated[int, typer.Option(min=0, help="Only events with a higher number.")] = 0,
 ) -> None:
-    """Print a job's events as JSON, one a line; a broken stream is taken up again."""
+    """Print a job's events as JSON, one per line; a broken stream reconnects."""
     with open_client() as client:
         for event in client.follow(job_id, after) if follow else client.events(job_id, after):
             print(json.dumps(event, ensure_ascii=False), flush=follow)
 
 
 def logs(job_id: JobArgument, follow: Follow = False) -> None:
-    """Print what a job did, one line an event, for people."""
+    """Print a job's events as readable text, one per line."""
     from headcount.follow import log_line
 
     with open_client() as client:
@@ -125,7 +125,7 @@ def queue(
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many of the ready jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Show what waits and runs, and which jobs are next."""
+    """Show the numbers of waiting and running jobs, and which jobs are next."""
     from headcount.output import queue_table
 
     with open_client() as client:
@@ -137,7 +137,7 @@ def queue(
 
 
 def workers(as_json: AsJson = False) -> None:
-    """List the workers: slots, GPUs and the jobs that have them."""
+    """List the workers: slots, GPUs and the jobs that they run."""
     from headcount.output import worker_table
 
     with open_client() as client:

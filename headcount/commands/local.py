@@ -16,13 +16,13 @@ def up(
     data: Annotated[Path, typer.Option(envvar="HEADCOUNT_DATA", help="The data root; made if missing.")] = Path("data"),
     slots: Annotated[
         int | None,
-        typer.Option(min=1, envvar="HEADCOUNT_SLOTS", help="Jobs at a time. Default: one a GPU, at least 1."),
+        typer.Option(min=1, envvar="HEADCOUNT_SLOTS", help="Jobs at a time. Default: one per GPU, at least 1."),
     ] = None,
 ) -> int:
     """Start Redis, worker, inference and API, and serve until Ctrl-C.
 
-    Redis is HEADCOUNT_REDIS_URL's if that is set, else one of our own on a private socket. What dies is started again.
-    On Ctrl-C a training saves its state, and goes on with the next `up` on the same data.
+    Uses the Redis at HEADCOUNT_REDIS_URL if that is set, else an embedded one on a private socket. A process that dies
+    is restarted. On Ctrl-C a training saves its state, and continues with the next `up` on the same data.
     """
     from headcount.launcher import UpOptions
     from headcount.launcher import up as serve
@@ -33,39 +33,39 @@ def up(
 def demo(
     data: Annotated[Path, typer.Option(help="The demo's own data root.")] = Path("data-demo"),
 ) -> int:
-    """Do the whole job once: start everything, train a small model, let it write, draw its attention, stop."""
+    """Run the whole workflow once: start everything, train a small model, generate text, draw its attention, stop."""
     from rich.console import Console
 
-    from headcount.demo import demo as show
+    from headcount.demo import demo as run_demo
 
-    return show(data, Console())
+    return run_demo(data, Console())
 
 
 def report(file: FileArgument, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Say what a configuration costs: parameters, KV cache, FLOPs, memory and steps, beside the uniform model."""
+    """Show what a configuration costs, compared with the uniform model: parameters, KV cache, FLOPs, memory, steps."""
     from rich.console import Console
 
+    from headcount.output import print_report
     from headcount.output import report as count
-    from headcount.output import show
 
     result = count(file, settings or ())
     if as_json:
         print_json(result.to_dict())
     else:
-        show(result, Console())
+        print_report(result, Console())
 
 
 def reindex(data: DataOption = Path("data")) -> int:
-    """Make job records again from the disk, when Redis has lost them.
+    """Restore job records from disk after Redis lost them.
 
-    Works while the service is up and while it is down. Jobs that Redis knows are left alone. A training that was cut
-    off comes back as paused: `headcount resume ID` goes on from its last full state. Jobs that never started left
-    nothing; submit them again.
+    Works while the service is up and while it is down. Jobs that Redis knows are not changed. A training that was
+    interrupted comes back as paused: `headcount resume ID` continues from its last full state. Jobs that never started
+    left no files; submit them again.
     """
-    from headcount.exit_codes import complain
+    from headcount.exit_codes import print_error
     from headcount.reindex import reindex as bring_back
 
-    return bring_back(data, lambda line: print(line, flush=True), complain)
+    return bring_back(data, lambda line: print(line, flush=True), print_error)
 
 
 COMMANDS = (up, demo, report, reindex)

@@ -24,7 +24,7 @@ def generate(
     stream: Annotated[bool, typer.Option("--stream", help="Print pieces as they come (one continuation).")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a trained model continue a prompt, also while it trains."""
+    """Generate text with a trained model, also while it trains."""
     request: dict[str, Any] = {
         "run": run, "checkpoint": checkpoint, "prompt": prompt, "max_new_tokens": max_new_tokens,
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "n": n, "stop": stop or [],
@@ -49,7 +49,7 @@ def attention(
     out: Annotated[Path | None, typer.Option(help="Directory; default attention_outputs/RUN/ID.")] = None,
     checkpoint: CheckpointOption = "best",
 ) -> None:
-    """Save where every head looks: a picture a layer (layer00.png ...) and all of them on one sheet (sheet.png)."""
+    """Save attention pictures: one per layer (layer00.png ...) and all of them on one sheet (sheet.png)."""
     from headcount.output import save_attention
 
     directory = out or Path("attention_outputs") / run / example
@@ -61,10 +61,10 @@ def attention(
 def export(
     run: RunArgument,
     checkpoint: CheckpointOption = "best",
-    licence: Annotated[str | None, typer.Option(help="Of the model, for its card, such as mit.")] = None,
+    licence: Annotated[str | None, typer.Option(help="License named in the model card, such as mit.")] = None,
     follow: Follow = False,
 ) -> int:
-    """Have the service write a run's model as a folder for transformers, below exports/RUN of its data root."""
+    """Export a run's model as a transformers folder, in exports/RUN of the service's data root."""
     from headcount.commands.common import submitted
     from headcount.exit_codes import DONE
 

@@ -96,8 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         "lines or lines of <|endoftext|> between documents (without either, every line is one), .jsonl, .parquet, "
         "or a folder",
     )  # fmt: skip
-    what.add_argument("--config", type=portable, metavar="FILE", help="what the section data of a YAML file asks for")
-    add("--name", metavar="DATASET", help="what the files are called after (default: the source's name)")
+    what.add_argument(
+        "--config", type=portable, metavar="FILE", help="YAML file whose section data describes the dataset"
+    )
+    add("--name", metavar="DATASET", help="name of the dataset and of its files (default: the source's name)")
     add(
         "--data-root", type=portable, metavar="DIR", default=os.environ.get("HEADCOUNT_DATA"),
         help="data root of the service; the dataset goes to DIR/datasets/DATASET (default: $HEADCOUNT_DATA)",
@@ -113,11 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         "--split", type=_shares, default=DEFAULT_SPLIT, metavar="TRAIN,VAL,TEST",
         help="shares of the documents, exact in every hundred of them (default: 0.90,0.09,0.01)",
     )  # fmt: skip
-    add("--seed", type=int, default=DEFAULT_SEED, help="of the split, and of made text (default: %(default)s)")
-    add("--dedupe", action="store_true", help="drop documents whose text was there before")
+    add("--seed", type=int, default=DEFAULT_SEED, help="seed of the split and of generated text (default: %(default)s)")
+    add("--dedupe", action="store_true", help="drop documents with the same text as an earlier one")
     add(
         "--threads", type=_count, metavar="N",
-        help="how many tokenize (default: cores + 1); the files do not depend on it",
+        help="threads that tokenize (default: cores + 1); the result does not depend on it",
     )  # fmt: skip
     add("--run", help=argparse.SUPPRESS)  # every job's command line has it; a preparation makes no run
     add("--attempt", type=int, help=argparse.SUPPRESS)  # the supervisor's: number of this attempt

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from headcount import client as client_module
-from headcount.client import Client, Refused, Unreachable, body_of
+from headcount.client import Client, Refused, Unreachable, body_of, messages
 from headcount.exit_codes import exit_code
 from model_core.errors import ConfigFileNotFound
 
@@ -122,3 +122,10 @@ def test_a_file_is_sent_as_it_stands_and_with_overrides_as_json(tmp_path: Path) 
     assert (json.loads(body), kind) == ({"model": {"n_layer": 2, "n_embd": 64}}, "application/json")
     with pytest.raises(ConfigFileNotFound):
         body_of(str(tmp_path / "b.yaml"))
+
+
+def test_messages_are_read_with_comments_and_many_data_lines() -> None:
+    lines = [": ping", "", "id: 3", "event: step", "data: {", "data: }", "", "retry: 1000", "", "data: x", ""]
+    first, second = messages(lines)
+    assert (first.event, first.id, first.data) == ("step", "3", "{\n}")
+    assert (second.event, second.id, second.data) == ("message", None, "x")

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from headcount.follow import View, follow, log_line
+from headcount.follow import ProgressView, follow, log_line
 
 TIMES = [f"2026-01-01T00:00:{second:02d}.000Z" for second in range(60)]
 
@@ -28,7 +28,7 @@ EVENTS: list[dict[str, Any]] = [
 
 
 def test_a_view_knows_step_losses_speed_and_time_left() -> None:
-    view = View()
+    view = ProgressView()
     for event in EVENTS:
         view = view.after(event)
     assert (view.step, view.max_steps, view.loss, view.first_val_loss, view.val_loss) == (3, 10, 4.0, 5.5, 3.5)
@@ -68,5 +68,5 @@ def test_every_event_is_a_line_of_a_log() -> None:
 
 
 def test_losses_that_are_no_numbers_are_shown_by_name() -> None:
-    view = View().after({**step(1, 1.0), "loss": "nan"})
+    view = ProgressView().after({**step(1, 1.0), "loss": "nan"})
     assert "loss nan" in view.line()

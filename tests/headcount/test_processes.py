@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from headcount.processes import Family, Program
+from headcount.processes import ProcessGroup, Program
 from tests.process import is_over
 
 
@@ -33,41 +33,41 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def family(said: list[str]) -> Iterator[Family]:
-    family = Family(said.append)
-    yield family
-    family.stop(tuple(family.programs), 0, lambda: True)
-    family.close()
+def group(said: list[str]) -> Iterator[ProcessGroup]:
+    group = ProcessGroup(said.append)
+    yield group
+    group.stop(tuple(group.programs), 0, lambda: True)
+    group.close()
 
 
-def test_a_child_that_dies_is_started_again(family: Family, said: list[str], tmp_path: Path) -> None:
-    family.start(program(tmp_path, "import time; time.sleep(600)"))
-    first = family.pids["child"]
+def test_a_child_that_dies_is_started_again(group: ProcessGroup, said: list[str], tmp_path: Path) -> None:
+    group.start(program(tmp_path, "import time; time.sleep(600)"))
+    first = group.pids["child"]
     os.kill(first, signal.SIGKILL)
-    assert until(lambda: family.tend() or family.pids.get("child", first) != first)
-    assert family.deaths("child") == 1
+    assert until(lambda: group.tend() or group.pids.get("child", first) != first)
+    assert group.deaths("child") == 1
     assert "SIGKILL" in said[0]
 
 
-def test_each_restart_waits_longer(family: Family, said: list[str], tmp_path: Path) -> None:
-    family.start(program(tmp_path, "print('last words'); raise SystemExit(3)"))
-    assert until(lambda: family.tend() or family.deaths("child") >= 2)
+def test_each_restart_waits_longer(group: ProcessGroup, said: list[str], tmp_path: Path) -> None:
+    group.start(program(tmp_path, "print('last words'); raise SystemExit(3)"))
+    assert until(lambda: group.tend() or group.deaths("child") >= 2)
     assert ["again in 0.5 s" in said[0], "again in 1 s" in said[1]] == [True, True]
-    assert family.programs["child"].last_words() == "last words"
+    assert group.programs["child"].last_words() == "last words"
 
 
-def test_a_child_that_will_not_stop_is_killed(family: Family, said: list[str], tmp_path: Path) -> None:
+def test_a_child_that_will_not_stop_is_killed(group: ProcessGroup, said: list[str], tmp_path: Path) -> None:
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(600)"
     child = program(tmp_path, code)
-    family.start(child)
+    group.start(child)
     assert until(lambda: child.last_words() == "on")
-    pid = family.pids["child"]
-    family.stop(("child",), 0.3, lambda: False)
+    pid = group.pids["child"]
+    group.stop(("child",), 0.3, lambda: False)
     assert not psutil.pid_exists(pid)
     assert said == ["child did not stop in time and was killed"]
 
 
-def test_a_child_that_is_killed_takes_what_it_started_in_other_sessions(family: Family, tmp_path: Path) -> None:
+def test_a_child_that_is_killed_takes_what_it_started_in_other_sessions(group: ProcessGroup, tmp_path: Path) -> None:
     code = """
         import signal, subprocess, sys, time
         signal.signal(15, signal.SIG_IGN)
@@ -76,10 +76,10 @@ def test_a_child_that_is_killed_takes_what_it_started_in_other_sessions(family: 
         time.sleep(600)
     """
     child = program(tmp_path, code)
-    family.start(child)
+    group.start(child)
     assert until(lambda: child.last_words().isdigit())
     far = psutil.Process(int(child.last_words()))
-    family.stop(("child",), 0.3, lambda: False)
+    group.stop(("child",), 0.3, lambda: False)
     assert until(lambda: is_over(far))
 
 
@@ -87,11 +87,11 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = f"""
         import os, sys, time
         from pathlib import Path
-        from headcount.processes import Family, Program
-        family = Family(print)
-        family.start(Program("child", (sys.executable, "-c", "import time; time.sleep(600)"), dict(os.environ),
+        from headcount.processes import ProcessGroup, Program
+        group = ProcessGroup(print)
+        group.start(Program("child", (sys.executable, "-c", "import time; time.sleep(600)"), dict(os.environ),
                              Path({str(tmp_path)!r}) / "child.log"))
-        print(family.pids["child"], family._watch.pid, flush=True)
+        print(group.pids["child"], group._watch.pid, flush=True)
         time.sleep(600)
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)

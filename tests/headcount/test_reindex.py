@@ -12,7 +12,7 @@ import redis
 
 from headcount import embedded_redis
 from headcount import reindex as command
-from headcount.embedded_redis import NoRedis, held
+from headcount.embedded_redis import NoRedis, lock_data_root
 from headcount.reindex import lost_jobs, redis_of, reindex
 from model_core.config import ExperimentConfig
 from model_core.entrypoint import Attempt
@@ -169,7 +169,7 @@ def test_while_the_service_is_down_its_redis_is_started_and_stopped(data, embedd
     assert told.reindex(data) == 0
     socket = embedded_redis.socket_of(data)
     assert not embedded_redis.answers(embedded_redis.socket_url(socket))
-    with held(data), pytest.raises(FileNotFoundError):
+    with lock_data_root(data), pytest.raises(FileNotFoundError):
         socket.lstat()
     with redis_of(data, told.warnings.append) as url:
         assert [job.id for job in store_of(url).page().jobs] == [CUT, DONE]
@@ -178,7 +178,7 @@ def test_while_the_service_is_down_its_redis_is_started_and_stopped(data, embedd
 def test_while_the_service_is_up_its_redis_is_used_and_left(data, embedded, told, store_of) -> None:
     socket = embedded_redis.socket_of(data)
     url = embedded_redis.socket_url(socket)
-    with held(data), served(data, socket):
+    with lock_data_root(data), served(data, socket):
         assert told.reindex(data) == 0
         assert embedded_redis.answers(url)
         assert [job.id for job in store_of(url).page().jobs] == [CUT, DONE]
@@ -186,7 +186,7 @@ def test_while_the_service_is_up_its_redis_is_used_and_left(data, embedded, told
 
 def test_a_data_root_that_is_held_without_a_redis_is_an_error(data, embedded, told, monkeypatch) -> None:
     monkeypatch.setattr(command, "_PATIENCE_S", 0.1)
-    with held(data), pytest.raises(NoRedis, match="if it uses another, set HEADCOUNT_REDIS_URL"):
+    with lock_data_root(data), pytest.raises(NoRedis, match="if it uses another, set HEADCOUNT_REDIS_URL"):
         told.reindex(data)
 
 

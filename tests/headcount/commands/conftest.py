@@ -9,7 +9,7 @@ import pytest
 from headcount import client as client_module
 from headcount import exit_codes
 from headcount.cli import app
-from tests.headcount.commands.replies import Service
+from tests.headcount.commands.sample_responses import Service
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.headcount.commands.replies import JOB, OTHER, job, status, step, stream
+from tests.headcount.commands.sample_responses import JOB, OTHER, job, status, step, stream
 
 PREPARATION = {"id": OTHER, "kind": "prepare", "run": None, "dataset": "tales", "object": "job"}
 DATASET = {"object": "dataset", "name": "tales", "state": "ready", "job": OTHER, "error": None, "source": "stories",

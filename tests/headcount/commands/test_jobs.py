@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.headcount.commands.replies import JOB, OTHER, WORKER, job, status, step, stream
+from tests.headcount.commands.sample_responses import JOB, OTHER, WORKER, job, status, step, stream
 
 
 @pytest.mark.parametrize(

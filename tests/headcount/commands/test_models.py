@@ -2,7 +2,7 @@
 
 import json
 
-from tests.headcount.commands.replies import JOB, job
+from tests.headcount.commands.sample_responses import JOB, job
 
 EXPORT = {"object": "export", "run": "mine", "name": "model_best-01234567", "size_bytes": 1234567}
 

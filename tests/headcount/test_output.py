@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from headcount.cli import app
-from headcount.output import report, show
+from headcount.output import print_report, report
 
 PRESETS = Path(__file__).parents[2] / "configs"
 
@@ -51,7 +51,7 @@ def test_a_head_size_of_64_saves_parameters_kv_and_flops() -> None:
 
 def test_a_narrow_terminal_loses_no_digit() -> None:
     console = Console(file=io.StringIO(), width=60)
-    show(report(str(PRESETS / "variable_heads.yaml"), ["model.head_dim=64"]), console)
+    print_report(report(str(PRESETS / "variable_heads.yaml"), ["model.head_dim=64"]), console)
     assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -37,6 +37,7 @@ from model_core.storage.dataset import EXAMPLES, MANIFEST, Dataset, dataset_of
 from model_core.storage.files import Layout, next_free_name, portable
 from model_core.storage.run import Run
 from worker.jobs.commands import Taken
+from worker.jobs.kinds import KINDS
 from worker.jobs.spec import JobSpec, parse_spec
 
 _REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
@@ -65,7 +66,7 @@ class Order:
     @property
     def memory_bytes(self) -> int:
         """What it needs of a worker, or of each of its GPUs; the budget is of one process of a training."""
-        if self.budget is None or self.spec.kind != "train":
+        if self.budget is None or not KINDS[self.spec.kind].makes_run:
             return 0
         return self.budget.memory.required_bytes * self.sharing
 
@@ -119,7 +120,7 @@ def _order_of(layout: Layout, spec: JobSpec) -> Order:
     run, stock = _run_of(layout, spec), stock_of(dataset_of(spec.config, layout))
     budget = budget_of(spec.config, train_tokens=stock.train_tokens)
     preparation = None
-    if spec.kind == "train":
+    if KINDS[spec.kind].makes_run:
         warnings = [*disk_shortage(budget.disk, run)]
         if spec.config.data.source is not None and not stock.is_ready:
             preparation = DatasetSpec.of(spec.config.data)
@@ -177,7 +178,7 @@ def _missing(spec: JobSpec, layout: Layout, stock: Stock) -> Iterator[ModelCoreE
     try:
         if spec.kind == "test":
             config = _tested(config, layout)
-        if config.checkpoint.load_checkpoint is not None and spec.kind == "train":
+        if config.checkpoint.load_checkpoint is not None and KINDS[spec.kind].makes_run:
             _continued(config, layout)
     except ModelCoreError as error:
         yield error

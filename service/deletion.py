@@ -26,6 +26,7 @@ from model_core.storage.trash import (
 )
 from service.datasets import manifest_of
 from service.deps import Services
+from worker.jobs.kinds import KINDS
 from worker.jobs.recovery import write_off
 from worker.jobs.schemas import JobDetail
 from worker.jobs.store import JobStore
@@ -121,7 +122,7 @@ def _made_its_dataset(store: JobStore, layout: Layout, job: JobDetail) -> bool:
 
 def _runs_made_by(job: JobDetail) -> Sequence[str]:
     """Its run, and those that it left behind when it began from scratch; none while it is not over."""
-    if job.kind != "train" or not job.terminal:
+    if not KINDS[job.kind].makes_run or not job.terminal:
         return ()
     return tuple(dict.fromkeys(filter(None, [job.run, *(attempt.run for attempt in job.attempts)])))
 

@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal
 
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
+from worker.jobs.kinds import KINDS
 from worker.jobs.schemas import Job
 
 Source = Literal["log", "process"]
@@ -46,7 +47,7 @@ def log_of(layout: Layout, job: Job, source: Source | None = None) -> LogFile:
 
 
 def _directory(layout: Layout, job: Job) -> Path:
-    if job.kind == "train" and job.run and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
+    if KINDS[job.kind].makes_run and job.run and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
         return layout.run(job.run)
     return _own(layout, job)
 

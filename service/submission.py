@@ -17,6 +17,7 @@ from service.protocol.parsing import holds_more_than
 from worker.jobs import commands
 from worker.jobs.commands import Taken
 from worker.jobs.errors import QueueUnavailable
+from worker.jobs.kinds import KINDS
 from worker.jobs.schemas import Capacity, Refusal, Submission
 
 _AT_ONCE_VALUES = 150  # a full configuration has a hundred; each wrong key costs up to half a millisecond
@@ -103,7 +104,7 @@ async def warnings(services: Services, order: Order) -> list[ConfigWarning]:
     except QueueUnavailable as error:
         obstacles.append(error)
     found = [ConfigWarning(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
-    if order.spec.run is not None and order.spec.kind == "train" and order.taken:
+    if order.spec.run is not None and KINDS[order.spec.kind].makes_run and order.taken:
         free = next_free_name(services.layout.run(order.spec.run))
         found.append(ConfigWarning(RunExists.code, str(RunExists(order.spec.run, free))))
     return [*order.spec.warnings, *found]

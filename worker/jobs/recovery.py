@@ -29,6 +29,7 @@ from model_core.errors import ModelCoreError
 from model_core.storage.events import Event, read_events
 from model_core.storage.files import Layout, now, read_json, write_json
 from model_core.storage.run import Run, runs_in
+from worker.jobs.kinds import KINDS
 from worker.jobs.schemas import Claim, JobError, Progress, Restored, Warned
 from worker.jobs.serialization import progressed
 from worker.jobs.spec import JOB_ID, JobSection, JobSpec, Kind
@@ -311,7 +312,7 @@ def _status(layout: Layout, trace: Trace, order: Order, attempt: int, outcome: O
         return order.status
     if outcome is not None and outcome.outcome != "stopped":
         return outcome.outcome
-    if order.kind == "train" and trace.run is None and order.run and layout.run(order.run).exists():
+    if KINDS[order.kind].makes_run and trace.run is None and order.run and layout.run(order.run).exists():
         return "cancelled"  # its name is another's, which happens only when a job is over
     return "paused"
 

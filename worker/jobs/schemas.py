@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.jobs.kinds import WITHOUT_STEPS
+from worker.jobs.kinds import KINDS
 from worker.jobs.states import Action, Status
 
 Number = float | Literal["nan", "inf", "-inf"]
@@ -45,7 +45,7 @@ class Progress(_View):
     @classmethod
     def beginning(cls, kind: str) -> Self:
         """Of a job of some kind that has told nothing yet."""
-        return cls(step=None) if kind in WITHOUT_STEPS else cls()
+        return cls() if KINDS[kind].has_steps else cls(step=None)
 
 
 class JobError(_View):

@@ -54,7 +54,7 @@ class WorkerSettings(JobSettings):
 
     slots: int | None = Field(default=None, ge=1)  # jobs at once; None: one a GPU, at least one
     stop_grace_s: float = Field(default=60.0, gt=0)  # from SIGTERM to SIGKILL: time to save
-    kind_modules: dict[str, str] = Field(default={})  # JSON, kind: module; wins over kinds.MODULES
+    kind_modules: dict[str, str] = Field(default={})  # JSON, kind: module; wins over kinds.KINDS
 
 
 class InferenceSettings(BaseSettings):

@@ -33,7 +33,7 @@ from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter
 from model_core.hf.export_folder import LICENCE_PATTERN
 from model_core.storage.checkpoints import file_of
 from model_core.storage.files import checked_name, portable
-from worker.jobs.kinds import WITHOUT_STEPS
+from worker.jobs.kinds import KINDS
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
 Kind = Literal["train", "test", "prepare", "export"]
@@ -114,17 +114,17 @@ class JobSpec:
     @property
     def recipe(self) -> str:
         """Of the dataset that a preparation makes; empty of every other job."""
-        return DatasetSpec.of_job(self.config).fingerprint if self.kind == "prepare" else ""
+        return DatasetSpec.of_job(self.config).fingerprint if KINDS[self.kind].makes == "dataset" else ""
 
     @property
     def export(self) -> str:
         """What an export makes, as RUN/FILE of the checkpoint; empty of every other job."""
-        return f"{self.run}/{self.config.testing.checkpoint_path}" if self.kind == "export" else ""
+        return f"{self.run}/{self.config.testing.checkpoint_path}" if KINDS[self.kind].makes == "export" else ""
 
     @property
     def gpus(self) -> int | None:
         """GPUs it takes; None: one if the worker has any, else none."""
-        if self.kind in WITHOUT_STEPS:
+        if not KINDS[self.kind].uses_gpu:
             return 0
         asked, device = self.job.resources, self.config.device.device
         if asked.gpus is not None:
@@ -134,7 +134,7 @@ class JobSpec:
     @property
     def processes(self) -> int:
         """Processes that train together; each has a GPU of its own, or none has any."""
-        return max(self.job.resources.processes, self.gpus or 1) if self.kind == "train" else 1
+        return max(self.job.resources.processes, self.gpus or 1) if KINDS[self.kind].makes_run else 1
 
     @property
     def record(self) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _is_unicode(text: str) -> bool:
 def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
     if job.licence is not None and job.kind != "export":
         yield FieldProblem("/job/licence", "only an export writes a model card; leave it out", job.licence)
-    if job.kind in WITHOUT_STEPS:
+    if job.kind is not None and not KINDS[job.kind].uses_gpu:
         yield from _needs_no_gpu(job)
         yield from _something_to_prepare(job, config)
         return
@@ -300,9 +300,8 @@ def _something_to_prepare(job: JobSection, config: ExperimentConfig) -> Iterator
 
 
 def _needs_no_gpu(job: JobSection) -> Iterator[FieldProblem]:
-    if job.resources.gpus:
-        what = {"prepare": "a preparation", "export": "an export"}[job.kind or ""]
-        detail = f"gpus {job.resources.gpus}: {what} uses none; leave it out"
+    if job.resources.gpus and job.kind is not None:
+        detail = f"gpus {job.resources.gpus}: {KINDS[job.kind].title} uses none; leave it out"
         yield FieldProblem("/job/resources/gpus", detail, job.resources.gpus, (0,))
 
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from service import openapi
 from service.deps import Services
 from service.protocol import errors, middleware
-from service.protocol.middleware import Edge
+from service.protocol.middleware import RequestMiddleware
 from service.routes import (
     attention,
     checkpoints,
@@ -50,10 +50,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         with contextlib.suppress(OSError):  # /readyz says it when the data root cannot be used
             settings.data.mkdir(parents=True, exist_ok=True)
         tasks = [
-            asyncio.create_task(services.live.listen(), name="live"),
-            asyncio.create_task(services.ringer.run(), name="ringer"),
+            asyncio.create_task(services.changes.listen(), name="changes"),
+            asyncio.create_task(services.wakeups.run(), name="wakeups"),
         ]
-        with _noticing_signals(services.live.close):
+        with _noticing_signals(services.changes.close):
             yield
         for task in tasks:
             task.cancel()
@@ -69,7 +69,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.services = services
-    app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(
+        RequestMiddleware, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes
+    )
     middleware.hide_values()
     errors.install(app)
     openapi.install(app)

@@ -1,15 +1,7 @@
-"""The short way to Redis for what is asked most often: from the event loop itself, without a thread in between.
+"""Job store commands from the event loop, without a thread in between.
 
-One connection carries all questions, those of a crowd together: what the client library does once a command it does
-once a crowd. A stream of its own for each request would wait longer for the connection than for Redis.
-
-Questions that come while others are under way wait, and then travel together.
-
-A crowd then costs little more than one: a way to Redis or to a thread is paid once for all who go it.
-
-Sends wake-ups to the workers, at a pace: each costs more than a submission, and one says all that many would.
-
-What is asked for is never lost: after a crowd of requests some more wake-ups follow, for workers with several slots.
+`AsyncStore` sends the scripts of concurrent requests over one connection, batch by batch: packing, sending and waiting
+are paid once per batch. `Batcher` forms the batches, and `WakeupNotifier` limits the rate of worker wake-ups.
 """
 
 from __future__ import annotations
@@ -29,158 +21,185 @@ from worker.jobs.commands import Question, digests, sources
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.redis_client import reaching
 
-Q = TypeVar("Q")
-A = TypeVar("A")
-
-
-class Together(Generic[Q, A]):
-    """Carries the questions of many, for the event loop."""
-
-    def __init__(self, carry: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]]) -> None:
-        """Prepare.
-
-        Args:
-            carry: Takes questions and brings as many answers; one that is an error is raised to who asked. What it
-                raises itself is raised to all.
-        """
-        self._carry = carry
-        self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
-        self._carrier: asyncio.Task[None] | None = None
-
-    async def ask(self, question: Q) -> A:
-        """Ask, and wait for the answer."""
-        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, answer))
-        if self._carrier is None:
-            self._carrier = asyncio.create_task(self._carry_all())
-        return await answer
-
-    async def close(self) -> None:
-        """Stop; who still waits is cancelled."""
-        if self._carrier is not None:
-            self._carrier.cancel()
-            await asyncio.gather(self._carrier, return_exceptions=True)
-
-    async def _carry_all(self) -> None:
-        asked: list[tuple[Q, asyncio.Future[A]]] = []
-        try:
-            while self._waiting:
-                asked = [(question, answer) for question, answer in self._waiting if not answer.done()]
-                self._waiting = []
-                for (_, answer), told in zip(asked, await self._answers([q for q, _ in asked]), strict=True):
-                    _tell(answer, told)
-        finally:
-            self._carrier = None
-            for _, answer in (*asked, *self._waiting):
-                answer.cancel()
-
-    async def _answers(self, questions: Sequence[Q]) -> Sequence[A | Exception]:
-        try:
-            return await self._carry(questions)
-        except Exception as error:  # noqa: BLE001 - it belongs to those who asked
-            return [error] * len(questions)
-
-
-def _tell(answer: asyncio.Future[A], told: A | Exception) -> None:
-    if answer.done():  # who asked has given up
-        return
-    if isinstance(told, Exception):
-        answer.set_exception(told)
-    else:
-        answer.set_result(told)
-
+_WAKEUP_INTERVAL_S = 0.05
+_MOST_PENDING_WAKEUPS = 16
 
 T = TypeVar("T")
+Q = TypeVar("Q")
+A = TypeVar("A")
 _Command = tuple[str | int, ...]
 
 
-class Wire:
-    """Asks questions for the event loop."""
+class Batcher(Generic[Q, A]):
+    """Batches concurrent calls: items that arrive while a batch is in flight form the next batch.
+
+    A batch costs little more than a single call, because the round trip or the thread is paid for once.
+    """
+
+    def __init__(self, process: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]]) -> None:
+        """Prepare; nothing runs before the first item.
+
+        Args:
+            process: Processes a batch and returns one result per item, in order. A result that is an exception is
+                raised to the caller of that item; an exception that `process` raises itself goes to all callers.
+        """
+        self._process = process
+        self._pending: list[tuple[Q, asyncio.Future[A]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def submit(self, item: Q) -> A:
+        """Process one item as part of the next batch.
+
+        Args:
+            item: Input of `process`.
+
+        Returns:
+            The result of this item.
+        """
+        result: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._pending.append((item, result))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        return await result
+
+    async def close(self) -> None:
+        """Stop the running batch and cancel all waiting callers."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        batch: list[tuple[Q, asyncio.Future[A]]] = []
+        try:
+            while self._pending:
+                batch = [(item, future) for item, future in self._pending if not future.done()]
+                self._pending = []
+                for (_, future), result in zip(batch, await self._results([q for q, _ in batch]), strict=True):
+                    _resolve(future, result)
+        finally:
+            self._task = None
+            for _, future in (*batch, *self._pending):
+                future.cancel()
+
+    async def _results(self, items: Sequence[Q]) -> Sequence[A | Exception]:
+        try:
+            return await self._process(items)
+        except Exception as error:  # noqa: BLE001 - raised to every caller of the batch
+            return [error] * len(items)
+
+
+class AsyncStore:
+    """Runs job store commands on one Redis connection of the event loop."""
 
     def __init__(self, redis_url: str, deadline_s: float) -> None:
+        """Prepare; the first command connects.
+
+        Args:
+            redis_url: Address of the Redis server.
+            deadline_s: Limit for each command, including its wait for a batch.
+        """
         pool = redis.asyncio.ConnectionPool.from_url(
             redis_url,
             decode_responses=True,
-            socket_timeout=None,  # the deadline is for everything together
+            socket_timeout=None,  # the deadline covers the whole call
             socket_connect_timeout=0.5,
             retry=Retry(NoBackoff(), 0),
         )
         self._connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
         self._deadline_s = deadline_s
-        self._crowd: Together[Question[Any], Any] = Together(self._carry)
+        self._batcher: Batcher[Question[Any], Any] = Batcher(self._run_batch)
 
-    async def ask(self, question: Question[T]) -> T:
-        """Ask one question.
+    async def run(self, command: Question[T]) -> T:
+        """Run one command.
+
+        Args:
+            command: A script call with its arguments and the parser of its reply.
+
+        Returns:
+            The parsed reply.
 
         Raises:
-            QueueUnavailable: No answer in time; the script may have run all the same.
+            QueueUnavailable: No reply in time; the script may have run all the same.
         """
         try:
             with reaching():
                 async with asyncio.timeout(self._deadline_s):
-                    reply = await self._crowd.ask(question)
+                    reply = await self._batcher.submit(command)
         except TimeoutError:
             raise QueueUnavailable("no answer in time") from None
-        return question.read(reply)
+        return command.read(reply)
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._crowd.close()
+        await self._batcher.close()
         await self._connection.disconnect()
 
-    async def _carry(self, questions: Sequence[Question[Any]]) -> list[Any]:
-        """Run scripts; one that Redis does not know is sent whole, and known from then on."""
+    async def _run_batch(self, commands: Sequence[Question[Any]]) -> list[Any]:
+        """Run scripts by digest, and send the source of those that Redis does not have."""
         async with asyncio.timeout(self._deadline_s):
-            await self._connected()
+            await self._ensure_connected()
             shas, texts = digests(), sources()
-            replies = await self._transfer([("EVALSHA", shas[q.script], 0, *q.arguments) for q in questions])
-            unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            whole = [("EVAL", texts[questions[i].script], 0, *questions[i].arguments) for i in unknown]
-            for place, reply in zip(unknown, await self._transfer(whole), strict=True):
-                replies[place] = reply
+            replies = await self._transfer([("EVALSHA", shas[c.script], 0, *c.arguments) for c in commands])
+            unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            evals = [("EVAL", texts[commands[i].script], 0, *commands[i].arguments) for i in unknown]
+            for i, reply in zip(unknown, await self._transfer(evals), strict=True):
+                replies[i] = reply
             return replies
 
-    async def _connected(self) -> None:
+    async def _ensure_connected(self) -> None:
         if self._connection.is_connected and await self._connection.can_read():
-            await self._connection.disconnect(nowait=True)  # nothing was asked: this is its end
+            await self._connection.disconnect(nowait=True)  # no reply is pending: the server closed the connection
         if not self._connection.is_connected:
             await self._connection.connect()  # type: ignore[no-untyped-call]
 
     async def _transfer(self, commands: Sequence[_Command]) -> list[Any]:
         if commands:
             await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-        return [await self._reply() for _ in commands]
+        return [await self._read_reply() for _ in commands]
 
-    async def _reply(self) -> Any:
+    async def _read_reply(self) -> Any:
         try:
             return await self._connection.read_response()
         except ResponseError as error:  # of this command alone
             return error
 
 
-_PAUSE_S = 0.05
-_MOST_OWED = 16
+class WakeupNotifier:
+    """Coalesces worker wake-ups: at most one every 50 ms, because publishing costs more than submitting.
 
-
-class Ringer:
-    """Rings once for every call, up to a bound."""
+    A notification is never lost; after a burst more than one wake-up follows, for workers with several slots.
+    """
 
     def __init__(self, redis_url: str) -> None:
-        self._redis_url = redis_url
-        self._asked = asyncio.Event()
-        self._owed = 0
+        """Prepare.
 
-    def ring(self) -> None:
-        """Ask a worker to look at the queue, soon."""
-        self._owed = min(self._owed + 1, _MOST_OWED)
-        self._asked.set()
+        Args:
+            redis_url: Address of the Redis server that workers listen to.
+        """
+        self._redis_url = redis_url
+        self._has_pending = asyncio.Event()
+        self._pending = 0
+
+    def notify(self) -> None:
+        """Request that a worker checks the queue soon."""
+        self._pending = min(self._pending + 1, _MOST_PENDING_WAKEUPS)
+        self._has_pending.set()
 
     async def run(self) -> None:
-        """Ring until cancelled."""
+        """Send wake-ups until cancelled."""
         while True:
-            await self._asked.wait()
-            self._owed -= 1
-            if not self._owed:
-                self._asked.clear()
+            await self._has_pending.wait()
+            self._pending -= 1
+            if not self._pending:
+                self._has_pending.clear()
             await run_in_threadpool(wake, self._redis_url)
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_WAKEUP_INTERVAL_S)
+
+
+def _resolve(future: asyncio.Future[A], result: A | Exception) -> None:
+    if future.done():  # the caller has given up
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

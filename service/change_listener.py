@@ -26,7 +26,7 @@ _AGAIN_S = 1.0
 _CALM_S = 0.02  # a storm of changes is heard of at this pace
 
 
-class Live:
+class ChangeListener:
     """Followers by job, and the task that wakes them."""
 
     def __init__(self, redis_url: str) -> None:

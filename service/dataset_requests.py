@@ -60,10 +60,10 @@ async def submit(services: Services, body: Mapping[str, Any], *, key: str | None
         DatasetExists: The name is taken by one that is, or is being, made in another way.
     """
     spec = _spec_of(services, body)
-    order = await services.orders.ask(spec)
+    order = await services.admission.submit(spec)
     submitted = await submission.ask(services, order, key=key, taken=order.taken, fingerprint=order.fingerprint)
     if isinstance(submitted, Submission):
-        services.ringer.ring()
+        services.wakeups.notify()
         return submitted
     if submitted.why == "ready":
         return None

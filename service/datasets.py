@@ -127,7 +127,7 @@ async def _names(services: Services, after: str | None, limit: int) -> tuple[lis
     on_disk = await run_in_threadpool(_directories, services.layout)
     known, is_known = list[str](), True
     try:
-        known = await services.wire.ask(commands.datasets(after=after, limit=limit))
+        known = await services.async_store.run(commands.datasets(after=after, limit=limit))
     except QueueUnavailable:
         is_known = False
     return sorted({*(name for name in on_disk if after is None or name > after), *known})[:limit], is_known
@@ -142,7 +142,7 @@ def _directories(layout: Layout) -> list[str]:
 
 async def _makers(services: Services, names: Sequence[str]) -> list[Job | None]:
     try:
-        return await services.wire.ask(commands.makers(names))
+        return await services.async_store.run(commands.makers(names))
     except QueueUnavailable:
         return [None] * len(names)
 
@@ -150,7 +150,7 @@ async def _makers(services: Services, names: Sequence[str]) -> list[Job | None]:
 async def _maker(services: Services, name: str, *, is_ready: bool) -> Job | None:
     """The last job that was to make it; the disk has to be enough for what is ready."""
     try:
-        [maker] = await services.wire.ask(commands.makers([name]))
+        [maker] = await services.async_store.run(commands.makers([name]))
     except QueueUnavailable:
         if not is_ready:
             raise

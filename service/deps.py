@@ -14,8 +14,8 @@ from fastapi import Depends, Request
 
 from model_core.storage.files import Layout
 from service.admission import Order, orders_of
-from service.async_store import Ringer, Together, Wire
-from service.change_listener import Live
+from service.async_store import AsyncStore, Batcher, WakeupNotifier
+from service.change_listener import ChangeListener
 from service.inference_client import Hosts
 from service.metrics import Curves
 from service.settings import ServiceSettings
@@ -30,7 +30,7 @@ _REDIS_THREADS = 32  # as many as the pool has connections
 _CHECKING_THREADS = 2  # more would only wait for the same interpreter
 
 
-class Asker:
+class ThreadedStore:
     """Asks the job store on threads of its own, so that a frozen Redis holds up nobody who only needs the disk."""
 
     def __init__(self, deadline_s: float) -> None:
@@ -55,16 +55,16 @@ class Services:
     """Everything that lives as long as the process.
 
     Attributes:
-        settings: What the machine decides.
-        layout: Where things lie.
-        store: The jobs.
+        settings: Settings of this machine.
+        layout: Paths of the data directory.
+        store: The job store.
         registry: Workers and inference processes.
-        ask: The way to call the two above.
-        wire: The short way, for what is asked most often.
+        ask: Calls the two above on threads, with a deadline.
+        async_store: The most frequent commands, batched on the event loop.
         checking: Bounds the large configurations that are checked at the same time.
-        orders: Looks at the disk for what is asked for.
-        ringer: Wakes workers.
-        live: Who hears of changes.
+        admission: Checks submissions against the disk, in batches.
+        wakeups: Wakes workers, at a limited rate.
+        changes: Notifies followers of changed jobs.
         hosts: Inference processes, reached over HTTP.
         drawing: Bounds the pictures that are drawn at the same time.
         curves: Event files that were read for their metrics.
@@ -74,12 +74,12 @@ class Services:
     layout: Layout
     store: JobStore
     registry: Registry
-    ask: Asker
-    wire: Wire
+    ask: ThreadedStore
+    async_store: AsyncStore
     checking: CapacityLimiter
-    orders: Together[JobSpec, Order]
-    ringer: Ringer
-    live: Live
+    admission: Batcher[JobSpec, Order]
+    wakeups: WakeupNotifier
+    changes: ChangeListener
     hosts: Hosts
     drawing: CapacityLimiter
     curves: Curves
@@ -89,18 +89,18 @@ class Services:
     def of(cls, settings: ServiceSettings) -> Services:
         """Build them; nothing is connected yet."""
         client = connect(settings.redis_url, for_api=True)
-        registry, ask = Registry(client), Asker(settings.deadline_s)
+        registry, ask = Registry(client), ThreadedStore(settings.deadline_s)
         return cls(
             settings=settings,
             layout=settings.layout,
             store=JobStore(client, settings),
             registry=registry,
             ask=ask,
-            wire=Wire(settings.redis_url, settings.deadline_s),
+            async_store=AsyncStore(settings.redis_url, settings.deadline_s),
             checking=CapacityLimiter(_CHECKING_THREADS),
-            orders=Together(partial(_orders, settings.layout, CapacityLimiter(1))),
-            ringer=Ringer(settings.redis_url),
-            live=Live(settings.redis_url),
+            admission=Batcher(partial(_orders, settings.layout, CapacityLimiter(1))),
+            wakeups=WakeupNotifier(settings.redis_url),
+            changes=ChangeListener(settings.redis_url),
             hosts=Hosts(partial(ask, registry.alive, "inference")),
             drawing=CapacityLimiter(settings.drawing_threads),
             curves=Curves(),
@@ -109,10 +109,10 @@ class Services:
 
     async def close(self) -> None:
         """Leave: streams end, connections close."""
-        self.live.close()
+        self.changes.close()
         await self.hosts.close()
-        await self.orders.close()
-        await self.wire.close()
+        await self.admission.close()
+        await self.async_store.close()
         self._redis.connection_pool.disconnect()
 
 
@@ -130,4 +130,4 @@ async def _services(request: Request) -> Services:
     return services_of(request)
 
 
-Door = Annotated[Services, Depends(_services)]
+ServicesDep = Annotated[Services, Depends(_services)]

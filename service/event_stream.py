@@ -84,9 +84,9 @@ async def follow(services: Services, job: Job, after: int) -> AsyncIterator[byte
         after: The last event that the client has.
     """
     seen = job.history
-    with services.live.follow(job.id) as changed:
+    with services.changes.follow(job.id) as changed:
         yield RETRY + status_frame(job, seen[-1] if seen else None)
-        while not services.live.closing:
+        while not services.changes.closing:
             changed.clear()
             present = await present_job(services, job)
             if present is None:

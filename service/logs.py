@@ -133,11 +133,11 @@ async def follow_log(services: Services, job: Job, reader: LogReader, place: Pla
         place: How far the client is.
     """
     ping_s = services.settings.ping_s
-    with services.live.follow(job.id) as changed:
+    with services.changes.follow(job.id) as changed:
         yield RETRY
         changed.set()  # it may have changed before anybody listened
         told_at = time.monotonic()
-        while not services.live.closing:
+        while not services.changes.closing:
             if changed.is_set():
                 changed.clear()
                 present = await present_job(services, job)

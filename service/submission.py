@@ -39,7 +39,7 @@ async def take(services: Services, tree: Tree, *, run: str | None) -> Order:
         spec = await to_thread.run_sync(read, limiter=services.checking)
     else:  # quicker than the way to a thread, which would take the interpreter from everybody else
         spec = read()
-    return await services.orders.ask(spec)
+    return await services.admission.submit(spec)
 
 
 async def submit(services: Services, order: Order, *, key: str | None) -> Submission:
@@ -83,7 +83,7 @@ async def ask(
         memory_bytes=order.memory_bytes,
         preparation=order.preparation,
     )
-    return await services.wire.ask(question)
+    return await services.async_store.run(question)
 
 
 async def refused(services: Services, order: Order, refusal: Refusal) -> ModelCoreError:
@@ -99,7 +99,7 @@ async def warnings(services: Services, order: Order) -> list[ConfigWarning]:
     """What the author of a request should know, and what would stand against submitting it now."""
     obstacles: list[ModelCoreError] = [*order.missing]
     try:
-        capacity = await services.wire.ask(commands.shortage(order.spec.gpus or 0, order.memory_bytes))
+        capacity = await services.async_store.run(commands.shortage(order.spec.gpus or 0, order.memory_bytes))
         obstacles += [_unfit(order, capacity)] if capacity is not None else []
     except QueueUnavailable as error:
         obstacles.append(error)

@@ -25,7 +25,7 @@ _MOST_DRAINED_BYTES = 64 << 20
 UPLOADS = frozenset({"/datasets"})  # paths that take files
 
 
-class Edge:
+class RequestMiddleware:
     """ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_upload_bytes: int) -> None:

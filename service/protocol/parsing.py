@@ -155,7 +155,7 @@ def check(model: type[_Model], values: Mapping[str, Any], *, strict: bool | None
         raise InvalidRequest(_with_choices(error, tuple(field_errors(error, model)))) from None
 
 
-def query(model: type[_Model], *, lists: tuple[str, ...] = ()) -> Any:
+def query_model(model: type[_Model], *, lists: tuple[str, ...] = ()) -> Any:
     """A dependency that reads the query string into a model; unknown parameters are refused by name.
 
     Args:

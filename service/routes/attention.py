@@ -35,12 +35,12 @@ from model_core.storage.dataset import EXAMPLES, dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.admission import not_ready
-from service.deps import Door, Services
+from service.deps import Services, ServicesDep
 from service.inference_client import while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable
 from service.protocol.negotiation import choose, has_already
-from service.protocol.parsing import JSON, check, parameters_of, query
+from service.protocol.parsing import JSON, check, parameters_of, query_model
 from service.schemas import View
 
 
@@ -238,8 +238,8 @@ _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The clie
 async def attention(
     run: Name,
     example: ExampleId,
-    wanted: Annotated[PictureQuery, query(PictureQuery)],
-    services: Door,
+    wanted: Annotated[PictureQuery, query_model(PictureQuery)],
+    services: ServicesDep,
     request: Request,
 ) -> Response:
     """All layers, or one with `?layer=`, or one head; with `Accept: application/json` the manifest.
@@ -261,8 +261,8 @@ async def layer(
     example: ExampleId,
     layer: Index,
     format: Literal["png", "svg", "pdf"],  # noqa: A002 - the suffix of the address
-    wanted: Annotated[PictureQuery, query(PictureQuery)],
-    services: Door,
+    wanted: Annotated[PictureQuery, query_model(PictureQuery)],
+    services: ServicesDep,
     request: Request,
 ) -> Response:
     """Under the name that the file has on disk."""

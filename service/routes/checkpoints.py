@@ -21,10 +21,10 @@ from model_core.hf.export_folder import WEIGHTS, is_complete
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from service.deps import Door, Services
+from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import Part, part_of
-from service.protocol.parsing import parameters_of, query
+from service.protocol.parsing import parameters_of, query_model
 from service.routes.runs import CheckpointView, ask_each, checkpoint_view, status_of
 from service.schemas import Listed
 from worker.jobs.states import TERMINAL
@@ -178,13 +178,13 @@ _PART = {
 
 
 @router.get("", summary="List a run's checkpoints by step", responses=problems(404, 422))
-async def checkpoints(run: Name, services: Door) -> Listed[CheckpointView]:
+async def checkpoints(run: Name, services: ServicesDep) -> Listed[CheckpointView]:
     """All of them on one page."""
     return await run_in_threadpool(page, services.layout, run)
 
 
 @router.get("/{checkpoint}", summary="Look at a checkpoint", responses=problems(404, 409, 422))
-async def checkpoint(run: Name, checkpoint: str, services: Door) -> CheckpointView:
+async def checkpoint(run: Name, checkpoint: str, services: ServicesDep) -> CheckpointView:
     """`best`, `final`, `latest`, `step=N` or a file name."""
     return await run_in_threadpool(one, services.layout, run, checkpoint)
 
@@ -199,8 +199,8 @@ async def checkpoint(run: Name, checkpoint: str, services: Door) -> CheckpointVi
 async def content(
     run: Name,
     checkpoint: str,
-    wanted: Annotated[ContentQuery, query(ContentQuery)],
-    services: Door,
+    wanted: Annotated[ContentQuery, query_model(ContentQuery)],
+    services: ServicesDep,
     byte_range: Annotated[str | None, Header(alias="Range", description="one range: `bytes=1000-`")] = None,
     if_range: Annotated[str | None, Header(alias="If-Range", description="an ETag; else the whole is sent")] = None,
 ) -> Response:
@@ -211,18 +211,18 @@ async def content(
 
 
 @router.put("/{checkpoint}/pin", summary="Keep a checkpoint", responses=problems(404, 409, 422))
-async def pin(run: Name, checkpoint: str, services: Door) -> CheckpointView:
+async def pin(run: Name, checkpoint: str, services: ServicesDep) -> CheckpointView:
     """Neither pruning nor deleting takes it from now on."""
     return await run_in_threadpool(set_pin, services.layout, run, checkpoint, pinned=True)
 
 
 @router.delete("/{checkpoint}/pin", summary="Let a checkpoint go again", responses=problems(404, 409, 422))
-async def unpin(run: Name, checkpoint: str, services: Door) -> CheckpointView:
+async def unpin(run: Name, checkpoint: str, services: ServicesDep) -> CheckpointView:
     """It is pruned when its time comes."""
     return await run_in_threadpool(set_pin, services.layout, run, checkpoint, pinned=False)
 
 
 @router.delete("/{checkpoint}", summary="Delete a checkpoint", status_code=204, responses=problems(404, 409, 422, 503))
-async def delete(run: Name, checkpoint: str, services: Door) -> None:
+async def delete(run: Name, checkpoint: str, services: ServicesDep) -> None:
     """204: its bytes are free. 409: it is pinned, or the run is not over and needs it."""
     await delete_checkpoint(services, run, checkpoint)

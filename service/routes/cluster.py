@@ -12,10 +12,10 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from model_core.config import Config
-from service.deps import Door
+from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import problems
-from service.protocol.parsing import parameters_of, query
+from service.protocol.parsing import parameters_of, query_model
 from service.schemas import Listed, View
 from worker.jobs.schemas import QueueState
 
@@ -112,14 +112,14 @@ def _gpu(name: str, told: list[tuple[WorkerFacts, WorkerGpu]]) -> GpuView:
 
 
 @router.get("/workers", summary="List the workers", responses=problems(503))
-async def workers(services: Door) -> Listed[WorkerFacts]:
+async def workers(services: ServicesDep) -> Listed[WorkerFacts]:
     """Those that are alive, by id, with what they run."""
     found = workers_of(await services.ask(services.registry.alive, "workers"))
     return Listed[WorkerFacts].of(found, [worker.id for worker in found], has_more=False)
 
 
 @router.get("/gpus", summary="List the GPUs", responses=problems(503))
-async def gpus(services: Door) -> Listed[GpuView]:
+async def gpus(services: ServicesDep) -> Listed[GpuView]:
     """Those of all workers that are alive, with the job that has each."""
     found = gpus_of(workers_of(await services.ask(services.registry.alive, "workers")))
     return Listed[GpuView].of(found, [gpu.id for gpu in found], has_more=False)
@@ -131,6 +131,6 @@ async def gpus(services: Door) -> Listed[GpuView]:
     responses=problems(422, 503),
     openapi_extra={"parameters": parameters_of(QueueQuery)},
 )
-async def queue(wanted: Annotated[QueueQuery, query(QueueQuery)], services: Door) -> QueueReport:
+async def queue(wanted: Annotated[QueueQuery, query_model(QueueQuery)], services: ServicesDep) -> QueueReport:
     """How many jobs wait and run, and which will be taken next."""
     return QueueReport.of(await services.ask(services.store.queue, wanted.limit))

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from model_core.config_loader import preset_names, preset_text, preset_tree
 from service import submission
-from service.deps import Door
+from service.deps import ServicesDep
 from service.job_views import Validation
 from service.openapi import problems
 from service.protocol.negotiation import choose
@@ -48,7 +48,7 @@ def config(name: str, accept: Annotated[str | None, Header()] = None) -> Respons
 
 
 @router.post("/validate", summary="Check a configuration", responses=problems(400, 413, 415, 422))
-async def validate(tree: ConfigTree, services: Door) -> Validation:
+async def validate(tree: ConfigTree, services: ServicesDep) -> Validation:
     """The resolved configuration, its budget and warnings; or every wrong value."""
     order = await submission.take(services, tree, run=None)
     return Validation.of(order.spec, order.budget, order.spec.warnings)

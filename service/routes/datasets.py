@@ -11,10 +11,10 @@ from model_core.config import Config, Name
 from service import dataset_requests
 from service import datasets as records
 from service.datasets import DatasetDetail, DatasetStatistics, DatasetView, ExampleView
-from service.deps import Door
+from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import dataset_body, problems
-from service.protocol.parsing import KEY_PARAMETER, is_multipart, key_of, parameters_of, query, read_tree
+from service.protocol.parsing import KEY_PARAMETER, is_multipart, key_of, parameters_of, query_model, read_tree
 from service.schemas import Listed
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -45,7 +45,7 @@ class ExamplesQuery(Config):
 )
 async def make(
     request: Request,
-    services: Door,
+    services: ServicesDep,
     response: Response,
 ) -> JobView | DatasetDetail:
     """From a source that is named, or from files in a multipart body: 202 with the job that prepares it.
@@ -73,7 +73,10 @@ async def make(
     openapi_extra={"parameters": parameters_of(DatasetsQuery)},
 )
 async def datasets(
-    wanted: Annotated[DatasetsQuery, query(DatasetsQuery)], services: Door, request: Request, response: Response
+    wanted: Annotated[DatasetsQuery, query_model(DatasetsQuery)],
+    services: ServicesDep,
+    request: Request,
+    response: Response,
 ) -> Listed[DatasetView]:
     """One page; `last_id` is the next page's `after`. Those that are being made, or that failed, are there too."""
     page = await records.page(services, after=wanted.after, limit=wanted.limit)
@@ -82,19 +85,19 @@ async def datasets(
 
 
 @router.get("/{name}", summary="Look at a dataset", responses=problems(404, 422, 503))
-async def dataset(name: Name, services: Door) -> DatasetDetail:
+async def dataset(name: Name, services: ServicesDep) -> DatasetDetail:
     """Whether it is ready, its manifest, the job that makes it or made it, and why that failed."""
     return await records.one(services, name)
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a dataset", responses=problems(404, 409, 422, 503))
-async def delete(name: Name, services: Door) -> None:
+async def delete(name: Name, services: ServicesDep) -> None:
     """Its files and what was uploaded for it; refused while a job that is not over makes or reads it."""
     await records.delete(services, name)
 
 
 @router.get("/{name}/statistics", summary="Count what is in a dataset", responses=problems(404, 409, 422, 503))
-async def statistics(name: Name, services: Door) -> DatasetStatistics:
+async def statistics(name: Name, services: ServicesDep) -> DatasetStatistics:
     """Documents, tokens and bytes: in all, by split, and by category where the source has them."""
     return await records.statistics(services, name)
 
@@ -107,8 +110,8 @@ async def statistics(name: Name, services: Door) -> DatasetStatistics:
 )
 async def examples(
     name: Name,
-    wanted: Annotated[ExamplesQuery, query(ExamplesQuery)],
-    services: Door,
+    wanted: Annotated[ExamplesQuery, query_model(ExamplesQuery)],
+    services: ServicesDep,
     request: Request,
     response: Response,
 ) -> Listed[ExampleView]:
@@ -119,7 +122,7 @@ async def examples(
 
 
 @router.get("/{name}/examples/{number}", summary="Read one document", responses=problems(404, 409, 422, 503))
-async def example(name: Name, number: Number, services: Door) -> ExampleView:
+async def example(name: Name, number: Number, services: ServicesDep) -> ExampleView:
     """Text and tokens of one document of the test split: the text that attention and samples are about."""
     return await records.example(services, name, number)
 

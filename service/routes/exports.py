@@ -17,7 +17,7 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service import submission
 from service.admission import read_spec
-from service.deps import Door, Services
+from service.deps import Services, ServicesDep
 from service.job_views import JobView
 from service.openapi import problems
 from service.protocol.parsing import JSON, KEY_PARAMETER, YAML, check, key_of, read_tree
@@ -67,7 +67,7 @@ async def submit(services: Services, run: str, wanted: ExportRequest, *, key: st
     """
     job = {"kind": "export", "licence": wanted.licence}
     tree = {"job": job, "experiment_name": run, "testing": {"checkpoint_path": wanted.checkpoint}}
-    order = await services.orders.ask(read_spec(tree, run=None, data_root=services.settings.data))
+    order = await services.admission.submit(read_spec(tree, run=None, data_root=services.settings.data))
     submitted = await submission.ask(services, order, key=key, taken=order.taken, fingerprint=order.fingerprint)
     if isinstance(submitted, Submission):
         return submitted
@@ -99,7 +99,7 @@ _BODY: dict[str, Any] = {"required": False, "content": {JSON: _WANTED, YAML: _WA
 async def export(
     run: Name,
     request: Request,
-    services: Door,
+    services: ServicesDep,
     response: Response,
 ) -> JobView | ExportView:
     """202 with the job that writes the folder; without a body it is the best checkpoint.
@@ -112,13 +112,13 @@ async def export(
         response.status_code = 200
         response.headers["Location"] = f"/runs/{run}/exports"
         return found
-    services.ringer.ring()
+    services.wakeups.notify()
     response.status_code = 202 if found.created else 200
     response.headers["Location"] = f"/jobs/{found.job.id}"
     return JobView.of(found.job)
 
 
 @router.get("", summary="List a run's exports by name", responses=problems(404, 422))
-async def exports(run: Name, services: Door) -> Listed[ExportView]:
+async def exports(run: Name, services: ServicesDep) -> Listed[ExportView]:
     """All of them on one page."""
     return await run_in_threadpool(page, services.layout, run)

@@ -21,13 +21,13 @@ from model_core.schemas import GenerateRequest, GenerateResult
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from service.deps import Door, Services
+from service.deps import Services, ServicesDep
 from service.event_stream import EVENT_STREAM, frame, stream
 from service.inference_client import while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, document, request_id_of
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, ConfigTree, check, parameters_of, query
+from service.protocol.parsing import JSON, ConfigTree, check, parameters_of, query_model
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,9 @@ _BODY: dict[str, Any] = {
     openapi_extra={"parameters": _PARAMETERS},
 )
 async def generate(
-    wanted: Annotated[GenerateRequest, query(GenerateRequest, lists=("stop",))], services: Door, request: Request
+    wanted: Annotated[GenerateRequest, query_model(GenerateRequest, lists=("stop",))],
+    services: ServicesDep,
+    request: Request,
 ) -> Response:
     """JSON; only the text with `Accept: text/plain`; piece by piece with `stream=true`."""
     return await answer(services, request, wanted)
@@ -132,6 +134,6 @@ async def generate(
     responses=_RESPONSES | problems(400, 413, 415),
     openapi_extra={"requestBody": _BODY},
 )
-async def generate_from_body(tree: ConfigTree, services: Door, request: Request) -> Response:
+async def generate_from_body(tree: ConfigTree, services: ServicesDep, request: Request) -> Response:
     """The same with the parameters in a body, for long prompts."""
     return await answer(services, request, check(GenerateRequest, tree, strict=True))

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from model_core.errors import ModelCoreError
-from service.deps import Door, Services
+from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.errors import NotReady
 from service.protocol.negotiation import choose
@@ -112,7 +112,7 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", summary="Is the service complete?", responses=problems(503))
-async def readyz(services: Door) -> Readiness:
+async def readyz(services: ServicesDep) -> Readiness:
     """Redis, the data root, a worker and an inference process; 503 says what is missing."""
     return await readiness(services)
 

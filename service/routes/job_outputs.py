@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from model_core.config import Config
-from service.deps import Door
+from service.deps import ServicesDep
 from service.event_stream import EVENT_STREAM, events_after, follow, stream
 from service.job_files import Source
 from service.job_views import EventView
@@ -20,7 +20,7 @@ from service.logs import PLACE, TEXT, LogReader, Place, follow_log, text_respons
 from service.metrics import CSV, MEDIA_TYPES, MetricsQuery, MetricsView, render
 from service.openapi import problems
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, parameters_of, query
+from service.protocol.parsing import JSON, parameters_of, query_model
 from service.schemas import Listed
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
@@ -66,8 +66,8 @@ _WITH_COMMAS: dict[str, dict[str, Any]] = {"name": {"explode": False, "example":
 )
 async def events(
     job_id: str,
-    wanted: Annotated[EventsQuery, query(EventsQuery)],
-    services: Door,
+    wanted: Annotated[EventsQuery, query_model(EventsQuery)],
+    services: ServicesDep,
     accept: Annotated[str | None, Header()] = None,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63)] = None,
 ) -> Any:
@@ -91,8 +91,8 @@ async def events(
 )
 async def logs(
     job_id: str,
-    wanted: Annotated[LogsQuery, query(LogsQuery)],
-    services: Door,
+    wanted: Annotated[LogsQuery, query_model(LogsQuery)],
+    services: ServicesDep,
     accept: Annotated[str | None, Header()] = None,
     byte_range: Annotated[str | None, Header(alias="Range", description="one range: `bytes=-1000`")] = None,
     if_range: Annotated[str | None, Header(alias="If-Range", description="answered with the whole log")] = None,
@@ -127,8 +127,8 @@ async def logs(
 )
 async def metrics(
     job_id: str,
-    wanted: Annotated[MetricsQuery, query(MetricsQuery)],
-    services: Door,
+    wanted: Annotated[MetricsQuery, query_model(MetricsQuery)],
+    services: ServicesDep,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Values by step, each step from the latest attempt that reached it: JSON, or CSV with an empty cell for no point.

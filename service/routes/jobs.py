@@ -15,7 +15,7 @@ from pydantic import Field
 from model_core.config import Config, Name
 from model_core.schemas import JsonNumber
 from service import deletion, submission
-from service.deps import Door, Services, services_of
+from service.deps import Services, ServicesDep, services_of
 from service.job_views import JobDetailView, JobView, Validation, listing_of, look_of
 from service.openapi import problems
 from service.protocol.negotiation import tags_of
@@ -26,7 +26,7 @@ from service.protocol.parsing import (
     check,
     key_of,
     parameters_of,
-    query,
+    query_model,
     query_of,
     read_tree,
 )
@@ -101,7 +101,7 @@ _PATCH_BODY: dict[str, Any] = {"required": True, "content": {MERGE_PATCH: _PATCH
 
 
 async def _look(services: Services, job_id: str) -> Response:
-    body, revision = look_of(job_id, await services.wire.ask(commands.look(job_id)))
+    body, revision = look_of(job_id, await services.async_store.run(commands.look(job_id)))
     headers = {"ETag": f'"{revision}"', "Cache-Control": "no-store"}
     return Response(body, media_type=JSON, headers=headers)
 
@@ -119,22 +119,22 @@ async def _expected(services: Services, job_id: str, if_match: str | None) -> in
 
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", **_ANSWERS)
-async def cancel(job_id: str, services: Door, response: Response) -> JobView:
+async def cancel(job_id: str, services: ServicesDep, response: Response) -> JobView:
     """A queued job is cancelled at once, a running one when its process has saved and gone."""
     return _answer(await services.ask(services.store.want, job_id, "cancel"), response)
 
 
 @router.post("/jobs/{job_id}/pause", summary="Pause a job", **_ANSWERS)
-async def pause(job_id: str, services: Door, response: Response) -> JobView:
+async def pause(job_id: str, services: ServicesDep, response: Response) -> JobView:
     """A running job saves its full state and leaves its worker; `resume` goes on from there."""
     return _answer(await services.ask(services.store.want, job_id, "pause"), response)
 
 
 @router.post("/jobs/{job_id}/resume", summary="Go on with a job that was paused or cancelled", **_ANSWERS)
-async def resume(job_id: str, services: Door, response: Response) -> JobView:
+async def resume(job_id: str, services: ServicesDep, response: Response) -> JobView:
     """It is queued again, and goes on from its last full state."""
     wish = await services.ask(services.store.want, job_id, "resume")
-    services.ringer.ring()
+    services.wakeups.notify()
     return _answer(wish, response)
 
 
@@ -146,13 +146,13 @@ async def resume(job_id: str, services: Door, response: Response) -> JobView:
 )
 async def retry(
     job_id: str,
-    wanted: Annotated[RetryQuery, query(RetryQuery)],
-    services: Door,
+    wanted: Annotated[RetryQuery, query_model(RetryQuery)],
+    services: ServicesDep,
     response: Response,
 ) -> JobView:
     """With a new crash budget: from its last full state, or from scratch in a run of a new name."""
     wish = await services.ask(services.store.retry, job_id, scratch=wanted.from_ == "scratch")
-    services.ringer.ring()
+    services.wakeups.notify()
     return _answer(wish, response)
 
 
@@ -175,7 +175,7 @@ async def submit(request: Request) -> Response:
         found = await submission.warnings(services, order)
         return Response(Validation.of(order.spec, order.budget, found).model_dump_json(), media_type=JSON)
     submitted = await submission.submit(services, order, key=key)
-    services.ringer.ring()
+    services.wakeups.notify()
     job, status = submitted.job, 202 if submitted.created else 200
     body = JobView.of(job).model_dump_json()
     return Response(body, status, {"Location": f"/jobs/{job.id}"}, media_type=JSON)
@@ -188,9 +188,11 @@ async def submit(request: Request) -> Response:
     responses=problems(404, 422, 503),
     openapi_extra={"parameters": parameters_of(JobsQuery)},
 )
-async def jobs(wanted: Annotated[JobsQuery, query(JobsQuery)], services: Door, request: Request) -> Response:
+async def jobs(
+    wanted: Annotated[JobsQuery, query_model(JobsQuery)], services: ServicesDep, request: Request
+) -> Response:
     """One page; `last_id` is the next page's `after`."""
-    found = await services.wire.ask(commands.page(**wanted.__dict__))
+    found = await services.async_store.run(commands.page(**wanted.__dict__))
     body, last_id = listing_of(found)
     response = Response(body, media_type=JSON)
     if found.has_more:
@@ -211,7 +213,7 @@ async def job(job_id: str, request: Request) -> Response:
     responses=problems(400, 404, 412, 413, 415, 422, 503),
     openapi_extra={"requestBody": _PATCH_BODY},
 )
-async def amend(job_id: str, tree: ConfigTree, services: Door, if_match: IfMatch = None) -> Response:
+async def amend(job_id: str, tree: ConfigTree, services: ServicesDep, if_match: IfMatch = None) -> Response:
     """A JSON merge patch (RFC 7396): what is left out stays; null removes a key of `metadata`.
 
     A queued job takes its new place at once. With If-Match nothing is changed once somebody else changed the job.
@@ -229,6 +231,6 @@ async def amend(job_id: str, tree: ConfigTree, services: Door, if_match: IfMatch
     responses=problems(404, 409, 422, 503),
     openapi_extra={"parameters": parameters_of(DeleteQuery)},
 )
-async def delete(job_id: str, wanted: Annotated[DeleteQuery, query(DeleteQuery)], services: Door) -> None:
+async def delete(job_id: str, wanted: Annotated[DeleteQuery, query_model(DeleteQuery)], services: ServicesDep) -> None:
     """Its record; with `artifacts=true` also its directory, and the run with its pictures, dataset or export."""
     await deletion.delete(services, job_id, artifacts=wanted.artifacts)

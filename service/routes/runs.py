@@ -29,10 +29,10 @@ from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run, runs_in
-from service.deps import Door, Services
+from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, parameters_of, query
+from service.protocol.parsing import JSON, parameters_of, query_model
 from service.schemas import Listed, View
 from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Warned
@@ -298,7 +298,7 @@ class RunsQuery(Config):
     openapi_extra={"parameters": parameters_of(RunsQuery)},
 )
 async def runs(
-    wanted: Annotated[RunsQuery, query(RunsQuery)], services: Door, request: Request, response: Response
+    wanted: Annotated[RunsQuery, query_model(RunsQuery)], services: ServicesDep, request: Request, response: Response
 ) -> Listed[RunView]:
     """One page; `last_id` is the next page's `after`."""
     page = await page_of_runs(services, after=wanted.after, limit=wanted.limit)
@@ -308,7 +308,7 @@ async def runs(
 
 
 @router.get("/runs/{run}", summary="Look at a run", responses=problems(404, 422))
-async def run(run: Name, services: Door) -> RunDetail:
+async def run(run: Name, services: ServicesDep) -> RunDetail:
     """Configuration, checkpoints, how it ended, and where to go from here."""
     return await one(services, run)
 
@@ -322,8 +322,8 @@ async def run(run: Name, services: Door) -> RunDetail:
 )
 async def report(
     run: Name,
-    wanted: Annotated[ReportQuery, query(ReportQuery)],
-    services: Door,
+    wanted: Annotated[ReportQuery, query_model(ReportQuery)],
+    services: ServicesDep,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The numbers of `headcount report` for the run's own configuration: JSON, or Markdown for people."""

@@ -1,4 +1,4 @@
-"""Questions that travel together, and the connection that carries them."""
+"""Batches of concurrent calls, and the connection that sends them."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from redis import ResponseError
 
-from service.async_store import Together, Wire
+from service.async_store import AsyncStore, Batcher
 from worker.jobs import commands
 from worker.jobs.commands import Question
 from worker.jobs.errors import JobNotFound, QueueUnavailable
@@ -28,17 +28,17 @@ class Way:
         return [2 * number if number > 0 else ValueError(str(number)) for number in asked]
 
 
-async def ask_all(crowd: Together[int, int], numbers: Sequence[int]) -> list[Any]:
-    return await asyncio.gather(*(crowd.ask(number) for number in numbers), return_exceptions=True)
+async def ask_all(batcher: Batcher[int, int], numbers: Sequence[int]) -> list[Any]:
+    return await asyncio.gather(*(batcher.submit(number) for number in numbers), return_exceptions=True)
 
 
 def test_who_comes_while_others_are_under_way_travels_with_the_next() -> None:
     async def journeys() -> list[list[int]]:
         way = Way()
-        crowd = Together(way)
-        first = asyncio.create_task(crowd.ask(1))
+        batcher = Batcher(way)
+        first = asyncio.create_task(batcher.submit(1))
         await asyncio.sleep(0.01)
-        assert await ask_all(crowd, [2, 3, 4]) == [4, 6, 8]
+        assert await ask_all(batcher, [2, 3, 4]) == [4, 6, 8]
         assert await first == 2
         return way.journeys
 
@@ -46,14 +46,14 @@ def test_who_comes_while_others_are_under_way_travels_with_the_next() -> None:
 
 
 def test_an_error_reaches_the_one_it_is_about() -> None:
-    answers = asyncio.run(ask_all(Together(Way()), [1, -2, 3]))
+    answers = asyncio.run(ask_all(Batcher(Way()), [1, -2, 3]))
     assert (answers[0], str(answers[1]), answers[2]) == (2, "-2", 6)
 
 
 def test_a_way_that_is_closed_is_closed_to_all_and_open_again_later() -> None:
     async def both() -> tuple[list[Any], int]:
-        crowd = Together(Way())
-        return await ask_all(crowd, [1, 0]), await crowd.ask(5)
+        batcher = Batcher(Way())
+        return await ask_all(batcher, [1, 0]), await batcher.submit(5)
 
     refused, later = asyncio.run(both())
     assert [type(error) for error in refused] == [ConnectionError, ConnectionError]
@@ -62,21 +62,21 @@ def test_a_way_that_is_closed_is_closed_to_all_and_open_again_later() -> None:
 
 def test_who_gives_up_holds_nobody_else_up() -> None:
     async def impatient() -> int:
-        crowd = Together(Way())
-        first = asyncio.create_task(crowd.ask(1))
+        batcher = Batcher(Way())
+        first = asyncio.create_task(batcher.submit(1))
         await asyncio.sleep(0.01)
         first.cancel()
-        return await crowd.ask(2)
+        return await batcher.submit(2)
 
     assert asyncio.run(impatient()) == 4
 
 
 def test_closing_leaves_nobody_waiting() -> None:
     async def closed() -> list[Any]:
-        crowd = Together(Way())
-        waiting = asyncio.create_task(ask_all(crowd, [1, 2]))
+        batcher = Batcher(Way())
+        waiting = asyncio.create_task(ask_all(batcher, [1, 2]))
         await asyncio.sleep(0.01)
-        await crowd.close()
+        await batcher.close()
         return await asyncio.wait_for(waiting, 1)
 
     assert [type(answer) for answer in asyncio.run(closed())] == [asyncio.CancelledError] * 2
@@ -84,13 +84,13 @@ def test_closing_leaves_nobody_waiting() -> None:
 
 async def asked_on(url: str, *asked: Question[Any], between: Callable[[], object] = bool) -> list[Any]:
     """Answers to questions asked one after the other, with something happening after each."""
-    wire = Wire(url, deadline_s=1.0)
+    store = AsyncStore(url, deadline_s=1.0)
     answers: list[Any] = []
     for question in asked:
-        answers += await asyncio.gather(wire.ask(question), return_exceptions=True)
+        answers += await asyncio.gather(store.run(question), return_exceptions=True)
         between()
         await asyncio.sleep(0.05)  # the loop hears of a connection that ended
-    await wire.close()
+    await store.close()
     return answers
 
 

@@ -137,7 +137,7 @@ def fill(store: JobStore) -> None:
     for number in range(SUBMITS, JOBS):
         made = store.submit(parse_spec(tree_of(number)), fingerprint=str(number)).job
         if number % 2:
-            store.want(made.id, "cancel")
+            store.request_action(made.id, "cancel")
 
 
 def measure_looks(address: tuple[str, int], store: JobStore) -> Iterator[Line]:

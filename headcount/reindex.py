@@ -18,7 +18,7 @@ from headcount.processes import ProcessGroup
 from model_core.errors import InvalidParameter, RunBusy
 from model_core.storage.files import Layout
 from worker.jobs.errors import JobNotFound, QueueUnavailable
-from worker.jobs.recovery import BadFile, Trace, salvage, traces
+from worker.jobs.recovery import BadFile, JobOnDisk, salvage, traces
 from worker.jobs.redis_client import connect
 from worker.jobs.schemas import Job
 from worker.jobs.settings import JobSettings
@@ -100,7 +100,7 @@ def lost_jobs(data: Path, redis_url: str) -> int:
     return len(traces(Layout.under(data))[0])
 
 
-def _restore(store: JobStore, layout: Layout, trace: Trace, say: Say, warn: Say) -> str:
+def _restore(store: JobStore, layout: Layout, trace: JobOnDisk, say: Say, warn: Say) -> str:
     known = _known(store, trace.id)
     if known is not None:
         say(f"{known.id}  {known.run or known.dataset}  {known.status}, there already")

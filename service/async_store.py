@@ -17,9 +17,9 @@ from redis.exceptions import NoScriptError, ResponseError
 from starlette.concurrency import run_in_threadpool
 
 from worker.jobs.celery_app import wake
-from worker.jobs.commands import Question, digests, sources
+from worker.jobs.commands import ScriptCall, digests, sources
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.redis_client import reaching
+from worker.jobs.redis_client import redis_errors
 
 _WAKEUP_INTERVAL_S = 0.05
 _MOST_PENDING_WAKEUPS = 16
@@ -107,9 +107,9 @@ class AsyncStore:
         )
         self._connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
         self._deadline_s = deadline_s
-        self._batcher: Batcher[Question[Any], Any] = Batcher(self._run_batch)
+        self._batcher: Batcher[ScriptCall[Any], Any] = Batcher(self._run_batch)
 
-    async def run(self, command: Question[T]) -> T:
+    async def run(self, command: ScriptCall[T]) -> T:
         """Run one command.
 
         Args:
@@ -122,19 +122,19 @@ class AsyncStore:
             QueueUnavailable: No reply in time; the script may have run all the same.
         """
         try:
-            with reaching():
+            with redis_errors():
                 async with asyncio.timeout(self._deadline_s):
                     reply = await self._batcher.submit(command)
         except TimeoutError:
             raise QueueUnavailable("no answer in time") from None
-        return command.read(reply)
+        return command.parse(reply)
 
     async def close(self) -> None:
         """Close the connection."""
         await self._batcher.close()
         await self._connection.disconnect()
 
-    async def _run_batch(self, commands: Sequence[Question[Any]]) -> list[Any]:
+    async def _run_batch(self, commands: Sequence[ScriptCall[Any]]) -> list[Any]:
         """Run scripts by digest, and send the source of those that Redis does not have."""
         async with asyncio.timeout(self._deadline_s):
             await self._ensure_connected()

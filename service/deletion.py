@@ -58,39 +58,39 @@ async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
 
 
 def _forget(store: JobStore, layout: Layout, job_id: str) -> None:
-    store.doom(job_id, with_run=False)
+    store.mark_deleted(job_id, with_run=False)
     write_off(layout, job_id)
-    store.forget(job_id)
+    store.purge(job_id)
 
 
 def _erase(store: JobStore, layout: Layout, job: JobDetail) -> None:
     with lock_for_deletion(layout, _runs_made_by(job), job.id) as runs:
         _nobody_needs(store, [run.name for run in runs if run.name != job.run], job.id)
-        store.doom(job.id, with_run=True)
+        store.mark_deleted(job.id, with_run=True)
         move_to_trash(layout, runs, job.id)
     empty_trash(layout, job.id)
-    store.forget(job.id)
+    store.purge(job.id)
 
 
 def _erase_preparation(store: JobStore, layout: Layout, job: JobDetail) -> None:
     owned = job.dataset if _made_its_dataset(store, layout, job) else None
     with lock_dataset(layout, owned) if owned else contextlib.nullcontext():
-        store.doom(job.id, with_run=owned is not None)
+        store.mark_deleted(job.id, with_run=owned is not None)
         if owned:
             move_dataset_to_trash(layout, owned, job.id)
         move_to_trash(layout, (), job.id)
     empty_trash(layout, job.id)
-    store.forget(job.id)
+    store.purge(job.id)
 
 
 def _erase_export(store: JobStore, layout: Layout, job: JobDetail) -> None:
     folder = _export_made_by(layout, job)
-    store.doom(job.id, with_run=True)
+    store.mark_deleted(job.id, with_run=True)
     if folder is not None:
         move_export_to_trash(layout, folder, job.id)
     move_to_trash(layout, (), job.id)
     empty_trash(layout, job.id)
-    store.forget(job.id)
+    store.purge(job.id)
 
 
 def _export_made_by(layout: Layout, job: JobDetail) -> Path | None:

@@ -20,8 +20,8 @@ from model_core.config import ExperimentConfig
 from model_core.config_loader import ConfigWarning
 from service.schemas import View
 from worker.jobs.errors import JobNotFound
-from worker.jobs.schemas import Job, JobDetail, Look, Rows, Warned
-from worker.jobs.serialization import apart_from_the_queue, detail_apart_from_the_queue, queue_of
+from worker.jobs.schemas import Job, JobDetail, JobPage, JobRecord, Warned
+from worker.jobs.serialization import detail_without_queue_position, queue_of, without_queue_position
 from worker.jobs.spec import JobSpec
 
 _KEPT = 2048
@@ -34,14 +34,14 @@ class Rendered(NamedTuple):
     revision: int
     json: bytes
 
-    def at(self, place: int | None, outlook: str) -> bytes:
+    def at(self, place: int | None, forecast: str) -> bytes:
         """The whole JSON.
 
         Args:
             place: In the line of ready jobs, from 0; None: not in it.
-            outlook: When those in line will start.
+            forecast: When those in line will start.
         """
-        return b'%b,"queue":%b}' % (self.json, b"null" if place is None else _queue(place, outlook))
+        return b'%b,"queue":%b}' % (self.json, b"null" if place is None else _queue(place, forecast))
 
 
 class Listing(NamedTuple):
@@ -51,16 +51,16 @@ class Listing(NamedTuple):
     last_id: str | None
 
 
-def listing_of(found: Rows) -> Listing:
+def listing_of(found: JobPage) -> Listing:
     """Render a page."""
     jobs = [(known, place) for record, place in found.rows if (known := _job(record)) is not None]
     first_id, last_id = (jobs[0][0].id, jobs[-1][0].id) if jobs else (None, None)
-    data = b",".join(known.at(place, found.outlook) for known, place in jobs)
+    data = b",".join(known.at(place, found.forecast) for known, place in jobs)
     ends = json.dumps({"first_id": first_id, "last_id": last_id, "has_more": found.has_more}).encode()
     return Listing(b'{"object":"list","data":[%b],%b' % (data, ends[1:]), last_id)
 
 
-def look_of(job_id: str, found: Look) -> tuple[bytes, int]:
+def look_of(job_id: str, found: JobRecord) -> tuple[bytes, int]:
     """Render one job: a `JobDetailView` as JSON, and its revision.
 
     Raises:
@@ -69,23 +69,23 @@ def look_of(job_id: str, found: Look) -> tuple[bytes, int]:
     known = _detail(found.row.record, found.more)
     if known is None:
         raise JobNotFound(job_id)
-    return known.at(found.row.place, found.outlook), known.revision
+    return known.at(found.row.place, found.forecast), known.revision
 
 
 @lru_cache(_KEPT)
-def _queue(place: int, outlook: str) -> bytes:
-    return queue_of(place, outlook).model_dump_json().encode()
+def _queue(place: int, forecast: str) -> bytes:
+    return queue_of(place, forecast).model_dump_json().encode()
 
 
 @lru_cache(_KEPT)
 def _job(record: str) -> Rendered | None:
-    job = apart_from_the_queue(record)
+    job = without_queue_position(record)
     return None if job is None else _rendered(JobView.of(job))
 
 
 @lru_cache(_KEPT)
 def _detail(record: str, more: str) -> Rendered | None:
-    job = detail_apart_from_the_queue(record, more)
+    job = detail_without_queue_position(record, more)
     return None if job is None else _rendered(JobDetailView.of(job))
 
 

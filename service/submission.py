@@ -18,7 +18,7 @@ from worker.jobs import commands
 from worker.jobs.commands import Taken
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.kinds import KINDS
-from worker.jobs.schemas import Capacity, Refusal, Submission
+from worker.jobs.schemas import Capacity, Rejection, Submission
 
 _AT_ONCE_VALUES = 150  # a full configuration has a hundred; each wrong key costs up to half a millisecond
 
@@ -63,7 +63,7 @@ async def submit(services: Services, order: Order, *, key: str | None) -> Submis
 
 async def ask(
     services: Services, order: Order, *, key: str | None, taken: Taken, fingerprint: str
-) -> Submission | Refusal:
+) -> Submission | Rejection:
     """Ask that a job is recorded, in one round trip.
 
     Args:
@@ -86,13 +86,13 @@ async def ask(
     return await services.async_store.run(question)
 
 
-async def refused(services: Services, order: Order, refusal: Refusal) -> ModelCoreError:
+async def refused(services: Services, order: Order, refusal: Rejection) -> ModelCoreError:
     """Why a job was not recorded, and what would be possible."""
     if refusal.why == "lacking":
         return order.missing[0]
     if refusal.capacity is not None:
         return _unfit(order, refusal.capacity)
-    return await services.ask(services.store.taken, order.spec, refusal, order.differs)
+    return await services.ask(services.store.name_conflict, order.spec, refusal, order.differs)
 
 
 async def warnings(services: Services, order: Order) -> list[ConfigWarning]:

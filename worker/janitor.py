@@ -78,7 +78,7 @@ class Janitor:
             self._registry.announce("workers", self._runner.id, self._runner.facts(), self._alive_s)
             self._announce_at = now + min(_ANNOUNCE_S, self._alive_s / 3)
             slots = sum(worker["slots"] for worker in self._registry.alive("workers"))
-            self._store.look_out(slots, self._alive_s)
+            self._store.refresh_forecast(slots, self._alive_s)
         if now >= self._reap_at:
             self._reap()
             self._reap_at = now + self._settings.janitor_s

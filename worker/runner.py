@@ -13,8 +13,8 @@ from model_core.entrypoint import ShutdownSignal
 from model_core.errors import ModelCoreError
 from worker.devices import Devices, memory_bytes
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.recovery import write_order
-from worker.jobs.redis_client import patiently
+from worker.jobs.recovery import write_job_file
+from worker.jobs.redis_client import retry_until_available
 from worker.jobs.schemas import Claim, JobError, Outcome, WorkerView
 from worker.jobs.settings import WorkerSettings
 from worker.jobs.worker_store import WorkerStore
@@ -53,7 +53,7 @@ class Runner:
             if outcome is None:
                 log.warning("job taken away job_id=%s attempt=%d", claim.id, claim.attempt)
                 return
-            status = patiently(lambda: self._store.finish(claim, outcome), self.stopping)
+            status = retry_until_available(lambda: self._store.finish(claim, outcome), self.stopping)
             self._write_down(claim, status, outcome)
             log.info("attempt ended job_id=%s result=%s status=%s", claim.id, outcome.result, status)
         except QueueUnavailable as error:
@@ -67,7 +67,7 @@ class Runner:
         assert self._settings.layout.jobs is not None
         error = self._store.error_of(outcome) if status == "failed" else None
         try:
-            write_order(self._settings.layout.jobs / claim.id, claim, status, error)
+            write_job_file(self._settings.layout.jobs / claim.id, claim, status, error)
         except (OSError, ModelCoreError) as error:
             log.warning("job not written down job_id=%s reason=%s", claim.id, error)
 
@@ -92,7 +92,7 @@ class Runner:
             if self.stopping() or len(self._held) >= self.slots:
                 return None
             try:
-                claim = patiently(
+                claim = retry_until_available(
                     lambda: self._store.claim(token, self._view, idle=self._devices.idle, gpus=len(self._devices.gpus)),
                     self.stopping,
                 )
@@ -111,7 +111,7 @@ class Runner:
         """
         if self.stopping() or len(self._held) >= self.slots:
             return False
-        return self._store.fitting(self.id, idle=self._devices.idle, gpus=len(self._devices.gpus))
+        return self._store.has_runnable_job(self.id, idle=self._devices.idle, gpus=len(self._devices.gpus))
 
     @property
     def _view(self) -> WorkerView:

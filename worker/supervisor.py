@@ -25,8 +25,8 @@ from worker.child_process import Child, environment
 from worker.event_mirror import Mirror
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.kinds import BAD_INPUT, BUSY, STOPPED, argv
-from worker.jobs.recovery import write_order
-from worker.jobs.redis_client import patiently
+from worker.jobs.recovery import write_job_file
+from worker.jobs.redis_client import retry_until_available
 from worker.jobs.schemas import Claim, JobError, Outcome, WorkerView
 from worker.jobs.settings import WorkerSettings
 from worker.jobs.spec import licence_of, processes_of
@@ -59,7 +59,7 @@ class Lease:
     def _beat_on(self) -> None:
         while not self._over.is_set() and self.desired != "fenced":
             try:
-                self.desired = self._store.beat(self._claim, self._worker)
+                self.desired = self._store.heartbeat(self._claim, self._worker)
                 wait_s = self._every_s
             except QueueUnavailable as error:
                 log.warning("beat not heard job_id=%s reason=%s", self._claim.id, error)
@@ -126,7 +126,7 @@ def supervise(
 def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpus: tuple[int, ...]) -> Child:
     data = settings.data.resolve()
     directory = data / "jobs" / claim.id
-    write_order(directory, claim, "running")
+    write_job_file(directory, claim, "running")
     write_text(directory / "config.yaml", to_yaml(config, written_only=True))
     command = argv(
         claim.kind,
@@ -144,7 +144,7 @@ def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpu
 
 def _tell_the_rest(mirror: Mirror, claim: Claim, stopping: Callable[[], bool]) -> None:
     try:
-        patiently(mirror.drain, stopping)
+        retry_until_available(mirror.drain, stopping)
     except (OSError, ValueError) as error:  # what clients miss does not change how the job ended
         log.warning("events not all told job_id=%s reason=%s", claim.id, error)
 

@@ -32,7 +32,7 @@ from service.protocol.parsing import (
 )
 from service.schemas import Listed
 from worker.jobs import commands
-from worker.jobs.schemas import Wish
+from worker.jobs.schemas import ActionResult
 from worker.jobs.spec import MOST_METADATA, Kind, Label, Text
 from worker.jobs.states import Status
 
@@ -53,7 +53,7 @@ class RetryQuery(Config):
     )
 
 
-def _answer(wish: Wish, response: Response) -> JobView:
+def _answer(wish: ActionResult, response: Response) -> JobView:
     response.status_code = 202 if wish.is_new else 200
     return JobView.of(wish.job)
 
@@ -121,19 +121,19 @@ async def _expected(services: Services, job_id: str, if_match: str | None) -> in
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", **_ANSWERS)
 async def cancel(job_id: str, services: ServicesDep, response: Response) -> JobView:
     """A queued job is cancelled at once, a running one when its process has saved and gone."""
-    return _answer(await services.ask(services.store.want, job_id, "cancel"), response)
+    return _answer(await services.ask(services.store.request_action, job_id, "cancel"), response)
 
 
 @router.post("/jobs/{job_id}/pause", summary="Pause a job", **_ANSWERS)
 async def pause(job_id: str, services: ServicesDep, response: Response) -> JobView:
     """A running job saves its full state and leaves its worker; `resume` goes on from there."""
-    return _answer(await services.ask(services.store.want, job_id, "pause"), response)
+    return _answer(await services.ask(services.store.request_action, job_id, "pause"), response)
 
 
 @router.post("/jobs/{job_id}/resume", summary="Go on with a job that was paused or cancelled", **_ANSWERS)
 async def resume(job_id: str, services: ServicesDep, response: Response) -> JobView:
     """It is queued again, and goes on from its last full state."""
-    wish = await services.ask(services.store.want, job_id, "resume")
+    wish = await services.ask(services.store.request_action, job_id, "resume")
     services.wakeups.notify()
     return _answer(wish, response)
 
@@ -220,7 +220,7 @@ async def amend(job_id: str, tree: ConfigTree, services: ServicesDep, if_match: 
     """
     patch = check(JobPatch, tree).model_dump(exclude_unset=True)
     expected = await _expected(services, job_id, if_match)
-    await services.ask(services.store.amend, job_id, **patch, expected=expected)
+    await services.ask(services.store.update, job_id, **patch, expected=expected)
     return await _look(services, job_id)
 
 

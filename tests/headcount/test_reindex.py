@@ -19,7 +19,7 @@ from model_core.entrypoint import Attempt
 from model_core.errors import InvalidParameter
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from worker.jobs.recovery import write_order
+from worker.jobs.recovery import write_job_file
 from worker.jobs.schemas import Claim
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import JobStore
@@ -47,7 +47,7 @@ def told() -> Told:
 def leave(layout: Layout, job_id: str, run: str, created_at: int, outcome: str | None = None) -> None:
     """What worker and child leave of a job on disk."""
     claim = Claim(job_id, 1, "train", run, {"experiment_name": run}, order={"created_at": created_at})
-    write_order(layout.jobs / job_id, claim, "running")
+    write_job_file(layout.jobs / job_id, claim, "running")
     made = Run.create(layout.run(run), ExperimentConfig(experiment_name=run), job_id)
     made.begin_attempt(1, job_id)
     if outcome:
@@ -115,7 +115,7 @@ def test_a_job_is_a_line_and_a_second_time_changes_nothing(data, given, told, st
 
 def test_what_redis_knows_better_stays(data, given, told, store_of) -> None:
     told.reindex(data)
-    store_of(given).want(CUT, "cancel")
+    store_of(given).request_action(CUT, "cancel")
     told.reindex(data)
     assert store_of(given).get(CUT).status == "cancelled"
 
@@ -148,7 +148,7 @@ def test_a_name_that_another_job_keeps_is_no_obstacle_to_the_others(data, given,
     shutil.rmtree(layout.run("cut"))
     other = f"job_{'d' * 32}"
     claim = Claim(other, 1, "train", "cut", {"experiment_name": "cut"}, order={"created_at": 5})
-    write_order(layout.jobs / other, claim, "running")
+    write_job_file(layout.jobs / other, claim, "running")
     assert told.reindex(data) == 0
     assert "another job has its name, 'cut'" in told.warnings[0]
 

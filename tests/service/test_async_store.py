@@ -8,7 +8,7 @@ from redis import ResponseError
 
 from service.async_store import AsyncStore, Batcher
 from worker.jobs import commands
-from worker.jobs.commands import Question
+from worker.jobs.commands import ScriptCall
 from worker.jobs.errors import JobNotFound, QueueUnavailable
 
 NOBODY = f"job_{0:032x}"
@@ -82,7 +82,7 @@ def test_closing_leaves_nobody_waiting() -> None:
     assert [type(answer) for answer in asyncio.run(closed())] == [asyncio.CancelledError] * 2
 
 
-async def asked_on(url: str, *asked: Question[Any], between: Callable[[], object] = bool) -> list[Any]:
+async def asked_on(url: str, *asked: ScriptCall[Any], between: Callable[[], object] = bool) -> list[Any]:
     """Answers to questions asked one after the other, with something happening after each."""
     store = AsyncStore(url, deadline_s=1.0)
     answers: list[Any] = []
@@ -95,7 +95,7 @@ async def asked_on(url: str, *asked: Question[Any], between: Callable[[], object
 
 
 def test_a_question_that_fails_leaves_the_connection_to_others(redis_url: str) -> None:
-    bad: Question[Any] = Question("submit", (), lambda reply: reply)  # its arguments are missing
+    bad: ScriptCall[Any] = ScriptCall("submit", (), lambda reply: reply)  # its arguments are missing
     refused, page, unknown = asyncio.run(asked_on(redis_url, bad, commands.page(), commands.detail(NOBODY)))
     assert isinstance(refused, ResponseError)
     assert (page.rows, type(unknown)) == ((), JobNotFound)

@@ -126,11 +126,11 @@ def test_a_job_that_runs_is_not_deleted(site) -> None:
     lock.release()
     assert (reply.status_code, reply.json()["code"]) == (409, "action_not_allowed")
     assert reply.json()["allowed_actions"] == ["cancel", "pause"]
-    assert site.store.beat(claim) == "run"
+    assert site.store.heartbeat(claim) == "run"
 
 
 def _doomed(site: Any, job_id: str) -> None:
-    site.store.doom(job_id, with_run=True)
+    site.store.mark_deleted(job_id, with_run=True)
 
 
 def _hidden(site: Any, job_id: str) -> None:

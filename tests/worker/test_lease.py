@@ -11,11 +11,11 @@ class Stumbling(WorkerStore):
 
     beats = 0
 
-    def beat(self, claim, worker=None):
+    def heartbeat(self, claim, worker=None):
         self.beats += 1
         if self.beats != 3:
             raise RuntimeError("unforeseen")
-        return super().beat(claim, worker)
+        return super().heartbeat(claim, worker)
 
 
 def test_beats_go_on_after_one_that_failed(settings, make_spec, connected):
@@ -23,7 +23,7 @@ def test_beats_go_on_after_one_that_failed(settings, make_spec, connected):
     store.submit(make_spec("one"), fingerprint="f")
     worker = WorkerView(id="w1", host="here")
     claim = store.claim("token", worker)
-    store.want(claim.id, "pause")
+    store.request_action(claim.id, "pause")
     with Lease(store, claim, worker, every_s=0.01) as lease:
         eventually(lambda: store.beats > 3)
         assert lease.desired == "pause"

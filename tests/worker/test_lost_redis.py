@@ -50,9 +50,9 @@ def test_jobs_come_back_as_they_were_and_a_paused_one_runs_to_its_end(site, serv
         "cancelled": site.submit("dropped", steps=1000, step_s=0.05),
     }
     site.until_step(jobs["paused"], 7)
-    site.store.want(jobs["paused"], "pause")
+    site.store.request_action(jobs["paused"], "pause")
     site.until_step(jobs["cancelled"], 3)
-    site.store.want(jobs["cancelled"], "cancel")
+    site.store.request_action(jobs["cancelled"], "cancel")
     before = {job_id: [site.until(job_id, status), site.store.detail(job_id)][1] for status, job_id in jobs.items()}
 
     lose(server)
@@ -67,7 +67,7 @@ def test_jobs_come_back_as_they_were_and_a_paused_one_runs_to_its_end(site, serv
     assert [job.id for job in site.store.page().jobs] == sorted(
         before, key=lambda job_id: before[job_id].created_at, reverse=True
     )
-    assert site.store.want(jobs["paused"], "resume").is_new
+    assert site.store.request_action(jobs["paused"], "resume").is_new
     site.until(jobs["paused"], "succeeded")
     events = site.events("halted")
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
@@ -86,7 +86,7 @@ def test_a_job_that_ran_is_paused_once_its_process_is_gone(site, server):
 
     job = site.job(job_id)
     assert (job.status, job.attempt) == ("paused", 1)
-    site.store.want(job_id, "resume")
+    site.store.request_action(job_id, "resume")
     assert site.until(job_id, "succeeded").attempt == 2
     steps = [event["step"] for event in site.events("running") if event["type"] == "step"]
     assert steps == list(range(1, 101))

@@ -24,8 +24,19 @@ import redis
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
-from worker.jobs.redis_client import PREFIX, reaching
-from worker.jobs.schemas import DETAIL, VIEW, Capacity, Job, JobDetail, Look, Refusal, Row, Rows, Submission
+from worker.jobs.redis_client import PREFIX, redis_errors
+from worker.jobs.schemas import (
+    DETAIL,
+    VIEW,
+    Capacity,
+    Job,
+    JobDetail,
+    JobPage,
+    JobRecord,
+    JobRow,
+    Rejection,
+    Submission,
+)
 from worker.jobs.serialization import checked_id, detail_of, job_of, jobs_of, known_job
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status, as_lua
@@ -42,13 +53,13 @@ class Scripts:
     def __init__(self, client: redis.Redis) -> None:
         self._scripts = {name: client.register_script(text) for name, text in sources().items()}
 
-    def ask(self, question: Question[T]) -> T:
+    def ask(self, call: ScriptCall[T]) -> T:
         """Ask a question.
 
         Raises:
             QueueUnavailable: Redis does not answer; the script may have run all the same.
         """
-        return question.read(self.run(question.script, *question.arguments))
+        return call.parse(self.run(call.script, *call.arguments))
 
     def run(self, name: str, *args: str | int | float) -> Any:
         """Run one.
@@ -56,7 +67,7 @@ class Scripts:
         Raises:
             QueueUnavailable: Redis does not answer; the script may have run all the same.
         """
-        with reaching():
+        with redis_errors():
             return self._scripts[name](args=args)
 
 
@@ -85,18 +96,18 @@ Taken = Literal[
 
 
 @dataclass(frozen=True)
-class Question(Generic[T]):
+class ScriptCall(Generic[T]):
     """One run of a script.
 
     Attributes:
         script: Its name.
         arguments: What it is given.
-        read: Turns its reply into the answer, or raises what the reply says.
+        parse: Turns its reply into the answer, or raises what the reply says.
     """
 
     script: str
     arguments: tuple[str | int, ...]
-    read: Callable[[Any], T]
+    parse: Callable[[Any], T]
 
 
 def submission(
@@ -109,7 +120,7 @@ def submission(
     is_lacking: bool = False,
     memory_bytes: int | None = None,
     preparation: DatasetSpec | None = None,
-) -> Question[Submission | Refusal]:
+) -> ScriptCall[Submission | Rejection]:
     """Record a job, unless its key was used before, or something stands against it.
 
     Args:
@@ -129,14 +140,14 @@ def submission(
         InvalidConfig: It is to wait for a job that is not there.
     """
 
-    def read(reply: Any) -> Submission | Refusal:
+    def parse(reply: Any) -> Submission | Rejection:
         verdict, fact, *seen = reply
         if verdict in {"run_exists", "ready", "lacking"}:
-            return Refusal(verdict)
+            return Rejection(verdict)
         if verdict == "dataset_exists":
-            return Refusal(verdict, maker=fact or None)
+            return Rejection(verdict, maker=fact or None)
         if verdict == "unfit":
-            return Refusal(verdict, _capacity_of(fact))
+            return Rejection(verdict, _capacity_of(fact))
         if verdict == "conflict":
             raise IdempotencyConflict(key or "", fact)
         if verdict == "full":
@@ -154,7 +165,7 @@ def submission(
         "" if memory_bytes is None else memory_bytes, spec.dataset or "", *_making(spec, preparation),
         spec.export,
     )  # fmt: skip
-    return Question("submit", arguments, read)
+    return ScriptCall("submit", arguments, parse)
 
 
 def new_id() -> str:
@@ -169,32 +180,32 @@ def _making(spec: JobSpec, preparation: DatasetSpec | None) -> tuple[str, str, s
     return (preparation.fingerprint, new_id(), preparation.as_config().model_dump_json(exclude_unset=True))
 
 
-def detail(job_id: str) -> Question[JobDetail]:
+def detail(job_id: str) -> ScriptCall[JobDetail]:
     """Read a job with its attempts.
 
     Raises:
         JobNotFound: There is none of that id; also as the answer.
     """
-    return Question("detail", (checked_id(job_id),), lambda reply: known_job(detail_of(_look_of(reply)), job_id))
+    return ScriptCall("detail", (checked_id(job_id),), lambda reply: known_job(detail_of(_look_of(reply)), job_id))
 
 
-def look(job_id: str) -> Question[Look]:
+def look(job_id: str) -> ScriptCall[JobRecord]:
     """The same, as the store keeps it; without a job of that id its record is empty.
 
     Raises:
         JobNotFound: No job can have that id.
     """
-    return Question("detail", (checked_id(job_id),), _look_of)
+    return ScriptCall("detail", (checked_id(job_id),), _look_of)
 
 
-def _look_of(reply: Any) -> Look:
-    row, outlook, more = reply
-    return Look(Row(*row), outlook, more)
+def _look_of(reply: Any) -> JobRecord:
+    row, forecast, more = reply
+    return JobRecord(JobRow(*row), forecast, more)
 
 
-def jobs(ids: Sequence[str]) -> Question[list[Job]]:
+def jobs(ids: Sequence[str]) -> ScriptCall[list[Job]]:
     """Read jobs; those that there are not are left out."""
-    return Question("views", tuple(ids), lambda reply: jobs_of(*reply))
+    return ScriptCall("views", tuple(ids), lambda reply: jobs_of(*reply))
 
 
 def page(
@@ -205,7 +216,7 @@ def page(
     kind: str | None = None,
     run: str | None = None,
     dataset: str | None = None,
-) -> Question[Rows]:
+) -> ScriptCall[JobPage]:
     """List jobs, newest first.
 
     Args:
@@ -221,34 +232,34 @@ def page(
     """
     cursor = checked_id(after) if after else ""
 
-    def read(reply: Any) -> Rows:
+    def parse(reply: Any) -> JobPage:
         verdict, *rest = reply
         if verdict == "missing":
             raise JobNotFound(cursor)
-        seen, outlook, has_more = rest
-        return Rows(tuple(Row(*row) for row in seen), outlook, has_more=bool(has_more))
+        seen, forecast, has_more = rest
+        return JobPage(tuple(JobRow(*row) for row in seen), forecast, has_more=bool(has_more))
 
-    return Question("page", (cursor, limit + 1, status or "", kind or "", run or "", dataset or ""), read)
+    return ScriptCall("page", (cursor, limit + 1, status or "", kind or "", run or "", dataset or ""), parse)
 
 
-def makers(datasets: Sequence[str]) -> Question[list[Job | None]]:
+def makers(datasets: Sequence[str]) -> ScriptCall[list[Job | None]]:
     """Read the last job that makes or made each dataset, where one is known."""
 
-    def read(reply: Any) -> list[Job | None]:
-        rows, outlook = reply
-        return [job_of(Row(*row), outlook) for row in rows]
+    def parse(reply: Any) -> list[Job | None]:
+        rows, forecast = reply
+        return [job_of(JobRow(*row), forecast) for row in rows]
 
-    return Question("makers", tuple(datasets), read)
+    return ScriptCall("makers", tuple(datasets), parse)
 
 
-def datasets(*, after: str | None, limit: int) -> Question[list[str]]:
+def datasets(*, after: str | None, limit: int) -> ScriptCall[list[str]]:
     """Names of datasets that some job makes or made, in order."""
-    return Question("datasets", (after or "", limit), list)
+    return ScriptCall("datasets", (after or "", limit), list)
 
 
-def shortage(gpus: int, memory_bytes: int) -> Question[Capacity | None]:
+def shortage(gpus: int, memory_bytes: int) -> ScriptCall[Capacity | None]:
     """What the known workers have, if none of them could run a job of that size."""
-    return Question("shortage", (gpus, memory_bytes), lambda reply: _capacity_of(reply) if reply else None)
+    return ScriptCall("shortage", (gpus, memory_bytes), lambda reply: _capacity_of(reply) if reply else None)
 
 
 def _capacity_of(reply: Sequence[Any]) -> Capacity:

@@ -1,6 +1,6 @@
 """When a queued job will start, as a range: what runs now has told its pace, and what ran lately how long jobs take.
 
-Workers refresh the outlook each second, so it costs those who read it nothing, and is gone when no worker is there.
+Workers refresh the forecast each second, so it costs those who read it nothing, and is gone when no worker is there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Outlook:
+class QueueForecast:
     """What the future of the queue is guessed from.
 
     Attributes:
@@ -63,13 +63,13 @@ class Outlook:
 
 
 @lru_cache(maxsize=4)
-def read_outlook(text: str) -> Outlook | None:
-    """Read what `Outlook.to_json` wrote; None of an empty text."""
+def read_forecast(text: str) -> QueueForecast | None:
+    """Read what `QueueForecast.to_json` wrote; None of an empty text."""
     if not text:
         return None
     facts = json.loads(text)
     typical = tuple(facts["typical_s"]) if facts["typical_s"] else None
-    return Outlook(facts["slots"], tuple(tuple(item) for item in facts["remaining_s"]), typical)
+    return QueueForecast(facts["slots"], tuple(tuple(item) for item in facts["remaining_s"]), typical)
 
 
 def _spread(samples: Sequence[float]) -> Range | None:
@@ -88,11 +88,11 @@ def _remaining(age_s: float, left_s: float | None, typical_s: Range | None) -> R
 
 
 @lru_cache(maxsize=4)
-def _starts(outlook: Outlook) -> tuple[Sequence[float], Sequence[float]]:
+def _starts(forecast: QueueForecast) -> tuple[Sequence[float], Sequence[float]]:
     """Start times of the first places, at best and at worst."""
-    quick, slow = outlook.typical_s or (0.0, 0.0)
-    low = _in_turn(outlook.slots, [low for low, _ in outlook.remaining_s], quick)
-    high = _in_turn(outlook.slots, [high for _, high in outlook.remaining_s], slow)
+    quick, slow = forecast.typical_s or (0.0, 0.0)
+    low = _in_turn(forecast.slots, [low for low, _ in forecast.remaining_s], quick)
+    high = _in_turn(forecast.slots, [high for _, high in forecast.remaining_s], slow)
     return list(islice(low, _EXACT)), list(islice(high, _EXACT))
 
 

@@ -30,7 +30,7 @@ from model_core.storage.events import Event, read_events
 from model_core.storage.files import Layout, now, read_json, write_json
 from model_core.storage.run import Run, runs_in
 from worker.jobs.kinds import KINDS
-from worker.jobs.schemas import Claim, JobError, Progress, Restored, Warned
+from worker.jobs.schemas import Claim, JobError, Progress, RestoredJob, Warned
 from worker.jobs.serialization import progressed
 from worker.jobs.spec import JOB_ID, JobSection, JobSpec, Kind
 from worker.jobs.states import TERMINAL, Status
@@ -38,7 +38,7 @@ from worker.jobs.states import TERMINAL, Status
 _FILE = "job.json"
 
 
-def write_order(directory: Path, claim: Claim, status: str, error: JobError | None = None) -> None:
+def write_job_file(directory: Path, claim: Claim, status: str, error: JobError | None = None) -> None:
     """Write it down.
 
     Args:
@@ -111,7 +111,7 @@ class _Owner(_File):
 
 
 @dataclass(frozen=True)
-class Trace:
+class JobOnDisk:
     """A job that left something on disk.
 
     Attributes:
@@ -142,7 +142,7 @@ class Trace:
         return written if written.is_file() else self.home / "config.yaml"
 
 
-def traces(layout: Layout) -> tuple[list[Trace], list[BadFile]]:
+def traces(layout: Layout) -> tuple[list[JobOnDisk], list[BadFile]]:
     """Find jobs, the oldest first, and the files that could not be read."""
     owned, bad = _owned_runs(layout)
     unclear = {error.path.parent.name for error in bad}  # runs whose owner nobody knows: their jobs are left alone
@@ -218,7 +218,7 @@ def _job_directories(layout: Layout) -> list[str]:
     return [path.name for path in layout.jobs.iterdir() if re.match(JOB_ID, path.name) and path.is_dir()]
 
 
-def _trace(layout: Layout, job_id: str, owned: list[tuple[int, Run]]) -> Trace | None:
+def _trace(layout: Layout, job_id: str, owned: list[tuple[int, Run]]) -> JobOnDisk | None:
     """What there is of a job; None if it was deleted, or left too little to say what it was."""
     directory = _directory(layout, job_id)
     with reading(directory / _TRACES_FILE):
@@ -231,8 +231,8 @@ def _trace(layout: Layout, job_id: str, owned: list[tuple[int, Run]]) -> Trace |
     attempt, run = max(owned, key=lambda pair: pair[0], default=(0, None))
     if order is not None:
         run = next((run for _, run in owned if run.name == order.run), None)
-        return Trace(job_id, order.created_at, directory, run, attempt, order)
-    trace = Trace(job_id, 0, directory, run, attempt, None)
+        return JobOnDisk(job_id, order.created_at, directory, run, attempt, order)
+    trace = JobOnDisk(job_id, 0, directory, run, attempt, None)
     if not trace.config.is_file():
         return None
     with reading(trace.home / "events.jsonl"):
@@ -255,7 +255,7 @@ def _reason(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
-def salvage(layout: Layout, trace: Trace) -> Restored:
+def salvage(layout: Layout, trace: JobOnDisk) -> RestoredJob:
     """Put a job's record together.
 
     Args:
@@ -272,7 +272,7 @@ def salvage(layout: Layout, trace: Trace) -> Restored:
         return _restored(layout, trace)
 
 
-def _restored(layout: Layout, trace: Trace) -> Restored:
+def _restored(layout: Layout, trace: JobOnDisk) -> RestoredJob:
     order = trace.order or _order_of(trace)
     config = _config(order.config, trace.config)
     told = _Told.read(trace.home / "events.jsonl", config.training.total_batch_size, order.kind)
@@ -283,7 +283,7 @@ def _restored(layout: Layout, trace: Trace) -> Restored:
     status = _status(layout, trace, order, attempt, outcome)
     error = outcome.error if outcome is not None else None
     times = [time for time in (order.time, outcome.time if outcome is not None else None) if time is not None]
-    return Restored(
+    return RestoredJob(
         id=trace.id,
         kind=order.kind,
         run=order.run,
@@ -307,7 +307,7 @@ def _restored(layout: Layout, trace: Trace) -> Restored:
     )
 
 
-def _status(layout: Layout, trace: Trace, order: Order, attempt: int, outcome: Outcome | None) -> Status:
+def _status(layout: Layout, trace: JobOnDisk, order: Order, attempt: int, outcome: Outcome | None) -> Status:
     if order.attempt == attempt and order.status in TERMINAL:
         return order.status
     if outcome is not None and outcome.outcome != "stopped":
@@ -317,7 +317,7 @@ def _status(layout: Layout, trace: Trace, order: Order, attempt: int, outcome: O
     return "paused"
 
 
-def _outcomes(trace: Trace) -> list[Outcome]:
+def _outcomes(trace: JobOnDisk) -> list[Outcome]:
     """A training that was refused before it had a run says so in its own directory."""
     files = [directory / "outcome.json" for directory in dict.fromkeys((trace.home, trace.directory))]
     return [read_as(Outcome, file) for file in files if file.exists()]
@@ -350,7 +350,7 @@ class _Told:
             return replace(self, last_seq=last_seq)
 
 
-def _order_of(trace: Trace) -> Order:
+def _order_of(trace: JobOnDisk) -> Order:
     """What job.json would say, from the configuration alone."""
     with reading(trace.config):
         tree = read_tree(trace.config)

@@ -45,7 +45,7 @@ def connect(url: str, *, for_api: bool) -> redis.Redis:
 
 
 @contextlib.contextmanager
-def reaching() -> Iterator[None]:
+def redis_errors() -> Iterator[None]:
     """Turn what a missing Redis raises into `QueueUnavailable`."""
     try:
         yield
@@ -79,7 +79,7 @@ class Registry:
             QueueUnavailable: Redis does not answer.
         """
         body = json.dumps({**facts, "id": id, "time": now()})
-        with reaching(), self._redis.pipeline() as pipe:
+        with redis_errors(), self._redis.pipeline() as pipe:
             pipe.set(_key(kind, id), body, px=max(1, int(ttl_s * 1000)))
             pipe.sadd(_key(kind), id)
             pipe.execute()
@@ -90,7 +90,7 @@ class Registry:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        with reaching(), self._redis.pipeline() as pipe:
+        with redis_errors(), self._redis.pipeline() as pipe:
             pipe.delete(_key(kind, id))
             pipe.srem(_key(kind), id)
             pipe.execute()
@@ -101,7 +101,7 @@ class Registry:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        with reaching():
+        with redis_errors():
             ids = sorted(map(str, self._redis.smembers(_key(kind))))
             bodies = self._redis.mget([_key(kind, id) for id in ids]) if ids else []  # noqa: A001 - as above
             gone = [id for id, body in zip(ids, bodies, strict=True) if body is None]  # noqa: A001 - as above
@@ -120,7 +120,7 @@ _PAUSE_S = 0.5
 _LEAVING_S = 5.0  # a worker that leaves waits no longer: the lease runs out, and another worker goes on
 
 
-def patiently(call: Callable[[], T], stopping: Callable[[], bool]) -> T:
+def retry_until_available(call: Callable[[], T], stopping: Callable[[], bool]) -> T:
     """Repeat a call until Redis answers.
 
     Args:

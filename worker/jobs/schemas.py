@@ -177,7 +177,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredJob:
     """A record put together from what a job left on disk."""
 
     id: str
@@ -239,7 +239,7 @@ class Capacity:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejection:
     """Why a job was not recorded.
 
     Attributes:
@@ -256,14 +256,14 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Wish:
+class ActionResult:
     """A job that a client wished something of, and whether that changed its status."""
 
     job: Job
     is_new: bool
 
 
-class Row(NamedTuple):
+class JobRow(NamedTuple):
     """A job as the store keeps it, and where it stands in line; `reading` makes a job of it.
 
     Attributes:
@@ -275,32 +275,32 @@ class Row(NamedTuple):
     place: int | None
 
 
-class Look(NamedTuple):
+class JobRecord(NamedTuple):
     """A job as the store keeps it, with what only a look at one job shows.
 
     Attributes:
         row: The job.
-        outlook: As in `Rows`.
+        forecast: As in `JobPage`.
         more: The fields of `scripts.DETAIL` and the attempts that have ended, as JSON; equal while nothing changes.
     """
 
-    row: Row
-    outlook: str
+    row: JobRow
+    forecast: str
     more: str
 
 
 @dataclass(frozen=True)
-class Rows:
+class JobPage:
     """Jobs, newest first.
 
     Attributes:
         rows: One a job.
-        outlook: When those in line will start, as `Outlook.to_json` wrote it; empty when no worker is there.
+        forecast: When those in line will start, as `QueueForecast.to_json` wrote it; empty when no worker is there.
         has_more: Whether older ones follow.
     """
 
-    rows: tuple[Row, ...]
-    outlook: str
+    rows: tuple[JobRow, ...]
+    forecast: str
     has_more: bool
 
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from model_core.storage.events import Event
 from worker.jobs.errors import JobNotFound
-from worker.jobs.eta import read_outlook
+from worker.jobs.eta import read_forecast
 from worker.jobs.kinds import KINDS
-from worker.jobs.schemas import DETAIL, VIEW, Job, JobDetail, Look, Progress, QueueView, Row
+from worker.jobs.schemas import DETAIL, VIEW, Job, JobDetail, JobRecord, JobRow, Progress, QueueView
 from worker.jobs.spec import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
 
@@ -27,40 +27,40 @@ def rfc3339(milliseconds: str | int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def job_of(row: Row, outlook: str) -> Job | None:
+def job_of(row: JobRow, forecast: str) -> Job | None:
     """Build a job.
 
     Args:
         row: What `view` of lib.lua returns.
-        outlook: As `Outlook.to_json` wrote it; empty when no worker is there.
+        forecast: As `QueueForecast.to_json` wrote it; empty when no worker is there.
 
     Returns:
         The job, or None if there is none.
     """
     record, place = row
-    job = apart_from_the_queue(record)
-    return job if job is None or place is None else job.model_copy(update={"queue": queue_of(place, outlook)})
+    job = without_queue_position(record)
+    return job if job is None or place is None else job.model_copy(update={"queue": queue_of(place, forecast)})
 
 
-def jobs_of(rows: Sequence[Row], outlook: str) -> list[Job]:
+def jobs_of(rows: Sequence[JobRow], forecast: str) -> list[Job]:
     """Build the jobs of a list; those that are gone are left out.
 
     Args:
         rows: What `views` of lib.lua returns.
-        outlook: As for `job_of`.
+        forecast: As for `job_of`.
     """
-    every = (job_of(row, outlook) for row in rows)
+    every = (job_of(row, forecast) for row in rows)
     return [job for job in every if job is not None]
 
 
-def detail_of(look: Look) -> JobDetail | None:
+def detail_of(look: JobRecord) -> JobDetail | None:
     """Build a job with its attempts."""
-    (record, place), outlook, more = look
-    job = detail_apart_from_the_queue(record, more)
-    return job if job is None or place is None else job.model_copy(update={"queue": queue_of(place, outlook)})
+    (record, place), forecast, more = look
+    job = detail_without_queue_position(record, more)
+    return job if job is None or place is None else job.model_copy(update={"queue": queue_of(place, forecast)})
 
 
-def detail_apart_from_the_queue(known: str, more: str) -> JobDetail | None:
+def detail_without_queue_position(known: str, more: str) -> JobDetail | None:
     """Build a job with its attempts from its record; where it stands in line is not in it."""
     record, history = _record(known)
     if not record["id"]:
@@ -78,7 +78,7 @@ def detail_apart_from_the_queue(known: str, more: str) -> JobDetail | None:
 
 
 @lru_cache(maxsize=2048)  # who looks at a list again sees mostly what has not changed
-def apart_from_the_queue(known: str) -> Job | None:
+def without_queue_position(known: str) -> Job | None:
     """Build a job from its record; where it stands in line is not in it."""
     record, history = _record(known)
     return Job.model_validate(_facts(record, history)) if record["id"] else None
@@ -90,9 +90,9 @@ def _record(known: str) -> tuple[dict[str, Any], Sequence[str]]:
     return dict(zip(VIEW, fields, strict=True)), history
 
 
-def queue_of(place: int, outlook: str) -> QueueView:
+def queue_of(place: int, forecast: str) -> QueueView:
     """Build what a client sees of a place in line."""
-    future = read_outlook(outlook)
+    future = read_forecast(forecast)
     return QueueView(position=place + 1, jobs_ahead=place, eta_s=future.start_of(place) if future is not None else None)
 
 

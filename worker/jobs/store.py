@@ -24,8 +24,8 @@ from worker.jobs import commands
 from worker.jobs.commands import Scripts
 from worker.jobs.errors import ActionNotAllowed, JobNotFound, PreconditionFailed
 from worker.jobs.kinds import KINDS
-from worker.jobs.redis_client import PREFIX, reaching
-from worker.jobs.schemas import Job, JobDetail, Page, QueueState, Refusal, Restored, Submission, Wish
+from worker.jobs.redis_client import PREFIX, redis_errors
+from worker.jobs.schemas import ActionResult, Job, JobDetail, Page, QueueState, Rejection, RestoredJob, Submission
 from worker.jobs.serialization import checked_id, job_of, jobs_of, known_job
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import MOST_METADATA, JobSpec
@@ -80,7 +80,7 @@ class JobReader:
         """
         asked = commands.page(after=after, limit=limit, status=status, kind=kind, run=run, dataset=dataset)
         found = self._scripts.ask(asked)
-        return Page(tuple(jobs_of(found.rows, found.outlook)), found.has_more)
+        return Page(tuple(jobs_of(found.rows, found.forecast)), found.has_more)
 
     def makers(self, datasets: Sequence[str]) -> list[Job | None]:
         """Read the last job that makes or made each dataset, where one is known."""
@@ -93,7 +93,7 @@ class JobReader:
     def queue(self, limit: int = 20) -> QueueState:
         """Count what is queued and running, and list the first ready jobs in the order of their turn."""
         counted = ("jobs:status:queued", "ready", "jobs:status:running", "jobs:status:stopping")
-        with reaching(), self._redis.pipeline(transaction=False) as pipe:
+        with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
             for name in counted:
                 pipe.zcard(f"{PREFIX}{name}")
             pipe.zrange(f"{PREFIX}ready", 0, limit - 1)
@@ -104,14 +104,14 @@ class JobReader:
 
     def events(self, job_id: str, after: int = 0, limit: int = 100) -> list[Event]:
         """Events of the job's tail with a `seq` above `after`."""
-        with reaching():
+        with redis_errors():
             start = f"({after}-0" if after else "-"
             entries: Any = self._redis.xrange(f"{_key(job_id)}:events", start, "+", count=limit)
         return [json.loads(fields["event"]) for _, fields in entries]
 
     def time_s(self) -> float:
         """The server's clock."""
-        with reaching():
+        with redis_errors():
             seconds, microseconds = self._redis.time()
         return float(seconds) + microseconds / 1e6
 
@@ -163,11 +163,11 @@ class JobStore(JobReader):
             preparation=preparation,
         )
         submitted = self._scripts.ask(asked)
-        if isinstance(submitted, Refusal):
-            raise self.taken(spec, submitted)
+        if isinstance(submitted, Rejection):
+            raise self.name_conflict(spec, submitted)
         return submitted
 
-    def taken(self, spec: JobSpec, refusal: Refusal, differs: str | None = None) -> RunExists | DatasetExists:
+    def name_conflict(self, spec: JobSpec, refusal: Rejection, differs: str | None = None) -> RunExists | DatasetExists:
         """What to say of a name that another job keeps or the disk has.
 
         Args:
@@ -192,18 +192,18 @@ class JobStore(JobReader):
 
     def _free(self, what: Literal["run", "dataset"], name: str, place: Callable[[str], Path]) -> Iterator[str]:
         for candidate in further_names(name):
-            with reaching():
+            with redis_errors():
                 kept = self._redis.exists(f"{PREFIX}{what}:{candidate}")
             if not kept and not place(candidate).exists():
                 yield candidate
 
     # --- act -------------------------------------------------------------------------------------------------
 
-    def cancel(self, job_id: str) -> Wish:
+    def cancel(self, job_id: str) -> ActionResult:
         """Ask that a job ends; a queued one is cancelled at once, a running one when its process is gone."""
-        return self.want(job_id, "cancel")
+        return self.request_action(job_id, "cancel")
 
-    def want(self, job_id: str, action: Action, *, run: str | None = None) -> Wish:
+    def request_action(self, job_id: str, action: Action, *, run: str | None = None) -> ActionResult:
         """Apply a client's wish; one that came before changes nothing.
 
         Args:
@@ -229,7 +229,7 @@ class JobStore(JobReader):
             raise RunExists(fact, self.next_free_run(fact))
         if verdict == "dataset_exists":
             raise DatasetExists(fact, self.next_free_dataset(fact), "another job is making it")
-        return Wish(known_job(job_of(*seen), job_id), is_new=verdict == "changed")
+        return ActionResult(known_job(job_of(*seen), job_id), is_new=verdict == "changed")
 
     def _own_run(self, job: Job, new_run: str | None) -> int:
         """Number of the last event of the job's run, which must be its own unless it is left behind."""
@@ -244,7 +244,7 @@ class JobStore(JobReader):
         last = last_event(run.events)
         return int(last["seq"]) if last else 0
 
-    def retry(self, job_id: str, *, scratch: bool = False) -> Wish:
+    def retry(self, job_id: str, *, scratch: bool = False) -> ActionResult:
         """Run a failed job again, from its last full state or, in a new run, from scratch.
 
         Raises:
@@ -254,17 +254,17 @@ class JobStore(JobReader):
         """
         job = self.get(job_id)
         if not scratch or job.run is None or not KINDS[job.kind].makes_run or job.status != "failed":
-            return self.want(job_id, "retry")
+            return self.request_action(job_id, "retry")
         if not self._settings.layout.run(job.run).exists():
-            return self.want(job_id, "retry")  # it has made nothing yet
+            return self.request_action(job_id, "retry")  # it has made nothing yet
         for candidate in self._free("run", job.run, self._settings.layout.run):
             try:
-                return self.want(job_id, "retry", run=candidate)
+                return self.request_action(job_id, "retry", run=candidate)
             except RunExists:
                 continue  # somebody took it in this moment
         raise AssertionError("names never end")
 
-    def amend(
+    def update(
         self,
         job_id: str,
         *,
@@ -301,8 +301,8 @@ class JobStore(JobReader):
             if expected is not None:
                 raise PreconditionFailed(job_id, int(fact))
 
-    def doom(self, job_id: str, *, with_run: bool) -> Job:
-        """Begin to delete a job that is over: it can do nothing else from now on, and `forget` ends it.
+    def mark_deleted(self, job_id: str, *, with_run: bool) -> Job:
+        """Begin to delete a job that is over: it can do nothing else from now on, and `purge` ends it.
 
         Args:
             job_id: The job.
@@ -324,11 +324,11 @@ class JobStore(JobReader):
             raise DatasetBusy(job.dataset or "", fact) if job.run is None else RunBusy(job.run)
         return job
 
-    def forget(self, job_id: str) -> None:
-        """Remove what there is of a job that `doom` was said of."""
+    def purge(self, job_id: str) -> None:
+        """Remove what there is of a job that `mark_deleted` was said of."""
         self._scripts.run("forget", job_id)
 
-    def restore(self, record: Restored) -> bool:
+    def restore(self, record: RestoredJob) -> bool:
         """Put a record back that was lost.
 
         Returns:

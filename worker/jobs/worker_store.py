@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 
 from model_core.storage.events import Event
-from worker.jobs.eta import Outlook
+from worker.jobs.eta import QueueForecast
 from worker.jobs.kinds import KINDS
-from worker.jobs.redis_client import PREFIX, reaching
+from worker.jobs.redis_client import PREFIX, redis_errors
 from worker.jobs.schemas import Claim, JobError, Outcome, Progress, WorkerView
 from worker.jobs.store import JobStore
 
@@ -69,11 +69,11 @@ class WorkerStore(JobStore):
             job_id, int(epoch), kind, run or None, json.loads(spec), dataset or None, taken, int(seq_after or 0), order
         )
 
-    def fitting(self, worker_id: str, *, idle: Sequence[str] = (), gpus: int = 0) -> bool:
+    def has_runnable_job(self, worker_id: str, *, idle: Sequence[str] = (), gpus: int = 0) -> bool:
         """Whether `claim` would find a job."""
         return bool(self._scripts.run("fitting", worker_id, " ".join(idle), gpus))
 
-    def beat(self, claim: Claim, worker: WorkerView | None = None) -> str:
+    def heartbeat(self, claim: Claim, worker: WorkerView | None = None) -> str:
         """Renew the lease.
 
         Returns:
@@ -91,7 +91,7 @@ class WorkerStore(JobStore):
             progress: How far the job is after them.
 
         Returns:
-            As `beat`.
+            As `heartbeat`.
         """
         shown = (progress or Progress.beginning(claim.kind)).model_dump_json()
         pairs = [item for event in events for item in (event["seq"], json.dumps(event, ensure_ascii=False))]
@@ -116,7 +116,7 @@ class WorkerStore(JobStore):
 
     def reap(self) -> list[str]:
         """Take jobs from workers whose lease ran out; none until Redis has been up for longer than a lease."""
-        with reaching():
+        with redis_errors():
             uptime = int(self._redis.info("server")["uptime_in_seconds"])
         if uptime <= self._settings.lease_s:
             return []
@@ -127,8 +127,8 @@ class WorkerStore(JobStore):
         detail = f"crashed {self._settings.crash_budget} times in a row without a new step: {reason}"
         return JobError(code="crash_budget", detail=detail, hint="look at the job's log; retry when the cause is gone")
 
-    def look_out(self, slots: int, ttl_s: float) -> None:
-        """Refresh the outlook that clients see, for so many seconds.
+    def refresh_forecast(self, slots: int, ttl_s: float) -> None:
+        """Refresh the forecast that clients see, for so many seconds.
 
         Args:
             slots: Of all workers together.
@@ -136,9 +136,9 @@ class WorkerStore(JobStore):
         """
         took_ms, running = self._scripts.run("load")
         paces = [(int(age_ms) / 1000, json.loads(text)["eta_s"] if text else None) for text, age_ms in running]
-        outlook = Outlook.of(slots, [int(ms) / 1000 for ms in took_ms], paces)
-        with reaching():
-            self._redis.set(f"{PREFIX}outlook", outlook.to_json(), px=int(ttl_s * 1000))
+        forecast = QueueForecast.of(slots, [int(ms) / 1000 for ms in took_ms], paces)
+        with redis_errors():
+            self._redis.set(f"{PREFIX}outlook", forecast.to_json(), px=int(ttl_s * 1000))
 
 
 def _is_resumption_of(claim: Claim, event: Event) -> bool:

@@ -31,7 +31,7 @@ def _ended(result: str) -> Callable[[Any, str], None]:
 def _wished(action: str, *, running: bool) -> Callable[[Any, str], None]:
     def wish(site: Any, job_id: str) -> None:
         site.claim() if running else None
-        site.store.want(job_id, action)
+        site.store.request_action(job_id, action)
 
     return wish
 

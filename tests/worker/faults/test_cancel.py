@@ -28,8 +28,8 @@ def test_cancelled_job_frees_its_slot_and_a_queued_one_never_runs(site, seen):
     running, queued = site.submit("running", steps=1000, step_s=0.05), site.submit("queued")
     process = site.until_step(running, 1)
 
-    assert site.store.want(queued, "cancel").job.status == "cancelled"
-    assert site.store.want(running, "cancel").job.status == "stopping"
+    assert site.store.request_action(queued, "cancel").job.status == "cancelled"
+    assert site.store.request_action(running, "cancel").job.status == "stopping"
     seconds = site.eventually(lambda: site.job(running).status == "cancelled")
 
     assert is_over(process)
@@ -45,7 +45,7 @@ def test_cancelled_job_frees_its_slot_and_a_queued_one_never_runs(site, seen):
 def test_job_cancelled_while_its_process_starts_is_stopped(site, seen):
     job_id = site.submit("starts-slowly")
     process = site.child_of(job_id)
-    site.store.want(job_id, "cancel")
+    site.store.request_action(job_id, "cancel")
     seconds = site.eventually(lambda: site.job(job_id).status == "cancelled")
     assert is_over(process)
     assert site.events("starts-slowly") == []
@@ -56,7 +56,7 @@ def test_job_cancelled_while_it_saves_leaves_a_whole_state(site, seen):
     job_id = site.submit("saves-slowly", steps=1000)
     directory = site.settings.layout.run("saves-slowly")
     site.eventually(lambda: list(directory.glob(".state.json.*.tmp")))
-    site.store.want(job_id, "cancel")
+    site.store.request_action(job_id, "cancel")
     seconds = site.eventually(lambda: site.job(job_id).status == "cancelled")
     assert (directory / "state.json").read_text() == '{"step": 5}'
     seen("cancel saving, fake", f"state whole, gone after {seconds:.1f} s")
@@ -66,7 +66,7 @@ def test_job_cancelled_while_it_saves_leaves_a_whole_state(site, seen):
 def test_trainer_cancelled_while_it_starts_is_stopped(real_site, seen):
     job_id = real_site.submit("starting")
     process = real_site.child_of(job_id)
-    real_site.store.want(job_id, "cancel")
+    real_site.store.request_action(job_id, "cancel")
     seconds = real_site.eventually(lambda: real_site.job(job_id).status == "cancelled")
     assert is_over(process)
     assert real_site.story("starting").steps == []
@@ -78,7 +78,7 @@ def test_trainer_cancelled_while_it_saves_leaves_whole_checkpoints(real_site, se
     job_id = real_site.submit("saving", steps=1000, changes={"model": LARGE, "evaluation": {"checkpoint_every": 1}})
     run = Run(real_site.settings.layout.run("saving"))
     real_site.eventually(lambda: list(run.path.glob(".model_00002.pt.*.tmp")))
-    real_site.store.want(job_id, "cancel")
+    real_site.store.request_action(job_id, "cancel")
     seconds = real_site.eventually(lambda: real_site.job(job_id).status == "cancelled")
     states = run.full_states()
     read = [_size(run, info) for info in states]  # raises where bytes and hash differ

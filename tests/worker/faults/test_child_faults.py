@@ -152,7 +152,7 @@ def test_child_that_ignores_sigterm_is_killed_after_the_grace(site, seen):
     job_id = site.submit("deaf", steps=10_000, step_s=0.02)
     process = site.until_step(job_id, 1)
 
-    site.store.want(job_id, "cancel")
+    site.store.request_action(job_id, "cancel")
     seconds = site.eventually(lambda: site.job(job_id).status == "cancelled")
 
     assert is_over(process)
@@ -168,7 +168,7 @@ def test_killed_child_leaves_no_process_behind(site):
 
     site.eventually(lambda: site.job(job_id).attempt == 2)
     assert is_over(rank)  # though it was in a session of its own
-    site.store.want(job_id, "cancel")
+    site.store.request_action(job_id, "cancel")
 
 
 def test_lines_that_are_no_events_keep_nothing_back(site):

@@ -36,11 +36,11 @@ def test_an_export_that_is_paused_leaves_nothing_and_is_whole_when_resumed(site)
     layout, run = site.settings.layout, Run(site.settings.layout.run("shown"))
     with lock_exports(layout, "shown"):
         job_id, process = begun(site, licence="mit")
-        site.store.want(job_id, "pause")
+        site.store.request_action(job_id, "pause")
         site.until(job_id, "paused")
         left = is_over(process), exports_of(layout, run)
 
-    site.store.want(job_id, "resume")
+    site.store.request_action(job_id, "resume")
     site.wake()
     site.until(job_id, "succeeded", LONG_S)
 
@@ -54,7 +54,7 @@ def test_an_export_that_is_cancelled_is_gone_at_once(site) -> None:
     before = exports_of(layout, run)
     with lock_exports(layout, "shown"):
         job_id, process = begun(site, licence="apache-2.0")
-        site.store.want(job_id, "cancel")
+        site.store.request_action(job_id, "cancel")
         site.until(job_id, "cancelled")
         assert is_over(process)
 

@@ -70,7 +70,7 @@ def test_job_of_two_processes_stops_whole(site_of, child, seen):
     job_id = site.submit(run, **TWO, steps=10_000, step_s=0.02)
     family = family_of(site, job_id)
 
-    site.store.want(job_id, "cancel")
+    site.store.request_action(job_id, "cancel")
     seconds = site.eventually(lambda: site.job(job_id).status == "cancelled", LONG_S)
 
     assert len(family) == 3

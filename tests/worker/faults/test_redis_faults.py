@@ -67,7 +67,7 @@ def test_redis_killed_with_a_full_queue_loses_no_job(hurried, seen):
     assert [found[job_id].status for job_id in running] == ["running"] * 3
     assert [found[job_id].queue.jobs_ahead for job_id in queued] == list(range(50))
     for job_id in queued[1:]:
-        site.store.want(job_id, "cancel")
+        site.store.request_action(job_id, "cancel")
     done = [site.until(job_id, "succeeded") for job_id in (*running, queued[0])]
     assert [job.attempt for job in done] == [1] * 4
     seen("Redis kill -9, 3 running and 50 queued, fake", f"{len(found)} of 53 accounted for, 1 start each")

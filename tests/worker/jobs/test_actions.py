@@ -33,7 +33,7 @@ def job_in(store, submit, claim_one):
         "queued": lambda job: None,
         "running": lambda job: claim_one(job.id),
         "stopping": stopping,
-        "paused": lambda job: store.want(job.id, "pause"),
+        "paused": lambda job: store.request_action(job.id, "pause"),
         "succeeded": ended("succeeded"),
         "failed": ended("failed"),
         "cancelled": lambda job: store.cancel(job.id),
@@ -72,7 +72,7 @@ CELLS = [(action, status, ACTIONS[action].get(status)) for action in WISHES for 
 )
 def test_allowed_wish_leads_where_the_table_says_and_may_be_repeated(store, job_in, action, status, to):
     job_id = job_in(status)
-    first, again = store.want(job_id, action), store.want(job_id, action)
+    first, again = store.request_action(job_id, action), store.request_action(job_id, action)
     assert (first.job.status, first.is_new) == (to, status != to)
     assert (again.job.status, again.is_new) == (to, False)
 
@@ -81,7 +81,7 @@ def test_allowed_wish_leads_where_the_table_says_and_may_be_repeated(store, job_
 def test_impossible_wish_is_refused_with_what_is_possible(store, job_in, action, status):
     job_id = job_in(status)
     with pytest.raises(ActionNotAllowed, match=f"{status} cannot {action}") as refused:
-        store.want(job_id, action)
+        store.request_action(job_id, action)
     assert refused.value.allowed_actions == store.get(job_id).allowed_actions
 
 
@@ -89,35 +89,35 @@ def test_impossible_wish_is_refused_with_what_is_possible(store, job_in, action,
 def test_only_what_is_over_can_be_deleted(store, job_in, status):
     job_id = job_in(status)
     if status in ACTIONS["delete"]:
-        store.doom(job_id, with_run=False)
-        store.doom(job_id, with_run=False)
-        store.forget(job_id)
+        store.mark_deleted(job_id, with_run=False)
+        store.mark_deleted(job_id, with_run=False)
+        store.purge(job_id)
         with pytest.raises(JobNotFound):
             store.get(job_id)
     else:
         with pytest.raises(ActionNotAllowed):
-            store.doom(job_id, with_run=False)
+            store.mark_deleted(job_id, with_run=False)
 
 
 def test_cancel_comes_before_the_pause_that_was_wished(store, submit, claim_one):
     job = submit("one")
     claim = claim_one()
-    assert store.want(job.id, "pause").job.status == "stopping"
+    assert store.request_action(job.id, "pause").job.status == "stopping"
     with pytest.raises(ActionNotAllowed):
-        store.want(job.id, "resume")
-    assert store.want(job.id, "cancel").is_new
+        store.request_action(job.id, "resume")
+    assert store.request_action(job.id, "cancel").is_new
     with pytest.raises(ActionNotAllowed):
-        store.want(job.id, "pause")
+        store.request_action(job.id, "pause")
     assert store.finish(claim, Outcome("stopped", "cancel")) == "cancelled"
 
 
 def test_paused_job_goes_on_with_the_next_attempt(store, submit, claim_one):
     job = submit("one")
     claim = claim_one("a")
-    store.want(job.id, "pause")
+    store.request_action(job.id, "pause")
     assert store.finish(claim, Outcome("stopped", "pause")) == "paused"
     assert claim_one("b") is None
-    store.want(job.id, "resume")
+    store.request_action(job.id, "resume")
     assert claim_one("c").attempt == 2
     first, second = store.detail(job.id).attempts
     assert (first.attempt, first.result, first.reason, first.worker.id) == (1, "paused", "pause", "w1")
@@ -163,26 +163,26 @@ def test_resumed_job_finds_its_name_taken(store, settings, submit):
     store.cancel(job.id)
     made(settings, submit("two")).path.rename(settings.layout.run("one"))
     with pytest.raises(RunExists, match="one-2"):
-        store.want(job.id, "resume")
+        store.request_action(job.id, "resume")
 
 
 def test_priority_moves_a_queued_job_at_once(store, submit, claim_one):
     submit("first")
     late = submit("late")
-    assert store.amend(late.id, priority=3).queue.position == 1
+    assert store.update(late.id, priority=3).queue.position == 1
     assert claim_one().run == "late"
 
 
 def test_metadata_is_merged_and_revisions_are_watched(store, submit):
     job = submit("one", metadata={"team": "a", "note": "x"})
-    amended = store.amend(job.id, metadata={"note": None, "seed": "7"}, expected=job.revision)
+    amended = store.update(job.id, metadata={"note": None, "seed": "7"}, expected=job.revision)
     assert (amended.metadata, amended.revision) == ({"team": "a", "seed": "7"}, job.revision + 1)
-    again = store.amend(job.id, metadata={"note": None, "seed": "7"}, expected=job.revision)  # its reply was lost
+    again = store.update(job.id, metadata={"note": None, "seed": "7"}, expected=job.revision)  # its reply was lost
     assert again.revision == amended.revision
     with pytest.raises(PreconditionFailed, match=f'"{amended.revision}"'):
-        store.amend(job.id, priority=1, expected=job.revision)
+        store.update(job.id, priority=1, expected=job.revision)
     with pytest.raises(InvalidParameter, match="18 pairs"):
-        store.amend(job.id, metadata={f"k{n}": "v" for n in range(16)})
+        store.update(job.id, metadata={f"k{n}": "v" for n in range(16)})
 
 
 def test_progress_is_no_revision(store, submit, claim_one):
@@ -196,10 +196,10 @@ def test_progress_is_no_revision(store, submit, claim_one):
 def test_deleted_job_leaves_nothing_and_its_key_is_new_again(store, make_spec, redis_url, connected):
     job = store.submit(make_spec("one"), key="k", fingerprint="f").job
     store.cancel(job.id)
-    store.doom(job.id, with_run=True)
+    store.mark_deleted(job.id, with_run=True)
     with pytest.raises(ActionNotAllowed):
-        store.want(job.id, "resume")  # not while it is being deleted
-    store.forget(job.id)
+        store.request_action(job.id, "resume")  # not while it is being deleted
+    store.purge(job.id)
     left = connected(redis_url, for_api=False).keys("headcount:*")
     assert sorted(left) == ["headcount:changes", "headcount:seq"]
     assert store.submit(make_spec("other"), key="k", fingerprint="g").created
@@ -213,7 +213,7 @@ def test_run_that_another_job_uses_is_not_deleted(store, submit, make_spec, clai
     test = parse_spec({"experiment_name": "one", "execution": {"train": False, "test": True}})
     store.submit(test, fingerprint="g")
     with pytest.raises(RunBusy):
-        store.doom(job.id, with_run=True)
-    assert store.doom(job.id, with_run=False).id == job.id
+        store.mark_deleted(job.id, with_run=True)
+    assert store.mark_deleted(job.id, with_run=False).id == job.id
     with pytest.raises(IdempotencyConflict):
         store.submit(make_spec("x"), key="k", fingerprint="1"), store.submit(make_spec("x"), key="k", fingerprint="2")

@@ -49,7 +49,7 @@ def test_lost_dependency_fails_the_whole_chain(store, submit, claim_one, end):
 def test_paused_dependency_keeps_it_waiting(store, submit):
     first = submit("a")
     second = submit("b", first.id)
-    store.want(first.id, "pause")
+    store.request_action(first.id, "pause")
     assert store.get(second.id).status == "queued"
 
 
@@ -68,8 +68,8 @@ def test_retry_cannot_wait_for_what_is_gone(store, submit):
     first = submit("a")
     second = submit("b", first.id)
     store.cancel(first.id)
-    store.doom(first.id, with_run=False)
-    store.forget(first.id)
+    store.mark_deleted(first.id, with_run=False)
+    store.purge(first.id)
     again = store.retry(second.id).job
     assert (again.status, again.error.code) == ("failed", "dependency_failed")
 
@@ -77,12 +77,12 @@ def test_retry_cannot_wait_for_what_is_gone(store, submit):
 def test_what_is_paused_while_it_waits_goes_on_waiting(store, submit, claim_one):
     first = submit("a")
     second = submit("b", first.id)
-    store.want(second.id, "pause")
-    assert store.want(second.id, "resume").job.waiting_for == (first.id,)
-    store.want(second.id, "pause")
+    store.request_action(second.id, "pause")
+    assert store.request_action(second.id, "resume").job.waiting_for == (first.id,)
+    store.request_action(second.id, "pause")
     store.finish(claim_one("1"), DONE)
     assert (store.get(second.id).status, store.get(second.id).waiting_for) == ("paused", ())
-    assert store.want(second.id, "resume").job.queue.position == 1
+    assert store.request_action(second.id, "resume").job.queue.position == 1
 
 
 def test_what_has_succeeded_is_not_waited_for(store, submit, claim_one):

@@ -4,23 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.jobs.eta import Outlook, read_outlook
+from worker.jobs.eta import QueueForecast, read_forecast
 
 
 def test_one_slot_works_through_the_line():
-    outlook = Outlook.of(1, [100.0, 100.0, 100.0], [(50.0, 10.0)])
-    low, high = outlook.start_of(2)
+    forecast = QueueForecast.of(1, [100.0, 100.0, 100.0], [(50.0, 10.0)])
+    low, high = forecast.start_of(2)
     assert low == pytest.approx(8 + 2 * 90)  # quartiles of 100, 100, 100 and the running 60
     assert high == pytest.approx(13 + 2 * 100)
 
 
 def test_free_slot_means_now():
-    assert Outlook.of(2, [], [(5.0, 60.0)]).start_of(0) == (0.0, 0.0)
+    assert QueueForecast.of(2, [], [(5.0, 60.0)]).start_of(0) == (0.0, 0.0)
 
 
 def test_nobody_knows_without_a_worker_or_any_experience():
-    assert Outlook.of(0, [10.0], []).start_of(0) is None
-    assert Outlook.of(1, [], [(3.0, None)]).start_of(0) is None
+    assert QueueForecast.of(0, [10.0], []).start_of(0) is None
+    assert QueueForecast.of(1, [], [(3.0, None)]).start_of(0) is None
 
 
 @given(
@@ -30,8 +30,8 @@ def test_nobody_knows_without_a_worker_or_any_experience():
     st.integers(0, 2000),
 )
 def test_later_places_start_later_and_ranges_are_in_order(slots, took, running, rank):
-    outlook = read_outlook(Outlook.of(slots, took, running).to_json())
-    here, behind = outlook.start_of(rank), outlook.start_of(rank + 1)
+    forecast = read_forecast(QueueForecast.of(slots, took, running).to_json())
+    here, behind = forecast.start_of(rank), forecast.start_of(rank + 1)
     if here and behind:
         assert 0 <= here[0] <= here[1]
         assert behind[0] >= here[0] - 0.11
@@ -39,7 +39,7 @@ def test_later_places_start_later_and_ranges_are_in_order(slots, took, running, 
 
 
 def test_it_travels_as_json():
-    outlook = Outlook.of(2, [10.0, 20.0], [(1.0, 2.0)])
-    assert json.loads(outlook.to_json())["slots"] == 2
-    assert read_outlook(outlook.to_json()) == outlook
-    assert read_outlook("") is None
+    forecast = QueueForecast.of(2, [10.0, 20.0], [(1.0, 2.0)])
+    assert json.loads(forecast.to_json())["slots"] == 2
+    assert read_forecast(forecast.to_json()) == forecast
+    assert read_forecast("") is None

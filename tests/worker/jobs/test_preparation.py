@@ -5,7 +5,7 @@ import pytest
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import DatasetBusy, DatasetExists
 from model_core.storage.events import EventWriter
-from worker.jobs.recovery import salvage, traces, write_order
+from worker.jobs.recovery import salvage, traces, write_job_file
 from worker.jobs.schemas import JobError, Outcome, Progress
 from worker.jobs.spec import parse_spec
 
@@ -98,9 +98,9 @@ def test_a_preparation_in_use_cannot_be_deleted_with_what_it_made(store, prepare
     store.finish(claim_one(), DONE)
     assert store.user("tales") == reader.id
     with pytest.raises(DatasetBusy, match=reader.id):
-        store.doom(job_id, with_run=True)
-    store.doom(job_id, with_run=False)
-    store.forget(job_id)
+        store.mark_deleted(job_id, with_run=True)
+    store.mark_deleted(job_id, with_run=False)
+    store.purge(job_id)
     assert store.makers(["tales", "none"]) == [None, None]
 
 
@@ -115,7 +115,7 @@ def test_a_lost_preparation_is_put_together_again_and_keeps_its_name(store, sett
     job_id = prepare(tokenizer={"type": "bpe", "vocab_size": 300}).job.id
     claim = claim_one()
     directory = settings.layout.jobs / job_id
-    write_order(directory, claim, "running")
+    write_job_file(directory, claim, "running")
     writer = EventWriter(directory / "events.jsonl", 1)
     writer.append("progress", done=40, of=90, unit="documents")
     writer.append("resumed", file="progress.json", step=40)

@@ -10,7 +10,7 @@ from model_core.errors import RunBusy
 from model_core.storage.events import EventWriter
 from model_core.storage.files import write_json, write_text
 from model_core.storage.run import Run
-from worker.jobs.recovery import BadFile, salvage, traces, write_order
+from worker.jobs.recovery import BadFile, salvage, traces, write_job_file
 from worker.jobs.schemas import Progress
 from worker.jobs.spec import parse_spec
 
@@ -38,7 +38,7 @@ def claim(store, claim_one, make_spec, layout):
     def claim(run, **job):
         store.submit(make_spec(run, **job), fingerprint=run)
         taken = claim_one(uuid.uuid4().hex)
-        write_order(layout.jobs / taken.id, taken, "running")
+        write_job_file(layout.jobs / taken.id, taken, "running")
         return taken
 
     return claim
@@ -105,14 +105,14 @@ def test_what_stopped_is_paused_unless_it_was_cancelled(claim, train, saved, lay
     taken = claim("one")
     train(taken, outcome="stopped")
     assert saved().status == "paused"
-    write_order(layout.jobs / taken.id, taken, "cancelled")
+    write_job_file(layout.jobs / taken.id, taken, "cancelled")
     assert saved().status == "cancelled"
 
 
 def test_what_job_json_says_of_an_earlier_attempt_does_not_count(claim, train, saved, layout):
     taken = claim("one")
     train(taken, outcome="stopped")
-    write_order(layout.jobs / taken.id, taken, "cancelled")
+    write_job_file(layout.jobs / taken.id, taken, "cancelled")
     train(taken, number=2, outcome="succeeded")  # by hand, with --resume
     assert (saved().status, saved().attempt) == ("succeeded", 2)
 
@@ -214,7 +214,7 @@ def test_an_unreadable_outcome_is_no_outcome(claim, train, layout):
 def test_a_record_put_back_is_found_like_any_other(claim, train, saved, layout, store, status):
     taken = claim("one")
     train(taken)
-    write_order(layout.jobs / taken.id, taken, status)
+    write_job_file(layout.jobs / taken.id, taken, status)
     store._redis.flushall()
     assert store.restore(saved())
     assert not store.restore(saved())
@@ -226,7 +226,7 @@ def test_an_export_is_restored_as_the_one_that_others_share(store, claim_one, sa
     wanted = parse_spec({"experiment_name": "one", "job": {"kind": "export"}})
     store.submit(wanted, fingerprint="one")
     taken = claim_one(uuid.uuid4().hex)
-    write_order(layout.jobs / taken.id, taken, "running")
+    write_job_file(layout.jobs / taken.id, taken, "running")
     writer = EventWriter(layout.jobs / taken.id / "events.jsonl", 1)
     writer.append("progress", done=2, of=6, unit="files")
     writer.close()

@@ -108,7 +108,7 @@ def test_claim_carries_the_configuration(submit, claim_one, make_spec):
 def test_running_job_stops_before_it_is_cancelled(store, submit, claim_one):
     job_id = submit("one").job.id
     claim = claim_one()
-    assert store.beat(claim) == "run"
+    assert store.heartbeat(claim) == "run"
     assert store.cancel(job_id).job.status == "stopping"
     assert store.cancel(job_id).job.status == "stopping"
     assert store.mirror(claim, []) == "cancel"
@@ -202,11 +202,11 @@ def test_lost_job_is_reaped_and_its_old_owner_fenced(aged_redis_url, tmp_path, m
     store = WorkerStore(connected(aged_redis_url, for_api=False), quick)
     job_id = store.submit(make_spec("one"), fingerprint="f").job.id
     claim = claim_one()
-    store.beat(claim)  # renewed for the short lease
+    store.heartbeat(claim)  # renewed for the short lease
     assert store.reap() == []
     time.sleep(0.25)
     assert store.reap() == [job_id]
-    assert (store.get(job_id).status, store.beat(claim)) == ("queued", "fenced")
+    assert (store.get(job_id).status, store.heartbeat(claim)) == ("queued", "fenced")
 
 
 def test_late_beat_renews_what_nobody_took(aged_redis_url, tmp_path, make_spec, claim_one, connected):
@@ -214,9 +214,9 @@ def test_late_beat_renews_what_nobody_took(aged_redis_url, tmp_path, make_spec, 
     store = WorkerStore(connected(aged_redis_url, for_api=False), quick)
     store.submit(make_spec("one"), fingerprint="f")
     claim = claim_one()
-    store.beat(claim)
+    store.heartbeat(claim)
     time.sleep(0.15)
-    assert store.beat(claim) == "run"
+    assert store.heartbeat(claim) == "run"
     assert store.reap() == []
 
 

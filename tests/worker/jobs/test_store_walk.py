@@ -81,27 +81,27 @@ class Walk:
             object.__setattr__(claim, "worker", worker)
             self.claims.append(claim)
 
-    def want(self):
+    def request_action(self):
         scratch, action = self.random.random() < 0.3, self.random.choice(WISHES)
         if action == "retry":
             self.call(self.store.retry, self.random.choice(self.ids), scratch=scratch)
         else:
-            self.call(self.store.want, self.random.choice(self.ids), action)
+            self.call(self.store.request_action, self.random.choice(self.ids), action)
         self.wake()
 
-    def amend(self):
-        self.call(self.store.amend, self.random.choice(self.ids), priority=self.random.randrange(3))
+    def update(self):
+        self.call(self.store.update, self.random.choice(self.ids), priority=self.random.randrange(3))
 
     def delete(self):
         job_id = self.random.choice(self.ids)
-        self.call(self.store.doom, job_id, with_run=self.random.random() < 0.5)
+        self.call(self.store.mark_deleted, job_id, with_run=self.random.random() < 0.5)
         if self.random.random() > LOST:  # else whoever deleted it died in between
-            self.call(self.store.forget, job_id)
+            self.call(self.store.purge, job_id)
             self.ids.remove(job_id)
 
     def report(self):
         claim = self.random.choice(self.claims)
-        self.call(self.store.beat, claim)
+        self.call(self.store.heartbeat, claim)
         seq = int(time.monotonic() * 1e6)
         self.call(self.store.mirror, claim, [{"seq": seq, "type": "step", "step": self.random.randrange(50)}])
 
@@ -113,9 +113,9 @@ class Walk:
 
     def janitor(self):
         worker = self.random.choice(list(GPUS))
-        if self.call(self.store.fitting, worker, idle=GPUS[worker], gpus=len(GPUS[worker])):
+        if self.call(self.store.has_runnable_job, worker, idle=GPUS[worker], gpus=len(GPUS[worker])):
             self.woken.append(worker)
-        self.store.look_out(3, 10)
+        self.store.refresh_forecast(3, 10)
 
     def lose(self):
         """A worker falls silent; its word comes too late."""
@@ -124,7 +124,7 @@ class Walk:
 
     def step(self):
         deeds = {
-            self.submit: 16, self.prepare: 6, self.claim: 22, self.want: 20, self.amend: 4, self.delete: 3,
+            self.submit: 16, self.prepare: 6, self.claim: 22, self.request_action: 20, self.update: 4, self.delete: 3,
             self.report: 15, self.finish: 18, self.janitor: 10, self.lose: 2,
         }  # fmt: skip
         with contextlib.suppress(ModelCoreError, IndexError, InvalidConfig):
@@ -169,7 +169,7 @@ class Walk:
 
     def holders(self):
         """Claims by job that the store still accepts."""
-        valid = [claim.id for claim in self.claims if self.store.beat(claim) != "fenced"]
+        valid = [claim.id for claim in self.claims if self.store.heartbeat(claim) != "fenced"]
         return {job_id: valid.count(job_id) for job_id in valid}
 
     def drain(self):
@@ -179,7 +179,7 @@ class Walk:
         self.claims = []
         for _ in range(2000):
             for worker in GPUS:
-                if self.store.fitting(worker, idle=GPUS[worker], gpus=len(GPUS[worker])):
+                if self.store.has_runnable_job(worker, idle=GPUS[worker], gpus=len(GPUS[worker])):
                     self.claim(worker)
             while self.claims:
                 self.store.finish(self.claims.pop(), Outcome("succeeded", "finished"))

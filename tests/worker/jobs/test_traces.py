@@ -5,7 +5,7 @@ import pytest
 from model_core.config import ExperimentConfig
 from model_core.storage.files import Layout, read_json, write_json, write_text
 from model_core.storage.run import Run
-from worker.jobs.recovery import traces, write_off, write_order
+from worker.jobs.recovery import traces, write_job_file, write_off
 from worker.jobs.schemas import Claim
 
 ONE, TWO, THREE = (f"job_{letter * 32}" for letter in "abc")
@@ -18,7 +18,7 @@ def layout(tmp_path):
 
 def order(layout, job_id, *, run="one", created_at=1000):
     claim = Claim(job_id, 1, "train", run, {"experiment_name": run}, order={"created_at": created_at, "gpus": None})
-    write_order(layout.jobs / job_id, claim, "running")
+    write_job_file(layout.jobs / job_id, claim, "running")
 
 
 def make_run(layout, name, job_id, attempt=1):

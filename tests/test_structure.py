@@ -189,7 +189,6 @@ def test_the_exit_status_is_that_of_the_paths_asked_for(tmp_path: Path, capsys: 
     assert (none, ten, every) == (0, 10, 12)
 
 
-@pytest.mark.xfail(strict=True, reason="circle: training/evaluate + start + tracking")
 def test_no_files_import_each_other_in_a_circle() -> None:
     assert paths(real()["circles"]) == []
 

@@ -16,7 +16,7 @@ from model_core.data.ensure import prepare
 from model_core.errors import CheckpointMismatch
 from model_core.hardware.device import Machine, Runtime, decide
 from model_core.storage.checkpoints import LATEST, PREVIOUS, CheckpointInfo, periodic_name
-from model_core.storage.dataset import Dataset
+from model_core.storage.dataset import Dataset, save_tokenizer
 from model_core.storage.run import Run
 from model_core.tokenizer import train_bpe
 from model_core.training.callbacks import build_callbacks
@@ -210,7 +210,7 @@ def test_a_state_of_another_tokenizer_is_refused(in_a_run: Any, dataset: Dataset
     other.directory.mkdir()
     for file in dataset.directory.glob("*[!t]"):
         (other.directory / file.name).write_bytes(file.read_bytes())
-    train_bpe(["other words"], 300).write(other.directory / "tokenizer.json")
+    save_tokenizer(other.directory / "tokenizer.json", train_bpe(["other words"], 300))
     with pytest.raises(CheckpointMismatch, match=r"model_latest\.pt was trained with the tokenizer"):
         in_a_run("cut", data=other)
 

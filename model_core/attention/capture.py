@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model_core.attention.store import (
+from model_core.attention.record import (
     AttentionRecord,
     Manifest,
     RecordWriter,

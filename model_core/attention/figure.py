@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from model_core.attention.layout import Box, Caption, Margins, Page, PictureStyle
-from model_core.attention.store import restored
+from model_core.attention.record import restored
 
 Greys = NDArray[np.uint8]
 Array = NDArray[Any]
@@ -94,11 +94,11 @@ def empty_bar(bar: Box, frame: Box, dpi: int) -> Greys:
 
 
 @lru_cache(maxsize=512)
-def ink(text: str, points: float, bold: bool, color: str, dpi: int) -> tuple[int, int, Greys]:
+def render_text(text: str, points: float, bold: bool, color: str, dpi: int) -> tuple[int, int, Greys]:
     """Draw a line of text.
 
     Returns:
-        How far right of, and below, its point the ink begins, and the ink itself.
+        How far right of, and below, its point the rendered text begins, and the text itself.
     """
     width = round((len(text) + 2) * points / 72 * dpi * 1.2) + 2  # more than any text takes
     rise = round(points / 72 * dpi * 2) + 2

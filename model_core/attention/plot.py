@@ -28,9 +28,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_core.attention.figure import FUTURE, empty_bar, empty_panel, figure, ink, shrunk, token_labels, vector
+from model_core.attention.figure import (
+    FUTURE,
+    empty_bar,
+    empty_panel,
+    figure,
+    render_text,
+    shrunk,
+    token_labels,
+    vector,
+)
 from model_core.attention.layout import Box, Page, PictureStyle, layer_page, sheet_page
-from model_core.attention.store import AttentionRecord, layer_name, quantized
+from model_core.attention.record import AttentionRecord, layer_name, quantized
 from model_core.config import TestingConfig
 from model_core.errors import InvalidParameter
 from model_core.storage.files import read_json, replacing, write_json
@@ -93,7 +102,7 @@ def head_picture(
     return _drawn(page.checked(), _panels(weights[None]), tokens, style)
 
 
-def contact_sheet(
+def all_layers_image(
     layers: Iterable[Array], *, heads: Sequence[int], style: PictureStyle = _DEFAULT, notes: Sequence[str] = ()
 ) -> bytes:
     """Draw every head of every layer small: a row a layer.
@@ -121,7 +130,7 @@ def record_picture(
         if head is not None:
             raise InvalidParameter(f"head {head} of which layer? give layer=0 to {record.n_layer - 1}")
         layers = (record.layer(number) for number in range(record.n_layer))
-        return contact_sheet(layers, heads=record.heads, style=style, notes=notes)
+        return all_layers_image(layers, heads=record.heads, style=style, notes=notes)
     if head is None:
         return layer_picture(record.layer(layer), record.tokens, layer=layer, style=style, notes=notes)
     weights = record.head(layer, head)
@@ -236,7 +245,7 @@ def png(page: Page, panels: Iterable[NDArray[Any]], tokens: Sequence[str], style
     _paste(canvas, page.bar_frame.x, page.bar_frame.y, _in_palette(empty_bar(page.bar, page.bar_frame, page.dpi)))
     _paste(canvas, page.bar.x, page.bar.y, _ramp(page.bar))
     for caption in page.captions:
-        right, below, text = ink(caption.text, caption.points, caption.bold, caption.color, page.dpi)
+        right, below, text = render_text(caption.text, caption.points, caption.bold, caption.color, page.dpi)
         _paste(canvas, caption.x + right, caption.y + below, _in_palette(text))
     return _encoded(canvas, style)
 

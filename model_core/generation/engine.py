@@ -14,7 +14,7 @@ from typing import Self
 
 from model_core.errors import ModelCoreError
 from model_core.generation.model_runner import Decoder
-from model_core.generation.scheduler import Batch, Completion, Listener, Piece, Request
+from model_core.generation.scheduler import Batch, GenerationOutput, Listener, Request, TextDelta
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
 from model_core.tokenizer import Tokenizer
@@ -68,7 +68,8 @@ class Engine:
 
         Args:
             settings: A seed is drawn if it has none.
-            listener: Called on the engine's thread with every `Piece`, then once with the `Completion` or an error.
+            listener: Called on the engine's thread with every `TextDelta`, then once with the `GenerationOutput` or
+                an error.
 
         Returns:
             The request, to cancel it.
@@ -89,19 +90,19 @@ class Engine:
             self._changed.notify_all()
         return request
 
-    def complete(self, settings: SamplingParams) -> Completion:
+    def complete(self, settings: SamplingParams) -> GenerationOutput:
         """Run a request and wait for its end.
 
         Raises:
             ModelCoreError: As `submit`, or what ended the request.
         """
-        events: queue.SimpleQueue[Piece | Completion | ModelCoreError] = queue.SimpleQueue()
+        events: queue.SimpleQueue[TextDelta | GenerationOutput | ModelCoreError] = queue.SimpleQueue()
         self.submit(settings, events.put)
         while True:
             event = events.get()
             if isinstance(event, ModelCoreError):
                 raise event
-            if isinstance(event, Completion):
+            if isinstance(event, GenerationOutput):
                 return event
 
     @property
@@ -194,15 +195,15 @@ def generate(
     settings = SamplingParams(
         prompt=prompt, n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
-    events: list[Piece | Completion | ModelCoreError] = []
+    events: list[TextDelta | GenerationOutput | ModelCoreError] = []
     request = Request(settings.seeded(), tokenizer, model.config.block_size, events.append)
-    length = len(request.prompt) + request.room
+    length = len(request.prompt) + request.max_new
     batch = Batch(Decoder(model, tokenizer.n_vocab, rows=min(n, _SAMPLES_AT_ONCE), length=length), tokenizer)
     batch.add(request)
     while batch.busy:
         batch.advance()
     last = events[-1]
-    if not isinstance(last, Completion):
+    if not isinstance(last, GenerationOutput):
         assert isinstance(last, ModelCoreError)
         raise last
     return [choice.text for choice in last.choices]

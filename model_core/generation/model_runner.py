@@ -92,7 +92,7 @@ class Decoder:
 
     Args:
         model: Its parameters are read, never changed.
-        n_vocab: Ids of the tokenizer; scores of ids above them, which only pad the vocabulary, are never made.
+        n_vocab: Ids of the tokenizer; logits of ids above them, which only pad the vocabulary, are never made.
         rows: Texts at once.
         length: Tokens of a text, prompt included; at most the model's block_size.
     """
@@ -111,7 +111,7 @@ class Decoder:
         """Read a prompt into a row.
 
         Returns:
-            Scores of the token after it, (V,), float32.
+            Logits of the token after it, (V,), float32.
         """
         idx = torch.tensor(prompt, device=self.device)  # (T,)
         x = F.embedding(idx, self._wte) + self._wpe[: len(prompt)]  # (T, C)
@@ -122,7 +122,7 @@ class Decoder:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (1, H, T, D)
             x = x + block.attn.c_proj(y[0].transpose(0, 1).flatten(1))  # (T, C)
             x = x + _mlp(block.mlp, block.ln_2(x))  # (T, C)
-        return self._scores(x[-1])  # (V,)
+        return self._logits(x[-1])  # (V,)
 
     def share(self, source: int, target: int, length: int) -> None:
         """Give a row the first `length` tokens that another has read."""
@@ -136,7 +136,7 @@ class Decoder:
             positions: Where each stands in its text, A of them.
 
         Returns:
-            Scores of the tokens after them, (A, V), float32.
+            Logits of the tokens after them, (A, V), float32.
         """
         at = torch.tensor(positions, device=self.device)  # (A,)
         x = F.embedding(torch.tensor(tokens, device=self.device), self._wte) + self._wpe[at]  # (A, C)
@@ -150,7 +150,7 @@ class Decoder:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (A, H, 1, D)
             x = x + block.attn.c_proj(y.to(x.dtype).flatten(1))  # (A, C)
             x = x + _mlp(block.mlp, block.ln_2(x))  # (A, C)
-        return self._scores(x)  # (A, V)
+        return self._logits(x)  # (A, V)
 
     def _mask(self, positions: Sequence[int], at: Tensor, length: int) -> Tensor | None:
         if min(positions) == length - 1:
@@ -159,7 +159,7 @@ class Decoder:
         zeros = torch.zeros(unseen.shape, dtype=self._cache.dtype, device=self.device)
         return zeros.masked_fill(unseen, float("-inf"))[:, None, None]  # (A, 1, 1, L)
 
-    def _scores(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self._ln_f(x), self._head).float()
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model_core.errors import ModelCoreError, PromptTooLong
-from model_core.generation.detokenizer import TextStream
+from model_core.generation.detokenizer import Detokenizer
 from model_core.generation.model_runner import Decoder
-from model_core.generation.sampler import NonFiniteScores, Sampler, generator_of, sample
+from model_core.generation.sampler import NonFiniteLogits, Sampler, generator_of, sample
 from model_core.schemas import Choice, SamplingParams, ScoredToken, TokenLogprob, Usage
 from model_core.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """New text of one choice."""
 
     index: int
@@ -33,7 +33,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Completion:
+class GenerationOutput:
     """Everything, when the last choice has ended."""
 
     seed: int
@@ -50,7 +50,7 @@ class GenerationCancelled(ModelCoreError):
         super().__init__("the generation was cancelled")
 
 
-Listener = Callable[[Piece | Completion | ModelCoreError], None]
+Listener = Callable[[TextDelta | GenerationOutput | ModelCoreError], None]
 
 
 class Request:
@@ -60,7 +60,7 @@ class Request:
         settings: With a seed.
         tokenizer: The model's.
         block_size: The model's positions.
-        listener: Hears every `Piece`, then once a `Completion` or an error. It must return at once.
+        listener: Hears every `TextDelta`, then once a `GenerationOutput` or an error. It must return at once.
 
     Raises:
         PromptTooLong: The prompt alone has more tokens than the model has positions.
@@ -72,8 +72,8 @@ class Request:
         self.prompt = tokenizer.encode(settings.prompt) or [tokenizer.eot]
         if len(self.prompt) > block_size:
             raise PromptTooLong(len(self.prompt), block_size)
-        self.room = min(settings.max_new_tokens, block_size - len(self.prompt))
-        self.scores_after_prompt: Tensor | None = None
+        self.max_new = min(settings.max_new_tokens, block_size - len(self.prompt))
+        self.prompt_logits: Tensor | None = None
         self.cancelled, self.ended = False, False
         self._listener = listener
         self._choices: dict[int, Choice] = {}
@@ -82,9 +82,9 @@ class Request:
         """End it within one step, from any thread; harmless when it has ended."""
         self.cancelled = True
 
-    def tell(self, piece: Piece) -> None:
+    def tell(self, delta: TextDelta) -> None:
         """Pass on new text."""
-        self._call(piece)
+        self._call(delta)
 
     def fail(self, error: ModelCoreError) -> None:
         """End with an error."""
@@ -99,9 +99,9 @@ class Request:
             self.ended = True
             choices = tuple(self._choices[index] for index in range(self.settings.n))
             usage = Usage(prompt_tokens=len(self.prompt), completion_tokens=sum(len(c.tokens) for c in choices))
-            self._call(Completion(self.seed, choices, usage))
+            self._call(GenerationOutput(self.seed, choices, usage))
 
-    def _call(self, event: Piece | Completion | ModelCoreError) -> None:
+    def _call(self, event: TextDelta | GenerationOutput | ModelCoreError) -> None:
         try:
             self._listener(event)
         except Exception:  # foreign code: its failure must not end the other texts
@@ -109,7 +109,7 @@ class Request:
             self.cancelled = True
 
 
-class Text:
+class Sequence:
     """One continuation while it grows."""
 
     def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
@@ -117,7 +117,7 @@ class Text:
         self.sampler = Sampler(request.settings, generator_of(request.seed, index))
         self.tokens: list[int] = []
         self._tokenizer = tokenizer
-        self._stream = TextStream(request.settings.stop)
+        self._detokenizer = Detokenizer(request.settings.stop)
         self._scored: list[ScoredToken] = []
 
     @property
@@ -125,25 +125,25 @@ class Text:
         """Where the newest token stands; everything before it is in the cache."""
         return len(self.request.prompt) + len(self.tokens) - 1
 
-    def accept(self, token: int, scores: Tensor) -> bool:
+    def accept(self, token: int, logits: Tensor) -> bool:
         """Take the next token and say whether the text has ended with it."""
         if token == self._tokenizer.eot:
             return self.end("stop")
         self.tokens.append(token)
         if self.request.settings.logprobs is not None:
-            self._scored.append(_scored(self._tokenizer, token, scores, self.request.settings.logprobs))
-        self._tell(self._stream.add(self._tokenizer.decode_bytes([token])))
-        if self._stream.stopped:
+            self._scored.append(_scored(self._tokenizer, token, logits, self.request.settings.logprobs))
+        self._tell(self._detokenizer.add(self._tokenizer.decode_bytes([token])))
+        if self._detokenizer.stopped:
             return self.end("stop")
-        return len(self.tokens) == self.request.room and self.end("length")
+        return len(self.tokens) == self.request.max_new and self.end("length")
 
     def end(self, reason: str) -> bool:
         """Give what was held back and hand in the choice."""
-        self._tell(self._stream.finish())
-        count, stopped = self._stream.token_count, reason == "stop" or self._stream.stopped
+        self._tell(self._detokenizer.finish())
+        count, stopped = self._detokenizer.token_count, reason == "stop" or self._detokenizer.stopped
         choice = Choice(
             index=self.index,
-            text=self._stream.text,
+            text=self._detokenizer.text,
             tokens=tuple(self.tokens[:count]),
             finish_reason="stop" if stopped else "length",
             logprobs=tuple(self._scored[:count]) if self.request.settings.logprobs is not None else None,
@@ -153,7 +153,7 @@ class Text:
 
     def _tell(self, text: str) -> None:
         if text:
-            self.request.tell(Piece(self.index, text))
+            self.request.tell(TextDelta(self.index, text))
 
 
 class Batch:
@@ -161,8 +161,8 @@ class Batch:
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer) -> None:
         self._decoder, self._tokenizer = decoder, tokenizer
-        self._rows: list[Text] = []
-        self._waiting: deque[Text] = deque()
+        self._rows: list[Sequence] = []
+        self._waiting: deque[Sequence] = deque()
 
     @property
     def busy(self) -> bool:
@@ -171,12 +171,12 @@ class Batch:
 
     def add(self, request: Request) -> None:
         """Put a request's continuations at the end of the line."""
-        texts = [Text(request, index, self._tokenizer) for index in range(request.settings.n)]
-        if request.room == 0:
-            for text in texts:
-                text.end("length")
+        sequences = [Sequence(request, index, self._tokenizer) for index in range(request.settings.n)]
+        if request.max_new == 0:
+            for sequence in sequences:
+                sequence.end("length")
         else:
-            self._waiting.extend(texts)
+            self._waiting.extend(sequences)
 
     def advance(self) -> None:
         """Let cancelled texts leave and waiting ones join, then write one token of each."""
@@ -185,43 +185,43 @@ class Batch:
             while self._waiting and len(self._rows) < self._decoder.rows:
                 self._admit(self._waiting.popleft())
             if self._rows:
-                positions = [text.position for text in self._rows]
-                self._take(self._decoder.step([text.tokens[-1] for text in self._rows], positions), 0)
+                positions = [sequence.position for sequence in self._rows]
+                self._take(self._decoder.step([sequence.tokens[-1] for sequence in self._rows], positions), 0)
 
-    def _admit(self, text: Text) -> None:
+    def _admit(self, sequence: Sequence) -> None:
         """Read a prompt into the first free row, or copy it from a row that holds the same one."""
-        request, row = text.request, len(self._rows)
+        request, row = sequence.request, len(self._rows)
         if request.cancelled:
             request.fail(GenerationCancelled())
             return
         sibling = next((at for at, other in enumerate(self._rows) if other.request is request), None)
-        if sibling is not None and request.scores_after_prompt is not None:
+        if sibling is not None and request.prompt_logits is not None:
             self._decoder.share(sibling, row, len(request.prompt))
         else:
-            request.scores_after_prompt = self._decoder.prefill(row, request.prompt)
-        self._rows.append(text)
-        self._take(request.scores_after_prompt[None], row)
+            request.prompt_logits = self._decoder.prefill(row, request.prompt)
+        self._rows.append(sequence)
+        self._take(request.prompt_logits[None], row)
 
-    def _take(self, scores: Tensor, first: int) -> None:
-        """Draw a token for each row from `first` on; scores (A, V)."""
-        drawn = sample(scores, [text.sampler for text in self._rows[first:]])
-        ended = [first + at for at, token in enumerate(drawn) if self._ends(self._rows[first + at], token, scores[at])]
+    def _take(self, logits: Tensor, first: int) -> None:
+        """Draw a token for each row from `first` on; logits (A, V)."""
+        drawn = sample(logits, [sequence.sampler for sequence in self._rows[first:]])
+        ended = [first + at for at, token in enumerate(drawn) if self._ends(self._rows[first + at], token, logits[at])]
         self._free(ended)
 
-    def _ends(self, text: Text, token: int | NonFiniteScores, scores: Tensor) -> bool:
+    def _ends(self, sequence: Sequence, token: int | NonFiniteLogits, logits: Tensor) -> bool:
         if isinstance(token, int):
-            return text.accept(token, scores)
-        text.request.fail(token)
+            return sequence.accept(token, logits)
+        sequence.request.fail(token)
         return True
 
     def _drop_cancelled(self) -> None:
-        gone = {text.request for text in (*self._rows, *self._waiting) if text.request.cancelled}
+        gone = {sequence.request for sequence in (*self._rows, *self._waiting) if sequence.request.cancelled}
         for request in gone:
             request.fail(GenerationCancelled())
-        self._waiting = deque(text for text in self._waiting if text.request not in gone)
-        self._free([row for row, text in enumerate(self._rows) if text.request in gone])
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.request not in gone)
+        self._free([row for row, sequence in enumerate(self._rows) if sequence.request in gone])
 
-    def _free(self, rows: Sequence[int]) -> None:
+    def _free(self, rows: Iterable[int]) -> None:
         """Empty rows; the last one moves into each gap."""
         for row in sorted(rows, reverse=True):
             last = self._rows.pop()
@@ -230,8 +230,8 @@ class Batch:
                 self._rows[row] = last
 
 
-def _scored(tokenizer: Tokenizer, token: int, scores: Tensor, count: int) -> ScoredToken:
-    logprobs = scores.log_softmax(dim=-1)  # (V,)
+def _scored(tokenizer: Tokenizer, token: int, logits: Tensor, count: int) -> ScoredToken:
+    logprobs = logits.log_softmax(dim=-1)  # (V,)
     best = logprobs.topk(min(count, len(logprobs)))
     ids = [token, *best.indices.tolist()]
     values = [float(logprobs[token]), *best.values.tolist()]

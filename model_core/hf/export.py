@@ -34,7 +34,7 @@ from model_core.hf.export_folder import (
 from model_core.hf.hf_config import CONFIG, MODELING, config_of, is_plain
 from model_core.hf.hf_tokenizer import write_tokenizer
 from model_core.hf.model_card import card, provenance_of
-from model_core.hf.tensors import HEAD, turned
+from model_core.hf.tensors import HEAD, transposed
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import dataset_of
 from model_core.storage.events import read_events
@@ -203,7 +203,7 @@ def write_weights(weights: dict[str, Tensor], path: Path) -> None:
     """
     weights.pop(HEAD)  # it is the token embedding
     require_space(path, sum(tensor.nbytes for tensor in weights.values()))
-    theirs = {name: turned(name, weights.pop(name)) for name in sorted(weights)}
+    theirs = {name: transposed(name, weights.pop(name)) for name in sorted(weights)}
     try:
         save_file(theirs, path, metadata={"format": "pt"})
     except SafetensorError as error:

@@ -27,7 +27,7 @@ from model_core.hf.tensors import (
     our_name,
     stored_shapes,
     stored_tensors,
-    turned,
+    transposed,
     weight_files,
 )
 from model_core.storage.checkpoints import BEST, FINAL
@@ -89,7 +89,7 @@ def read_weights(folder: Path, stored: Stored, model: ModelConfig) -> dict[str, 
     with stored_tensors(folder) as tensors:
         named = _by_our_name(tensors)
         _compare(named, expected)
-        weights = {name: turned(name, _numbers(name, named[name])) for name in expected}
+        weights = {name: transposed(name, _numbers(name, named[name])) for name in expected}
         if HEAD in named and not torch.equal(_numbers(HEAD, named[HEAD]), weights[EMBEDDING]):
             raise InvalidData(f"{named[HEAD].file}: {HEAD} is not {EMBEDDING}; here the two are one")
     if HEAD not in named and stored.get("tie_word_embeddings", True) is not True:

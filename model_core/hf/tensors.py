@@ -132,7 +132,7 @@ def our_name(theirs: str) -> str | None:
     return None if _MASK.search(name) else name
 
 
-def turned(name: str, tensor: Tensor) -> Tensor:
+def transposed(name: str, tensor: Tensor) -> Tensor:
     """From one layout to the other, by our name; a copy where the two differ."""
     return tensor.T.contiguous() if _LIES_ACROSS.search(name) else tensor.contiguous()
 

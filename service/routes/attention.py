@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response
 
 from model_core.attention.layout import PictureStyle
 from model_core.attention.plot import record_picture
-from model_core.attention.store import AttentionRecord
+from model_core.attention.record import AttentionRecord
 from model_core.config import Config, Name
 from model_core.errors import CheckpointNotFound
 from model_core.schemas import AttentionRequest, CheckpointRef, Count, ExampleId, JsonNumber, TokenCount

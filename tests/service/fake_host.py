@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from model_core.attention.store import AttentionRecord, RecordWriter, home_of
+from model_core.attention.record import AttentionRecord, RecordWriter, home_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 

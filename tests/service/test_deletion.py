@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from model_core.attention.store import home_of
+from model_core.attention.record import home_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.storage.trash import empty_trash, lock_for_deletion, move_to_trash

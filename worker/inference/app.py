@@ -112,7 +112,7 @@ class Generation:
 
     def __init__(self, wanted: GenerateRequest) -> None:
         self._wanted = wanted
-        self._events: asyncio.Queue[scheduler.Piece | scheduler.Completion | ModelCoreError] = asyncio.Queue()
+        self._events: asyncio.Queue[scheduler.TextDelta | scheduler.GenerationOutput | ModelCoreError] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._served: ServedModel
         self._request: scheduler.Request
@@ -139,7 +139,7 @@ class Generation:
                 return event
         raise AssertionError("events end with a result or an error")
 
-    async def events(self) -> AsyncIterator[scheduler.Piece | GenerateResult]:
+    async def events(self) -> AsyncIterator[scheduler.TextDelta | GenerateResult]:
         """Pieces, and last the result.
 
         Raises:
@@ -149,7 +149,7 @@ class Generation:
             event = await self._events.get()
             if isinstance(event, ModelCoreError):
                 raise event
-            if isinstance(event, scheduler.Piece):
+            if isinstance(event, scheduler.TextDelta):
                 yield event
             else:
                 yield self._reply(event)
@@ -165,11 +165,11 @@ class Generation:
                 if last:
                     raise
 
-    def _hear(self, event: scheduler.Piece | scheduler.Completion | ModelCoreError) -> None:
+    def _hear(self, event: scheduler.TextDelta | scheduler.GenerationOutput | ModelCoreError) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def _reply(self, completion: scheduler.Completion) -> GenerateResult:
+    def _reply(self, completion: scheduler.GenerationOutput) -> GenerateResult:
         info = self._served.loaded.info
         return GenerateResult(
             run=self._served.run,

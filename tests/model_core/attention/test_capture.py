@@ -15,7 +15,7 @@ from model_core.attention.capture import (
     capture_example,
     extract_attention_patterns,
 )
-from model_core.attention.store import AttentionRecord
+from model_core.attention.record import AttentionRecord
 from model_core.checkpoint import load_model, parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.ensure import prepare

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from model_core.attention.layout import PictureStyle, layer_page, sheet_page
-from model_core.attention.plot import contact_sheet, head_picture, layer_figure, layer_picture, plot_layer_attention
-from model_core.attention.store import quantized
+from model_core.attention.plot import all_layers_image, head_picture, layer_figure, layer_picture, plot_layer_attention
+from model_core.attention.record import quantized
 from model_core.errors import InvalidParameter
 
 WORDS = [" One", " day", ",", " a$b", "\n", " 中文", "🙂", "\x00", " ", "", "é", "\u202e", "$x_1$", "\\", " %s", "<&>"]
@@ -143,19 +143,19 @@ def test_one_head_is_drawn_alone_under_its_own_number():
 
 
 @pytest.mark.parametrize("heads", [[1], [12, 8, 6, 4], [100, 1, 17], [3] * 30])
-def test_a_contact_sheet_holds_every_head_of_every_layer(heads):
+def test_an_all_layers_image_holds_every_head_of_every_layer(heads):
     page = sheet_page(heads, title="", notes=[], dpi=30)
     assert len(page.panels) == sum(heads)
     assert len({(panel.x, panel.y) for panel in page.panels}) == sum(heads)
     layers = (random_weights(count, 10, seed) for seed, count in enumerate(heads))
-    picture = pixels(contact_sheet(layers, heads=heads, style=PictureStyle(dpi=30)))
+    picture = pixels(all_layers_image(layers, heads=heads, style=PictureStyle(dpi=30)))
     assert picture.shape[:2] == (page.height, page.width)
     assert all(len(np.unique(crop(picture, panel).reshape(-1, 3), axis=0)) > 3 for panel in page.panels)
 
 
-def test_a_contact_sheet_is_a_vector_picture_too():
+def test_an_all_layers_image_is_a_vector_picture_too():
     layers = [random_weights(count, 10) for count in (3, 2)]
-    sheet = contact_sheet(layers, heads=[3, 2], style=PictureStyle(format="svg"))
+    sheet = all_layers_image(layers, heads=[3, 2], style=PictureStyle(format="svg"))
     assert sheet.count(b"<image") >= 5
 
 

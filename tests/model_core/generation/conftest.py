@@ -14,7 +14,7 @@ def tokenizer() -> Tokenizer:
 
 
 def tiny_model(seed: int = 0, head_dim: int | None = None, **changes: object) -> GPT:
-    """A model whose scores differ enough that no two are a rounding error apart; its vocabulary is padded."""
+    """A model whose logits differ enough that no two are a rounding error apart; its vocabulary is padded."""
     shape = {"n_layer": 3, "n_embd": 32, "vocab_size": 320, "block_size": 64, "n_head_list": (4, 2, 1)}
     torch.manual_seed(seed)
     model = GPT(ModelConfig.model_validate({**shape, "head_dim": head_dim, **changes}))

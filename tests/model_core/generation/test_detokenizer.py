@@ -4,15 +4,15 @@ from collections.abc import Iterable
 
 import pytest
 
-from model_core.generation.detokenizer import TextStream
+from model_core.generation.detokenizer import Detokenizer
 
 
-def _pieces(stream: TextStream, tokens: Iterable[bytes]) -> list[str]:
+def _pieces(stream: Detokenizer, tokens: Iterable[bytes]) -> list[str]:
     return [stream.add(token) for token in tokens]
 
 
 def test_a_character_spread_over_tokens_arrives_whole() -> None:
-    stream = TextStream()
+    stream = Detokenizer()
 
     pieces = _pieces(stream, ["🐈".encode()[:1], "🐈".encode()[1:3], "🐈".encode()[3:] + b"!"])
 
@@ -20,7 +20,7 @@ def test_a_character_spread_over_tokens_arrives_whole() -> None:
 
 
 def test_half_a_character_at_the_end_becomes_a_replacement() -> None:
-    stream = TextStream()
+    stream = Detokenizer()
 
     pieces = [*_pieces(stream, [b"a", "ä".encode()[:1]]), stream.finish()]
 
@@ -29,7 +29,7 @@ def test_half_a_character_at_the_end_becomes_a_replacement() -> None:
 
 
 def test_a_stop_text_over_several_tokens_is_never_shown() -> None:
-    stream = TextStream(["STOP"])
+    stream = Detokenizer(["STOP"])
 
     pieces = _pieces(stream, [b"go S", b"T", b"OP on"])
 
@@ -38,7 +38,7 @@ def test_a_stop_text_over_several_tokens_is_never_shown() -> None:
 
 
 def test_text_held_back_for_a_stop_text_is_given_when_it_is_none() -> None:
-    stream = TextStream(["STOP"])
+    stream = Detokenizer(["STOP"])
 
     pieces = _pieces(stream, [b"go ST", b"AY", b" S"])
 
@@ -46,7 +46,7 @@ def test_text_held_back_for_a_stop_text_is_given_when_it_is_none() -> None:
 
 
 def test_the_earliest_of_several_stop_texts_wins() -> None:
-    stream = TextStream(["cd", "bcd", "x"])
+    stream = Detokenizer(["cd", "bcd", "x"])
 
     assert _pieces(stream, [b"ab", b"cdx"]) == ["a", ""]
     assert stream.text == "a"
@@ -55,7 +55,7 @@ def test_the_earliest_of_several_stop_texts_wins() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_pieces_join_to_the_text_however_bytes_are_cut(size: int) -> None:
     data = "Häschen 猫🐈 aab aaab end".encode()
-    stream = TextStream(["aaab"])
+    stream = Detokenizer(["aaab"])
 
     pieces = _pieces(stream, (data[at : at + size] for at in range(0, len(data), size)))
 

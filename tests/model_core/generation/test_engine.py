@@ -11,7 +11,7 @@ import torch
 
 from model_core.errors import PromptTooLong
 from model_core.generation.engine import Engine, EngineBusy, EngineStopped, generate
-from model_core.generation.scheduler import Completion, Piece
+from model_core.generation.scheduler import GenerationOutput, TextDelta
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
 from model_core.tokenizer import Tokenizer
@@ -156,9 +156,9 @@ def test_a_cancelled_request_ends_within_a_step_and_leaves_the_others(slow: Engi
     request.cancel()
     _until(lambda: other.ended and slow.open_requests == 0)
 
-    pieces = sum(isinstance(event, Piece) for event in events)
+    pieces = sum(isinstance(event, TextDelta) for event in events)
     assert pieces < 20
-    assert [type(event).__name__ for event in events if not isinstance(event, Piece)] == ["GenerationCancelled"]
+    assert [type(event).__name__ for event in events if not isinstance(event, TextDelta)] == ["GenerationCancelled"]
 
 
 def test_a_crash_of_the_engine_reaches_everybody_who_waits(
@@ -217,9 +217,9 @@ def test_samples_touch_neither_the_model_nor_the_global_generator(model: GPT, to
 
 
 def test_scores_that_are_not_numbers_are_an_error_and_not_a_text(tokenizer: Tokenizer, broken_model: GPT) -> None:
-    from model_core.generation.sampler import NonFiniteScores
+    from model_core.generation.sampler import NonFiniteLogits
 
-    with pytest.raises(NonFiniteScores):
+    with pytest.raises(NonFiniteLogits):
         generate(broken_model, tokenizer, PROMPT)
 
 
@@ -239,10 +239,10 @@ def slow(model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> I
         yield running
 
 
-def _listen(engine: Engine, settings: SamplingParams) -> tuple[list[str], Completion]:
+def _listen(engine: Engine, settings: SamplingParams) -> tuple[list[str], GenerationOutput]:
     events: list[Any] = []
     done = threading.Event()
-    engine.submit(settings, lambda e: (events.append(e), isinstance(e, Piece) or done.set())[0])
+    engine.submit(settings, lambda e: (events.append(e), isinstance(e, TextDelta) or done.set())[0])
     assert done.wait(20)
     return [event.text for event in events[:-1]], events[-1]
 

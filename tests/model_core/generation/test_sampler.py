@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from model_core.generation.sampler import NonFiniteScores, Sampler, generator_of, sample
+from model_core.generation.sampler import NonFiniteLogits, Sampler, generator_of, sample
 from model_core.schemas import SamplingParams
 
 
@@ -13,9 +13,9 @@ def _sampler(seed: int = 0, **settings: object) -> Sampler:
     return Sampler(SamplingParams.model_validate(settings), generator_of(seed, 0))
 
 
-def _draws(scores: torch.Tensor, count: int = 2000, **settings: object) -> Counter[int]:
+def _draws(logits: torch.Tensor, count: int = 2000, **settings: object) -> Counter[int]:
     sampler = _sampler(**settings)
-    return Counter(sample(scores[None], [sampler])[0] for _ in range(count))
+    return Counter(sample(logits[None], [sampler])[0] for _ in range(count))
 
 
 def test_temperature_zero_takes_the_best() -> None:
@@ -28,10 +28,10 @@ def test_top_k_leaves_the_k_best() -> None:
 
 @pytest.mark.parametrize("top_k", [0, 3])
 def test_top_p_leaves_the_fewest_that_reach_it(top_k: int) -> None:
-    scores = torch.tensor([0.1, 0.6, 0.3]).log()
+    logits = torch.tensor([0.1, 0.6, 0.3]).log()
 
-    assert set(_draws(scores, top_p=0.59, top_k=top_k)) == {1}
-    assert set(_draws(scores, top_p=0.61, top_k=top_k)) == {1, 2}
+    assert set(_draws(logits, top_p=0.59, top_k=top_k)) == {1}
+    assert set(_draws(logits, top_p=0.61, top_k=top_k)) == {1, 2}
 
 
 @pytest.mark.parametrize("top_k", [0, 3])
@@ -52,21 +52,21 @@ def test_an_extreme_temperature_is_greedy_and_no_error() -> None:
 
 
 def test_a_draw_does_not_depend_on_its_neighbours() -> None:
-    scores = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
     settings = [{"top_k": 5}, {"top_k": 0, "top_p": 0.9}, {"top_k": 5, "temperature": 2.0}]
 
-    together = sample(scores, [_sampler(seed, **s) for seed, s in enumerate(settings)])
-    alone = [sample(scores[i : i + 1], [_sampler(i, **s)])[0] for i, s in enumerate(settings)]
+    together = sample(logits, [_sampler(seed, **s) for seed, s in enumerate(settings)])
+    alone = [sample(logits[i : i + 1], [_sampler(i, **s)])[0] for i, s in enumerate(settings)]
 
     assert together == alone
 
 
 def test_scores_that_are_not_numbers_fail_their_own_text_alone() -> None:
-    scores = torch.tensor([[0.0, float("nan")], [0.0, 9.0]])
+    logits = torch.tensor([[0.0, float("nan")], [0.0, 9.0]])
 
-    broken, fine = sample(scores, [_sampler(temperature=0), _sampler(temperature=0)])
+    broken, fine = sample(logits, [_sampler(temperature=0), _sampler(temperature=0)])
 
-    assert isinstance(broken, NonFiniteScores)
+    assert isinstance(broken, NonFiniteLogits)
     assert fine == 1
 
 

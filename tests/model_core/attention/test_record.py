@@ -5,7 +5,7 @@ import pytest
 
 from model_core.attention.layout import PictureStyle
 from model_core.attention.plot import record_picture, write_layer_pictures
-from model_core.attention.store import (
+from model_core.attention.record import (
     AttentionRecord,
     RecordWriter,
     free_place,

@@ -1,7 +1,7 @@
 """The configuration of an experiment: one frozen tree, section by section the YAML file.
 
 Every key has a default, so a preset states only what differs. A section checks what it can know alone; what
-two sections must agree on stands in `rules.py`, and `loading.py` is the one door that applies both.
+two sections must agree on is in `config_validation.py`; `config_loader.py` applies both.
 """
 
 from __future__ import annotations

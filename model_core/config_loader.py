@@ -1,9 +1,7 @@
-"""From text to a configuration: the one door through which every `ExperimentConfig` comes.
+"""Loads configurations: the only place where text becomes an `ExperimentConfig`.
 
-Later layers win: field default, YAML file, override. All errors of a file are found in one pass, each with
-its place, its value and the nearest thing that would be right.
-
-The configurations that ship: looked up in ./configs, or in the package when there is no such folder.
+Later layers win: field default, YAML file, override. One pass finds all errors of a file, each with its place, its
+value and the nearest valid one. Presets are looked up in ./configs, or in the package when that folder is missing.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""One process's turn at a job: its events, its log, and how it ended.
+"""One process of a job: signals, events, log, exit code and outcome file.
 
-Whatever happens inside ends as an exit code, an `end` event and an outcome file; whoever started the process
-reads the file, not the code.
-
-How a process learns that it should save and leave: a signal, or its supervisor's end of a pipe closing.
-
-Torch-free, so that the handlers stand before the slow imports. Nothing here takes a lock: a handler may interrupt
-another one, and would wait for ever for what that one holds. One more signal, SIGUSR1, asks where the process is.
+Every end of the process becomes an exit code, an `end` event and an outcome file; the supervisor reads the file, not
+the code. A signal, or the end of the pipe that the supervisor holds, asks the process to save and leave; SIGUSR1 dumps
+the stacks of all threads. Torch-free, so that the handlers are installed before the slow imports. Nothing here takes a
+lock, because a signal handler may interrupt another one and would wait forever for a lock that it holds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""What can go wrong in model_core, each with a code that is stable for programs.
+"""Errors of model_core, each with a code that is stable for programs.
 
-A message names the offending value and what would be right. The command line prints it on one line, the
-service turns it into a problem document; neither needs a stack trace.
-
-What records on disk may be instead of what was asked for: not there, taken, held, damaged, or without room.
-
-Runs, their checkpoints, datasets and their examples.
+A message names the offending value and what would be right. The command line prints it on one line, the service turns
+it into a problem document; neither needs a stack trace. The second half covers records on disk: runs, checkpoints,
+datasets and examples that are missing, taken, locked or damaged, and full disks.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
-"""Start the processes of one training on this host, and end them together.
+"""Starts the processes of one training on this host and ends them together.
 
     python -m model_core.launch --processes 2 -- model_core.train --config configs/baseline.yaml
 
-They are told their places as torchrun tells them. Unlike torchrun this keeps the exit code of rank 0, gives it all the
-time it needs to save, and loads no torch. The port is bound before the first process starts, so nobody can take it.
-
-Which of the processes that train one model together this one is, as torchrun and our launcher tell it.
-
-Torch-free: the program must know whether it leads before it touches a run.
+Rank, local rank and world size travel in torchrun's environment variables (`DistEnv`). Unlike torchrun this launcher
+keeps the exit code of rank 0, gives it all the time that it needs to save, and loads no torch, so that a process knows
+whether it is rank 0 before it touches a run. The port is bound before the first process starts.
 """
 
 from __future__ import annotations

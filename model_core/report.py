@@ -1,9 +1,7 @@
-"""The numbers of a configuration beside those of the uniform model, as JSON, as Markdown, as tables to draw.
+"""The cost of a configuration beside that of the uniform model, as JSON, Markdown or tables.
 
-`headcount report`, `GET /runs/{run}/report` and `POST /jobs?validate_only=true` all count here or in `budget.py`,
-so they cannot disagree.
-
-What a run will need is compared with what the machine has, before the first step.
+`headcount report`, `GET /runs/{run}/report` and `POST /jobs?validate_only=true` all use this module and `budget.py`, so
+they cannot disagree. `preflight` compares the needs of a run with the machine before the first step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A request for a job, and what the disk says of it: what can be known without asking the queue.
+"""Admission of job requests: everything that can be checked without the queue.
 
-What a dataset has on disk, looked up once for each state of its directory: a crowd of requests asks for the same.
-
-How a dataset on disk was made beside how it is wanted, and the request that would make it.
+Reads the request, looks up what the disk has of its run, dataset and source, and collects the reasons to refuse it. The
+status of a dataset is cached by the state of its directory, because many requests ask for the same one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
-"""Datasets: made by a job, looked at on disk, deleted.
+"""Datasets: listed, described, read in part and deleted.
 
-The disk says what is ready; Redis knows what is being made and why it was not, and need not answer for the rest.
-
-What is in a dataset that is ready, as its manifest and its files tell.
-
-Datasets: what is there, what is being made, and what is in them.
+The disk knows which are ready; Redis knows which are being prepared and why a preparation failed, and may be away.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Jobs as JSON, from the store's rows straight to bytes.
+"""Jobs as JSON: the record and its links, from the store's rows straight to bytes.
 
-Whoever looks again sees mostly what has not changed, so the JSON of a job is kept by its record. Only its place in line
-changes without the record, and is put in each time.
-
-Jobs as the service answers them: the record and its links.
+Most jobs have not changed since the last look, so the JSON of a job is cached by its record. Only the place in the
+queue changes without the record; it is inserted each time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Runs one claimed job: starts its child, keeps the lease, mirrors its events, ends it when it must end.
+"""Runs one claimed job: starts its child, renews the lease, mirrors its events, ends it when it must end.
 
-The child is a program that knows nothing of this; it saves and leaves on SIGTERM, and says on disk how it ended.
-
-A worker's hold on a job, renewed by a thread of its own, so that nothing the supervisor does can delay it.
+The child knows nothing of this; it saves and leaves on SIGTERM, and writes how it ended to disk. The lease is renewed
+by a thread of its own, so that nothing the supervisor does can delay it.
 """
 
 from __future__ import annotations

@@ -1,16 +1,11 @@
-"""Pictures of attention: arrays or a record in, PNG, SVG or PDF out; no torch.
+"""Attention as PNG, SVG or PDF: arrays or a record in, bytes out, without torch.
 
-A heat map a head: x is the key (what is looked at), y the query (what looks), the colour runs from 0 to 1, and
-the upper triangle, the future, is masked.
+One heat map per head: x is the key, y the query, the color runs from 0 to 1, and the upper triangle, the future, is
+masked. PNG files are composed without drawing a figure: labels are rendered once and pasted, and heads go through a
+lookup table of 224 steps of the color map and 32 greys for text. That is tens of times faster than one matplotlib
+figure per layer and looks the same.
 
-Shapes: H heads of one layer, T tokens.
-
-PNG without matplotlib's drawing: parts drawn once are pasted, heads go through a lookup table.
-
-The picture has one byte a pixel: 224 steps of the colour map and 32 greys for everything written. Compared with
-drawing a figure for every layer this is tens of times faster, and to the eye the same.
-
-Shapes: T tokens, S pixels of a panel's side.
+Shapes: H heads of one layer, T tokens, S pixels of a panel's side.
 """
 
 from __future__ import annotations

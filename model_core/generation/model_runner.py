@@ -1,17 +1,12 @@
-"""A model's forward pass over a key-value cache: a prompt at once, then one token of every text a step.
+"""A model's forward pass over a KV cache: a whole prompt, then one token of every sequence per step.
 
-It walks the blocks itself, past their dropout, so the model's mode does not matter and no global generator is
-touched. Rows stand at different positions; a mask hides what a shorter row has not written.
+It walks the blocks itself, without dropout, so the model's mode does not matter and no global generator is used. The
+cache is one static tensor per layer, because layers differ in H and D; nothing is padded. Rows in use are always the
+first ones, so a step takes a view and never gathers. Rows have different lengths; a mask hides what a shorter row has
+not written.
 
-Shapes: A rows in use, T tokens of a prompt, L tokens of the longest row, C n_embd, V ids of the tokenizer,
-H heads and D head_dim of a layer.
-
-Keys and values of everything read so far: one static tensor a layer, one row a text.
-
-Rows in use are always the first ones, so a step reads them as a view and never gathers. Layers differ in H and D,
-so there is one tensor a layer and nothing is padded.
-
-Shapes: R rows, A rows in use, T positions, H heads of this layer, D head_dim of this layer.
+Shapes: R rows, A rows in use, T tokens of a prompt or positions, L tokens of the longest row, C n_embd, V ids of the
+tokenizer, H heads and D head_dim of a layer.
 """
 
 from __future__ import annotations

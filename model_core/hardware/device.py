@@ -1,14 +1,9 @@
-"""Which hardware a run uses, and why.
+"""Chooses device, number format and accelerations of a run, each with a reason.
 
-The decision is a pure function of the configuration and a description of the machine, so it can be tested for
-machines that are not at hand. What was asked, what is used and what is off, with the reason, all go into the
-run's `start` event.
-
-Explicit wishes are honoured or refused, with two exceptions that resolve with a warning: bfloat16 becomes float16
-where there is none, and what is only slow (float16 on a CPU, which works with the scaler, or bfloat16 on one that has
-no instructions for it) is done as asked.
-
-What a decision about hardware needs to know of a machine.
+The choice is a pure function of the configuration and a description of the machine (`Machine`), so tests cover machines
+that are not at hand. Request, choice and every acceleration that is off, with its reason, go into the `start` event.
+An explicit request is honored or refused, with two exceptions that resolve with a warning: bfloat16 becomes float16
+where the device lacks it, and a format that is merely slow on a CPU is used as requested.
 """
 
 from __future__ import annotations

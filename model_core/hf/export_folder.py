@@ -1,12 +1,8 @@
-"""Exports of a run's checkpoints: which there are, and who may take one away.
+"""Exported folders of a run: their names, contents and completeness. Torch-free, because the service reads them too.
 
-A folder is named by its checkpoint and the first letters of that one's hash, so that another checkpoint under the same
-name has another export. One that is not complete is none. The model's licence stands at the head of its card alone.
-
-What a folder that was exported here holds, and whether it holds all of it.
-
-A folder appears complete, by one rename. Who cuts off a copy or a removal of it leaves less under the same name: a file
-is missing or empty, or the weights are shorter than they say themselves. Torch-free, because the service asks too.
+A folder is named by its checkpoint and the first letters of its hash, so another checkpoint under the same name has
+another export. It appears complete, by one rename. An interrupted copy or removal leaves a missing or empty file, or
+parameters shorter than their header says; such a folder does not count as an export.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""The tokenizer that lies in a folder of transformers, as one of ours.
+"""Tokenizers in transformers' format (vocab.json, merges.txt, tokenizer.json): read and written.
 
-Ours knows byte-level BPEs whose merges stand in the order of their tokens, with the end of text behind all tokens:
-GPT-2's, and those that are trained as it was. What works in another way is refused, not bent.
-
-A tokenizer as transformers stores it: vocab.json, merges.txt and tokenizer.json.
-
-Ours is a list of tokens in which a token's place is the rank of the one merge that makes it; theirs names every
-merge, and so the merges follow from the tokens.
+Our tokenizer is a list of tokens whose index is the rank of the one merge that makes the token; transformers lists all
+merges, which follow from the tokens. Byte-level BPEs in the order of their merges, with the end of text after all
+tokens, are supported: GPT-2's, and those trained like it. Others are refused.
 """
 
 from __future__ import annotations

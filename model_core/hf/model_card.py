@@ -1,6 +1,6 @@
-"""README.md of an exported folder: a model card, short and without a claim that nobody checked.
+"""README.md of an exported folder: a short model card with what is known and nothing else.
 
-Where a run's data came from and under what terms, as far as somebody wrote it down: for the model card.
+It includes the origin of the run's data and its license, as far as manifest and configuration record them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""The tensors of a folder, whichever of transformers' formats they are in, read one at a time.
+"""Tensors of a transformers folder, read one at a time, and their names and layouts there and here.
 
-One file or several with an index, safetensors or a pickle; a pickle is loaded without running code from it.
-
-What GPT-2's parameters are called, and how they lie, in transformers and here.
-
-Names are the same. transformers keeps the matrices of attention and MLP as (in, out), and ours are (out, in); its
-head is the token embedding and is not stored; old folders lack the prefix and store masks.
+Formats: one file or several with an index, safetensors or pickle; a pickle is loaded without running code from it.
+Parameter names are the same. transformers stores the matrices of attention and MLP as (in, out), ours are (out, in);
+its head is the token embedding and is not stored; old folders lack the prefix and store masks.
 """
 
 from __future__ import annotations

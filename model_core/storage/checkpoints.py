@@ -1,9 +1,7 @@
-"""The checkpoints of a run: published whole, found by name, opened when intact, pruned, and recovered after a kill.
+"""Checkpoints of a run: published atomically, found by name, opened when intact, pruned, and repaired after a kill.
 
-Every file has a sidecar that says what its bytes are. Whoever publishes must own the run: the `attempt` file is read
-again just before a checkpoint gets its name.
-
-What a run's checkpoints are called, and what stands in the .json beside each.
+Every file has a sidecar with step, loss, sha256 and size of its bytes. Only the owner of the run may publish: the
+`attempt` file is read again just before a checkpoint gets its name.
 """
 
 from __future__ import annotations

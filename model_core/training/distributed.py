@@ -1,12 +1,9 @@
-"""What the processes of one training compute together: the mean of their losses and gradients, and when to stop.
+"""Several processes train one model: rendezvous, and the mean of losses and gradients.
 
-Every one has the whole model and a share of each step's rows. Gradients are summed once a step, tensor by tensor in the
-order of the parameters, so a sum has the same bits in every attempt. A process that is alone takes none of these ways.
-
-Where the processes of one training meet: that it begins, what went wrong at one of them, and how it ended.
-
-Rank 0 leads: it alone writes, and the others leave with its exit code, after it has saved. What they compute together
-goes another way (ranks.py).
+Every process has the whole model and a share of each step's rows. Gradients are summed once a step, tensor by tensor in
+the order of the parameters, so a sum has the same bits in every attempt; a single process skips all of it.
+`Rendezvous` is the start barrier, error propagation and shutdown over a TCPStore: rank 0 alone writes, and the
+others leave with its exit code after it has saved. `ProcessGroup` carries the tensors.
 """
 
 from __future__ import annotations

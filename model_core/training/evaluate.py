@@ -1,7 +1,4 @@
-"""Loss on held-out tokens, and the test mode: test loss and attention pictures of a trained run.
-
-The test mode: test loss and attention pictures of a run that exists, or of the one just trained.
-"""
+"""Loss on held-out tokens, and the test mode: test loss and attention pictures of a run."""
 
 from __future__ import annotations
 

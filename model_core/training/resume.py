@@ -1,12 +1,8 @@
-"""Where a new run begins: what `checkpoint.load_checkpoint` names.
+"""Where a training starts: step 0, the run's newest intact full state, or `checkpoint.load_checkpoint`.
 
-A run's checkpoint, by name or by path, or a file that lies alone: one of ours that was copied, or nanoGPT's. A
-full state is gone on from exactly; of weights a new optimizer makes something at step 0.
-
-Checkpoints of nanoGPT and programs like it: weights beside the arguments of the model.
-
-Parameter names and layouts are ours. What differs: buffers of the causal mask are saved too, a model without
-biases has none, and the arguments may lack what only later programs know, such as a head count for each layer.
+`load_checkpoint` names a run's checkpoint, by name or path, or a single file: a copy of ours, or nanoGPT's. A full
+state continues exactly; from parameters alone a new optimizer starts at step 0. nanoGPT's files hold parameters beside the
+model's arguments, with our names and layouts; they also save the buffers of the causal mask.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""From a configuration to a `TrainState` ready for its first step, new or continued.
+"""From a configuration to a `TrainState` that is ready for its first step.
 
-The forward pass through torch.compile, with the eager model in reserve.
+Includes torch.compile, which falls back to the eager model when the compiler fails.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""The run that an attempt works on: made if it can begin, or there already; and whose it is.
+"""The run of an attempt: created or opened, claimed, and described in the `start` event.
 
-Torch-free until something has to be checked, so that what cannot begin is refused at once.
-
-What a run's surroundings were, as its `start` event tells it.
+Torch-free until a checkpoint has to be checked, so that a refusal is immediate.
 """
 
 from __future__ import annotations

@@ -1,16 +1,9 @@
-"""The training loop: take a step, tell the callbacks, stop when asked.
+"""The training loop: take a step, call the callbacks, stop when asked.
 
-The loop knows nothing of files, logs or pictures. It changes a `TrainState` and hands it, with what the step
-measured, to an ordered list of callbacks; losses are the same whichever of them listen. A step that fails, for lack
-of memory, because its loss is not a number or because another process was lost, leaves the state as it was before.
-
-What a training is in between two steps, and how it goes in and out of a checkpoint.
-
-Whatever a step changes, or the next one depends on, stands here and nowhere else: so a full state goes on exactly.
-
-An callback that does nothing, to build others on.
-
-The random numbers of the devices that a run uses: read, and put back.
+The loop knows nothing of files, logs or pictures. `TrainState` holds everything that a step changes or the next one
+depends on, so a full state continues exactly. After each step an ordered list of callbacks gets the state and the
+measured result; losses do not depend on them. A step that fails, for lack of memory, because its loss is not a number
+or because another process was lost, leaves the state as it was before.
 """
 
 from __future__ import annotations

@@ -1,12 +1,7 @@
-"""Errors as they leave the service: one shape (RFC 9457), by the table of `errors.py`.
+"""Problem documents (RFC 9457), and the one table from error code to HTTP status.
 
-What is not expected is logged with its trace and answered without it.
-
-What can go wrong in the service, and one table from every error code to HTTP.
-
-Routes contain no `try`: `problem.py` answers whatever raises a `ModelCoreError` by this table.
-
-An error as it is answered.
+Routes contain no `try`: every `ModelCoreError` is answered by the table. An unexpected error is logged with its trace
+and answered without it.
 """
 
 from __future__ import annotations

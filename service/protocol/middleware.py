@@ -1,10 +1,7 @@
-"""What happens to every request before any route sees it: an id, HEAD, and the limit of its body.
+"""Middleware of every request: request id, HEAD, body limits; and the access log.
 
-The server's line for each request, without what nobody should see.
-
-Uvicorn writes the request's address down, however it was started. Its logger is one for the whole process, so the
-application keeps out of it by itself whatever is not one of its own parameters, which may be a token under any name,
-and what people write.
+The access log shows the values of the API's own parameters only, because others may be tokens, and no text that people
+write. Uvicorn's access logger is global to the process, so the application filters it itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a client accepts, and what it has already: RFC 9110, sections 12 and 13.
-
-Parts of a representation: RFC 9110, section 14, for one range of bytes.
-"""
+"""Content negotiation, conditional requests and byte ranges: RFC 9110, sections 12, 13 and 14."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""From bytes and query strings to values: the one place that reads what a client sends.
+"""Bodies, queries and idempotency keys: the one place that reads what a client sends.
 
-The Idempotency-Key of a request: sent again with the same key, it is answered with the job it made before.
-
-As draft-ietf-httpapi-idempotency-key-header has it. It is read from the request itself, without the price of a
-dependency: jobs come in crowds.
+The Idempotency-Key (draft-ietf-httpapi-idempotency-key-header) is read from the request itself: a FastAPI dependency
+costs too much where many jobs are submitted at once.
 """
 
 from __future__ import annotations

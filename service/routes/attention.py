@@ -1,11 +1,7 @@
-"""Where every head looks.
+"""Attention of a text, as pictures and manifests: found on disk, captured once if missing, drawn here.
 
-Attention as pictures and manifests: found on disk, captured once if need be, drawn here.
-
-Every answer is keyed by the checkpoint's hash. A client may name that hash (``checkpoint=sha256=...``): what it gets
-then never changes.
-
-What was captured of a text.
+Every reply is keyed by the checkpoint's hash. A client may name that hash (``checkpoint=sha256=...``); the reply to
+such a request never changes.
 """
 
 from __future__ import annotations

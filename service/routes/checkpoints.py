@@ -1,7 +1,4 @@
-"""Checkpoints of a run over HTTP: listed, fetched, pinned, deleted.
-
-Checkpoints of a run: what there is, their bytes, which are kept, and which may go.
-"""
+"""Checkpoints of a run: list, download, pin, delete."""
 
 from __future__ import annotations
 

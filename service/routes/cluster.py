@@ -1,7 +1,4 @@
-"""Workers, their GPUs, and the queue they take jobs from.
-
-Who works and on what, as the workers themselves announced it: none is listed a lease after its last word.
-"""
+"""Workers, their GPUs and the queue, as the workers' heartbeats report them."""
 
 from __future__ import annotations
 

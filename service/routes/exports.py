@@ -1,7 +1,4 @@
-"""Exports of a run over HTTP: have one made, list them.
-
-Exports of a run: which there are, and from a request for one to the job that makes it.
-"""
+"""Exports of a run: list them, and submit the job that makes one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Text from a trained run.
+"""Text from a trained run, as JSON, plain text or server-sent events.
 
-Text from a trained run: asked of an inference process, and handed on as JSON, as text or as a stream.
-
-A client that closes its connection closes the one behind it, which ends the generation within a step.
+An inference process generates it. A client that closes its connection closes the one behind it, which ends the
+generation within a step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Whether the process lives, whether it is complete, and where to begin.
+"""Liveness, readiness, version and the entry point of the API.
 
-Whether everything that the service needs is there, each asked at the same time as the others.
-
-The service itself, and what ships with it.
+Readiness checks all dependencies concurrently.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Jobs: submit, list, look, change, delete.
+"""Jobs: submit, list, look up, change, delete, and the actions cancel, pause, resume and retry.
 
-What can be wished of a job: each wish may be repeated, and is refused where the job's status has no way to it.
-
-202 when a wish changed the job, 200 when it was so already or on its way, 409 with the actions that are allowed now.
+An action may be repeated: 202 when it changed the job, 200 when the job was already there or on its way, 409 with the
+allowed actions when the job's status has no way to it.
 """
 
 from __future__ import annotations

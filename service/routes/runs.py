@@ -1,10 +1,6 @@
-"""Runs: what training left on disk.
+"""Runs on disk, with the status of their jobs where Redis answers, and what they cost.
 
-Runs as the disk tells them, with the status of the job that made them where Redis answers.
-
-Runs as the disk tells them.
-
-What a run costs, as JSON or Markdown; counted from its config.yaml, without Redis or torch.
+The report is counted from the run's config.yaml, without Redis or torch.
 """
 
 from __future__ import annotations

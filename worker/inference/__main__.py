@@ -1,9 +1,7 @@
 """``python -m worker.inference``: serve trained models on this machine.
 
-Listens, announces its address in Redis and answers until SIGTERM or SIGINT; then it leaves within seconds, whatever
-its threads are doing.
-
-Says every two seconds in Redis that this process is there, and keeps saying it when Redis was away.
+Listens, registers its address in Redis and renews that every two seconds, also after Redis was away. On SIGTERM or
+SIGINT it exits within seconds, whatever its threads are doing.
 """
 
 from __future__ import annotations
@@ -167,7 +165,7 @@ class _Server(uvicorn.Server):
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m worker.inference", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m worker.inference", description="Serve trained models on this machine until SIGTERM or SIGINT.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (default)")
     parser.add_argument("--url", help="address that others reach it at, if not http://HOST:PORT")

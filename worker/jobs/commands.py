@@ -1,11 +1,8 @@
-"""What the API asks of the job store most often, apart from the connection that carries it.
+"""Commands of the job store: script, arguments and the parser of the reply, apart from the connection.
 
-A question is a script, what it is given, and what its reply means; a thread or an event loop can ask it alike.
-
-The Lua scripts, each a transition or a question that Redis answers in one go.
-
-In front of every script stand the prefix of all keys, the fields that clients see, the tables of states.py and what
-the scripts share: lib.lua, fit.lua for those that choose a job, room.lua for those that ask what workers could run.
+A command runs from a thread or from the event loop. Each script text starts with the key prefix, the fields of records,
+the state table and what scripts share: lib.lua, fit.lua for those that choose a job, room.lua for those that ask what
+workers could run.
 """
 
 from __future__ import annotations

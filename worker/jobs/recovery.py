@@ -1,13 +1,8 @@
-"""From what a job left on disk back to its record, for the day that Redis has lost it.
+"""Job records rebuilt from disk after Redis lost them.
 
-What job.json says of its end counts first, then the outcome that its process wrote. Whatever was interrupted is
-paused, so that a person decides.
-
-job.json: what a client asked of a job and what became of it, so that a lost record can be put together again.
-
-What jobs left on disk, found and read with care: a file may be half of what it was.
-
-A job is known by its directory, or by a run whose `attempt` file names it. One that never started left nothing.
+A job is found by its directory, or by a run whose `attempt` file names it. job.json has the request and the last known
+status; next comes the outcome file of its process. An interrupted job becomes paused, so that a person decides. Any
+file may be truncated. A job that never started left nothing.
 """
 
 from __future__ import annotations

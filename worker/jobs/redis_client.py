@@ -1,11 +1,7 @@
-"""The way to Redis: short waits, no silent retries.
+"""Redis connections with short timeouts, the registry of live processes, and retries while Redis is away.
 
-A command that timed out may have been executed, so nothing here repeats one; every script of the store is safe to
-repeat by whoever wants to.
-
-Who is there: processes announce themselves with a deadline, and are gone when they fall silent.
-
-Waiting for a Redis that is away, as long as it makes sense.
+A command that timed out may have been executed, so the connection repeats none; every script of the store may be
+repeated by its caller. A registered process disappears when its heartbeat stops.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A job as clients see it.
-
-What passes between the store and those who ask it: clients of jobs, and the workers that run them.
-"""
+"""Jobs and their parts as clients see them, and what passes between the store and its callers."""
 
 from __future__ import annotations
 

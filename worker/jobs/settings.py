@@ -1,10 +1,6 @@
-"""What the machine decides about jobs: where data and Redis are, and how long one waits.
+"""Settings of a machine: Redis, data root and timeouts, of the API, the workers and the inference process.
 
-Read from ``HEADCOUNT_*`` at the entrance of a process and handed down.
-
-What a train worker's machine decides, beside what it shares with the API.
-
-What the machine decides about inference, from ``HEADCOUNT_INFERENCE_*``.
+Read from ``HEADCOUNT_*`` at the entrance of a process and passed down.
 """
 
 from __future__ import annotations

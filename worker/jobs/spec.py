@@ -1,10 +1,7 @@
-"""What a client asks for: an experiment, and a `job` section that says how to run it.
+"""A job request: an experiment, and a `job` section that says how to run it.
 
-The tree is the YAML file's, as JSON or YAML alike. With a preset, the rest of the tree is a merge patch on it.
-
-The `job` section of a request: how an experiment is to be run.
-
-What the parts of a request must agree about: kind, source, GPUs and processes.
+The tree is that of the YAML file, as JSON or YAML. With a preset, the rest of the tree is a merge patch on it. Kind,
+source, GPUs and processes have to agree.
 """
 
 from __future__ import annotations

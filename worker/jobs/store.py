@@ -1,9 +1,7 @@
-"""The truth about jobs: records in Redis, changed by one Lua script a transition.
+"""The job store: records in Redis, read and changed by one Lua script per transition.
 
-Every script may be repeated: a command whose reply got lost had been executed all the same. What clients may ask
-stands here and in reader.py, what workers may in worker_store.py.
-
-What can be asked of job records without changing them.
+Every script may be repeated, because a command whose reply was lost may have been executed. The part for workers is in
+worker_store.py.
 """
 
 from __future__ import annotations

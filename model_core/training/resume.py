@@ -1,8 +1,8 @@
 """Where a training starts: step 0, the run's newest intact full state, or `checkpoint.load_checkpoint`.
 
 `load_checkpoint` names a run's checkpoint, by name or path, or a single file: a copy of ours, or nanoGPT's. A full
-state continues exactly; from parameters alone a new optimizer starts at step 0. nanoGPT's files hold parameters beside the
-model's arguments, with our names and layouts; they also save the buffers of the causal mask.
+state continues exactly; from parameters alone a new optimizer starts at step 0. nanoGPT's files hold parameters beside
+the model's arguments, with our names and layouts; they also save the buffers of the causal mask.
 """
 
 from __future__ import annotations

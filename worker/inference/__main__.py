@@ -165,7 +165,9 @@ class _Server(uvicorn.Server):
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m worker.inference", description="Serve trained models on this machine until SIGTERM or SIGINT.")
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.inference", description="Serve trained models on this machine until SIGTERM or SIGINT."
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (default)")
     parser.add_argument("--url", help="address that others reach it at, if not http://HOST:PORT")

@@ -200,11 +200,11 @@ def main() -> int:
 def _lines(site: Site) -> Iterator[Line]:
     address = site.start_api()
     facts = {"host": "bench", "pid": 0, "slots": 1, "busy": 0, "gpus": [], "memory_bytes": 64 << 30}
-    site.registry.announce("workers", "bench", facts, 3600)
+    site.registry.register("workers", "bench", facts, 3600)
     yield from measure_submits(address)
     fill(site.store)
     yield from measure_looks(address, site.store)
-    site.registry.withdraw("workers", "bench")
+    site.registry.deregister("workers", "bench")
     connect(site.redis_url, for_api=False).flushall()
     site.start_worker()
     yield from measure_starts(address, site)

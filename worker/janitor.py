@@ -19,7 +19,7 @@ from worker.runner import Runner
 
 log = logging.getLogger(__name__)
 
-_TICK_S, _ANNOUNCE_S, _ALIVE_S = 1.0, 2.0, 10.0  # alive: at most a lease
+_TICK_S, _HEARTBEAT_S, _ALIVE_S = 1.0, 2.0, 10.0  # alive: at most a lease
 
 
 class Janitor:
@@ -32,7 +32,7 @@ class Janitor:
 
         Args:
             store: The jobs.
-            registry: Where the worker is announced.
+            registry: Where the worker is registered.
             runner: The worker.
             settings: Lease and rhythm.
             wake: Sends a wake-up to this worker's own queue.
@@ -40,7 +40,7 @@ class Janitor:
         self._store, self._registry, self._runner, self._settings = store, registry, runner, settings
         self._wake = wake
         self._alive_s = min(_ALIVE_S, settings.lease_s)
-        self._announce_at = 0.0  # monotonic
+        self._heartbeat_at = 0.0  # monotonic
         self._reap_at = time.monotonic() + settings.janitor_s  # not before the clock has been watched for a while
         self._seen_s: float | None = None  # the server's clock
         self._patient_until_s = 0.0
@@ -62,9 +62,9 @@ class Janitor:
     def leave(self) -> None:
         """Take the worker off the list, if Redis is there."""
         try:
-            self._registry.withdraw("workers", self._runner.id)
+            self._registry.deregister("workers", self._runner.id)
         except QueueUnavailable as error:
-            log.warning("worker not withdrawn reason=%s", error)
+            log.warning("worker not deregistered reason=%s", error)
 
     def tick(self) -> None:
         """Do what is due.
@@ -74,9 +74,9 @@ class Janitor:
         """
         self._watch_the_clock()
         now = time.monotonic()
-        if now >= self._announce_at:
-            self._registry.announce("workers", self._runner.id, self._runner.facts(), self._alive_s)
-            self._announce_at = now + min(_ANNOUNCE_S, self._alive_s / 3)
+        if now >= self._heartbeat_at:
+            self._registry.register("workers", self._runner.id, self._runner.info(), self._alive_s)
+            self._heartbeat_at = now + min(_HEARTBEAT_S, self._alive_s / 3)
             slots = sum(worker["slots"] for worker in self._registry.alive("workers"))
             self._store.refresh_forecast(slots, self._alive_s)
         if now >= self._reap_at:

@@ -117,7 +117,7 @@ class Runner:
     def _view(self) -> WorkerView:
         return WorkerView(id=self.id, host=socket.gethostname())
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """What others may know of this worker."""
         return {
             "host": socket.gethostname(),

@@ -129,7 +129,7 @@ class Site:
         """An inference process that announces itself."""
         host = FakeHost(self.layout, name)
         self._hosts.append(host)
-        self.registry.announce("inference", name, {"url": host.url, "device": "cpu", "models": []}, 60)
+        self.registry.register("inference", name, {"url": host.url, "device": "cpu", "models": []}, 60)
         return host
 
     def empty(self) -> None:

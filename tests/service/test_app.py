@@ -31,8 +31,8 @@ def test_health_needs_nobody_and_readiness_names_what_is_missing(site) -> None:
         "inference": False,
     }
 
-    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": []}, 60)
-    site.registry.announce("inference", "i1", {"url": "http://127.0.0.1:1"}, 60)
+    site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": []}, 60)
+    site.registry.register("inference", "i1", {"url": "http://127.0.0.1:1"}, 60)
     assert site.http.get("/readyz").json()["status"] == "ready"
 
 

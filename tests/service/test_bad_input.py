@@ -88,7 +88,7 @@ def test_a_model_of_gpt3s_size_is_counted_and_never_built(site) -> None:
     assert time.monotonic() - began < 1
     assert counted.json()["budget"]["parameters"] > 174e9
 
-    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 64 << 30}, 60)
+    site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 64 << 30}, 60)
     refused = site.http.post("/jobs", json=tree)
     assert (refused.status_code, refused.json()["code"]) == (422, "does_not_fit")
     assert site.http.get("/jobs").json()["data"] == []

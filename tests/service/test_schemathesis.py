@@ -20,10 +20,10 @@ def search(site: Any, tmp_path: Path) -> Callable[..., None]:
 
     The examples of the service's own documentation are among what is there.
     """
-    site.registry.announce("inference", "one", {"url": site.add_host().url}, 900)
+    site.registry.register("inference", "one", {"url": site.add_host().url}, 900)
     site.make_run("quickstart")
     gpu = {"index": 0, "uuid": "GPU-a", "name": "NVIDIA H200", "memory_bytes": 141 << 30, "job": None}
-    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [gpu], "memory_bytes": 4 << 30}, 900)
+    site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": [gpu], "memory_bytes": 4 << 30}, 900)
     jobs = [site.submit(f"job-{number}")["id"] for number in range(8)]
     for result in ("succeeded", "failed"):
         claim = site.claim()

@@ -35,7 +35,7 @@ def test_worker_with_a_free_slot_is_woken_for_a_job_that_fits(janitor, store, ma
     assert rung == ["ring"]
 
 
-def test_worker_announces_itself_and_withdraws(janitor, redis_url, connected):
+def test_a_worker_registers_and_deregisters(janitor, redis_url, connected):
     registry = Registry(connected(redis_url, for_api=True))
     janitor.tick()
     (facts,) = registry.alive("workers")

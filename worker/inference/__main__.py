@@ -31,66 +31,19 @@ from worker.jobs.settings import InferenceSettings, JobSettings
 
 log = logging.getLogger(__name__)
 
-EVERY_S, TTL_S = 2.0, 10.0
-
-
-class Announcer:
-    """A thread that announces one inference process.
-
-    Args:
-        registry: Where to.
-        name: The process's id among its kind.
-        facts: What others may know; asked anew each time.
-        tick: Housekeeping done at the same pace.
-    """
-
-    def __init__(
-        self, registry: Registry, name: str, facts: Callable[[], dict[str, Any]], tick: Callable[[], None]
-    ) -> None:
-        self._registry, self._name, self._facts, self._tick = registry, name, facts, tick
-        self._stopping = threading.Event()
-        self._reached = True
-        self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
-
-    def start(self) -> None:
-        """Announce from now on."""
-        self._thread.start()
-
-    def withdraw(self) -> None:
-        """Stop, and say that the process leaves."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=EVERY_S + 2)
-        try:
-            self._registry.withdraw("inference", self._name)
-        except (QueueUnavailable, RedisError) as error:
-            log.warning("inference not withdrawn id=%s reason=%s", self._name, error)
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self._registry.announce("inference", self._name, self._facts(), TTL_S)
-                self._note(reached=True)
-            except (QueueUnavailable, RedisError) as error:
-                self._note(reached=False, reason=str(error))
-            self._tick()
-            if self._stopping.wait(EVERY_S):
-                return
-
-    def _note(self, *, reached: bool, reason: str = "") -> None:
-        if reached != self._reached:
-            log.warning("redis %s id=%s %s", "answered again" if reached else "does not answer", self._name, reason)
-        self._reached = reached
-
-
+_HEARTBEAT_S, _TTL_S = 2.0, 10.0
 _BAD_INPUT = 2
-_GRACE_S = 3  # for replies that are under way
-_LEAVE_WITHIN_S = 10.0
+_GRACE_S = 3  # for open replies
+_EXIT_WITHIN_S = 10.0
 _WILDCARDS = ("0.0.0.0", "::", "")
 
 
 def main() -> int:
-    """Serve until told to stop."""
+    """Serve until SIGTERM or SIGINT.
+
+    Returns:
+        Exit status: 0, or 2 for a wrong setting.
+    """
     options = _options()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
@@ -112,17 +65,17 @@ def main() -> int:
     listening = config.bind_socket()
     url = options.url or _url(options.host, listening.getsockname()[1])
     host = socket.gethostname()
-    facts: dict[str, Any] = {"url": url, "device": device, "host": host, "pid": os.getpid()}
-    facts["memory_bytes"] = inference.memory_bytes
-    announcer = Announcer(
+    info: dict[str, Any] = {"url": url, "device": device, "host": host, "pid": os.getpid()}
+    info["memory_bytes"] = inference.memory_bytes
+    heartbeat = Heartbeat(
         Registry(connect(jobs.redis_url, for_api=False)),
         f"{host}-{os.getpid()}",
-        lambda: {**facts, "models": models.facts()},
+        lambda: {**info, "models": models.info()},
         models.sweep,
     )
-    server = _Server(config, announcer)
+    server = _Server(config, heartbeat)
     for number in (signal.SIGTERM, signal.SIGINT):
-        # heard before uvicorn listens, and after it: uvicorn raises what it caught once more when it has ended
+        # handles signals before uvicorn listens and after it: uvicorn raises the caught signal again when it has ended
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     log.info("inference ready url=%s device=%s threads=%d data=%s", url, device, options.threads, jobs.data)
     asyncio.run(server.serve(sockets=[listening]))
@@ -131,7 +84,13 @@ def main() -> int:
 
 
 def device_of(wanted: str) -> str:
-    """Name the device as torch does.
+    """Resolve the setting HEADCOUNT_INFERENCE_DEVICE to a device of torch.
+
+    Args:
+        wanted: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Returns:
+        The device, as torch writes it; ``auto`` is CUDA where there is some.
 
     Raises:
         DeviceUnavailable: This machine does not have it.
@@ -145,22 +104,71 @@ def device_of(wanted: str) -> str:
     raise DeviceUnavailable(f"HEADCOUNT_INFERENCE_DEVICE {wanted!r}: this machine has cpu and {count} CUDA devices")
 
 
-class _Server(uvicorn.Server):
-    """Leaves the registry first, so that no new request is sent here while it ends."""
+class Heartbeat:
+    """A thread that keeps one inference process registered.
 
-    def __init__(self, config: uvicorn.Config, announcer: Announcer) -> None:
+    Args:
+        registry: Registry in Redis.
+        name: Unique name of the process among inference processes.
+        info: Returns the fields to publish; called for every heartbeat.
+        tick: Housekeeping, called after every heartbeat.
+    """
+
+    def __init__(
+        self, registry: Registry, name: str, info: Callable[[], dict[str, Any]], tick: Callable[[], None]
+    ) -> None:
+        self._registry, self._name, self._info, self._tick = registry, name, info, tick
+        self._stopping = threading.Event()
+        self._is_redis_up = True
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Register, and renew the registration from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread and remove the registration."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=_HEARTBEAT_S + 2)
+        try:
+            self._registry.deregister("inference", self._name)
+        except (QueueUnavailable, RedisError) as error:
+            log.warning("inference not deregistered id=%s reason=%s", self._name, error)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._registry.register("inference", self._name, self._info(), _TTL_S)
+                self._log_change(is_redis_up=True)
+            except (QueueUnavailable, RedisError) as error:
+                self._log_change(is_redis_up=False, reason=str(error))
+            self._tick()
+            if self._stopping.wait(_HEARTBEAT_S):
+                return
+
+    def _log_change(self, *, is_redis_up: bool, reason: str = "") -> None:
+        if is_redis_up != self._is_redis_up:
+            log.warning("redis %s id=%s %s", "answered again" if is_redis_up else "does not answer", self._name, reason)
+        self._is_redis_up = is_redis_up
+
+
+class _Server(uvicorn.Server):
+    """Removes the registration before it shuts down, so that no new request is sent here."""
+
+    def __init__(self, config: uvicorn.Config, heartbeat: Heartbeat) -> None:
         super().__init__(config)
-        self._announcer = announcer
+        self._heartbeat = heartbeat
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._announcer.start()
+        self._heartbeat.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        leave = threading.Timer(_LEAVE_WITHIN_S, os._exit, (0,))  # a loading model would hold the process for long
-        leave.daemon = True
-        leave.start()
-        await asyncio.to_thread(self._announcer.withdraw)
+        exit_timer = threading.Timer(_EXIT_WITHIN_S, os._exit, (0,))  # loading a model may take longer
+        exit_timer.daemon = True
+        exit_timer.start()
+        await asyncio.to_thread(self._heartbeat.stop)
         await super().shutdown(sockets)
 
 

@@ -98,7 +98,7 @@ def create_app(models: Models) -> FastAPI:
             "status": "ok",
             "device": models.device,
             "open_requests": models.open_requests,
-            "models": models.facts(),
+            "models": models.info(),
         }
 
     app.add_exception_handler(ModelCoreError, _refuse)

@@ -88,7 +88,7 @@ class Models:
                     raise
                 time.sleep(_PAUSE_S)
 
-    def facts(self) -> list[dict[str, str]]:
+    def info(self) -> list[dict[str, str]]:
         """Run, file and sha256 of each model that answers at once."""
         with self._lock:
             return [{"run": run, "file": file, "sha256": sha256} for run, file, sha256 in self._served]

@@ -62,26 +62,30 @@ class Registry:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
-    def announce(self, kind: Kind, id: str, facts: dict[str, Any], ttl_s: float) -> None:  # noqa: A002 - its name
-        """Say that a process is there, for so many seconds.
+    def register(self, kind: Kind, id: str, info: dict[str, Any], ttl_s: float) -> None:  # noqa: A002 - its name
+        """Register a process, or renew its registration: a heartbeat.
 
         Args:
-            kind: What it is.
-            id: Its name among its kind.
-            facts: What others may know of it.
-            ttl_s: Without another word it counts as gone after this time.
+            kind: Kind of process.
+            id: Unique name within the kind.
+            info: JSON fields published about the process.
+            ttl_s: Seconds until the registration expires without another heartbeat.
 
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        body = json.dumps({**facts, "id": id, "time": now()})
+        body = json.dumps({**info, "id": id, "time": now()})
         with redis_errors(), self._redis.pipeline() as pipe:
             pipe.set(_key(kind, id), body, px=max(1, int(ttl_s * 1000)))
             pipe.sadd(_key(kind), id)
             pipe.execute()
 
-    def withdraw(self, kind: Kind, id: str) -> None:  # noqa: A002 - its name
-        """Say that a process leaves.
+    def deregister(self, kind: Kind, id: str) -> None:  # noqa: A002 - its name
+        """Remove the registration of a process.
+
+        Args:
+            kind: Kind of process.
+            id: Unique name within the kind.
 
         Raises:
             QueueUnavailable: Redis does not answer.
@@ -92,7 +96,13 @@ class Registry:
             pipe.execute()
 
     def alive(self, kind: Kind) -> list[dict[str, Any]]:
-        """Facts, `id` and `time` of every process that is there, by id.
+        """List the registered processes.
+
+        Args:
+            kind: Kind of process.
+
+        Returns:
+            The info of each, with its `id` and the `time` of its last heartbeat; by id.
 
         Raises:
             QueueUnavailable: Redis does not answer.

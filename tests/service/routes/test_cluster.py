@@ -8,7 +8,7 @@ GPU = {"name": "NVIDIA H200", "memory_bytes": 141 << 30}
 
 def announce(site: Any, name: str, *gpus: dict[str, Any], ttl_s: float = 60, **facts: Any) -> None:
     known = {"host": "node1", "pid": 7, "slots": 2, "busy": 0, "jobs": [], "memory_bytes": 4 << 30}
-    site.registry.announce("workers", name, {**known, "gpus": list(gpus), **facts}, ttl_s)
+    site.registry.register("workers", name, {**known, "gpus": list(gpus), **facts}, ttl_s)
 
 
 def test_workers_say_what_they_run(site) -> None:

@@ -125,7 +125,7 @@ def test_equal_requests_meet_on_one_host_and_move_only_when_it_is_gone(site) -> 
 def test_a_host_whose_heartbeat_stopped_is_not_waited_for(site) -> None:
     site.make_run("tiny")
     host = site.add_host()
-    site.registry.announce("inference", host.name, {"url": host.url, "device": "cpu", "models": []}, 1)
+    site.registry.register("inference", host.name, {"url": host.url, "device": "cpu", "models": []}, 1)
     reply = site.http.post("/generate", json={**ASK, "prompt": "endless"})
     assert (reply.status_code, reply.json()["code"]) == (503, "inference_unavailable")
     assert [asked["prompt"] for asked in host.asked] == ["endless"]

@@ -98,14 +98,14 @@ def test_validate_only_answers_the_budget_and_makes_nothing(site) -> None:
 
 def test_validate_only_warns_of_what_would_stand_in_the_way(site) -> None:
     site.make_run("tiny")
-    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 1 << 20}, 60)
+    site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 1 << 20}, 60)
     reply = site.http.post("/jobs", json=TREE, params={"validate_only": "true"})
     assert reply.status_code == 200
     assert {"run_exists", "does_not_fit"} <= {warning["code"] for warning in reply.json()["warnings"]}
 
 
 def test_a_model_that_no_known_worker_can_hold_is_refused_with_what_would_fit(site) -> None:
-    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 4 << 30}, 60)
+    site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 4 << 30}, 60)
     huge = named("huge", model={"n_layer": 96, "n_embd": 12288, "n_head": 96, "vocab_size": 512, "block_size": 64})
     refused = site.http.post("/jobs", json=huge)
     assert (refused.status_code, refused.json()["code"]) == (422, "does_not_fit")
@@ -132,7 +132,7 @@ def test_a_test_needs_a_run_with_that_checkpoint_and_model(site) -> None:
 
 
 def test_a_test_is_not_measured_by_the_training_it_never_does(site) -> None:
-    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 8 << 30}, 60)
+    site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 8 << 30}, 60)
     site.make_run("tiny")
     test = {"experiment_name": "tiny", "execution": {"train": False, "test": True}}  # the rest is GPT-2's defaults
     assert (

@@ -49,7 +49,7 @@ def test_a_training_fails_with_the_reason_of_its_preparation(site) -> None:
 
 def test_a_training_that_is_refused_makes_no_preparation(site) -> None:
     site.make_run("learns")
-    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 1 << 20}, 60)
+    site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 1 << 20}, 60)
     unknown = {"depends_on": [f"job_{'0' * 32}"]}
     refused = [
         site.http.post("/jobs", json=tree()),
@@ -57,7 +57,7 @@ def test_a_training_that_is_refused_makes_no_preparation(site) -> None:
         site.http.post("/jobs?run=other", json={**tree(), "job": unknown}),
     ]
     assert [reply.status_code for reply in refused] == [422, 422, 422]
-    site.registry.withdraw("workers", "w1")
+    site.registry.deregister("workers", "w1")
     assert site.http.post("/jobs", json=tree()).json()["code"] == "run_exists"
     assert site.http.post("/jobs?run=other", json={**tree(), "job": unknown}).status_code == 422
     assert site.http.get("/jobs").json()["data"] == []

@@ -108,7 +108,7 @@ def test_checkpoints_that_may_not_fit_on_the_disk_are_a_warning(site) -> None:
 
 
 def test_validation_suggests_the_micro_batch_that_fits_the_largest_worker(site) -> None:
-    site.registry.announce("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 8 << 30}, 60)
+    site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 8 << 30}, 60)
     body = {"experiment_name": "big", "data": {"source": "stories"}}
     checked = site.http.post("/jobs", json=body, params={"validate_only": "true"}).json()
     (warning,) = [warning for warning in checked["warnings"] if warning["code"] == "does_not_fit"]

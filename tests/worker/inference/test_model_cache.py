@@ -59,7 +59,7 @@ def make_models(layout: Layout) -> Iterator[Callable[..., Models]]:
 
 
 def _names(models: Models) -> list[str]:
-    return [facts["run"] for facts in models.facts()]
+    return [info["run"] for info in models.info()]
 
 
 def test_a_model_is_loaded_once(make_models: Callable[..., Models]) -> None:

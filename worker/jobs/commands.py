@@ -1,8 +1,8 @@
 """Commands of the job store: script, arguments and the parser of the reply, apart from the connection.
 
 A command runs from a thread or from the event loop. Each script text starts with the key prefix, the fields of records,
-the state table and what scripts share: lib.lua, fit.lua for those that choose a job, room.lua for those that ask what
-workers could run.
+the tables of states and of kinds, and what scripts share: lib.lua, fit.lua for those that choose a job, room.lua for
+those that ask what workers could run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import redis
 
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import FieldProblem, InvalidConfig
+from worker.jobs import kinds, states
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
 from worker.jobs.redis_client import PREFIX, redis_errors
 from worker.jobs.schemas import (
@@ -36,7 +37,7 @@ from worker.jobs.schemas import (
 )
 from worker.jobs.serialization import checked_id, detail_of, job_of, jobs_of, known_job
 from worker.jobs.spec import JobSpec
-from worker.jobs.states import Status, as_lua
+from worker.jobs.states import Status
 
 T = TypeVar("T")
 _LUA = Path(__file__).parent / "lua"
@@ -73,7 +74,8 @@ def sources() -> dict[str, str]:
     """Every script's whole text, by name."""
     texts = {path.stem: path.read_text(encoding="utf-8") for path in _LUA.glob("*.lua")}
     view, detail = (", ".join(f"'{field}'" for field in fields) for fields in (VIEW, DETAIL))
-    head = f"local P = '{PREFIX}'\nlocal VIEW, DETAIL = {{{view}}}, {{{detail}}}\n{as_lua()}\n{texts['lib']}"
+    fields = f"local P = '{PREFIX}'\nlocal VIEW, DETAIL = {{{view}}}, {{{detail}}}"
+    head = "\n".join((fields, states.as_lua(), kinds.as_lua(), texts["lib"]))
     return {
         name: head + (texts[_BESIDE[name]] if name in _BESIDE else "") + text
         for name, text in texts.items()

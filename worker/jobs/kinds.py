@@ -8,10 +8,12 @@ writes events.jsonl and outcome.json, and exits 75 (stopped with a checkpoint) o
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+Resource = Literal["run", "dataset", "export"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,10 @@ class JobKind:
         name: Value of ``job.kind``.
         title: Noun with its article, for error messages.
         module: Program of the job's child process.
-        makes: Resource that the job creates; None if it only reads one.
+        makes: Resource that the job creates; None if it only reads one. Also the field of the record that names it.
+        is_exclusive: Whether a job that is not over reserves the name of what it makes.
+        shares_identical: Whether a request gets the identical job that is under way.
+        index: Redis key prefix of the list of jobs that make the same resource; None if there is no such list.
         counts: Key of its events that measures progress.
         uses_gpu: Whether it may be given a GPU.
         has_run: Whether the job names a run, which it makes or reads.
@@ -31,7 +36,10 @@ class JobKind:
     name: str
     title: str
     module: str
-    makes: Literal["run", "dataset", "export"] | None = None
+    makes: Resource | None = None
+    is_exclusive: bool = False
+    shares_identical: bool = False
+    index: str | None = None
     counts: Literal["step", "done"] = "step"
     uses_gpu: bool = True
     has_run: bool = True
@@ -50,20 +58,53 @@ class JobKind:
 KINDS: Mapping[str, JobKind] = {
     kind.name: kind
     for kind in (
-        JobKind("train", "a training", "model_core.train", makes="run"),
+        JobKind("train", "a training", "model_core.train", makes="run", is_exclusive=True),
         JobKind("test", "a test", "model_core.train"),
         JobKind(
             "prepare",
             "a preparation",
             "model_core.data.prepare",
             makes="dataset",
+            is_exclusive=True,
+            shares_identical=True,
+            index="makers:",
             counts="done",
             uses_gpu=False,
             has_run=False,
         ),
-        JobKind("export", "an export", "model_core.hf.job", makes="export", counts="done", uses_gpu=False),
+        JobKind(
+            "export",
+            "an export",
+            "model_core.hf.job",
+            makes="export",
+            shares_identical=True,
+            index="jobs:export:",
+            counts="done",
+            uses_gpu=False,
+        ),
     )
 }
+
+_IN_LUA = ("makes", "is_exclusive", "shares_identical", "index")
+
+
+def maker_of(resource: Resource) -> str:
+    """Return the name of the kind of job that makes a resource."""
+    return next(kind.name for kind in KINDS.values() if kind.makes == resource)
+
+
+def as_lua() -> str:
+    """Render the table for the scripts: `KINDS`, and the kind of a job that makes a dataset."""
+    rows = ", ".join(f"{name}={{{', '.join(_lua_fields(kind))}}}" for name, kind in KINDS.items())
+    return f"local KINDS = {{{rows}}}\nlocal DATASET_MAKER = '{maker_of('dataset')}'"
+
+
+def _lua_fields(kind: JobKind) -> Iterator[str]:
+    for field in _IN_LUA:
+        value = getattr(kind, field)
+        if value:
+            yield f"{field}=true" if value is True else f"{field}='{value}'"
+
 
 LAUNCHER = "model_core.launch"  # of several processes; it ends them together
 

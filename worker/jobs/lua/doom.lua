@@ -5,7 +5,6 @@ local status = get(id, 'status')
 if not status then return {'missing', ''} end
 if not ACTIONS.delete[status] then return {'refused', status} end
 local what, name = made_by(id)
-if get(id, 'kind') == 'export' then what, name = 'export', get(id, 'export') end
 local user = ARGV[2] == '1' and what and user_of(what .. ':' .. name, id)
 if user then return {'busy', user} end
 if not get(id, 'doomed') then

@@ -1,5 +1,5 @@
 -- Shared by every script. Before it stand P, the prefix of every key, VIEW, the fields of a job that clients see, and
--- states.py's ARROWS, ACTIONS, TERMINAL and HOLDING. Time is the server's. A job's status changes in `move` alone, so what must
+-- states.py's ARROWS, ACTIONS, TERMINAL and HOLDING, and kinds.py's KINDS and DATASET_MAKER. Time is the server's. A job's status changes in `move` alone, so what must
 -- hold together is written once: ready <=> queued and nothing awaited, lease <=> running or stopping, one status set,
 -- a name kept while its job is not over: a run's by the training that makes it, a dataset's by its preparation.
 local HISTORY, ATTEMPTS, DURATIONS, CHANGES = 200, 100, 50, 10000
@@ -45,16 +45,18 @@ local function outlook() return redis.call('GET', P .. 'outlook') or '' end
 -- The job that keeps the name of a 'run' or of a 'dataset', or false.
 local function keeper(what, name) return redis.call('GET', P .. what .. ':' .. name) end
 
--- What a job makes, whose name it keeps: 'run' or 'dataset' and that name; nothing of a job that only reads.
-local MADE_BY = {train = 'run', prepare = 'dataset'}
+-- A job's row of KINDS; empty for a kind that this version does not know.
+local function kind_of(id) return KINDS[get(id, 'kind')] or {} end
+
+-- What a job makes: 'run', 'dataset' or 'export', and its name; nothing of a job that only reads.
 local function made_by(id)
-  local what = MADE_BY[get(id, 'kind')]
-  return what, what and get(id, what)
+  local what = kind_of(id).makes
+  return what, what and get(id, what) or ''
 end
 
 local function keep_name(id)
+  if not kind_of(id).is_exclusive then return true end
   local what, name = made_by(id)
-  if not what then return true end
   local other = keeper(what, name)
   if other and other ~= id then return false end
   redis.call('SET', P .. what .. ':' .. name, id)
@@ -62,25 +64,28 @@ local function keep_name(id)
 end
 
 local function let_name_go(id)
+  if not kind_of(id).is_exclusive then return end
   local what, name = made_by(id)
-  if what and keeper(what, name) == id then redis.call('DEL', P .. what .. ':' .. name) end
+  if keeper(what, name) == id then redis.call('DEL', P .. what .. ':' .. name) end
 end
 
 -- The lists of jobs that a job stands in, beside that of its status. A preparation has no run, and jobs from before
 -- there were any have no dataset.
 local function lists_of(id)
-  local kind, run, dataset = get(id, 'kind'), get(id, 'run') or '', get(id, 'dataset') or ''
-  local lists = {P .. 'jobs', P .. 'jobs:kind:' .. kind}
+  local run, dataset, index = get(id, 'run') or '', get(id, 'dataset') or '', kind_of(id).index
+  local lists = {P .. 'jobs', P .. 'jobs:kind:' .. get(id, 'kind')}
   if run ~= '' then lists[#lists + 1] = P .. 'jobs:run:' .. run end
   if dataset ~= '' then lists[#lists + 1] = P .. 'jobs:dataset:' .. dataset end
-  if kind == 'prepare' then lists[#lists + 1] = P .. 'makers:' .. dataset end
-  if kind == 'export' then lists[#lists + 1] = P .. 'jobs:export:' .. get(id, 'export') end
+  if index then
+    local _, name = made_by(id)
+    lists[#lists + 1] = P .. index .. name
+  end
   return lists
 end
 
 local function enlist(id)
   for _, list in ipairs(lists_of(id)) do redis.call('ZADD', list, get(id, 'seq'), id) end
-  if get(id, 'kind') == 'prepare' then redis.call('ZADD', P .. 'datasets', 0, get(id, 'dataset')) end
+  if kind_of(id).makes == 'dataset' then redis.call('ZADD', P .. 'datasets', 0, get(id, 'dataset')) end
 end
 
 local function strike(id)

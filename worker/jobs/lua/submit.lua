@@ -7,6 +7,7 @@
 -- lost is asked for again with the same id, and a known key comes before everything that stands against the request now.
 local id, hash, fingerprint, kind, run, gpus = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local taken, dataset, recipe, export = ARGV[11], ARGV[16], ARGV[17], ARGV[20]
+local makes, shares_identical = KINDS[kind].makes, KINDS[kind].shares_identical
 local function told(verdict, job) return {verdict, job, view(job), outlook()} end
 
 local idempotency = P .. 'key:' .. hash
@@ -27,23 +28,24 @@ end
 if ARGV[14] == '1' then return {'lacking', ''} end
 local short = ARGV[15] ~= '' and shortage(tonumber(gpus) or 0, tonumber(ARGV[15]))
 if short then return {'unfit', short} end
-if kind == 'train' and (taken == '1' or keeper('run', run)) then return {'run_exists', run} end
+if makes == 'run' and (taken == '1' or keeper('run', run)) then return {'run_exists', run} end
 if taken == 'ready' then return {'ready', ''} end
 local maker = recipe ~= '' and keeper('dataset', dataset)
 local function is_as_wanted(made)
-  return made == recipe or (kind ~= 'prepare' and string.match(made, '^%x+') == string.match(recipe, '^%x+'))
+  return made == recipe or (makes ~= 'dataset' and string.match(made, '^%x+') == string.match(recipe, '^%x+'))
 end
-if (kind == 'prepare' and taken == '1') or (maker and not is_as_wanted(get(maker, 'recipe'))) then
+if (makes == 'dataset' and taken == '1') or (maker and not is_as_wanted(get(maker, 'recipe'))) then
   return {'dataset_exists', maker or ''}
 end
-if maker and kind == 'prepare' then
-  remember(maker)
-  return told('duplicate', maker)
+-- The job under way that was asked for the same; an export with another licence has another card.
+local function identical()
+  if makes == 'dataset' then return maker end
+  if makes == 'export' then return user_of('export:' .. export, nil, ARGV[8]) end
 end
-local exporter = export ~= '' and user_of('export:' .. export, nil, ARGV[8]) -- another licence is another card
-if exporter then
-  remember(exporter)
-  return told('duplicate', exporter)
+local same = shares_identical and identical()
+if same then
+  remember(same)
+  return told('duplicate', same)
 end
 if redis.call('ZCARD', P .. 'jobs:status:queued') >= tonumber(ARGV[12]) then return {'full', ''} end
 
@@ -67,10 +69,10 @@ local function record(job, fields)
   keep_name(job)
 end
 
-if recipe ~= '' and kind ~= 'prepare' then
+if recipe ~= '' and makes ~= 'dataset' then
   if not maker then
     maker = ARGV[18]
-    record(maker, {'kind', 'prepare', 'run', '', 'gpus', 0, 'class', 0, 'spec', ARGV[19], 'warnings', '[]',
+    record(maker, {'kind', DATASET_MAKER, 'run', '', 'gpus', 0, 'class', 0, 'spec', ARGV[19], 'warnings', '[]',
       'metadata', '{}', 'key', '', 'depends_on', '', 'waiting_for', '', 'recipe', recipe})
     move(maker, 'queued', 'submitted for ' .. id)
   end
@@ -78,7 +80,7 @@ if recipe ~= '' and kind ~= 'prepare' then
 end
 record(id, {'kind', kind, 'run', run, 'gpus', gpus, 'class', gpus == '' and 'any' or gpus, 'spec', ARGV[8],
   'warnings', ARGV[9], 'metadata', ARGV[10], 'key', hash, 'depends_on', table.concat(depends_on, ' '),
-  'waiting_for', table.concat(waiting, ' '), 'recipe', kind == 'prepare' and recipe or '', 'export', export})
+  'waiting_for', table.concat(waiting, ' '), 'recipe', makes == 'dataset' and recipe or '', 'export', export})
 for _, awaited in ipairs(waiting) do redis.call('SADD', key(awaited) .. ':dependents', id) end
 remember(id)
 move(id, 'queued', 'submitted')

@@ -72,7 +72,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(
         RequestMiddleware, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes
     )
-    middleware.hide_values()
+    middleware.redact_access_log()
     errors.install(app)
     openapi.install(app)
     about_runs = (runs, checkpoints, exports, generate, attention)

@@ -19,7 +19,7 @@ from service.admission import read_spec
 from service.deps import Services
 from service.protocol.errors import InvalidRequest
 from service.protocol.parsing import refuse_secrets
-from service.uploads import Upload, received
+from service.uploads import Upload, receive_upload
 from worker.jobs.schemas import Submission
 from worker.jobs.spec import JobSpec
 
@@ -83,11 +83,11 @@ async def submit_files(services: Services, request: Request, *, key: str | None)
         The dataset's name, and as `submit`.
 
     Raises:
-        ModelCoreError: As `submit` and `uploads.received`; then nothing of the files is left.
+        ModelCoreError: As `submit` and `uploads.receive_upload`; then nothing of the files is left.
     """
     uploads = services.layout.uploads
     assert uploads is not None
-    async with received(request, uploads) as upload:
+    async with receive_upload(request, uploads) as upload:
         body = _form_of(upload)
         _spec_of(services, {**body, "source": "stories"})  # what is wrong with the rest is said before anything is kept
         home, submitted = uploads / checked_name("dataset", body["name"]), None
@@ -98,7 +98,7 @@ async def submit_files(services: Services, request: Request, *, key: str | None)
             submitted = await submit(services, {**body, "source": source}, key=key)
         finally:
             if is_new and submitted is None:  # nobody will read them
-                await run_in_threadpool(upload.take_back, place)
+                await run_in_threadpool(upload.undo_keep, place)
         return home.name, submitted
 
 

@@ -17,7 +17,7 @@ from service.admission import Order, orders_of
 from service.async_store import AsyncStore, Batcher, WakeupNotifier
 from service.change_listener import ChangeListener
 from service.inference_client import Hosts
-from service.metrics import Curves
+from service.metrics import SeriesCache
 from service.settings import ServiceSettings
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.redis_client import Registry, connect
@@ -67,7 +67,7 @@ class Services:
         changes: Notifies followers of changed jobs.
         hosts: Inference processes, reached over HTTP.
         drawing: Bounds the pictures that are drawn at the same time.
-        curves: Event files that were read for their metrics.
+        series_cache: Event files that were read for their metrics.
     """
 
     settings: ServiceSettings
@@ -82,7 +82,7 @@ class Services:
     changes: ChangeListener
     hosts: Hosts
     drawing: CapacityLimiter
-    curves: Curves
+    series_cache: SeriesCache
     _redis: redis.Redis
 
     @classmethod
@@ -103,7 +103,7 @@ class Services:
             changes=ChangeListener(settings.redis_url),
             hosts=Hosts(partial(ask, registry.alive, "inference")),
             drawing=CapacityLimiter(settings.drawing_threads),
-            curves=Curves(),
+            series_cache=SeriesCache(),
             _redis=client,
         )
 

@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 from model_core.storage.events import Event, last_event, read_events
 from model_core.storage.files import Layout
 from service.deps import Services
-from service.job_files import events_of
+from service.job_files import events_path
 from service.protocol.errors import json_safe
 from worker.jobs.errors import JobNotFound, QueueUnavailable
 from worker.jobs.schemas import Job, Transition
@@ -31,7 +31,7 @@ PING = b": ping\n\n"
 RETRY = b"retry: 1000\n\n"
 _BATCH = 500
 _NEEDED = {"seq", "time", "attempt", "type"}
-CALM_S = 0.05  # between two looks, so that a quick training costs few of them
+POLL_INTERVAL_S = 0.05  # between two looks, so that a quick training costs few of them
 
 
 def frame(data: Any, *, event: str | None = None, id: int | str | None = None) -> bytes:  # noqa: A002 - its name in SSE
@@ -42,7 +42,7 @@ def frame(data: Any, *, event: str | None = None, id: int | str | None = None) -
     return ("\n".join([*lines, f"data: {body}"]) + "\n\n").encode()
 
 
-def stream(frames: AsyncIterator[bytes]) -> StreamingResponse:
+def event_stream_response(frames: AsyncIterator[bytes]) -> StreamingResponse:
     """An event stream as a response that nothing on its way may keep back."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(frames, media_type=EVENT_STREAM, headers=headers)
@@ -68,7 +68,7 @@ async def events_after(services: Services, job: Job, after: int, limit: int) -> 
 
 
 def _on_disk(layout: Layout, job: Job, after: int, limit: int) -> list[Event]:
-    path = events_of(layout, job)
+    path = events_path(layout, job)
     last = last_event(path)
     if last is None or last["seq"] <= after:
         return []
@@ -88,7 +88,7 @@ async def follow(services: Services, job: Job, after: int) -> AsyncIterator[byte
         yield RETRY + status_frame(job, seen[-1] if seen else None)
         while not services.changes.closing:
             changed.clear()
-            present = await present_job(services, job)
+            present = await reload_job(services, job)
             if present is None:
                 return
             job = present
@@ -100,12 +100,12 @@ async def follow(services: Services, job: Job, after: int) -> AsyncIterator[byte
             seen = job.history
             if job.terminal:
                 return
-            await asyncio.sleep(CALM_S)
-            if not await set_within(changed, services.settings.ping_s):
+            await asyncio.sleep(POLL_INTERVAL_S)
+            if not await wait_until_set(changed, services.settings.ping_s):
                 yield PING
 
 
-async def present_job(services: Services, job: Job) -> Job | None:
+async def reload_job(services: Services, job: Job) -> Job | None:
     """A job as it is now; as it was, while Redis does not say; None when its record is gone."""
     try:
         return await services.ask(services.store.get, job.id)
@@ -137,7 +137,7 @@ def status_frame(job: Job, transition: Transition | None) -> bytes:
     return frame(facts, event="status")
 
 
-async def set_within(event: asyncio.Event, seconds: float) -> bool:
+async def wait_until_set(event: asyncio.Event, seconds: float) -> bool:
     """Wait for an event; whether it came in time."""
     try:
         await asyncio.wait_for(event.wait(), seconds)

@@ -15,7 +15,7 @@ from model_core.storage.run import Run
 from worker.jobs.kinds import KINDS
 from worker.jobs.schemas import Job
 
-Source = Literal["log", "process"]
+LogSource = Literal["log", "process"]
 
 _BLOCK = 1 << 16
 
@@ -29,16 +29,16 @@ class LogFile:
         path: Where it lies.
     """
 
-    source: Source
+    source: LogSource
     path: Path
 
 
-def events_of(layout: Layout, job: Job) -> Path:
+def events_path(layout: Layout, job: Job) -> Path:
     """A job's event file, whether or not it is there yet."""
     return _directory(layout, job) / "events.jsonl"
 
 
-def log_of(layout: Layout, job: Job, source: Source | None = None) -> LogFile:
+def log_file(layout: Layout, job: Job, source: LogSource | None = None) -> LogFile:
     """A job's log; unless it is asked for by name, what the process printed while there is no log."""
     log = LogFile("log", _directory(layout, job) / "logs" / "log.txt")
     if source == "log" or (source is None and log.path.is_file()):
@@ -57,7 +57,7 @@ def _own(layout: Layout, job: Job) -> Path:
     return layout.jobs / job.id
 
 
-def size_of(path: Path) -> int:
+def file_size(path: Path) -> int:
     """How many bytes a file has now; none if it is not there."""
     try:
         return path.stat().st_size
@@ -82,7 +82,7 @@ def read_blocks(path: Path, begin: int, end: int) -> Iterator[bytes]:
             yield block
 
 
-def start_of_tail(path: Path, lines: int, end: int) -> int:
+def tail_offset(path: Path, lines: int, end: int) -> int:
     """Where the last lines before `end` begin; a last line without its line feed counts too."""
     if lines == 0 or end == 0:
         return end

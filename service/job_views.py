@@ -49,7 +49,7 @@ class Listing(NamedTuple):
     last_id: str | None
 
 
-def listing_of(found: JobPage) -> Listing:
+def render_page(found: JobPage) -> Listing:
     """Render a page."""
     jobs = [(known, place) for record, place in found.rows if (known := _job(record)) is not None]
     first_id, last_id = (jobs[0][0].id, jobs[-1][0].id) if jobs else (None, None)
@@ -58,7 +58,7 @@ def listing_of(found: JobPage) -> Listing:
     return Listing(b'{"object":"list","data":[%b],%b' % (data, ends[1:]), last_id)
 
 
-def look_of(job_id: str, found: JobRecord) -> tuple[bytes, int]:
+def render_detail(job_id: str, found: JobRecord) -> tuple[bytes, int]:
     """Render one job: a `JobDetailView` as JSON, and its revision.
 
     Raises:

@@ -14,19 +14,19 @@ from starlette.responses import Response, StreamingResponse
 
 from model_core.storage.files import Layout
 from service.deps import Services
-from service.event_stream import CALM_S, PING, RETRY, frame, present_job, set_within, status_frame
-from service.job_files import LogFile, Source, log_of, read_blocks, size_of, start_of_tail
-from service.protocol.negotiation import Part, part_of
+from service.event_stream import PING, POLL_INTERVAL_S, RETRY, frame, reload_job, status_frame, wait_until_set
+from service.job_files import LogFile, LogSource, file_size, log_file, read_blocks, tail_offset
+from service.protocol.negotiation import ByteRange, parse_range
 from worker.jobs.schemas import Job
 
 TEXT = "text/plain"
-PLACE = r"^([A-Za-z0-9_-]{1,63}:)?\d{1,18}$"
+POSITION_PATTERN = r"^([A-Za-z0-9_-]{1,63}:)?\d{1,18}$"
 _LOOK_S = 0.5  # a file does not say that it has grown
 _MOST_BYTES = 1 << 16  # of a frame; a longer line comes in several
 
 
 @dataclass(frozen=True)
-class Place:
+class LogPosition:
     """How far a client has read, as it stands in `id:` and Last-Event-ID.
 
     Attributes:
@@ -39,7 +39,7 @@ class Place:
     offset: int = 0
 
     @classmethod
-    def of(cls, told: str) -> Place:
+    def of(cls, told: str) -> LogPosition:
         """Read it back."""
         text, _, offset = told.rpartition(":")
         return cls(text, int(offset))
@@ -49,7 +49,7 @@ class Place:
 
 
 def text_response(
-    layout: Layout, job: Job, source: Source | None, *, tail: int | None, byte_range: str | None
+    layout: Layout, job: Job, source: LogSource | None, *, tail: int | None, byte_range: str | None
 ) -> Response:
     """As much of a log as is wanted, up to the end that it has now.
 
@@ -63,11 +63,11 @@ def text_response(
     Raises:
         RangeNotSatisfiable: It begins behind the end.
     """
-    path = log_of(layout, job, source).path
-    size = size_of(path)
-    part = part_of(byte_range, size) if tail is None else None
-    begin = 0 if tail is None else start_of_tail(path, tail, size)
-    whole = Part(begin, size, size)
+    path = log_file(layout, job, source).path
+    size = file_size(path)
+    part = parse_range(byte_range, size) if tail is None else None
+    begin = 0 if tail is None else tail_offset(path, tail, size)
+    whole = ByteRange(begin, size, size)
     shown = part or whole
     headers = {
         "Cache-Control": "no-store",
@@ -93,29 +93,29 @@ class LogReader:
     """
 
     layout: Layout
-    source: Source | None
+    source: LogSource | None
     first_run: str | None
 
-    def before_the_end(self, job: Job, tail: int) -> Place:
+    def position_before_end(self, job: Job, tail: int) -> LogPosition:
         """The place so many lines before the end."""
         log = self._log(job)
-        return Place(self._text(job, log), start_of_tail(log.path, tail, size_of(log.path)))
+        return LogPosition(self._text(job, log), tail_offset(log.path, tail, file_size(log.path)))
 
-    def news(self, job: Job, place: Place) -> tuple[str, Place] | None:
+    def read_after(self, job: Job, place: LogPosition) -> tuple[str, LogPosition] | None:
         """The next lines and the place behind them; None while there are none."""
         log = self._log(job)
-        text, size = self._text(job, log), size_of(log.path)
+        text, size = self._text(job, log), file_size(log.path)
         offset = place.offset if place.text == text and place.offset <= size else 0  # else it is another file's
         data = b""
         with contextlib.suppress(FileNotFoundError):
             data = b"".join(read_blocks(log.path, offset, min(size, offset + _MOST_BYTES)))
         lines, told_bytes = _whole_lines(data, is_over=job.terminal)
         if log.source == "process" and self._log(job) != log:
-            return self.news(job, place)  # the log came to be, with the same lines in it
-        return (lines, Place(text, offset + told_bytes)) if told_bytes else None
+            return self.read_after(job, place)  # the log came to be, with the same lines in it
+        return (lines, LogPosition(text, offset + told_bytes)) if told_bytes else None
 
     def _log(self, job: Job) -> LogFile:
-        return log_of(self.layout, job, self.source)
+        return log_file(self.layout, job, self.source)
 
     def _text(self, job: Job, log: LogFile) -> str:
         if log.source == "process":
@@ -123,7 +123,7 @@ class LogReader:
         return job.run if job.run and job.run != self.first_run else ""
 
 
-async def follow_log(services: Services, job: Job, reader: LogReader, place: Place) -> AsyncIterator[bytes]:
+async def follow_log(services: Services, job: Job, reader: LogReader, place: LogPosition) -> AsyncIterator[bytes]:
     """Frames of whole lines until the job is over and everything has been told; the last is its status.
 
     Args:
@@ -140,12 +140,12 @@ async def follow_log(services: Services, job: Job, reader: LogReader, place: Pla
         while not services.changes.closing:
             if changed.is_set():
                 changed.clear()
-                present = await present_job(services, job)
+                present = await reload_job(services, job)
                 if present is None:
                     return
                 job = present
-            while news := await run_in_threadpool(reader.news, job, place):
-                text, place = news
+            while found := await run_in_threadpool(reader.read_after, job, place):
+                text, place = found
                 yield frame({"text": text}, event="log", id=str(place))
                 told_at = time.monotonic()
             if job.terminal:
@@ -154,8 +154,8 @@ async def follow_log(services: Services, job: Job, reader: LogReader, place: Pla
             if time.monotonic() - told_at >= ping_s:
                 yield PING
                 told_at = time.monotonic()
-            await asyncio.sleep(CALM_S)
-            await set_within(changed, min(_LOOK_S, ping_s))
+            await asyncio.sleep(POLL_INTERVAL_S)
+            await wait_until_set(changed, min(_LOOK_S, ping_s))
 
 
 def _whole_lines(data: bytes, *, is_over: bool) -> tuple[str, int]:

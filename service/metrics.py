@@ -20,7 +20,7 @@ from model_core.config import Config
 from model_core.storage.events import finite
 from model_core.storage.files import Layout
 from model_core.storage.series import METRICS, Metric, Series, SeriesReader
-from service.job_files import events_of
+from service.job_files import events_path
 from service.protocol.parsing import JSON
 from service.schemas import View
 from worker.jobs.schemas import Job, Number
@@ -71,7 +71,7 @@ class MetricsView(View):
     series: dict[str, CurveView]
 
 
-class Curves:
+class SeriesCache:
     """Event files that were asked for lately, so that looking again costs only what is new in them.
 
     Attributes:
@@ -89,7 +89,7 @@ class Curves:
 
     def read(self, layout: Layout, job: Job, names: Collection[Metric] | None) -> dict[Metric, Series]:
         """Series of a job; without names all that have a point."""
-        reader = self._reader(job.id, events_of(layout, job))
+        reader = self._reader(job.id, events_path(layout, job))
         series = reader.read(METRICS if names is None else names)
         self._forget_the_oldest()
         return {name: points for name, points in series.items() if len(points) or names is not None}
@@ -109,17 +109,17 @@ class Curves:
                 self._readers.popitem(last=False)
 
 
-def render(curves: Curves, layout: Layout, job: Job, wanted: MetricsQuery, media_type: str) -> Response:
+def render(cache: SeriesCache, layout: Layout, job: Job, wanted: MetricsQuery, media_type: str) -> Response:
     """Answer with the curves of a job.
 
     Args:
-        curves: Where they are read.
+        cache: Reads them.
         layout: Where things lie.
         job: Whose curves.
         wanted: Which.
         media_type: JSON or CSV.
     """
-    series = curves.read(layout, job, wanted.name)
+    series = cache.read(layout, job, wanted.name)
     shown = {name: points.downsample(wanted.max_points) for name, points in series.items()}
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if media_type == CSV:

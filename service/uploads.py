@@ -66,7 +66,7 @@ class Upload:
         sync_directory(home)
         return place
 
-    def take_back(self, place: Path) -> None:
+    def undo_keep(self, place: Path) -> None:
         """Undo `keep`."""
         place.rename(self.directory)
         with contextlib.suppress(OSError):  # other files are there
@@ -74,7 +74,7 @@ class Upload:
 
 
 @contextlib.asynccontextmanager
-async def received(request: Request, uploads: Path) -> AsyncIterator[Upload]:
+async def receive_upload(request: Request, uploads: Path) -> AsyncIterator[Upload]:
     """Take in a body; what nobody keeps is gone in the end.
 
     Args:

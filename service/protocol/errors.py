@@ -53,7 +53,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def document(error: ModelCoreError, request_id: str) -> dict[str, Any]:
+def problem_document(error: ModelCoreError, request_id: str) -> dict[str, Any]:
     """The problem document of an error."""
     kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
     problems: tuple[FieldProblem, ...] = getattr(error, "problems", ())
@@ -95,7 +95,7 @@ def problem_response(error: ModelCoreError, scope: Scope, headers: Mapping[str, 
     kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
     retry = {"Retry-After": str(kind.retry_after_s)} if kind.retry_after_s is not None else {}
     return JSONResponse(
-        document(error, request_id_of(scope)),
+        problem_document(error, request_id_of(scope)),
         status_code=kind.status,
         media_type=PROBLEM_JSON,
         headers={"Cache-Control": "no-store", "X-Request-Id": request_id_of(scope), **retry, **(headers or {})},

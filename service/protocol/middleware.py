@@ -134,12 +134,12 @@ SHOWN = frozenset(
 _LOGGER = "uvicorn.access"
 
 
-def hide_values() -> None:
+def redact_access_log() -> None:
     """Keep values that nobody should see out of the access log of this process."""
     logging.getLogger(_LOGGER).addFilter(_without_values)  # a second time it changes nothing
 
 
-def redacted(address: str) -> str:
+def redact_address(address: str) -> str:
     """A path and its query, with only those values that are known to be harmless.
 
     Args:
@@ -158,5 +158,5 @@ def _redacted_parameter(parameter: str) -> str:
 
 def _without_values(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):  # changed in place: before Python 3.12 a filter cannot hand on another record
-        record.args = tuple(redacted(value) if isinstance(value, str) else value for value in record.args)
+        record.args = tuple(redact_address(value) if isinstance(value, str) else value for value in record.args)
     return True

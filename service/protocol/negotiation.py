@@ -48,13 +48,13 @@ def _quality(kind: str, ranges: Mapping[str, float]) -> float:
     return 0.0
 
 
-def has_already(if_none_match: str | None, etag: str) -> bool:
+def etag_matches(if_none_match: str | None, etag: str) -> bool:
     """Whether the client holds this very representation."""
     given = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
     return etag in given
 
 
-def tags_of(if_match: str | None) -> list[str] | None:
+def strong_etags(if_match: str | None) -> list[str] | None:
     """What stands between the quotes of each strong tag in If-Match: nothing else can match there.
 
     Returns:
@@ -81,7 +81,7 @@ class RangeNotSatisfiable(ModelCoreError):
 
 
 @dataclass(frozen=True)
-class Part:
+class ByteRange:
     """Bytes from `begin` to before `end` of `size`."""
 
     begin: int
@@ -94,7 +94,7 @@ class Part:
         return f"bytes {self.begin}-{self.end - 1}/{self.size}"
 
 
-def part_of(wanted: str | None, size: int) -> Part | None:
+def parse_range(wanted: str | None, size: int) -> ByteRange | None:
     """Read a Range header.
 
     Args:
@@ -114,13 +114,13 @@ def part_of(wanted: str | None, size: int) -> Part | None:
         length = _ranges_number(found[2])
         if length == 0:
             raise RangeNotSatisfiable(wanted, size)
-        return Part(max(0, size - length), size, size) if size else None  # no header can say where nothing lies
+        return ByteRange(max(0, size - length), size, size) if size else None  # no header can say where nothing lies
     first, last = _ranges_number(found[1]), _ranges_number(found[2]) if found[2] else size
     if last < first and found[2]:
         return None
     if first >= size:
         raise RangeNotSatisfiable(wanted, size)
-    return Part(first, min(last + 1, size), size)
+    return ByteRange(first, min(last + 1, size), size)
 
 
 def _ranges_number(digits: str) -> int:

@@ -136,7 +136,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def check(model: type[_Model], values: Mapping[str, Any], *, strict: bool | None = None) -> _Model:
+def validate(model: type[_Model], values: Mapping[str, Any], *, strict: bool | None = None) -> _Model:
     """Build a request model.
 
     Args:
@@ -162,12 +162,12 @@ def query_model(model: type[_Model], *, lists: tuple[str, ...] = ()) -> Any:
     """
 
     async def read(request: Request) -> _Model:
-        return check(model, query_of(request, lists=lists))
+        return validate(model, read_query(request, lists=lists))
 
     return Depends(read)
 
 
-def query_of(request: Request, *, lists: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_query(request: Request, *, lists: tuple[str, ...] = ()) -> dict[str, Any]:
     """The query string as a mapping; only the named parameters may stand there more than once.
 
     Raises:
@@ -225,7 +225,7 @@ KEY_PARAMETER: dict[str, Any] = {
 }
 
 
-def key_of(request: Request) -> str | None:
+def idempotency_key(request: Request) -> str | None:
     """The key, if there is one.
 
     Raises:

@@ -35,8 +35,8 @@ from service.deps import Services, ServicesDep
 from service.inference_client import while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable
-from service.protocol.negotiation import choose, has_already
-from service.protocol.parsing import JSON, check, parameters_of, query_model
+from service.protocol.negotiation import choose, etag_matches
+from service.protocol.parsing import JSON, parameters_of, query_model, validate
 from service.schemas import View
 
 
@@ -139,10 +139,10 @@ async def answer(services: Services, request: Request, run: str, example: str, w
     """
     kind = choose(request.headers.get("accept"), _offered(wanted))
     style = PictureStyle(format=_FORMATS.get(kind, "png"), cmap=wanted.cmap, dpi=wanted.dpi)
-    look = check(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
+    look = validate(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
     target = await run_in_threadpool(_target, services.layout, run, wanted.checkpoint)
     headers = _headers(target.sha256, kind, look, wanted)
-    if has_already(request.headers.get("if-none-match"), headers["ETag"]):
+    if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     record = await _record(services, request, look, target)
     headers = _headers(record.manifest["sha256"], kind, look, wanted)

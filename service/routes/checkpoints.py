@@ -20,9 +20,9 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.deps import Services, ServicesDep
 from service.openapi import problems
-from service.protocol.negotiation import Part, part_of
+from service.protocol.negotiation import ByteRange, parse_range
 from service.protocol.parsing import parameters_of, query_model
-from service.routes.runs import CheckpointView, ask_each, checkpoint_view, status_of
+from service.routes.runs import CheckpointView, checkpoint_view, job_statuses, run_status
 from service.schemas import Listed
 from worker.jobs.states import TERMINAL
 
@@ -79,12 +79,12 @@ async def delete_checkpoint(services: Services, name: str, wanted: str) -> None:
     """
     run, info = await run_in_threadpool(_found, services.layout, name, wanted)
     job = (await run_in_threadpool(run.attempt))["job_id"]
-    statuses = await services.ask(ask_each, services.store, [job]) if job else {}
+    statuses = await services.ask(job_statuses, services.store, [job]) if job else {}
     await run_in_threadpool(_delete, run, info, statuses)
 
 
 def _delete(run: Run, info: CheckpointInfo, statuses: dict[str, str]) -> None:
-    if status_of(run.attempt(), run.outcome(), statuses) not in TERMINAL:
+    if run_status(run.attempt(), run.outcome(), statuses) not in TERMINAL:
         run.remove(info.file, is_over=False)
         return
     with run.lock():
@@ -112,8 +112,8 @@ def send_content(
     path = run.path / info.file if kind == "pt" else _exported(layout, run, info)
     state = path.stat()
     etag = _etag(state)
-    part = part_of(byte_range, state.st_size) if if_range in {None, etag} else None
-    shown = part or Part(0, state.st_size, state.st_size)
+    part = parse_range(byte_range, state.st_size) if if_range in {None, etag} else None
+    shown = part or ByteRange(0, state.st_size, state.st_size)
     headers = {
         "Cache-Control": "no-cache",
         "Accept-Ranges": "bytes",
@@ -145,7 +145,7 @@ def _etag(state: os.stat_result) -> str:
     return f'"{state.st_mtime_ns:x}-{state.st_ino:x}-{state.st_size:x}"'
 
 
-def _blocks(path: Path, etag: str, part: Part) -> Iterator[bytes]:
+def _blocks(path: Path, etag: str, part: ByteRange) -> Iterator[bytes]:
     """Read a part of one file; a checkpoint that was replaced since it was promised breaks the answer off."""
     with path.open("rb") as file:
         if _etag(os.fstat(file.fileno())) != etag:

@@ -14,7 +14,7 @@ from service.datasets import DatasetDetail, DatasetStatistics, DatasetView, Exam
 from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import dataset_body, problems
-from service.protocol.parsing import KEY_PARAMETER, is_multipart, key_of, parameters_of, query_model, read_tree
+from service.protocol.parsing import KEY_PARAMETER, idempotency_key, is_multipart, parameters_of, query_model, read_tree
 from service.schemas import Listed
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -53,10 +53,10 @@ async def make(
     200 with that job while it is at it, and with the dataset once it is there: equal requests share one preparation.
     """
     if is_multipart(request.headers.get("content-type", "")):
-        name, submitted = await dataset_requests.submit_files(services, request, key=key_of(request))
+        name, submitted = await dataset_requests.submit_files(services, request, key=idempotency_key(request))
     else:
         body = await read_tree(request)
-        submitted, name = await dataset_requests.submit(services, body, key=key_of(request)), str(body["name"])
+        submitted, name = await dataset_requests.submit(services, body, key=idempotency_key(request)), str(body["name"])
     if submitted is None:
         response.status_code = 200
         response.headers["Location"] = f"/datasets/{name}"

@@ -17,7 +17,7 @@ from service.admission import read_spec
 from service.deps import Services, ServicesDep
 from service.job_views import JobView
 from service.openapi import problems
-from service.protocol.parsing import JSON, KEY_PARAMETER, YAML, check, key_of, read_tree
+from service.protocol.parsing import JSON, KEY_PARAMETER, YAML, idempotency_key, read_tree, validate
 from service.routes.runs import ExportView
 from service.schemas import Listed
 from worker.jobs.schemas import Submission
@@ -103,8 +103,8 @@ async def export(
 
     200 with that job while it is at it, and with the export once it is there: equal requests share one job.
     """
-    wanted = check(ExportRequest, await read_tree(request) if await request.body() else {})
-    found = await submit(services, run, wanted, key=key_of(request))
+    wanted = validate(ExportRequest, await read_tree(request) if await request.body() else {})
+    found = await submit(services, run, wanted, key=idempotency_key(request))
     if not isinstance(found, Submission):
         response.status_code = 200
         response.headers["Location"] = f"/runs/{run}/exports"

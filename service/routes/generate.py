@@ -21,12 +21,12 @@ from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.deps import Services, ServicesDep
-from service.event_stream import EVENT_STREAM, frame, stream
+from service.event_stream import EVENT_STREAM, event_stream_response, frame
 from service.inference_client import while_connected
 from service.openapi import problems
-from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, document, request_id_of
+from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, problem_document, request_id_of
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, ConfigTree, check, parameters_of, query_model
+from service.protocol.parsing import JSON, ConfigTree, parameters_of, query_model, validate
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ async def answer(services: Services, request: Request, wanted: GenerateRequest) 
     payload = wanted.model_copy(update={"checkpoint": info.file, "stream": is_stream}).model_dump(mode="json")
     if is_stream:
         begin = services.hosts.open("/generate", payload, run=wanted.run, checkpoint=info.file)
-        return stream(_frames(await while_connected(request, begin), request_id_of(request.scope)))
+        return event_stream_response(_frames(await while_connected(request, begin), request_id_of(request.scope)))
     ask = services.hosts.ask("/generate", payload, run=wanted.run, checkpoint=info.file)
     result = GenerateResult.model_validate(await while_connected(request, ask))
     headers = {"Vary": "Accept", "Cache-Control": "no-store" if wanted.seed is None else "private, no-cache"}
@@ -85,7 +85,7 @@ async def _frames(response: httpx.Response, request_id: str) -> AsyncIterator[by
         log.warning("inference host went away while it streamed reason=%s", type(broken).__name__)
     finally:
         await response.aclose()
-    yield frame(document(error, request_id), event="error")
+    yield frame(problem_document(error, request_id), event="error")
 
 
 router = APIRouter(prefix="/generate", tags=["generate"])
@@ -135,4 +135,4 @@ async def generate(
 )
 async def generate_from_body(tree: ConfigTree, services: ServicesDep, request: Request) -> Response:
     """The same with the parameters in a body, for long prompts."""
-    return await answer(services, request, check(GenerateRequest, tree, strict=True))
+    return await answer(services, request, validate(GenerateRequest, tree, strict=True))

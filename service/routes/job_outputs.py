@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from model_core.config import Config
 from service.deps import ServicesDep
-from service.event_stream import EVENT_STREAM, events_after, follow, stream
-from service.job_files import Source
+from service.event_stream import EVENT_STREAM, event_stream_response, events_after, follow
+from service.job_files import LogSource
 from service.job_views import EventView
-from service.logs import PLACE, TEXT, LogReader, Place, follow_log, text_response
+from service.logs import POSITION_PATTERN, TEXT, LogPosition, LogReader, follow_log, text_response
 from service.metrics import CSV, MEDIA_TYPES, MetricsQuery, MetricsView, render
 from service.openapi import problems
 from service.protocol.negotiation import choose
@@ -37,7 +37,7 @@ class LogsQuery(Config):
     """How much of which log."""
 
     tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only so many lines from the end")
-    source: Source | None = Field(
+    source: LogSource | None = Field(
         default=None,
         description="log: for people; process: all that the process printed, stacks of a hang too; "
         "else the log, or what the process printed while there is none",
@@ -76,7 +76,7 @@ async def events(
     found = await services.ask(services.store.get, job_id)
     after = max(wanted.after, last_event_id or 0)
     if kind == EVENT_STREAM:
-        return stream(follow(services, found, after))
+        return event_stream_response(follow(services, found, after))
     told = await events_after(services, found, after, wanted.limit + 1)
     shown = told[: wanted.limit]
     return Listed[dict[str, Any]].of(shown, [event["seq"] for event in shown], has_more=len(told) > wanted.limit)
@@ -96,7 +96,7 @@ async def logs(
     accept: Annotated[str | None, Header()] = None,
     byte_range: Annotated[str | None, Header(alias="Range", description="one range: `bytes=-1000`")] = None,
     if_range: Annotated[str | None, Header(alias="If-Range", description="answered with the whole log")] = None,
-    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=PLACE)] = None,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=POSITION_PATTERN)] = None,
 ) -> Response:
     """Plain text, as far as it is written now.
 
@@ -107,10 +107,10 @@ async def logs(
     if kind == EVENT_STREAM:
         job = await services.ask(services.store.detail, job_id)
         reader = LogReader(services.layout, wanted.source, job.attempts[0].run if job.attempts else job.run)
-        place = Place.of(last_event_id) if last_event_id else Place()
+        place = LogPosition.of(last_event_id) if last_event_id else LogPosition()
         if not last_event_id and wanted.tail is not None:
-            place = await run_in_threadpool(reader.before_the_end, job, wanted.tail)
-        return stream(follow_log(services, job, reader, place))
+            place = await run_in_threadpool(reader.position_before_end, job, wanted.tail)
+        return event_stream_response(follow_log(services, job, reader, place))
     found = await services.ask(services.store.get, job_id)
     part = byte_range if if_range is None else None
     return await run_in_threadpool(
@@ -137,5 +137,5 @@ async def metrics(
     """
     kind = MEDIA_TYPES[wanted.format] if wanted.format else choose(accept, (JSON, CSV))
     found = await services.ask(services.store.get, job_id)
-    read = partial(render, services.curves, services.layout, found, wanted, kind)
-    return await to_thread.run_sync(read, limiter=services.curves.threads)
+    read = partial(render, services.series_cache, services.layout, found, wanted, kind)
+    return await to_thread.run_sync(read, limiter=services.series_cache.threads)

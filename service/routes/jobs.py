@@ -15,19 +15,19 @@ from model_core.config import Config, Name
 from model_core.schemas import JsonNumber
 from service import deletion, submission
 from service.deps import Services, ServicesDep, services_of
-from service.job_views import JobDetailView, JobView, Validation, listing_of, look_of
+from service.job_views import JobDetailView, JobView, Validation, render_detail, render_page
 from service.openapi import problems
-from service.protocol.negotiation import tags_of
+from service.protocol.negotiation import strong_etags
 from service.protocol.parsing import (
     JSON,
     KEY_PARAMETER,
     ConfigTree,
-    check,
-    key_of,
+    idempotency_key,
     parameters_of,
     query_model,
-    query_of,
+    read_query,
     read_tree,
+    validate,
 )
 from service.schemas import Listed
 from worker.jobs import commands
@@ -100,14 +100,14 @@ _PATCH_BODY: dict[str, Any] = {"required": True, "content": {MERGE_PATCH: _PATCH
 
 
 async def _look(services: Services, job_id: str) -> Response:
-    body, revision = look_of(job_id, await services.async_store.run(commands.look(job_id)))
+    body, revision = render_detail(job_id, await services.async_store.run(commands.look(job_id)))
     headers = {"ETag": f'"{revision}"', "Cache-Control": "no-store"}
     return Response(body, media_type=JSON, headers=headers)
 
 
 async def _expected(services: Services, job_id: str, if_match: str | None) -> int | None:
     """The revision that a change may begin from; None: any."""
-    tags = tags_of(if_match)
+    tags = strong_etags(if_match)
     if tags is None:
         return None
     revisions = [int(tag) if tag.isdecimal() else _NONE for tag in tags]
@@ -168,7 +168,7 @@ async def submit(request: Request) -> Response:
 
     202 with the job and its Location. The same Idempotency-Key with the same body answers 200 with the same job.
     """
-    services, wanted, key = services_of(request), check(SubmitQuery, query_of(request)), key_of(request)
+    services, wanted, key = services_of(request), validate(SubmitQuery, read_query(request)), idempotency_key(request)
     order = await submission.take(services, await read_tree(request), run=wanted.run)
     if wanted.validate_only:
         found = await submission.warnings(services, order)
@@ -192,7 +192,7 @@ async def jobs(
 ) -> Response:
     """One page; `last_id` is the next page's `after`."""
     found = await services.async_store.run(commands.page(**wanted.__dict__))
-    body, last_id = listing_of(found)
+    body, last_id = render_page(found)
     response = Response(body, media_type=JSON)
     if found.has_more:
         response.headers["Link"] = f'<{request.url.include_query_params(after=last_id)}>; rel="next"'
@@ -217,7 +217,7 @@ async def amend(job_id: str, tree: ConfigTree, services: ServicesDep, if_match: 
 
     A queued job takes its new place at once. With If-Match nothing is changed once somebody else changed the job.
     """
-    patch = check(JobPatch, tree).model_dump(exclude_unset=True)
+    patch = validate(JobPatch, tree).model_dump(exclude_unset=True)
     expected = await _expected(services, job_id, if_match)
     await services.ask(services.store.update, job_id, **patch, expected=expected)
     return await _look(services, job_id)

@@ -66,12 +66,12 @@ async def _statuses(services: Services, runs: Sequence[Run]) -> Mapping[str, str
     """Status by job; empty while Redis is away, because the disk has to be enough."""
     jobs = await run_in_threadpool(lambda: [job for run in runs if (job := run.attempt()["job_id"])])
     try:
-        return await services.ask(ask_each, services.store, jobs)
+        return await services.ask(job_statuses, services.store, jobs)
     except ModelCoreError:
         return {}
 
 
-def ask_each(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
+def job_statuses(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
     """Status by job, of those that have a record."""
     statuses: dict[str, str] = {}
     for job in jobs:
@@ -82,7 +82,7 @@ def ask_each(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
     return statuses
 
 
-def status_of(attempt: Mapping[str, Any], outcome: Mapping[str, Any] | None, statuses: Mapping[str, str]) -> str:
+def run_status(attempt: Mapping[str, Any], outcome: Mapping[str, Any] | None, statuses: Mapping[str, str]) -> str:
     """A run's status: its job's, else how its last attempt ended, else ``unknown``.
 
     Args:
@@ -117,7 +117,7 @@ def _view(run: Run, statuses: Mapping[str, str]) -> RunView:
     job = attempt["job_id"]
     return RunView(
         name=run.name,
-        status=status_of(attempt, outcome, statuses),
+        status=run_status(attempt, outcome, statuses),
         job=job,
         attempt=attempt["attempt"],
         created_at=_began(run),

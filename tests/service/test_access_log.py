@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.protocol.middleware import HIDDEN, SHOWN, WRITTEN, redacted
+from service.protocol.middleware import HIDDEN, SHOWN, WRITTEN, redact_address
 
 CANARY = "hf_CanaryInTheMine"
 KNOWN = st.sampled_from(sorted(SHOWN))
@@ -22,7 +22,7 @@ OTHER = st.one_of(st.text(max_size=8), st.sampled_from(["token", "Run", "prompt"
 @given(st.lists(st.tuples(st.one_of(KNOWN, OTHER), st.text())))
 @settings(max_examples=100, deadline=None)
 def test_of_a_query_only_the_values_of_known_parameters_are_shown(query: list[tuple[str, str]]) -> None:
-    shown = redacted(f"/jobs?{urlencode(query)}").removeprefix("/jobs?")
+    shown = redact_address(f"/jobs?{urlencode(query)}").removeprefix("/jobs?")
     expected = [(name, value if name in SHOWN else HIDDEN) for name, value in query]
     assert parse_qsl(shown, keep_blank_values=True) == expected
 
@@ -46,12 +46,12 @@ def test_every_parameter_is_shown_or_hidden_on_purpose(site) -> None:
     ],
 )
 def test_a_value_under_another_name_is_hidden(query: str, shown: str) -> None:
-    assert redacted(f"/jobs?{query}") == f"/jobs?{shown}"
+    assert redact_address(f"/jobs?{query}") == f"/jobs?{shown}"
 
 
 @pytest.mark.parametrize("address", ["/jobs", "/jobs?", "/jobs?limit=3", "/runs/my_token=1", "*"])
 def test_an_address_without_a_secret_stays_as_it_is(address: str) -> None:
-    assert redacted(address) == address
+    assert redact_address(address) == address
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from service.job_files import read_blocks, size_of, start_of_tail
+from service.job_files import file_size, read_blocks, tail_offset
 
 
 def read_tail(path: Path, lines: int) -> str:
-    size = size_of(path)
-    return b"".join(read_blocks(path, start_of_tail(path, lines, size), size)).decode()
+    size = file_size(path)
+    return b"".join(read_blocks(path, tail_offset(path, lines, size), size)).decode()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.metrics import Curves
+from service.metrics import SeriesCache
 
 ODD = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 1e16, 123456789.12345678]
 
@@ -156,7 +156,7 @@ def test_no_more_is_kept_in_memory_than_was_allowed(site) -> None:
         tell(site, claim, steps([3.0, 2.0]))
         site.finish(claim)
         jobs.append(site.store.get(claim.id))
-    curves = Curves(most_values=5)
+    curves = SeriesCache(most_values=5)
     for job in [*jobs, *jobs]:
         assert curves.read(site.layout, job, ["loss"])["loss"].values.tolist() == [3.0, 2.0]
         assert len(curves) <= 5

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.protocol.negotiation import Part, RangeNotSatisfiable, part_of
+from service.protocol.negotiation import ByteRange, RangeNotSatisfiable, parse_range
 
 WEIRD = st.from_regex(r"(bytes|lines)?\s?=?[0-9]{0,25}-?[0-9]{0,25}(,[0-9]*-[0-9]*)?", fullmatch=True)
 
@@ -23,7 +23,7 @@ WEIRD = st.from_regex(r"(bytes|lines)?\s?=?[0-9]{0,25}-?[0-9]{0,25}(,[0-9]*-[0-9
     ],
 )
 def test_a_range_is_a_part(header: str, begin: int, end: int) -> None:
-    assert part_of(header, 10) == Part(begin, end, 10)
+    assert parse_range(header, 10) == ByteRange(begin, end, 10)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_range_is_a_part(header: str, begin: int, end: int) -> None:
     ],
 )
 def test_what_is_no_single_range_is_the_whole(header: str | None) -> None:
-    assert part_of(header, 10) is None
+    assert parse_range(header, 10) is None
 
 
 @pytest.mark.parametrize(
@@ -51,19 +51,19 @@ def test_what_is_no_single_range_is_the_whole(header: str | None) -> None:
 )
 def test_a_range_behind_the_end_is_refused_with_the_size(header: str, size: int) -> None:
     with pytest.raises(RangeNotSatisfiable) as refused:
-        part_of(header, size)
+        parse_range(header, size)
     assert refused.value.headers["Content-Range"] == f"bytes */{size}"
 
 
 def test_the_end_of_nothing_is_nothing() -> None:
-    assert part_of("bytes=-5", 0) is None
+    assert parse_range("bytes=-5", 0) is None
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 90))
 def test_a_part_is_what_a_slice_is(first: int, length: int, size: int) -> None:
     data = bytes(range(size))
     first %= size
-    part = part_of(f"bytes={first}-{first + length}", size)
+    part = parse_range(f"bytes={first}-{first + length}", size)
     assert part is not None
     assert data[part.begin : part.end] == data[first : first + length + 1]
     assert part.content_range == f"bytes {part.begin}-{part.end - 1}/{size}"
@@ -72,7 +72,7 @@ def test_a_part_is_what_a_slice_is(first: int, length: int, size: int) -> None:
 @given(WEIRD | st.text(), st.integers(0, 100))
 def test_no_header_leads_outside(header: str, size: int) -> None:
     try:
-        part = part_of(header, size)
+        part = parse_range(header, size)
     except RangeNotSatisfiable:
         return
     assert part is None or 0 <= part.begin < part.end <= size == part.size

@@ -1,7 +1,7 @@
 import pytest
 
 from service.protocol.errors import NotAcceptable
-from service.protocol.negotiation import choose, has_already, tags_of
+from service.protocol.negotiation import choose, etag_matches, strong_etags
 
 OFFERED = ("image/png", "application/json", "image/svg+xml")
 
@@ -30,9 +30,9 @@ def test_what_cannot_be_served_is_refused(accept: str) -> None:
 
 
 def test_a_known_tag_is_found_in_a_list() -> None:
-    assert has_already('"a", W/"b"', '"b"')
-    assert not has_already('"a"', '"b"')
-    assert not has_already(None, '"b"')
+    assert etag_matches('"a", W/"b"', '"b"')
+    assert not etag_matches('"a"', '"b"')
+    assert not etag_matches(None, '"b"')
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_a_known_tag_is_found_in_a_list() -> None:
     ],
 )  # fmt: skip
 def test_only_what_stands_in_quotes_is_a_strong_tag(if_match: str | None, tags: list[str] | None) -> None:
-    assert tags_of(if_match) == tags
+    assert strong_etags(if_match) == tags

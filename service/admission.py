@@ -43,7 +43,7 @@ _REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
 
 
 @dataclass(frozen=True)
-class Order:
+class PreparedSubmission:
     """A request that is right in itself, and what the disk says of it.
 
     Attributes:
@@ -67,10 +67,10 @@ class Order:
         """What it needs of a worker, or of each of its GPUs; the budget is of one process of a training."""
         if self.budget is None or not KINDS[self.spec.kind].makes_run:
             return 0
-        return self.budget.memory.required_bytes * self.sharing
+        return self.budget.memory.required_bytes * self.processes_per_memory
 
     @property
-    def sharing(self) -> int:
+    def processes_per_memory(self) -> int:
         """How many of its processes share one memory."""
         return 1 if self.spec.gpus else self.spec.processes
 
@@ -100,28 +100,28 @@ def read_spec(tree: Tree, *, run: str | None, data_root: Path) -> JobSpec:
     return spec
 
 
-def orders_of(layout: Layout, specs: Sequence[JobSpec]) -> list[Order | Exception]:
+def prepare_submissions(layout: Layout, specs: Sequence[JobSpec]) -> list[PreparedSubmission | Exception]:
     """What the disk says of each request; what it cannot say is an error in its place."""
-    found: list[Order | Exception] = []
+    found: list[PreparedSubmission | Exception] = []
     for spec in specs:
         try:
-            found.append(_order_of(layout, spec))
+            found.append(_prepare(layout, spec))
         except Exception as error:  # noqa: BLE001 - it belongs to the one who asked
             found.append(error)
     return found
 
 
-def _order_of(layout: Layout, spec: JobSpec) -> Order:
+def _prepare(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     if spec.kind == "prepare":
-        return _preparation_order(layout, spec)
+        return _prepare_dataset_job(layout, spec)
     if spec.kind == "export":
-        return _export_order(layout, spec)
-    run, stock = _run_of(layout, spec), stock_of(dataset_of(spec.config, layout))
-    budget = budget_of(spec.config, train_tokens=stock.train_tokens)
+        return _prepare_export(layout, spec)
+    run, status = _run_of(layout, spec), dataset_status(dataset_of(spec.config, layout))
+    budget = budget_of(spec.config, train_tokens=status.train_tokens)
     preparation = None
     if KINDS[spec.kind].makes_run:
         warnings = [*disk_shortage(budget.disk, run)]
-        if spec.config.data.source is not None and not stock.is_ready:
+        if spec.config.data.source is not None and not status.is_ready:
             preparation = DatasetSpec.of(spec.config.data)
             warnings.append(_made_first(preparation))
         if warnings:
@@ -129,28 +129,28 @@ def _order_of(layout: Layout, spec: JobSpec) -> Order:
     elif spec.dataset is None:
         spec = replace(spec, dataset=_dataset_of_run(run))
     # What is missing now may be what it waits for.
-    missing = () if spec.job.depends_on else tuple(_missing(spec, layout, stock))
-    return Order(spec, budget, "1" if run.exists() else "", missing, preparation)
+    missing = () if spec.job.depends_on else tuple(_missing(spec, layout, status))
+    return PreparedSubmission(spec, budget, "1" if run.exists() else "", missing, preparation)
 
 
-def _preparation_order(layout: Layout, spec: JobSpec) -> Order:
+def _prepare_dataset_job(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     dataset, wanted = dataset_of(spec.config, layout), DatasetSpec.of_job(spec.config)
     if dataset.missing():
         lost = () if spec.job.depends_on else tuple(_lost(spec.config, layout))
-        return Order(spec, None, "", lost)
+        return PreparedSubmission(spec, None, "", lost)
     differs = difference(dataset, wanted, root_of(layout))
-    return Order(spec, None, "1" if differs else "ready", (), differs=differs)
+    return PreparedSubmission(spec, None, "1" if differs else "ready", (), differs=differs)
 
 
-def _export_order(layout: Layout, spec: JobSpec) -> Order:
+def _prepare_export(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     try:
         run = Run.open(_run_of(layout, spec))
         info = run.resolve(spec.config.testing.checkpoint_path)
         there = export_at(layout, run, info)
     except ModelCoreError as error:
-        return Order(spec, None, "", () if spec.job.depends_on else (error,))
+        return PreparedSubmission(spec, None, "", () if spec.job.depends_on else (error,))
     is_as_wanted = there is not None and spec.job.licence in {None, there.licence}
-    return Order(spec, None, "ready" if is_as_wanted else "", ())
+    return PreparedSubmission(spec, None, "ready" if is_as_wanted else "", ())
 
 
 def _run_of(layout: Layout, spec: JobSpec) -> Path:
@@ -171,8 +171,8 @@ def _made_first(preparation: DatasetSpec) -> ConfigWarning:
     return ConfigWarning("dataset_made_first", f"{detail}, and this one waits for it")
 
 
-def _missing(spec: JobSpec, layout: Layout, stock: Stock) -> Iterator[ModelCoreError]:
-    """What the job needs and the disk does not have as it should be; `stock` is of the dataset that it names."""
+def _missing(spec: JobSpec, layout: Layout, status: DatasetStatus) -> Iterator[ModelCoreError]:
+    """What the job needs and the disk does not have as it should be; `status` is of the dataset that it names."""
     config = spec.config
     try:
         if spec.kind == "test":
@@ -183,7 +183,7 @@ def _missing(spec: JobSpec, layout: Layout, stock: Stock) -> Iterator[ModelCoreE
         yield error
         return
     dataset = dataset_of(config, layout)
-    found = stock if config is spec.config else stock_of(dataset)
+    found = status if config is spec.config else dataset_status(dataset)
     if found.is_ready:
         if (refusal := unlike(dataset, found.manifest, config)) is not None:
             yield refusal
@@ -248,7 +248,7 @@ _MOST_DATASETS = 256
 
 
 @dataclass(frozen=True)
-class Stock:
+class DatasetStatus:
     """What there is of a dataset.
 
     Attributes:
@@ -262,14 +262,14 @@ class Stock:
     manifest: Mapping[str, Any] | None
 
 
-def stock_of(dataset: Dataset) -> Stock:
+def dataset_status(dataset: Dataset) -> DatasetStatus:
     """Look at a dataset."""
     return _looked_at(dataset, *map(_state, (dataset.directory, dataset.train, dataset.directory / MANIFEST)))
 
 
 @lru_cache(_MOST_DATASETS)
-def _looked_at(dataset: Dataset, *_states: tuple[int, int] | None) -> Stock:
-    return Stock(not dataset.missing(), train_tokens_of(dataset), dataset.manifest())
+def _looked_at(dataset: Dataset, *_states: tuple[int, int] | None) -> DatasetStatus:
+    return DatasetStatus(not dataset.missing(), train_tokens_of(dataset), dataset.manifest())
 
 
 def _state(path: Path) -> tuple[int, int] | None:

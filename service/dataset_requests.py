@@ -60,14 +60,16 @@ async def submit(services: Services, body: Mapping[str, Any], *, key: str | None
         DatasetExists: The name is taken by one that is, or is being, made in another way.
     """
     spec = _spec_of(services, body)
-    order = await services.admission.submit(spec)
-    submitted = await submission.ask(services, order, key=key, taken=order.taken, fingerprint=order.fingerprint)
+    prepared = await services.admission.submit(spec)
+    submitted = await submission.enqueue(
+        services, prepared, key=key, taken=prepared.taken, fingerprint=prepared.fingerprint
+    )
     if isinstance(submitted, Submission):
         services.wakeups.notify()
         return submitted
     if submitted.why == "ready":
         return None
-    error = await submission.refused(services, order, submitted)
+    error = await submission.rejection_error(services, prepared, submitted)
     raise _as_asked(error) if isinstance(error, InvalidConfig) else error
 
 

@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
 
 from model_core.storage.files import Layout
-from service.admission import Order, orders_of
+from service.admission import PreparedSubmission, prepare_submissions
 from service.async_store import AsyncStore, Batcher, WakeupNotifier
 from service.change_listener import ChangeListener
 from service.inference_client import Hosts
@@ -77,7 +77,7 @@ class Services:
     ask: ThreadedStore
     async_store: AsyncStore
     checking: CapacityLimiter
-    admission: Batcher[JobSpec, Order]
+    admission: Batcher[JobSpec, PreparedSubmission]
     wakeups: WakeupNotifier
     changes: ChangeListener
     hosts: Hosts
@@ -98,7 +98,7 @@ class Services:
             ask=ask,
             async_store=AsyncStore(settings.redis_url, settings.deadline_s),
             checking=CapacityLimiter(_CHECKING_THREADS),
-            admission=Batcher(partial(_orders, settings.layout, CapacityLimiter(1))),
+            admission=Batcher(partial(_prepare_submissions, settings.layout, CapacityLimiter(1))),
             wakeups=WakeupNotifier(settings.redis_url),
             changes=ChangeListener(settings.redis_url),
             hosts=Hosts(partial(ask, registry.alive, "inference")),
@@ -116,8 +116,10 @@ class Services:
         self._redis.connection_pool.disconnect()
 
 
-async def _orders(layout: Layout, limiter: CapacityLimiter, specs: Sequence[JobSpec]) -> list[Order | Exception]:
-    return await to_thread.run_sync(orders_of, layout, specs, limiter=limiter)
+async def _prepare_submissions(
+    layout: Layout, limiter: CapacityLimiter, specs: Sequence[JobSpec]
+) -> list[PreparedSubmission | Exception]:
+    return await to_thread.run_sync(prepare_submissions, layout, specs, limiter=limiter)
 
 
 def services_of(request: Request) -> Services:

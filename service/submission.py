@@ -10,7 +10,7 @@ from model_core.budget import fitting_batch_size, per_process_config
 from model_core.config_loader import ConfigWarning, Tree
 from model_core.errors import ModelCoreError, RunExists
 from model_core.storage.files import next_free_name
-from service.admission import Order, read_spec
+from service.admission import PreparedSubmission, read_spec
 from service.deps import Services
 from service.protocol.errors import DoesNotFit
 from service.protocol.parsing import holds_more_than
@@ -23,7 +23,7 @@ from worker.jobs.schemas import Capacity, Rejection, Submission
 _AT_ONCE_VALUES = 150  # a full configuration has a hundred; each wrong key costs up to half a millisecond
 
 
-async def take(services: Services, tree: Tree, *, run: str | None) -> Order:
+async def prepare(services: Services, tree: Tree, *, run: str | None) -> PreparedSubmission:
     """Read a request, and look at the disk for it.
 
     Args:
@@ -42,80 +42,80 @@ async def take(services: Services, tree: Tree, *, run: str | None) -> Order:
     return await services.admission.submit(spec)
 
 
-async def submit(services: Services, order: Order, *, key: str | None) -> Submission:
+async def submit(services: Services, prepared: PreparedSubmission, *, key: str | None) -> Submission:
     """Put a job into the queue; a request that came before gets its job, whatever has changed since.
 
     Args:
         services: Where to ask.
-        order: What to do.
+        prepared: What to do.
         key: The client's Idempotency-Key.
 
     Raises:
         ModelCoreError: Whatever stands against it.
     """
     # A dataset or an export that is there already is made again at once: its job sees that it is there.
-    taken = order.taken if order.taken != "ready" else ""
-    submitted = await ask(services, order, key=key, taken=taken, fingerprint=order.fingerprint)
+    taken = prepared.taken if prepared.taken != "ready" else ""
+    submitted = await enqueue(services, prepared, key=key, taken=taken, fingerprint=prepared.fingerprint)
     if isinstance(submitted, Submission):
         return submitted
-    raise await refused(services, order, submitted)
+    raise await rejection_error(services, prepared, submitted)
 
 
-async def ask(
-    services: Services, order: Order, *, key: str | None, taken: Taken, fingerprint: str
+async def enqueue(
+    services: Services, prepared: PreparedSubmission, *, key: str | None, taken: Taken, fingerprint: str
 ) -> Submission | Rejection:
     """Ask that a job is recorded, in one round trip.
 
     Args:
         services: Where to ask.
-        order: What to do.
+        prepared: What to do.
         key: The client's Idempotency-Key.
         taken: Whether the disk has what the job makes.
         fingerprint: Equal for equal requests.
     """
     question = commands.submission(
-        order.spec,
+        prepared.spec,
         key=key,
         fingerprint=fingerprint,
         taken=taken,
         max_queued=services.settings.max_queued,
-        is_lacking=bool(order.missing),
-        memory_bytes=order.memory_bytes,
-        preparation=order.preparation,
+        is_lacking=bool(prepared.missing),
+        memory_bytes=prepared.memory_bytes,
+        preparation=prepared.preparation,
     )
     return await services.async_store.run(question)
 
 
-async def refused(services: Services, order: Order, refusal: Rejection) -> ModelCoreError:
+async def rejection_error(services: Services, prepared: PreparedSubmission, refusal: Rejection) -> ModelCoreError:
     """Why a job was not recorded, and what would be possible."""
     if refusal.why == "lacking":
-        return order.missing[0]
+        return prepared.missing[0]
     if refusal.capacity is not None:
-        return _unfit(order, refusal.capacity)
-    return await services.ask(services.store.name_conflict, order.spec, refusal, order.differs)
+        return _unfit(prepared, refusal.capacity)
+    return await services.ask(services.store.name_conflict, prepared.spec, refusal, prepared.differs)
 
 
-async def warnings(services: Services, order: Order) -> list[ConfigWarning]:
+async def warnings(services: Services, prepared: PreparedSubmission) -> list[ConfigWarning]:
     """What the author of a request should know, and what would stand against submitting it now."""
-    obstacles: list[ModelCoreError] = [*order.missing]
+    obstacles: list[ModelCoreError] = [*prepared.missing]
     try:
-        capacity = await services.async_store.run(commands.shortage(order.spec.gpus or 0, order.memory_bytes))
-        obstacles += [_unfit(order, capacity)] if capacity is not None else []
+        capacity = await services.async_store.run(commands.shortage(prepared.spec.gpus or 0, prepared.memory_bytes))
+        obstacles += [_unfit(prepared, capacity)] if capacity is not None else []
     except QueueUnavailable as error:
         obstacles.append(error)
     found = [ConfigWarning(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
-    if order.spec.run is not None and KINDS[order.spec.kind].makes_run and order.taken:
-        free = next_free_name(services.layout.run(order.spec.run))
-        found.append(ConfigWarning(RunExists.code, str(RunExists(order.spec.run, free))))
-    return [*order.spec.warnings, *found]
+    if prepared.spec.run is not None and KINDS[prepared.spec.kind].makes_run and prepared.taken:
+        free = next_free_name(services.layout.run(prepared.spec.run))
+        found.append(ConfigWarning(RunExists.code, str(RunExists(prepared.spec.run, free))))
+    return [*prepared.spec.warnings, *found]
 
 
-def _unfit(order: Order, capacity: Capacity) -> DoesNotFit:
+def _unfit(prepared: PreparedSubmission, capacity: Capacity) -> DoesNotFit:
     """Why no known worker could run it, and what would fit."""
-    asked = order.spec.gpus or 0
+    asked = prepared.spec.gpus or 0
     if asked > capacity.gpus:
         return _too_many_gpus(asked, capacity.gpus)
-    return _too_large(order, capacity.memory_bytes or 0)
+    return _too_large(prepared, capacity.memory_bytes or 0)
 
 
 def _too_many_gpus(asked: int, most: int) -> DoesNotFit:
@@ -128,10 +128,10 @@ def _gpus(count: int) -> str:
     return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
-def _too_large(order: Order, largest: float) -> DoesNotFit:
-    needed, config = order.memory_bytes, per_process_config(order.spec.config, order.spec.processes)
+def _too_large(prepared: PreparedSubmission, largest: float) -> DoesNotFit:
+    needed, config = prepared.memory_bytes, per_process_config(prepared.spec.config, prepared.spec.processes)
     error = DoesNotFit(f"training needs about {_gib(needed)}; the largest known worker has {_gib(largest)}")
-    smaller = fitting_batch_size(config, largest / order.sharing)
+    smaller = fitting_batch_size(config, largest / prepared.processes_per_memory)
     if smaller is not None:
         error.hint = f"training.batch_size {smaller} would fit, at the same total_batch_size"
     else:

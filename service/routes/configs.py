@@ -50,5 +50,5 @@ def config(name: str, accept: Annotated[str | None, Header()] = None) -> Respons
 @router.post("/validate", summary="Check a configuration", responses=problems(400, 413, 415, 422))
 async def validate(tree: ConfigTree, services: ServicesDep) -> Validation:
     """The resolved configuration, its budget and warnings; or every wrong value."""
-    order = await submission.take(services, tree, run=None)
-    return Validation.of(order.spec, order.budget, order.spec.warnings)
+    prepared = await submission.prepare(services, tree, run=None)
+    return Validation.of(prepared.spec, prepared.budget, prepared.spec.warnings)

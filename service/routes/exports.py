@@ -64,14 +64,16 @@ async def submit(services: Services, run: str, wanted: ExportRequest, *, key: st
     """
     job = {"kind": "export", "licence": wanted.licence}
     tree = {"job": job, "experiment_name": run, "testing": {"checkpoint_path": wanted.checkpoint}}
-    order = await services.admission.submit(read_spec(tree, run=None, data_root=services.settings.data))
-    submitted = await submission.ask(services, order, key=key, taken=order.taken, fingerprint=order.fingerprint)
+    prepared = await services.admission.submit(read_spec(tree, run=None, data_root=services.settings.data))
+    submitted = await submission.enqueue(
+        services, prepared, key=key, taken=prepared.taken, fingerprint=prepared.fingerprint
+    )
     if isinstance(submitted, Submission):
         return submitted
     if submitted.why != "ready":
-        raise await submission.refused(services, order, submitted)
+        raise await submission.rejection_error(services, prepared, submitted)
     there = await run_in_threadpool(_there, services.layout, run, wanted)
-    return there or await submission.submit(services, order, key=key)  # it has gone in this moment
+    return there or await submission.submit(services, prepared, key=key)  # it has gone in this moment
 
 
 def _there(layout: Layout, name: str, wanted: ExportRequest) -> ExportView | None:

@@ -169,11 +169,11 @@ async def submit(request: Request) -> Response:
     202 with the job and its Location. The same Idempotency-Key with the same body answers 200 with the same job.
     """
     services, wanted, key = services_of(request), validate(SubmitQuery, read_query(request)), idempotency_key(request)
-    order = await submission.take(services, await read_tree(request), run=wanted.run)
+    prepared = await submission.prepare(services, await read_tree(request), run=wanted.run)
     if wanted.validate_only:
-        found = await submission.warnings(services, order)
-        return Response(Validation.of(order.spec, order.budget, found).model_dump_json(), media_type=JSON)
-    submitted = await submission.submit(services, order, key=key)
+        found = await submission.warnings(services, prepared)
+        return Response(Validation.of(prepared.spec, prepared.budget, found).model_dump_json(), media_type=JSON)
+    submitted = await submission.submit(services, prepared, key=key)
     services.wakeups.notify()
     job, status = submitted.job, 202 if submitted.created else 200
     body = JobView.of(job).model_dump_json()

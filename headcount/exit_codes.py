@@ -7,11 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from model_core.errors import ModelCoreError
-
-DONE, FAILED, BAD_INPUT, STOPPED, BUSY, INTERRUPTED = 0, 1, 2, 75, 76, 130
-
-_BAD_INPUT_CODES = {"invalid_config", "not_available", "malformed_body", "invalid_parameter", "unknown_preset"}
+from model_core.errors import BAD_INPUT, BUSY, DONE, FAILED, INTERRUPTED, INVALID_INPUT_CODES, ModelCoreError
 
 
 def run(command: Callable[[], object]) -> int:
@@ -49,7 +45,7 @@ def exit_code(error: ModelCoreError) -> int:
     status = getattr(error, "status", None)
     if isinstance(status, int):  # a refusal of the service
         return BAD_INPUT if 400 <= status < 500 and status != 429 else FAILED
-    return BAD_INPUT if error.code in _BAD_INPUT_CODES else FAILED
+    return BAD_INPUT if error.code in INVALID_INPUT_CODES else FAILED
 
 
 def print_error(message: str) -> None:

@@ -21,8 +21,7 @@ from types import FrameType
 from headcount import embedded_redis
 from headcount.embedded_redis import CannotStart, lock_data_root
 from headcount.processes import ProcessGroup, Program
-
-EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+from model_core.errors import DONE, INTERRUPTED
 
 _START_TIMEOUT_S, _DEATHS_AT_START = 180.0, 3
 _WORKER_GRACE_S, _REDIS_GRACE_S = 90.0, 15.0
@@ -73,7 +72,7 @@ def up(options: UpOptions, say: Callable[[str], None]) -> int:
                 time.sleep(_TICK_S)
         finally:
             service.stop()
-    return EXIT_DONE if ready else EXIT_INTERRUPTED
+    return DONE if ready else INTERRUPTED
 
 
 def default_slots() -> int:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from headcount import embedded_redis
 from headcount.embedded_redis import InUse, lock_data_root
-from headcount.exit_codes import DONE, FAILED
 from headcount.processes import ProcessGroup
-from model_core.errors import InvalidParameter, RunBusy
+from model_core.errors import DONE, FAILED, InvalidParameter, RunBusy
 from model_core.storage.files import Layout
 from worker.jobs.errors import JobNotFound, QueueUnavailable
 from worker.jobs.recovery import BadFile, JobOnDisk, salvage, traces

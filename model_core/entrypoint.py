@@ -23,7 +23,19 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from model_core.config_loader import ConfigWarning
-from model_core.errors import AttemptSuperseded, ModelCoreError, OutOfMemory, RunBusy, Stopped, is_out_of_memory
+from model_core.errors import (
+    BAD_INPUT,
+    BAD_INPUT_CODES,
+    BUSY,
+    FAILED,
+    STOPPED,
+    AttemptSuperseded,
+    ModelCoreError,
+    OutOfMemory,
+    RunBusy,
+    Stopped,
+    is_out_of_memory,
+)
 from model_core.storage.events import EventWriter, finite, last_event
 from model_core.storage.files import now, write_json
 
@@ -93,16 +105,6 @@ class ShutdownSignal:
 
 
 log = logging.getLogger(__name__)
-
-DONE, FAILED, BAD_INPUT, STOPPED, BUSY = 0, 1, 2, 75, 76
-_BAD_INPUT_CODES = frozenset(
-    {
-        "invalid_config", "not_available", "malformed_body", "invalid_parameter", "unknown_preset", "run_exists",
-        "run_not_found", "dataset_not_ready", "checkpoint_mismatch", "checkpoint_not_found", "checkpoint_not_ready",
-        "invalid_data", "hub_login_required", "hub_terms_not_accepted", "hub_bad_token", "hub_not_found",
-    }
-)  # fmt: skip
-
 
 OnRefusal = Callable[[ModelCoreError], None]
 
@@ -250,7 +252,7 @@ def _say(error: Exception) -> int:
         return STOPPED
     if isinstance(error, AttemptSuperseded | RunBusy):
         return BUSY
-    return BAD_INPUT if facts["code"] in _BAD_INPUT_CODES else FAILED
+    return BAD_INPUT if facts["code"] in BAD_INPUT_CODES else FAILED
 
 
 @contextlib.contextmanager

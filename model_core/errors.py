@@ -13,6 +13,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+# Exit codes of the project's programs.
+DONE, FAILED, BAD_INPUT, STOPPED, BUSY, INTERRUPTED = 0, 1, 2, 75, 76, 130
+
+# Error codes of input that is wrong in itself, and those of input that does not match what is on disk or on the hub.
+INVALID_INPUT_CODES = frozenset(
+    {"invalid_config", "not_available", "malformed_body", "invalid_parameter", "unknown_preset"}
+)
+BAD_INPUT_CODES = INVALID_INPUT_CODES | {
+    "run_exists", "run_not_found", "dataset_not_ready", "checkpoint_mismatch", "checkpoint_not_found",
+    "checkpoint_not_ready", "invalid_data", "hub_login_required", "hub_terms_not_accepted", "hub_bad_token",
+    "hub_not_found",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class FieldProblem:

@@ -28,8 +28,6 @@ from model_core.config_validation import check_batch_divides
 from model_core.data.ensure import ensure_dataset
 from model_core.data.sources.hub_access import token_from
 from model_core.entrypoint import (
-    BAD_INPUT,
-    DONE,
     Attempt,
     OneLineParser,
     OnRefusal,
@@ -39,7 +37,7 @@ from model_core.entrypoint import (
     make_attempt,
     refuse,
 )
-from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError
+from model_core.errors import BAD_INPUT, DONE, InvalidConfig, InvalidParameter, ModelCoreError
 from model_core.launch import DistEnv, dist_env
 from model_core.report import preflight
 from model_core.schedule import effective_steps

@@ -18,12 +18,12 @@ from typing import Any, Literal, Self
 
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config, to_yaml
-from model_core.errors import InvalidConfig
+from model_core.errors import BAD_INPUT, BUSY, FAILED, STOPPED, InvalidConfig
 from model_core.storage.files import write_text
 from worker.child_process import Child, environment
 from worker.event_mirror import Mirror
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.kinds import BAD_INPUT, BUSY, STOPPED, argv
+from worker.jobs.kinds import argv
 from worker.jobs.recovery import write_job_file
 from worker.jobs.redis_client import retry_until_available
 from worker.jobs.schemas import Claim, JobError, Outcome, WorkerView
@@ -70,7 +70,6 @@ class Lease:
 
 
 StopReason = Literal["fenced", "cancel", "pause", "worker stopping", "stalled"]
-_FAILED = 1
 _POLL_S = 0.1
 _LEAST_FREE_BYTES = 1 << 20
 
@@ -231,7 +230,7 @@ def outcome_of(
     if said == "stopped" or code == STOPPED:  # not our wish: a child that always does so must not go on for ever
         by = f" ({record['reason']})" if record and record.get("reason") else ""
         return Outcome("crashed", f"the process stopped unasked{by}")
-    if code in {_FAILED, BAD_INPUT} and last_line.startswith("error: "):
+    if code in {FAILED, BAD_INPUT} and last_line.startswith("error: "):
         detail = last_line.removeprefix("error: ")
         return Outcome(
             "failed", detail, JobError(code="invalid_config" if code == BAD_INPUT else "internal_error", detail=detail)

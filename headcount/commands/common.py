@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headcount import exit_codes
+from model_core.errors import DONE, FAILED, INTERRUPTED, STOPPED
 
 if TYPE_CHECKING:
     from headcount.client import Client, Json
@@ -75,7 +76,7 @@ def submitted(client: Client, job: Json, *, follow: bool) -> int:
         exit_codes.print_error(f"warning: {warning['detail']}")
     if not follow:
         print_state(job)
-        return exit_codes.DONE
+        return DONE
     print(f"{job['id']}  {made_by(job)}", flush=True)
     return _watch(client, job)
 
@@ -89,7 +90,7 @@ def _watch(client: Client, job: Json) -> int:
         return _ended(follow(follow_from_queue(client, job), Console()))
     except KeyboardInterrupt:
         exit_codes.print_error(f"the job goes on; watch it with: headcount logs {job['id']} --follow")
-        return exit_codes.INTERRUPTED
+        return INTERRUPTED
 
 
 def _ended(seen: ProgressView) -> int:
@@ -97,5 +98,5 @@ def _ended(seen: ProgressView) -> int:
         error = seen.error or {}
         hint = f"; {error['hint']}" if error.get("hint") else ""
         exit_codes.print_error(f"{error.get('code', 'failed')}: {error.get('detail', 'see the log')}{hint}")
-        return exit_codes.FAILED
-    return exit_codes.DONE if seen.status == "succeeded" else exit_codes.STOPPED
+        return FAILED
+    return DONE if seen.status == "succeeded" else STOPPED

@@ -47,7 +47,7 @@ def prepare(
 ) -> int:
     """Prepare a dataset on the service; local files are uploaded."""
     from headcount.commands.common import submitted
-    from headcount.exit_codes import DONE
+    from model_core.errors import DONE
 
     options: dict[str, Any] = {
         "name": name, "tokenizer": tokenizer, "revision": revision, "text_column": text_column, "seed": seed,

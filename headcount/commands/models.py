@@ -66,7 +66,7 @@ def export(
 ) -> int:
     """Export a run's model as a transformers folder, in exports/RUN of the service's data root."""
     from headcount.commands.common import submitted
-    from headcount.exit_codes import DONE
+    from model_core.errors import DONE
 
     with open_client() as client:
         made = client.export(run, checkpoint, licence)

@@ -27,17 +27,8 @@ from model_core.data.dataset_spec import DEFAULT_SEED, DEFAULT_SPLIT, DatasetSpe
 from model_core.data.ensure import make
 from model_core.data.pipeline import PrepareContext
 from model_core.data.sources.hub_access import token_from
-from model_core.entrypoint import (
-    DONE,
-    Attempt,
-    OneLineParser,
-    ShutdownSignal,
-    exit_code,
-    log_to_stderr,
-    make_attempt,
-    refuse,
-)
-from model_core.errors import InvalidParameter, ModelCoreError
+from model_core.entrypoint import Attempt, OneLineParser, ShutdownSignal, exit_code, log_to_stderr, make_attempt, refuse
+from model_core.errors import DONE, INTERRUPTED, InvalidParameter, ModelCoreError
 from model_core.storage.dataset import Dataset, dataset_of
 from model_core.storage.files import Layout, checked_name, portable
 
@@ -78,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return exit_code(lambda: _run(arguments, stop), on_refusal)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from model_core.config import ExperimentConfig
-from model_core.entrypoint import DONE, OneLineParser, exit_code, log_to_stderr
-from model_core.errors import InvalidParameter
+from model_core.entrypoint import OneLineParser, exit_code, log_to_stderr
+from model_core.errors import DONE, INTERRUPTED, InvalidParameter
 from model_core.storage.files import Layout, portable
 from model_core.storage.run import Run
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return exit_code(lambda: _run(arguments))
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

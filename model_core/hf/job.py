@@ -13,7 +13,6 @@ from pathlib import Path
 
 from model_core.config_loader import read_config
 from model_core.entrypoint import (
-    DONE,
     Attempt,
     OneLineParser,
     ShutdownSignal,
@@ -23,7 +22,7 @@ from model_core.entrypoint import (
     next_attempt,
     refuse,
 )
-from model_core.errors import ModelCoreError
+from model_core.errors import DONE, ModelCoreError
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 

@@ -18,8 +18,8 @@ from model_core.config import ExperimentConfig, TestingConfig
 from model_core.config_loader import ParsedConfig
 from model_core.data.ensure import ensure_dataset
 from model_core.data.loader import LoaderConfig, TokenLoader, Tokens, load_tokens
-from model_core.entrypoint import DONE, Attempt, ShutdownSignal, make_attempt, next_attempt
-from model_core.errors import CheckpointMismatch
+from model_core.entrypoint import Attempt, ShutdownSignal, make_attempt, next_attempt
+from model_core.errors import DONE, CheckpointMismatch
 from model_core.gpt import GPT
 from model_core.hardware.device import Runtime
 from model_core.schemas import AttentionRequest

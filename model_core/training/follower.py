@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from model_core.config import ExperimentConfig
-from model_core.entrypoint import DONE, FAILED, ShutdownSignal, describe
-from model_core.errors import NonFiniteLoss, OutOfMemory, Stopped
+from model_core.entrypoint import ShutdownSignal, describe
+from model_core.errors import DONE, FAILED, NonFiniteLoss, OutOfMemory, Stopped
 from model_core.hardware import device
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from model_core.config import ExperimentConfig
 from model_core.config_loader import load_config
-from model_core.entrypoint import DONE, STOPPED, Attempt, ShutdownSignal, exit_code, make_attempt
-from model_core.errors import InvalidData, RunBusy
+from model_core.entrypoint import Attempt, ShutdownSignal, exit_code, make_attempt
+from model_core.errors import DONE, STOPPED, InvalidData, RunBusy
 from model_core.launch import dist_env
 from model_core.storage.files import Layout, read_json, replacing
 from model_core.storage.run import Run

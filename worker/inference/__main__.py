@@ -22,7 +22,7 @@ import uvicorn
 from pydantic import ValidationError
 from redis import RedisError
 
-from model_core.errors import DeviceUnavailable
+from model_core.errors import BAD_INPUT, DeviceUnavailable
 from worker.inference.app import create_app
 from worker.inference.model_cache import Models
 from worker.jobs.errors import QueueUnavailable
@@ -32,7 +32,6 @@ from worker.jobs.settings import InferenceSettings, JobSettings
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S, _TTL_S = 2.0, 10.0
-_BAD_INPUT = 2
 _GRACE_S = 3  # for open replies
 _EXIT_WITHIN_S = 10.0
 _WILDCARDS = ("0.0.0.0", "::", "")
@@ -51,7 +50,7 @@ def main() -> int:
         device = device_of(inference.device)
     except (ValidationError, DeviceUnavailable) as error:
         sys.stderr.write(" ".join(str(error).split()) + "\n")
-        return _BAD_INPUT
+        return BAD_INPUT
     torch.set_num_threads(options.threads)
     models = Models(jobs.layout, device=device, memory_bytes=inference.memory_bytes)
     config = uvicorn.Config(

@@ -108,8 +108,6 @@ def _lua_fields(kind: JobKind) -> Iterator[str]:
 
 LAUNCHER = "model_core.launch"  # of several processes; it ends them together
 
-STOPPED, BUSY, BAD_INPUT = 75, 76, 2  # exit codes of a child
-
 
 def argv(
     kind: str,

@@ -121,20 +121,42 @@ def newest_full_state(run: Run, on_damaged: Callable[[str], None]) -> tuple[Chec
 
 
 def load_model(run: Run, wanted: str = "best", *, device: str = "cpu") -> LoadedModel:
-    """Load a model for writing or looking.
+    """Resolve a reference to a checkpoint and load its model for inference.
 
     Args:
         run: The run.
-        wanted: As `Run.resolve` takes it.
-        device: Where the parameters go.
+        wanted: Reference as `Run.resolve` takes it.
+        device: Device of the parameters, as torch writes it.
+
+    Returns:
+        The model in eval mode and float32, with its configuration, tokenizer and sidecar.
 
     Raises:
-        CheckpointNotReady: The run has none.
-        CheckpointNotFound: It has others.
-        CheckpointDamaged: Its bytes are wrong.
-        CheckpointMismatch: Its weights are not those of its configuration.
+        CheckpointNotReady: The run has no checkpoint.
+        CheckpointNotFound: The run has other checkpoints.
+        CheckpointDamaged: The bytes are not those of the sidecar.
+        CheckpointMismatch: The parameters are not those of the configuration.
     """
-    info, state = read_state(run, run.resolve(wanted))
+    return load_checkpoint(run, run.resolve(wanted), device=device)
+
+
+def load_checkpoint(run: Run, info: CheckpointInfo, *, device: str = "cpu") -> LoadedModel:
+    """Load the model of a resolved checkpoint for inference.
+
+    Args:
+        run: The run.
+        info: Sidecar of the checkpoint.
+        device: Device of the parameters, as torch writes it.
+
+    Returns:
+        As `load_model`. Its sidecar is the one that describes the bytes in the file.
+
+    Raises:
+        CheckpointNotFound: The checkpoint was deleted meanwhile.
+        CheckpointDamaged: The bytes are not those of the sidecar.
+        CheckpointMismatch: The parameters are not those of the configuration.
+    """
+    info, state = read_state(run, info)
     config = parse_config(state["config"]).config
     model = skeleton(config.model)
     load_parameters(model, clean(state["model"]), info.file, assign=True)

@@ -1,7 +1,7 @@
-"""The way to the inference processes: which one answers, and what happens when it does not.
+"""Client of the inference processes: picks one, fails over, and cancels when the API's client disconnects.
 
 Equal requests meet on one host (rendezvous hash of run and checkpoint), so that they share a loaded model and a
-batch. Another host is tried only before the first byte of an answer.
+batch. Another host is tried only before the first byte of a reply.
 """
 
 from __future__ import annotations
@@ -16,74 +16,95 @@ from typing import Any, TypeVar
 import httpx
 from starlette.requests import ClientDisconnect, Request
 
+from model_core.schemas import AttentionRequest, GenerateRequest
 from service.protocol.errors import InferenceUnavailable, Upstream
 from worker.jobs.errors import QueueUnavailable
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_LOOK_S = 2.0  # between two looks whether a host that says nothing is still there
-_MOST_MISSED = 2  # when Redis comes back, hosts take a moment to announce themselves
-_IDLE_S = 2.0  # the hosts' server closes a connection that was idle for 5 s, and a request must not meet that
-_SILENCE_S = 600.0  # a large model loads and a long text is written within it
+_HEARTBEAT_CHECK_S = 2.0  # while a reply has not begun
+_MAX_MISSED_CHECKS = 2  # after a restart of Redis, hosts take a moment to register again
+_KEEPALIVE_S = 2.0  # less than the 5 s after which the hosts close an idle connection
+_TIMEOUT_S = 600.0  # enough to load a large model and to generate a long text
 
 
 class _HostGone(Exception):
-    """A host fell silent, and its heartbeat with it."""
+    """A host without a heartbeat, whose reply has not begun."""
 
 
-_ELSEWHERE = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, _HostGone)
+_TRY_NEXT = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, _HostGone)
 
 
 class Hosts:
-    """Inference processes that are alive."""
+    """The inference processes that are registered.
+
+    Args:
+        alive: Returns the registered processes, each with its `url`.
+    """
 
     def __init__(self, alive: Callable[[], Awaitable[list[dict[str, Any]]]]) -> None:
         self._alive = alive
         self._known: list[str] = []
         self._client = httpx.AsyncClient(
-            trust_env=False,  # a proxy of the environment is not for our own processes
-            timeout=httpx.Timeout(_SILENCE_S, connect=1.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_IDLE_S),
+            trust_env=False,  # no proxy between our own processes
+            timeout=httpx.Timeout(_TIMEOUT_S, connect=1.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEPALIVE_S),
         )
 
     async def close(self) -> None:
         """Close every connection."""
         await self._client.aclose()
 
-    async def ask(self, path: str, payload: Mapping[str, Any], *, run: str, checkpoint: str) -> dict[str, Any]:
-        """Send a request and read the whole answer; otherwise as `open`."""
-        response = await self.open(path, payload, run=run, checkpoint=checkpoint)
+    async def post(self, path: str, request: GenerateRequest | AttentionRequest, sha256: str) -> bytes:
+        """Send a request and read the whole reply.
+
+        Args:
+            path: Path of the inference program's route.
+            request: The request; its checkpoint is a file name.
+            sha256: Hash of that file, hex.
+
+        Returns:
+            The reply: JSON.
+
+        Raises:
+            InferenceUnavailable: No process took the request, or its process died.
+            Upstream: The process refused, with its code.
+        """
+        response = await self.open(path, request, sha256)
         try:
-            return json.loads(await response.aread())  # type: ignore[no-any-return]
+            return await response.aread()
         except httpx.TransportError as error:
             raise InferenceUnavailable(f"the inference process went away ({type(error).__name__})") from None
         finally:
             await response.aclose()
 
-    async def open(self, path: str, payload: Mapping[str, Any], *, run: str, checkpoint: str) -> httpx.Response:
-        """Send a request and return the answer once it has begun; the caller closes it.
+    async def open(self, path: str, request: GenerateRequest | AttentionRequest, sha256: str) -> httpx.Response:
+        """Send a request and return the reply as soon as it begins.
 
         Args:
-            path: What is asked for.
-            payload: The body.
-            run: Whose model.
-            checkpoint: The file that answers.
+            path: Path of the inference program's route.
+            request: The request; its checkpoint is a file name.
+            sha256: Hash of that file, hex.
+
+        Returns:
+            The reply, which the caller closes.
 
         Raises:
-            InferenceUnavailable: No process could take it.
+            InferenceUnavailable: No process took the request.
             Upstream: The process refused, with its code.
         """
+        payload = {"request": request.model_dump(mode="json"), "sha256": sha256}
         refusal: Exception = InferenceUnavailable("no inference process is running")
-        for url in ranked(await self._urls(), run, checkpoint):
+        for url in ranked(await self._urls(), request.run, request.checkpoint):
             try:
-                response = await self._begun(url, path, payload)
-            except _ELSEWHERE as error:
+                response = await self._begin(url + path, payload, url)
+            except _TRY_NEXT as error:
                 log.warning("inference host did not answer url=%s reason=%s", url, type(error).__name__)
                 refusal = InferenceUnavailable("the inference process does not answer")
                 continue
             except httpx.TimeoutException:
-                raise InferenceUnavailable(f"the inference process was silent for {_SILENCE_S:.0f} s") from None
+                raise InferenceUnavailable(f"the inference process was silent for {_TIMEOUT_S:.0f} s") from None
             if response.is_success:
                 return response
             refusal = await _refusal(response)
@@ -91,24 +112,24 @@ class Hosts:
                 break
         raise refusal
 
-    async def _begun(self, url: str, path: str, payload: Mapping[str, Any]) -> httpx.Response:
-        """Wait for the head of an answer, as long as the host is announced."""
-        request = self._client.build_request("POST", url + path, json=payload)
+    async def _begin(self, address: str, payload: Mapping[str, Any], url: str) -> httpx.Response:
+        """Send a request and wait for the status line, as long as the host has a heartbeat."""
+        request = self._client.build_request("POST", address, json=payload)
         sending = asyncio.ensure_future(self._client.send(request, stream=True))
         missed = 0
         try:
-            while not (await asyncio.wait({sending}, timeout=_LOOK_S))[0]:
+            while not (await asyncio.wait({sending}, timeout=_HEARTBEAT_CHECK_S))[0]:
                 missed = 0 if url in await self._urls() else missed + 1
-                if missed == _MOST_MISSED:
+                if missed == _MAX_MISSED_CHECKS:
                     raise _HostGone
             return sending.result()
         finally:
             sending.cancel()
 
     async def _urls(self) -> list[str]:
-        """Present addresses; while Redis is away, those it named last."""
+        """Addresses of the hosts; while Redis is away, the last known ones."""
         try:
-            self._known = [str(facts["url"]).rstrip("/") for facts in await self._alive()]
+            self._known = [str(info["url"]).rstrip("/") for info in await self._alive()]
         except QueueUnavailable:
             if not self._known:
                 raise
@@ -116,29 +137,37 @@ class Hosts:
 
 
 def ranked(urls: Iterable[str], run: str, checkpoint: str) -> list[str]:
-    """Hosts in the order to be asked; when one leaves, only what it had moves."""
+    """Order hosts by rendezvous hash: when one leaves, only its own requests move to others.
 
-    def weight(url: str) -> bytes:
+    Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998.
+
+    Args:
+        urls: Addresses of the hosts.
+        run: Name of the run.
+        checkpoint: File name of the checkpoint.
+
+    Returns:
+        The addresses, the one to try first first.
+    """
+
+    def rank(url: str) -> bytes:
         return hashlib.sha256(f"{url}\n{run}\n{checkpoint}".encode()).digest()
 
-    return sorted(urls, key=weight)
-
-
-async def _refusal(response: httpx.Response) -> Upstream:
-    data = await response.aread()
-    await response.aclose()
-    try:
-        body = json.loads(data)
-        return Upstream(str(body["code"]), str(body["detail"]))
-    except (ValueError, KeyError, TypeError):
-        return Upstream("internal_error", f"the inference process answered {response.status_code}")
+    return sorted(urls, key=rank)
 
 
 async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
-    """Do work for a client, and cancel it when the client goes away.
+    """Await work for a client, and cancel it when the client disconnects.
+
+    Args:
+        request: The client's request.
+        work: What to await.
+
+    Returns:
+        Its result.
 
     Raises:
-        ClientDisconnect: Nobody waits any more.
+        ClientDisconnect: The client disconnected first.
     """
     await request.body()  # the next message is the disconnect
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
@@ -151,6 +180,16 @@ async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
         task.cancel()
         gone.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _refusal(response: httpx.Response) -> Upstream:
+    data = await response.aread()
+    await response.aclose()
+    try:
+        body = json.loads(data)
+        return Upstream(str(body["code"]), str(body["detail"]))
+    except (ValueError, KeyError, TypeError):
+        return Upstream("internal_error", f"the inference process answered {response.status_code}")
 
 
 async def _disconnected(request: Request) -> None:

@@ -50,7 +50,8 @@ class GenerationCancelled(ModelCoreError):
         super().__init__("the generation was cancelled")
 
 
-Listener = Callable[[TextDelta | GenerationOutput | ModelCoreError], None]
+Event = TextDelta | GenerationOutput | ModelCoreError
+Listener = Callable[[Event], None]
 
 
 class Request:
@@ -101,7 +102,7 @@ class Request:
             usage = Usage(prompt_tokens=len(self.prompt), completion_tokens=sum(len(c.tokens) for c in choices))
             self._call(GenerationOutput(self.seed, choices, usage))
 
-    def _call(self, event: TextDelta | GenerationOutput | ModelCoreError) -> None:
+    def _call(self, event: Event) -> None:
         try:
             self._listener(event)
         except Exception:  # foreign code: its failure must not end the other texts

@@ -7,6 +7,7 @@ such a request never changes.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -188,9 +189,9 @@ async def _record(services: Services, request: Request, look: AttentionRequest, 
         present = await run_in_threadpool(lambda: Run.open(services.layout.run(look.run)).checkpoints())
         raise CheckpointNotFound(look.run, f"sha256={target.sha256}", tuple(info.file for info in present))
     await run_in_threadpool(_example_is_there, services.layout, look)
-    payload = look.model_copy(update={"checkpoint": target.file}).model_dump(mode="json")
-    capture = services.hosts.ask("/capture", payload, run=look.run, checkpoint=target.file)
-    manifest: Mapping[str, Any] = await while_connected(request, capture)
+    resolved = look.model_copy(update={"checkpoint": target.file})
+    body = await while_connected(request, services.hosts.post("/capture", resolved, target.sha256))
+    manifest: Mapping[str, Any] = json.loads(body)
     record = await run_in_threadpool(_find, services.layout, look, str(manifest["sha256"]))
     if record is None:
         raise InferenceUnavailable("the inference process does not share this service's data root")

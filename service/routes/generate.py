@@ -1,7 +1,7 @@
 """Text from a trained run, as JSON, plain text or server-sent events.
 
-An inference process generates it. A client that closes its connection closes the one behind it, which ends the
-generation within a step.
+An inference process generates it and its JSON is passed on as it is. When a client disconnects, so does the API from
+the inference process, which cancels the generation within a step.
 """
 
 from __future__ import annotations
@@ -31,71 +31,14 @@ from service.protocol.parsing import JSON, ConfigTree, parameters_of, query_mode
 log = logging.getLogger(__name__)
 
 TEXT = "text/plain"
-LONGEST_QUERY_PROMPT = 2000
-
-
-async def answer(services: Services, request: Request, wanted: GenerateRequest) -> Response:
-    """Serve a generation in the form that the client accepts.
-
-    Args:
-        services: Where to ask.
-        request: For its headers, and to stop when the client goes.
-        wanted: What to write.
-
-    Raises:
-        ModelCoreError: Whatever stands against it, before the first byte.
-    """
-    if request.method == "GET" and len(wanted.prompt) > LONGEST_QUERY_PROMPT:
-        raise UriTooLong(
-            f"a prompt in an address has at most {LONGEST_QUERY_PROMPT:,} characters; POST takes longer ones"
-        )
-    kind = choose(request.headers.get("accept"), (JSON, TEXT, EVENT_STREAM))
-    is_stream = wanted.stream or kind == EVENT_STREAM
-    info = await run_in_threadpool(_checkpoint, services.layout, wanted)
-    payload = wanted.model_copy(update={"checkpoint": info.file, "stream": is_stream}).model_dump(mode="json")
-    if is_stream:
-        begin = services.hosts.open("/generate", payload, run=wanted.run, checkpoint=info.file)
-        return event_stream_response(_frames(await while_connected(request, begin), request_id_of(request.scope)))
-    ask = services.hosts.ask("/generate", payload, run=wanted.run, checkpoint=info.file)
-    result = GenerateResult.model_validate(await while_connected(request, ask))
-    headers = {"Vary": "Accept", "Cache-Control": "no-store" if wanted.seed is None else "private, no-cache"}
-    if kind == TEXT:
-        return PlainTextResponse("\n\n".join(choice.text for choice in result.choices), headers=headers)
-    return Response(result.model_dump_json(), media_type=JSON, headers=headers)
-
-
-def _checkpoint(layout: Layout, wanted: GenerateRequest) -> CheckpointInfo:
-    return Run.open(layout.run(wanted.run)).resolve(wanted.checkpoint)
-
-
-async def _frames(response: httpx.Response, request_id: str) -> AsyncIterator[bytes]:
-    """Lines of the inference process as events; the status is sent, so an error is an event too."""
-    error: Upstream | InferenceUnavailable = InferenceUnavailable("the generation broke off")
-    try:
-        async for line in response.aiter_lines():
-            part = json.loads(line)
-            if "result" in part:
-                yield frame(part["result"], event="end")
-                return
-            if "error" in part:
-                error = Upstream(part["error"]["code"], part["error"]["detail"])
-                break
-            yield frame(part)
-    except httpx.TransportError as broken:
-        log.warning("inference host went away while it streamed reason=%s", type(broken).__name__)
-    finally:
-        await response.aclose()
-    yield frame(problem_document(error, request_id), event="error")
-
-
-router = APIRouter(prefix="/generate", tags=["generate"])
+MAX_QUERY_PROMPT = 2000  # characters
 
 _TEXT: dict[str, Any] = {"schema": {"type": "string"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": GenerateResult, "content": {JSON: {}, TEXT: _TEXT, EVENT_STREAM: _TEXT}},
     **problems(404, 406, 409, 422, 503),
 }
-_SHORT = {"prompt": {"maxLength": LONGEST_QUERY_PROMPT}}
+_SHORT = {"prompt": {"maxLength": MAX_QUERY_PROMPT}}
 _PARAMETERS = [
     {**part, "schema": part["schema"] | _SHORT.get(part["name"], {})} for part in parameters_of(GenerateRequest)
 ]
@@ -108,6 +51,8 @@ _BODY: dict[str, Any] = {
         }
     },
 }
+
+router = APIRouter(prefix="/generate", tags=["generate"])
 
 
 @router.get(
@@ -136,3 +81,58 @@ async def generate(
 async def generate_from_body(tree: ConfigTree, services: ServicesDep, request: Request) -> Response:
     """The same with the parameters in a body, for long prompts."""
     return await answer(services, request, validate(GenerateRequest, tree, strict=True))
+
+
+async def answer(services: Services, request: Request, wanted: GenerateRequest) -> Response:
+    """Resolve the checkpoint, have an inference process generate, and reply in the form that the client accepts.
+
+    Args:
+        services: Services of this process.
+        request: The HTTP request: its method, its Accept header and its connection.
+        wanted: The validated parameters.
+
+    Returns:
+        JSON, plain text, or a stream of server-sent events.
+
+    Raises:
+        ModelCoreError: Every error that is known before the first byte of the reply.
+    """
+    if request.method == "GET" and len(wanted.prompt) > MAX_QUERY_PROMPT:
+        raise UriTooLong(f"a prompt in a query string has at most {MAX_QUERY_PROMPT:,} characters; POST takes more")
+    kind = choose(request.headers.get("accept"), (JSON, TEXT, EVENT_STREAM))
+    is_stream = wanted.stream or kind == EVENT_STREAM
+    info = await run_in_threadpool(_resolve, services.layout, wanted)
+    resolved = wanted.model_copy(update={"checkpoint": info.file, "stream": is_stream})
+    if is_stream:
+        response = await while_connected(request, services.hosts.open("/generate", resolved, info.sha256))
+        return event_stream_response(_frames(response, request_id_of(request.scope)))
+    body = await while_connected(request, services.hosts.post("/generate", resolved, info.sha256))
+    headers = {"Vary": "Accept", "Cache-Control": "no-store" if wanted.seed is None else "private, no-cache"}
+    if kind == TEXT:
+        texts = (choice["text"] for choice in json.loads(body)["choices"])
+        return PlainTextResponse("\n\n".join(texts), headers=headers)
+    return Response(body, media_type=JSON, headers=headers)
+
+
+def _resolve(layout: Layout, wanted: GenerateRequest) -> CheckpointInfo:
+    return Run.open(layout.run(wanted.run)).resolve(wanted.checkpoint)
+
+
+async def _frames(response: httpx.Response, request_id: str) -> AsyncIterator[bytes]:
+    """Turn the inference process's lines into events; the status is sent, so an error is an event too."""
+    error: Upstream | InferenceUnavailable = InferenceUnavailable("the generation broke off")
+    try:
+        async for line in response.aiter_lines():
+            part = json.loads(line)
+            if "result" in part:
+                yield frame(part["result"], event="end")
+                return
+            if "error" in part:
+                error = Upstream(part["error"]["code"], part["error"]["detail"])
+                break
+            yield frame(part)
+    except httpx.TransportError as broken:
+        log.warning("inference host went away while it streamed reason=%s", type(broken).__name__)
+    finally:
+        await response.aclose()
+    yield frame(problem_document(error, request_id), event="error")

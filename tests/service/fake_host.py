@@ -65,7 +65,7 @@ class FakeHost:
         self._served.stop()
 
     async def _generate(self, request: Request) -> Response:
-        asked = await request.json()
+        asked = (await request.json())["request"]
         self.asked.append(asked)
         refusals = {"long": (422, "prompt_too_long"), "busy": (503, "inference_unavailable"), "odd": (500, "odd_code")}
         if asked["prompt"] in refusals:
@@ -101,7 +101,7 @@ class FakeHost:
         return {**kept, "step": 3, "seed": asked["seed"] or 7, "choices": [choice] * asked["n"], "usage": usage}
 
     async def _capture(self, request: Request) -> Response:
-        asked = await request.json()
+        asked = (await request.json())["request"]
         self.asked.append(asked)
         if not asked["id"].isdecimal() or int(asked["id"]) > 9:
             return JSONResponse({"code": "example_not_found", "detail": "numbered 0 to 9"}, status_code=404)

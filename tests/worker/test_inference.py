@@ -59,6 +59,7 @@ class Inference:
     """A running process and its client."""
 
     def __init__(self, data: Path, redis_url: str, log: Path) -> None:
+        self._layout = Layout.under(data)
         environment = {**os.environ, "HEADCOUNT_DATA": str(data), "HEADCOUNT_REDIS_URL": redis_url}
         environment |= {"HEADCOUNT_INFERENCE_DEVICE": "cpu", "HEADCOUNT_INFERENCE_MEMORY_GB": "0.1"}
         command = [sys.executable, "-m", "worker.inference", "--host", "127.0.0.1", "--port", "0", "--threads", "1"]
@@ -68,8 +69,13 @@ class Inference:
         self.url = next(word[4:] for word in log.read_text().split() if word.startswith("url="))
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
+    def resolved(self, **fields: Any) -> dict[str, Any]:
+        """The body of a request whose checkpoint the API has resolved."""
+        info = Run.open(self._layout.run("tiny")).resolve(fields.get("checkpoint", "best"))
+        return {"request": {"run": "tiny", **fields, "checkpoint": info.file}, "sha256": info.sha256}
+
     def generate(self, **fields: Any) -> httpx.Response:
-        return self.client.post("/generate", json={"run": "tiny", "max_new_tokens": 8, "seed": 1, **fields})
+        return self.client.post("/generate", json=self.resolved(**{"max_new_tokens": 8, "seed": 1, **fields}))
 
     @property
     def busy(self) -> int:
@@ -140,7 +146,6 @@ def test_a_stream_is_pieces_and_then_the_same_reply(inference: Inference) -> Non
     [
         ({"run": "nobody"}, 404, "run_not_found"),
         ({"run": "fresh"}, 409, "checkpoint_not_ready"),
-        ({"checkpoint": "step=7"}, 404, "checkpoint_not_found"),
         ({"temperature": -1}, 422, "invalid_parameter"),
         ({"run": "../x"}, 422, "invalid_parameter"),
         ({"prompt": "cat " * 600}, 422, "prompt_too_long"),
@@ -174,6 +179,16 @@ def test_a_replaced_checkpoint_answers_from_the_next_request_on(
     assert [model["sha256"] for model in models if model["file"] == FINAL] == [info.sha256]
 
 
+def test_a_deleted_checkpoint_is_not_found(inference: Inference, run: Run, tokenizer: Tokenizer) -> None:
+    _publish(run, tokenizer, "model_00035.pt", seed=4, step=35)
+    resolved = inference.resolved(checkpoint="step=35")
+    run.remove("model_00035.pt", is_over=True)
+
+    reply = inference.client.post("/generate", json=resolved)
+
+    assert (reply.status_code, reply.json()["code"]) == (404, "checkpoint_not_found")
+
+
 def test_a_damaged_checkpoint_is_named(inference: Inference, run: Run, tokenizer: Tokenizer) -> None:
     _publish(run, tokenizer, "model_00040.pt", seed=4, step=40)
     path = run.path / "model_00040.pt"
@@ -190,7 +205,7 @@ def test_a_closed_connection_ends_its_generation(inference: Inference, stream: b
     inference.generate(n=8, max_new_tokens=BLOCK)  # how long it takes when nobody leaves
     whole_s = time.monotonic() - started
 
-    body = json.dumps({"run": "tiny", "max_new_tokens": BLOCK, "n": 64, "stream": stream}).encode()
+    body = json.dumps(inference.resolved(max_new_tokens=BLOCK, n=64, stream=stream)).encode()
     host, port = inference.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
         head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -205,19 +220,19 @@ def test_a_closed_connection_ends_its_generation(inference: Inference, stream: b
 def test_attention_is_captured_for_a_text(inference: Inference, layout: Layout) -> None:
     text = "The cat saw a red ball"
 
-    reply = inference.client.post("/capture", json={"run": "tiny", "id": text_id(text), "text": text})
+    reply = inference.client.post("/capture", json=inference.resolved(id=text_id(text), text=text))
 
     assert reply.status_code == 200, reply.text
     assert [layer["n_head"] for layer in reply.json()["layers"]] == [4, 2]
     assert (layout.attention_of("tiny") / text_id(text)).is_dir()
 
 
-def test_it_announces_itself_when_redis_comes_and_leaves_on_sigterm(
+def test_it_registers_when_redis_comes_and_deregisters_on_sigterm(
     inference: Inference, absent_redis: Any, connected
 ) -> None:
     registry = Registry(connected(absent_redis.start().url, for_api=False))
-    facts = _until(lambda: registry.alive("inference"))[0]
-    assert (facts["url"], facts["device"], facts["pid"]) == (inference.url, "cpu", inference.process.pid)
+    info = _until(lambda: registry.alive("inference"))[0]
+    assert (info["url"], info["device"], info["pid"]) == (inference.url, "cpu", inference.process.pid)
 
     inference.process.send_signal(signal.SIGTERM)
     assert inference.process.wait(8) == 0

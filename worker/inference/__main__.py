@@ -24,7 +24,7 @@ from redis import RedisError
 
 from model_core.errors import BAD_INPUT, DeviceUnavailable
 from worker.inference.app import create_app
-from worker.inference.model_cache import Models
+from worker.inference.model_cache import ModelCache
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.redis_client import Registry, connect
 from worker.jobs.settings import InferenceSettings, JobSettings
@@ -52,7 +52,7 @@ def main() -> int:
         sys.stderr.write(" ".join(str(error).split()) + "\n")
         return BAD_INPUT
     torch.set_num_threads(options.threads)
-    models = Models(jobs.layout, device=device, memory_bytes=inference.memory_bytes)
+    models = ModelCache(jobs.layout, device=device, memory_bytes=inference.memory_bytes)
     config = uvicorn.Config(
         create_app(models),
         host=options.host,

@@ -1,8 +1,8 @@
 """HTTP around the engines: `POST /generate`, `POST /capture`, `GET /healthz`.
 
-Only the API of Headcount calls it. Errors are a status and ``{code, detail}``. A connection that closes ends its
-generation within one step, whether it streams or waits for the whole reply; models load in threads, so the loop
-never stands still.
+Only the API calls it: a request holds what a client sent, with the file name that its checkpoint resolved to, and that
+file's sha256. An error is a status and ``{code, detail}``. A closed connection cancels its generation within one step,
+streaming or not. Models load in threads, so the event loop never blocks.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import json
 import logging
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -26,7 +26,7 @@ from model_core.generation import scheduler
 from model_core.generation.engine import EngineStopped
 from model_core.schemas import AttentionRequest, GenerateRequest, GenerateResult
 from model_core.storage.dataset import dataset_of
-from worker.inference.model_cache import Models, ServedModel
+from worker.inference.model_cache import ModelCache, ServedModel
 
 STATUS: Mapping[str, int] = {
     "malformed_body": 400,
@@ -49,17 +49,24 @@ STATUS: Mapping[str, int] = {
     "disk_full": 507,
 }  # any other code is a 500
 
-
 log = logging.getLogger(__name__)
 
-_THREADS = 64  # most of them wait, for a model that loads
+_THREADS = 64  # most of them wait for a model that loads
 _CLIENT_GONE = 499
 
-T = TypeVar("T")
+Sha256 = Annotated[str, Body(pattern=r"^[0-9a-f]{64}$")]
+_T = TypeVar("_T")
 
 
-def create_app(models: Models) -> FastAPI:
-    """The application around a set of models."""
+def create_app(models: ModelCache) -> FastAPI:
+    """Build the ASGI application.
+
+    Args:
+        models: The models that it serves; closed when the application shuts down.
+
+    Returns:
+        The application.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,29 +75,29 @@ def create_app(models: Models) -> FastAPI:
         await asyncio.to_thread(models.close)
 
     app = FastAPI(title="Headcount inference", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    one_capture = asyncio.Semaphore(1)  # weights of a long text are large
+    one_capture = asyncio.Semaphore(1)  # the attention of a long text is large
 
     @app.post("/generate")
-    async def generate(wanted: GenerateRequest, request: Request) -> Response:
-        generation = await Generation.start(models, wanted)
-        if wanted.stream:
+    async def generate(request: GenerateRequest, sha256: Sha256, connection: Request) -> Response:
+        generation = await Generation.start(models, request, sha256)
+        if request.stream:
             return _Lines(generation)
         try:
-            result = await _unless_gone(request, generation.result())
+            result = await _unless_disconnected(connection, generation.result())
         finally:
             generation.cancel()
-        return _gone() if result is None else Response(result.model_dump_json(), media_type="application/json")
+        return _client_gone() if result is None else Response(result.model_dump_json(), media_type="application/json")
 
     @app.post("/capture")
-    async def capture(wanted: AttentionRequest, request: Request) -> Response:
+    async def capture(request: AttentionRequest, sha256: Sha256, connection: Request) -> Response:
         async def captured() -> dict[str, Any]:
             await one_capture.acquire()
-            working = asyncio.ensure_future(asyncio.to_thread(_capture, models, wanted))
+            working = asyncio.ensure_future(asyncio.to_thread(_capture, models, request, sha256))
             working.add_done_callback(lambda done: _release(one_capture, done))
-            return await asyncio.shield(working)  # a thread goes on when nobody waits, and keeps its place
+            return await asyncio.shield(working)  # a thread cannot be cancelled, and keeps the semaphore
 
-        manifest = await _unless_gone(request, captured())
-        return _gone() if manifest is None else JSONResponse(manifest)
+        manifest = await _unless_disconnected(connection, captured())
+        return _client_gone() if manifest is None else JSONResponse(manifest)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -101,49 +108,71 @@ def create_app(models: Models) -> FastAPI:
             "models": models.info(),
         }
 
-    app.add_exception_handler(ModelCoreError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_body)
-    app.add_exception_handler(Exception, _refuse_unexpected)
+    app.add_exception_handler(ModelCoreError, _model_core_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _unexpected_error)
     return app
 
 
 class Generation:
-    """One request in work, seen from the event loop."""
+    """One open request, seen from the event loop. Its events come from the engine's thread through a queue.
 
-    def __init__(self, wanted: GenerateRequest) -> None:
-        self._wanted = wanted
-        self._events: asyncio.Queue[scheduler.TextDelta | scheduler.GenerationOutput | ModelCoreError] = asyncio.Queue()
+    Args:
+        request: What to generate.
+    """
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self._request = request
+        self._events: asyncio.Queue[scheduler.Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._served: ServedModel
-        self._request: scheduler.Request
+        self._submitted: scheduler.Request
 
     @classmethod
-    async def start(cls, models: Models, wanted: GenerateRequest) -> Generation:
-        """Load the model if need be and put the request in line.
+    async def start(cls, models: ModelCache, request: GenerateRequest, sha256: str) -> Generation:
+        """Load the model if necessary and submit the request to its engine.
+
+        Args:
+            models: The models of this process.
+            request: What to generate; its checkpoint is a file name.
+            sha256: Hash of that file, hex.
+
+        Returns:
+            The started generation.
 
         Raises:
-            ModelCoreError: Whatever can be known before the first token.
+            ModelCoreError: Every error that is known before the first token.
         """
-        generation = cls(wanted)
-        await asyncio.to_thread(generation._submit, models)
+        generation = cls(request)
+        await asyncio.to_thread(generation._submit, models, sha256)
         return generation
 
     def cancel(self) -> None:
-        """End it within one step; harmless after its end."""
-        self._request.cancel()
+        """Cancel it within one step; does nothing after its end."""
+        self._submitted.cancel()
 
     async def result(self) -> GenerateResult:
-        """Wait for the end."""
+        """Wait for the end.
+
+        Returns:
+            The result.
+
+        Raises:
+            ModelCoreError: The generation failed.
+        """
         async for event in self.events():
             if isinstance(event, GenerateResult):
                 return event
         raise AssertionError("events end with a result or an error")
 
     async def events(self) -> AsyncIterator[scheduler.TextDelta | GenerateResult]:
-        """Pieces, and last the result.
+        """Iterate over the events as they come.
+
+        Yields:
+            Text deltas, and last the result.
 
         Raises:
-            ModelCoreError: What ended it before its time.
+            ModelCoreError: The generation failed.
         """
         while True:
             event = await self._events.get()
@@ -152,38 +181,38 @@ class Generation:
             if isinstance(event, scheduler.TextDelta):
                 yield event
             else:
-                yield self._reply(event)
+                yield self._result_of(event)
                 return
 
-    def _submit(self, models: Models) -> None:
-        for last in (False, True):
-            self._served = models.get(self._wanted.run, self._wanted.checkpoint)
+    def _submit(self, models: ModelCache, sha256: str) -> None:
+        for is_last in (False, True):
+            self._served = models.get(self._request.run, self._request.checkpoint, sha256)
             try:
-                self._request = self._served.engine.submit(self._wanted, self._hear)
+                self._submitted = self._served.engine.submit(self._request, self._on_event)
                 return
-            except EngineStopped:  # it made room for another model in this moment
-                if last:
+            except EngineStopped:  # the model was evicted in this moment
+                if is_last:
                     raise
 
-    def _hear(self, event: scheduler.TextDelta | scheduler.GenerationOutput | ModelCoreError) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
+    def _on_event(self, event: scheduler.Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def _reply(self, completion: scheduler.GenerationOutput) -> GenerateResult:
+    def _result_of(self, output: scheduler.GenerationOutput) -> GenerateResult:
         info = self._served.loaded.info
         return GenerateResult(
             run=self._served.run,
             checkpoint=info.file,
             step=info.step,
-            prompt=self._wanted.prompt,
-            seed=completion.seed,
-            choices=completion.choices,
-            usage=completion.usage,
+            prompt=self._request.prompt,
+            seed=output.seed,
+            choices=output.choices,
+            usage=output.usage,
         )
 
 
 class _Lines(StreamingResponse):
-    """A generation as lines of JSON; ends it when the connection closes, wherever that is noticed."""
+    """Events of a generation as lines of JSON; a closed connection cancels it, wherever it is noticed."""
 
     def __init__(self, generation: Generation) -> None:
         super().__init__(_lines(generation), media_type="application/x-ndjson")
@@ -203,25 +232,25 @@ async def _lines(generation: Generation) -> AsyncIterator[str]:
                 yield json.dumps({"result": event.model_dump(mode="json")}, ensure_ascii=False) + "\n"
             else:
                 yield json.dumps({"index": event.index, "text": event.text}, ensure_ascii=False) + "\n"
-    except ModelCoreError as error:  # the status is sent: what remains is a line
+    except ModelCoreError as error:  # the status is sent, so the error is a line
         yield json.dumps({"error": {"code": error.code, "detail": str(error)}}, ensure_ascii=False) + "\n"
 
 
-def _capture(models: Models, wanted: AttentionRequest) -> dict[str, Any]:
-    loaded = models.get(wanted.run, wanted.checkpoint).loaded
+def _capture(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:
+    loaded = models.get(request.run, request.checkpoint, sha256).loaded
     dataset = dataset_of(loaded.config, models.layout)
-    return capture_example(loaded, wanted.run, models.layout, wanted, dataset).manifest
+    return capture_example(loaded, request.run, models.layout, request, dataset).manifest
 
 
-def _release(place: asyncio.Semaphore, done: asyncio.Task[Any]) -> None:
-    place.release()
+def _release(semaphore: asyncio.Semaphore, done: asyncio.Task[Any]) -> None:
+    semaphore.release()
     if not done.cancelled():
-        done.exception()  # nobody may be left to hear it
+        done.exception()  # retrieved, because its reader may be gone
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """Wait for work, unless the client closes the connection first."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_closed(request))
+async def _unless_disconnected(connection: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
+    """Wait for work; None if the client closes the connection first."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(connection))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
@@ -230,31 +259,31 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | No
         leaving.cancel()
 
 
-async def _closed(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnected(connection: Request) -> None:
+    while (await connection.receive())["type"] != "http.disconnect":
         pass
 
 
-def _gone() -> Response:
+def _client_gone() -> Response:
     return Response(status_code=_CLIENT_GONE)
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _model_core_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ModelCoreError)
     return _error(error.code, str(error), hint=error.hint)
 
 
-async def _refuse_body(_: Request, error: Exception) -> Response:
+async def _validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return _error("malformed_body", "the body is not JSON")
-    said = (f"/{'/'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in problems)
-    return _error("invalid_parameter", "; ".join(said))
+    detail = "; ".join(f"/{'/'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in problems)
+    return _error("invalid_parameter", detail)
 
 
-async def _refuse_unexpected(_: Request, error: Exception) -> Response:
-    return _error("internal_error", f"the inference process met an error it did not expect: {type(error).__name__}")
+async def _unexpected_error(_: Request, error: Exception) -> Response:
+    return _error("internal_error", f"unexpected error in the inference process: {type(error).__name__}")
 
 
 def _error(code: str, detail: str, hint: str | None = None) -> Response:

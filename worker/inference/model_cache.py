@@ -1,7 +1,7 @@
-"""The models in memory: loaded when asked for, replaced when their file is, the least used leave first.
+"""The models in memory: loaded on demand, evicted least recently used first, under a cap of memory.
 
-A model is known by run, file and sha256. Training may replace model_best.pt at any time; the next request sees
-another hash beside it and loads the new one, while requests in work end with the old.
+A model's key is run, file and sha256. Training may replace model_best.pt at any time: the next request carries another
+sha256 and loads the new model, while open requests end with the old one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from model_core.budget import budget_of
-from model_core.checkpoint import LoadedModel, load_model
+from model_core.checkpoint import LoadedModel, load_checkpoint
 from model_core.config import ExperimentConfig
 from model_core.errors import CheckpointDamaged, ModelCoreError
 from model_core.generation.engine import Engine
@@ -25,15 +25,44 @@ from model_core.storage.run import Run
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 8
-_REPLACED_WITHIN_S, _PAUSE_S = 2.0, 0.25  # a checkpoint being replaced is whole again in this time
+_REPLACED_WITHIN_S, _PAUSE_S = 2.0, 0.25  # replacing a checkpoint and its sidecar takes less time
 _FLOAT32_BYTES = 4
 
 Key = tuple[str, str, str]  # run, file, sha256
 
 
+class ModelDoesNotFit(ModelCoreError):
+    """A model that is larger than the cap of memory."""
+
+    code = "does_not_fit"
+
+    def __init__(self, run: str, need_bytes: int, cap_bytes: int) -> None:
+        super().__init__(
+            f"the model of run {run!r} needs {need_bytes / 2**20:.1f} MiB with the cache of one sequence; "
+            f"this process may use {cap_bytes / 2**20:.1f}"
+        )
+        self.hint = "raise HEADCOUNT_INFERENCE_MEMORY_GB"
+
+
+class ModelsBusy(ModelCoreError):
+    """The memory is taken by models with open requests."""
+
+    code = "inference_unavailable"
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"no memory for the model of run {run!r} while others are in use; try again in a few seconds")
+
+
 @dataclass(frozen=True)
 class ServedModel:
-    """A loaded model and the engine that writes with it."""
+    """A loaded model and the engine that generates with it.
+
+    Attributes:
+        run: Name of the run.
+        loaded: Model, configuration, tokenizer and sidecar.
+        engine: Engine of the model.
+        size_bytes: Parameters and KV cache.
+    """
 
     run: str
     loaded: LoadedModel
@@ -42,77 +71,88 @@ class ServedModel:
 
     @property
     def key(self) -> Key:
-        """What it is known by."""
+        """Key in the cache."""
         return (self.run, self.loaded.info.file, self.loaded.info.sha256)
 
 
-class Models:
-    """Every model of this process; safe to use from many threads.
+class ModelCache:
+    """Every model of this process. Safe to use from many threads.
 
     Args:
-        layout: Where runs are.
-        device: As torch names it.
-        memory_bytes: Cap for parameters and caches together.
-        max_batch: Texts that one model writes at once; fewer where memory is short.
+        layout: Paths of the data root.
+        device: Device of the models, as torch writes it.
+        memory_bytes: Cap for parameters and KV caches together.
+        max_batch: Sequences that one model decodes at once; fewer where memory is short.
     """
 
     def __init__(self, layout: Layout, *, device: str, memory_bytes: int, max_batch: int = MAX_BATCH) -> None:
         self.layout, self.device, self.memory_bytes = layout, device, memory_bytes
         self._max_batch = max_batch
-        self._served: OrderedDict[Key, ServedModel] = OrderedDict()  # the least used first
-        self._leaving: list[ServedModel] = []  # not for new requests; still counted
+        self._served: OrderedDict[Key, ServedModel] = OrderedDict()  # least recently used first
+        self._evicted: list[ServedModel] = []  # take no new requests; counted until their requests have ended
         self._lock, self._loading = threading.Lock(), threading.Lock()
 
-    def get(self, run: str, checkpoint: str) -> ServedModel:
-        """Find or load a model; may take seconds.
+    def get(self, run: str, file: str, sha256: str) -> ServedModel:
+        """Return the model of a resolved checkpoint, loading it if necessary, which may take seconds.
+
+        Args:
+            run: Name of the run.
+            file: File name of the checkpoint.
+            sha256: Hash of the file when the reference was resolved, hex. If the file was replaced since and the old
+                model is not in memory, the new one is loaded.
+
+        Returns:
+            The model and its engine.
 
         Raises:
             RunNotFound: There is no such run.
-            CheckpointNotReady: It has no checkpoint yet.
-            CheckpointNotFound: It has others.
-            CheckpointDamaged: Its bytes are not those that were written.
-            ModelDoesNotFit: The cap is too small for it.
-            ModelsBusy: There is no room now.
+            CheckpointNotReady: The run's checkpoints were deleted.
+            CheckpointNotFound: The checkpoint was deleted.
+            CheckpointDamaged: The bytes are not those of the sidecar.
+            ModelDoesNotFit: The model is larger than the cap.
+            ModelsBusy: Other models with open requests take the memory.
         """
-        opened = Run.open(self.layout.run(run))
         deadline = time.monotonic() + _REPLACED_WITHIN_S
         while True:
-            info = opened.resolve(checkpoint)
             try:
-                return self._find((run, info.file, info.sha256)) or self._load(opened, info)
+                return self._find((run, file, sha256)) or self._load(run, file)
             except (CheckpointDamaged, FileNotFoundError):
-                # seen also between the two renames that replace a checkpoint and its sidecar
-                if served := self._older(run, info.file):
+                # expected between the two renames that replace a checkpoint and its sidecar
+                if served := self._any_version(run, file):
                     return served
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_PAUSE_S)
 
     def info(self) -> list[dict[str, str]]:
-        """Run, file and sha256 of each model that answers at once."""
+        """List the models that are loaded.
+
+        Returns:
+            ``{run, file, sha256}`` of each, least recently used first.
+        """
         with self._lock:
             return [{"run": run, "file": file, "sha256": sha256} for run, file, sha256 in self._served]
 
     @property
     def open_requests(self) -> int:
-        """Generations in work or in line."""
+        """Generations that run or wait."""
         with self._lock:
-            return sum(served.engine.open_requests for served in (*self._served.values(), *self._leaving))
+            return sum(served.engine.open_requests for served in (*self._served.values(), *self._evicted))
 
     def sweep(self) -> None:
-        """Free the models that are leaving and have no request in work."""
+        """Free the evicted models that have no open request."""
         with self._lock:
-            idle = [served for served in self._leaving if not served.engine.open_requests]
-            self._leaving = [served for served in self._leaving if served not in idle]
+            idle = [served for served in self._evicted if not served.engine.open_requests]
+            self._evicted = [served for served in self._evicted if served not in idle]
         for served in idle:
             served.engine.close()
 
     def close(self) -> None:
-        """End every engine and its requests."""
+        """Stop every engine; open requests end with an error."""
         with self._lock:
-            everything = [*self._served.values(), *self._leaving]
+            everything = [*self._served.values(), *self._evicted]
             self._served.clear()
-            self._leaving.clear()
+            self._evicted.clear()
         for served in everything:
             served.engine.close()
 
@@ -120,39 +160,43 @@ class Models:
         with self._lock:
             served = self._served.get(key)
             if served is not None and not served.engine.alive:
-                self._leaving.append(self._served.pop(key))
+                self._evicted.append(self._served.pop(key))
                 served = None
             if served is not None:
                 self._served.move_to_end(key)
         return served
 
-    def _older(self, run: str, file: str) -> ServedModel | None:
+    def _any_version(self, run: str, file: str) -> ServedModel | None:
         with self._lock:
             same = [served for key, served in self._served.items() if key[:2] == (run, file) and served.engine.alive]
         return same[-1] if same else None
 
-    def _load(self, run: Run, info: CheckpointInfo) -> ServedModel:
-        with self._loading:  # one at a time: two at once would only be slower and twice as large
-            if served := self._find((run.name, info.file, info.sha256)):
+    def _load(self, name: str, file: str) -> ServedModel:
+        with self._loading:  # one at a time: two at once take twice the memory and are no faster
+            run = Run.open(self.layout.run(name))
+            info = run.resolve(file)  # the sidecar may be newer than the one of the request
+            if served := self._find((name, info.file, info.sha256)):
                 return served
-            config = run.config()
-            rows = self._rows_that_fit(run.name, config)
-            size_bytes = _model_bytes(config) + rows * _row_bytes(config)
-            self._make_room(run.name, size_bytes)
             started = time.monotonic()
-            loaded = load_model(run, info.file, device=self.device)
-            engine = Engine(loaded.model, loaded.tokenizer, max_batch=rows)
-            served = ServedModel(run.name, loaded, engine, size_bytes)
-            self._take(served)
+            served = self._loaded(run, info)
+            self._add(served)
         seconds = time.monotonic() - started
-        log.info("model loaded run=%s file=%s step=%d in_s=%.2f", run.name, info.file, loaded.info.step, seconds)
+        log.info("model loaded run=%s file=%s step=%d in_s=%.2f", name, file, served.loaded.info.step, seconds)
         return served
 
-    def _take(self, served: ServedModel) -> None:
-        """Serve a model; what it replaces leaves."""
+    def _loaded(self, run: Run, info: CheckpointInfo) -> ServedModel:
+        config = run.config()  # the checkpoint has its own, but is only read when it is known to fit
+        rows = self._rows_that_fit(run.name, config)
+        size_bytes = _model_bytes(config) + rows * _row_bytes(config)
+        self._make_room(run.name, size_bytes)
+        loaded = load_checkpoint(run, info, device=self.device)
+        return ServedModel(run.name, loaded, Engine(loaded.model, loaded.tokenizer, max_batch=rows), size_bytes)
+
+    def _add(self, served: ServedModel) -> None:
+        """Serve a model, and evict other versions of its file."""
         with self._lock:
             for key in [key for key in self._served if key[:2] == served.key[:2]]:
-                self._leaving.append(self._served.pop(key))
+                self._evicted.append(self._served.pop(key))
             self._served[served.key] = served
         self.sweep()
 
@@ -166,7 +210,7 @@ class Models:
         while True:
             self.sweep()
             with self._lock:
-                used = sum(served.size_bytes for served in (*self._served.values(), *self._leaving))
+                used = sum(served.size_bytes for served in (*self._served.values(), *self._evicted))
                 if used + size_bytes <= self.memory_bytes:
                     return
                 if not self._served:
@@ -175,8 +219,8 @@ class Models:
                     (k for k, served in self._served.items() if not served.engine.open_requests),
                     next(iter(self._served)),
                 )
-                self._leaving.append(self._served.pop(key))
-            log.info("model left run=%s file=%s", key[0], key[1])
+                self._evicted.append(self._served.pop(key))
+            log.info("model evicted run=%s file=%s", key[0], key[1])
 
 
 def _model_bytes(config: ExperimentConfig) -> int:
@@ -185,25 +229,3 @@ def _model_bytes(config: ExperimentConfig) -> int:
 
 def _row_bytes(config: ExperimentConfig) -> int:
     return cache_bytes(config.model, rows=1, length=config.model.block_size)
-
-
-class ModelDoesNotFit(ModelCoreError):
-    """A model that the cap can never hold."""
-
-    code = "does_not_fit"
-
-    def __init__(self, run: str, need_bytes: int, cap_bytes: int) -> None:
-        super().__init__(
-            f"the model of run {run!r} needs {need_bytes / 2**20:.1f} MiB with room for one text; "
-            f"this process may use {cap_bytes / 2**20:.1f}"
-        )
-        self.hint = "raise HEADCOUNT_INFERENCE_MEMORY_GB"
-
-
-class ModelsBusy(ModelCoreError):
-    """The cap is taken by models that are in use."""
-
-    code = "inference_unavailable"
-
-    def __init__(self, run: str) -> None:
-        super().__init__(f"no room for the model of run {run!r} while others are in use; try again in a few seconds")

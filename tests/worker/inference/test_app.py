@@ -18,7 +18,7 @@ class SlowModels:
         self.loading, self.asked, self.enough = 0, 0, threading.Event()
         self.most = 0
 
-    def get(self, run: str, checkpoint: str) -> None:
+    def get(self, run: str, file: str, sha256: str) -> None:
         self.asked, self.loading = self.asked + 1, self.loading + 1
         self.most = max(self.most, self.loading)
         self.enough.wait(10)
@@ -39,7 +39,7 @@ def test_a_capture_that_nobody_waits_for_keeps_its_place() -> None:
     async def scene() -> httpx.Response:
         transport = httpx.ASGITransport(create_app(models))  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://inference") as http:
-            ask = {"run": "tiny", "id": "0"}
+            ask = {"request": {"run": "tiny", "id": "0", "checkpoint": "model_best.pt"}, "sha256": "0" * 64}
             left = asyncio.ensure_future(http.post("/capture", json=ask))
             await _until(lambda: models.asked == 1)
             left.cancel()

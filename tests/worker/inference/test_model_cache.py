@@ -1,4 +1,4 @@
-"""Models come and go under a cap of memory."""
+"""ModelCache come and go under a cap of memory."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ from model_core.storage.checkpoints import BEST
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.tokenizer import train_bpe
-from worker.inference.model_cache import ModelDoesNotFit, Models, ModelsBusy
+from worker.inference.model_cache import ModelCache, ModelDoesNotFit, ModelsBusy, ServedModel
 
 ONE_MODEL = 400_000  # bytes: a model of _config with room for four texts takes about 390,000
 
@@ -46,11 +46,11 @@ def layout(tmp_path: Path) -> Layout:
 
 
 @pytest.fixture
-def make_models(layout: Layout) -> Iterator[Callable[..., Models]]:
-    made: list[Models] = []
+def make_models(layout: Layout) -> Iterator[Callable[..., ModelCache]]:
+    made: list[ModelCache] = []
 
-    def make(memory_bytes: int) -> Models:
-        made.append(Models(layout, device="cpu", memory_bytes=memory_bytes, max_batch=4))
+    def make(memory_bytes: int) -> ModelCache:
+        made.append(ModelCache(layout, device="cpu", memory_bytes=memory_bytes, max_batch=4))
         return made[-1]
 
     yield make
@@ -58,14 +58,20 @@ def make_models(layout: Layout) -> Iterator[Callable[..., Models]]:
         models.close()
 
 
-def _names(models: Models) -> list[str]:
+def get_best(models: ModelCache, run: str) -> ServedModel:
+    """As a request does, whose checkpoint the API has resolved."""
+    info = Run.open(models.layout.run(run)).resolve("best")
+    return models.get(run, info.file, info.sha256)
+
+
+def _names(models: ModelCache) -> list[str]:
     return [info["run"] for info in models.info()]
 
 
-def test_a_model_is_loaded_once(make_models: Callable[..., Models]) -> None:
+def test_a_model_is_loaded_once(make_models: Callable[..., ModelCache]) -> None:
     models = make_models(10 * ONE_MODEL)
     found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(models.get("a", "best"))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(get_best(models, "a"))) for _ in range(4)]
 
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
@@ -73,49 +79,49 @@ def test_a_model_is_loaded_once(make_models: Callable[..., Models]) -> None:
     assert len(set(map(id, found))) == 1
 
 
-def test_the_least_used_model_leaves_when_memory_is_short(make_models: Callable[..., Models]) -> None:
+def test_the_least_used_model_leaves_when_memory_is_short(make_models: Callable[..., ModelCache]) -> None:
     models = make_models(2 * ONE_MODEL)
-    first = models.get("a", "best")
-    models.get("b", "best")
-    models.get("a", "best")
+    first = get_best(models, "a")
+    get_best(models, "b")
+    get_best(models, "a")
 
-    models.get("c", "best")
+    get_best(models, "c")
 
     assert _names(models) == ["a", "c"]
-    assert models.get("a", "best") is first
+    assert get_best(models, "a") is first
 
 
-def test_a_model_larger_than_the_cap_is_refused_with_both_numbers(make_models: Callable[..., Models]) -> None:
+def test_a_model_larger_than_the_cap_is_refused_with_both_numbers(make_models: Callable[..., ModelCache]) -> None:
     with pytest.raises(ModelDoesNotFit, match="MiB"):
-        make_models(1000).get("a", "best")
+        get_best(make_models(1000), "a")
 
 
-def test_short_memory_means_fewer_texts_at_once(make_models: Callable[..., Models]) -> None:
-    tight = make_models(220_000).get("a", "best")
+def test_short_memory_means_fewer_texts_at_once(make_models: Callable[..., ModelCache]) -> None:
+    tight = get_best(make_models(220_000), "a")
 
     assert tight.size_bytes <= 220_000
     assert len(tight.engine.complete(SamplingParams(n=4, max_new_tokens=2, seed=1)).choices) == 4
 
 
-def test_a_model_in_use_is_never_taken_away(make_models: Callable[..., Models]) -> None:
+def test_a_model_in_use_is_never_taken_away(make_models: Callable[..., ModelCache]) -> None:
     models = make_models(ONE_MODEL)
-    served = models.get("a", "best")
+    served = get_best(models, "a")
     request = served.engine.submit(SamplingParams(n=200, max_new_tokens=255, seed=1), lambda _: None)
 
     with pytest.raises(ModelsBusy):
-        models.get("b", "best")
+        get_best(models, "b")
     request.cancel()
     _until(lambda: not served.engine.open_requests)
 
-    assert models.get("b", "best").engine.alive
+    assert get_best(models, "b").engine.alive
 
 
-def test_a_replaced_checkpoint_is_another_model(make_models: Callable[..., Models], layout: Layout) -> None:
+def test_a_replaced_checkpoint_is_another_model(make_models: Callable[..., ModelCache], layout: Layout) -> None:
     models = make_models(10 * ONE_MODEL)
-    old = models.get("a", "best")
+    old = get_best(models, "a")
 
     _publish(Run.open(layout.run("a")), seed=1)
-    new = models.get("a", "best")
+    new = get_best(models, "a")
 
     assert new.loaded.info.sha256 != old.loaded.info.sha256
     assert _names(models) == ["a"]
@@ -123,30 +129,47 @@ def test_a_replaced_checkpoint_is_another_model(make_models: Callable[..., Model
 
 
 def test_while_a_checkpoint_is_being_replaced_the_old_one_answers(
-    make_models: Callable[..., Models], layout: Layout
+    make_models: Callable[..., ModelCache], layout: Layout
 ) -> None:
     models = make_models(10 * ONE_MODEL)
-    old = models.get("a", "best")
+    old = get_best(models, "a")
     sidecar = layout.run("a") / "model_best.json"
 
     sidecar.write_text(sidecar.read_text().replace(old.loaded.info.sha256, "0" * 64))  # written before the weights
 
-    assert models.get("a", "best") is old
+    assert get_best(models, "a") is old
 
 
-def test_an_engine_that_failed_is_replaced(make_models: Callable[..., Models]) -> None:
+def test_an_engine_that_failed_is_replaced(make_models: Callable[..., ModelCache]) -> None:
     models = make_models(10 * ONE_MODEL)
-    failed = models.get("a", "best")
+    failed = get_best(models, "a")
     failed.engine.close()
 
-    assert models.get("a", "best").engine.alive
+    assert get_best(models, "a").engine.alive
 
 
-def test_a_run_without_checkpoint_is_not_ready(make_models: Callable[..., Models], layout: Layout) -> None:
-    Run.create(layout.run("fresh"), _config("fresh"))
+def test_a_request_resolved_before_the_file_was_replaced_gets_the_new_model(
+    make_models: Callable[..., ModelCache], layout: Layout
+) -> None:
+    models = make_models(10 * ONE_MODEL)
+    resolved = Run.open(layout.run("a")).resolve("best")
+
+    _publish(Run.open(layout.run("a")), seed=1)
+    new = get_best(models, "a")
+
+    assert new.loaded.info.sha256 != resolved.sha256
+    assert models.get("a", resolved.file, resolved.sha256) is new
+
+
+def test_a_checkpoint_that_was_deleted_meanwhile_is_named(
+    make_models: Callable[..., ModelCache], layout: Layout
+) -> None:
+    run = Run.open(layout.run("a"))
+    resolved = run.resolve("best")
+    run.remove(resolved.file, is_over=True)
 
     with pytest.raises(CheckpointNotReady):
-        make_models(ONE_MODEL).get("fresh", "best")
+        make_models(ONE_MODEL).get("a", resolved.file, resolved.sha256)
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -10,6 +10,25 @@ import pytest
 from tools.structure import ROOT, Rule, main, measure, read_sources
 
 Measure = Callable[[dict[str, str]], dict[str, Rule]]
+# Test files that no module answers for, with what they test instead.
+WITHOUT_MODULE = {
+    "bench/test_programs.py": "every program in bench/",
+    "docker/": "the Docker files",
+    "e2e/": "the whole service, through its public interfaces",
+    "model_core/hf/test_exchange.py": "export and import against transformers itself",
+    "model_core/test_every_key.py": "every key of the configuration",
+    "model_core/test_golden.py": "the files that an earlier version wrote",
+    "model_core/test_hosts.py": "one training on several hosts",
+    "model_core/test_interruption.py": "the program, stopped and killed",
+    "model_core/test_presets.py": "the files in configs/",
+    "model_core/test_together.py": "the program as several processes",
+    "service/test_api_page.py": "docs/api.md",
+    "service/test_schemathesis.py": "every route against its schema",
+    "service/test_unavailable.py": "every route without Redis",
+    "test_package.py": "the wheel and the pages beside it",
+    "test_structure.py": "tools/structure.py and the shape of the source",
+    "worker/faults/": "workers, API and Redis under faults",
+}
 
 
 @cache
@@ -199,3 +218,23 @@ def test_no_rooms_import_each_other() -> None:
 
 def test_every_function_fits_on_a_screen() -> None:
     assert paths(real()["functions"]) == []
+
+
+def module_exists(test: Path) -> bool:
+    """`test_jobs.py` and `test_jobs_update.py` both test `jobs.py`; `test_main.py` tests `__main__.py`."""
+    words = test.stem.removeprefix("test_").split("_")
+    stems = ["_".join(words[:count]) for count in range(len(words), 0, -1)]
+    return any((ROOT / test.parent / f"{'__main__' if stem == 'main' else stem}.py").is_file() for stem in stems)
+
+
+def test_every_test_file_is_named_after_the_module_that_it_tests() -> None:
+    tests = [file.relative_to(ROOT / "tests") for file in (ROOT / "tests").rglob("test_*.py")]
+    unmatched = {test.as_posix() for test in tests if not module_exists(test)}
+    excused = {test for test in unmatched if test.startswith(tuple(WITHOUT_MODULE))}
+    assert unmatched == excused
+
+
+def test_every_excuse_of_a_test_file_is_needed() -> None:
+    tests = [file.relative_to(ROOT / "tests") for file in (ROOT / "tests").rglob("test_*.py")]
+    unmatched = [test.as_posix() for test in tests if not module_exists(test)]
+    assert [name for name in WITHOUT_MODULE if not any(test.startswith(name) for test in unmatched)] == []

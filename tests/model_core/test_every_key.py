@@ -23,7 +23,7 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.training.tracking import trackers
 from model_core.training.trainer import train
-from tests.model_core.built import Built
+from tests.model_core.factories import Built
 
 pytestmark = pytest.mark.usefixtures("signals")
 

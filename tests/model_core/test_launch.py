@@ -11,7 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+from model_core.errors import InvalidParameter
+from model_core.launch import LISTENER, DistEnv, dist_env
+
+needs_signals = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 REPOSITORY = Path(__file__).parents[2]
 HOLD = "import time; time.sleep(60)"
 Launch = Callable[[str], subprocess.Popen[str]]
@@ -55,16 +58,19 @@ UP = "up = pathlib.Path(f'.up{place.rank}')\nup.write_text(str(os.getpid()))\nup
 LEAVE_75 = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75 if place.is_main else 3))\n"
 
 
+@needs_signals
 def test_the_exit_code_is_that_of_rank_0(launch: Launch) -> None:
     assert launch("sys.exit(0 if place.rank else 76)").wait(60) == 76
 
 
+@needs_signals
 def test_each_rank_is_told_its_own_place_and_the_first_inherits_the_socket(launch: Launch, tmp_path: Path) -> None:
     told = "import socket\nport = place.listener and socket.socket(fileno=place.listener).getsockname()[1]\n"
     launch(f"{told}pathlib.Path(str(place.rank)).write_text(f'{{place.world_size}} {{port == place.port}}')").wait(60)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 True", "2 False"]
 
 
+@needs_signals
 def test_a_stop_reaches_all_ranks_and_rank_0_says_how_it_ended(launch: Launch, tmp_path: Path) -> None:
     launcher = launch(LEAVE_75 + UP + HOLD)
     ranks_of(launcher, tmp_path)
@@ -72,6 +78,7 @@ def test_a_stop_reaches_all_ranks_and_rank_0_says_how_it_ended(launch: Launch, t
     assert launcher.wait(60) == 75
 
 
+@needs_signals
 def test_ranks_end_when_one_is_killed(launch: Launch, tmp_path: Path) -> None:
     launcher = launch(LEAVE_75 + UP + HOLD)
     leader, other = ranks_of(launcher, tmp_path)
@@ -82,12 +89,14 @@ def test_ranks_end_when_one_is_killed(launch: Launch, tmp_path: Path) -> None:
     assert not leader.is_running()
 
 
+@needs_signals
 def test_a_signal_that_ends_rank_0_shows_in_the_exit_code(launch: Launch, tmp_path: Path) -> None:
     launcher = launch(LEAVE_75 + UP + HOLD)
     ranks_of(launcher, tmp_path)[0].kill()
     assert launcher.wait(60) == 128 + signal.SIGKILL
 
 
+@needs_signals
 def test_ranks_notice_that_their_launcher_was_killed(launch: Launch, tmp_path: Path) -> None:
     imported = "from model_core.entrypoint import ShutdownSignal\n"
     watch = f"{imported}stop = ShutdownSignal()\nstop.listen(stdin=False, parent=True)\n"
@@ -97,9 +106,42 @@ def test_ranks_notice_that_their_launcher_was_killed(launch: Launch, tmp_path: P
     assert psutil.wait_procs(ranks, timeout=20)[1] == []
 
 
+@needs_signals
 @pytest.mark.parametrize("processes", ["0", "two", "2000"])
 def test_a_number_of_processes_that_cannot_be_is_refused(processes: str) -> None:
     command = [sys.executable, "-m", "model_core.launch", "--processes", processes, "rank"]
     told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (told.returncode, told.stderr.count("\n")) == (2, 1)
     assert f"'{processes}' is not a number of processes, from 1 to 1024" in told.stderr
+
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+OURS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "9", LISTENER: "5"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, DistEnv()),
+        ({"WORLD_SIZE": "8"}, DistEnv()),
+        (TORCHRUN, DistEnv(rank=3, world_size=4, local_rank=1, local_world=2, launched=True)),
+        (OURS, DistEnv(rank=0, world_size=2, local_rank=0, local_world=2, port=9, listener=5, launched=True)),
+        ({**OURS, "RANK": "1", "LOCAL_RANK": "1"}, DistEnv(1, 2, 1, 2, port=9, launched=True)),
+    ],
+)
+def test_a_place_is_read_from_the_variables_of_a_launcher(environment: dict[str, str], place: DistEnv) -> None:
+    assert dist_env(environment) == place
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"RANK": "4"}, "RANK=4 WORLD_SIZE=4"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK=2 LOCAL_WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
+        ({"RANK": "-1"}, "RANK='-1'"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_with_its_variables(wrong: dict[str, str], said: str) -> None:
+    with pytest.raises(InvalidParameter, match=said):
+        dist_env({**TORCHRUN, **wrong})

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_core.data.encoder import BulkEncoder
+from model_core.data.encoder import END, BulkEncoder, Words
 from model_core.tokenizer import gpt2_tokenizer, train_bpe
 
 GPT2 = gpt2_tokenizer()
@@ -55,3 +55,14 @@ def test_a_trained_tokenizer_does_it_too():
 @given(st.lists(st.lists(WORDS, max_size=40).map("".join), min_size=1, max_size=5))
 def test_a_word_that_comes_again_has_its_ids_again(texts):
     assert in_bulk(BULK, texts * 3) == one_by_one(GPT2, texts) * 3
+
+
+def test_words_begin_with_the_white_space_that_something_else_follows():
+    words = Words(f"The cat\n\nsat.  The cat\xa0\u3000ran {END}The cat{END}")
+    assert words.different == ["The", " cat\n", "\nsat. ", " The", " cat\xa0", "\u3000ran ", f"{END}The", f" cat{END}"]
+
+
+def test_ids_stand_wherever_their_word_does():
+    words = Words("a bc bc d bc")  # different: a, bc, d
+    replaced = words.replaced(np.array([1, 2, 3, 4], np.uint32), np.array([1, 3, 4]))
+    assert replaced.tolist() == [1, 2, 3, 2, 3, 4, 2, 3]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker.site import Site
+from tests.worker.harness import Site
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.slow)])

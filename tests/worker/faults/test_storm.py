@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.process import is_over
-from tests.worker.site import Site, eventually
+from tests.worker.harness import Site, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
 

@@ -16,7 +16,7 @@ import psutil
 import redis
 
 from model_core.storage.events import read_events
-from tests.worker.story import Story
+from tests.worker.event_log import Story
 from worker.jobs.celery_app import wake
 from worker.jobs.redis_client import Registry
 from worker.jobs.schemas import Job

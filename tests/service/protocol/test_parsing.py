@@ -1,4 +1,4 @@
-"""What is refused, and what is understood as it was meant: the cases that need more than a line of test_errors.py."""
+"""Request bodies, names and values: what is refused, and what is understood as it was meant."""
 
 import time
 from typing import Any

@@ -81,7 +81,7 @@ def default_slots() -> int:
     Returns:
         Number of GPUs, at least 1.
     """
-    from worker.devices import find_gpus
+    from worker.gpus import find_gpus
 
     return max(1, len(find_gpus()))
 

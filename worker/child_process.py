@@ -1,6 +1,6 @@
-"""The process of one job: started in its own session, with a pipe that tells it when its supervisor is gone.
+"""The process of one job: it runs in its own session, and a pipe closes when its supervisor dies.
 
-It sees only the variables named here, so a secret of the worker's environment stays there.
+It gets only the environment variables listed here, so other secrets of the worker's environment do not reach it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,20 @@ _PASSED_ON = (
     "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_XET",
     "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY",
 )  # fmt: skip
+_MARK = "CHILD_MARK"  # inherited by all descendants, so that they are found after the child has died
+_STACKS_S, _ABORT_S, _GONE_S = 0.3, 2.0, 2.0
 
 
 def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, str]:
-    """Variables of a child that has these GPUs."""
+    """Build the environment of a child.
+
+    Args:
+        parent: The worker's own environment; listed variables are passed on.
+        gpus: Indices of the GPUs that the child may use; empty hides all.
+
+    Returns:
+        All variables of the child.
+    """
     passed = {name: parent[name] for name in _PASSED_ON if parent.get(name)} | _token(
         parent.get(TOKEN_VARIABLE, "").strip()
     )
@@ -51,34 +61,20 @@ def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, s
     }
 
 
-def _token(token: str) -> dict[str, str]:
-    """The token, if it can be one; else why it is none, so that a job that needs it says so."""
-    if flaw := token_problem(token):
-        log.warning("token not handed on name=%s reason=%s", TOKEN_VARIABLE, flaw)
-        return {REFUSED_VARIABLE: flaw}
-    return {TOKEN_VARIABLE: token} if token else {}
-
-
-_MARK = "CHILD_MARK"  # a variable that a child hands on to all it starts, by which they are found when it is dead
-_STACKS_S, _ABORT_S, _GONE_S = 0.3, 2.0, 2.0
-
-
 class Child:
-    """A running child.
+    """A child process, started by the constructor.
+
+    Args:
+        command: The argv.
+        directory: Working directory.
+        log: File to which its output is appended.
+        env: All environment variables.
 
     Attributes:
-        pid: Its process id, and its session's.
+        pid: Id of the process and of its session.
     """
 
     def __init__(self, command: list[str], *, directory: Path, log: Path, env: dict[str, str]) -> None:
-        """Start it.
-
-        Args:
-            command: Its argv.
-            directory: Where it runs.
-            log: Its output is appended here.
-            env: All its variables.
-        """
         self._log, self._mark, self._token = log, uuid.uuid4().hex, env.get(TOKEN_VARIABLE)
         with log.open("ab") as output:
             self._log_begin = output.tell()
@@ -87,31 +83,39 @@ class Child:
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self.pid = self._process.pid
-        self._seen = psutil.Process(self.pid)  # knows when somebody else got the number
-        self._over: int | None = None
+        self._handle = psutil.Process(self.pid)  # notices when another process gets the id
+        self._final_code: int | None = None
 
     def exit_code(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
+        """Poll the process.
+
+        Returns:
+            The exit code, negative for a signal; None while it runs.
+        """
         return self._process.poll()
 
     def ask_to_stop(self) -> None:
-        """SIGTERM: save and leave."""
+        """Send SIGTERM, on which a program saves and exits."""
         self._process.terminate()
         if hasattr(signal, "SIGCONT"):
-            self._process.send_signal(signal.SIGCONT)  # a stopped process hears nothing
+            self._process.send_signal(signal.SIGCONT)  # a suspended process handles no SIGTERM
 
     def dump_stacks(self) -> None:
-        """Have it, and what it started, write the stacks of all threads to its log."""
+        """Make the child and its descendants write the stacks of all threads to the log."""
         if not hasattr(signal, "SIGUSR1"):
             return
-        for process in self._family():
+        for process in self._descendants():
             with contextlib.suppress(psutil.Error):
-                if _heeds(process.pid, signal.SIGUSR1):
+                if _handles(process.pid, signal.SIGUSR1):
                     process.send_signal(signal.SIGUSR1)
         time.sleep(_STACKS_S)
 
     def last_line(self) -> str:
-        """The last line of its output, without its token; empty if it said nothing."""
+        """Read the last line of the output.
+
+        Returns:
+            At most 500 characters, with the Hub token replaced; empty without output.
+        """
         with self._log.open("rb") as file:
             file.seek(max(self._log_begin, self._log.stat().st_size - 4096))
             text = file.read().decode(errors="replace")
@@ -119,63 +123,71 @@ class Child:
         return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
 
     def kill(self) -> int:
-        """End it and everything it started, whatever state it is in; its stacks go to its log.
+        """Kill the child and its descendants in any state. The child writes its stacks to the log first.
 
         Returns:
             The exit code.
         """
-        if self._over is not None:
-            return self._over
-        family = self._family()
+        if self._final_code is not None:
+            return self._final_code
+        processes = self._descendants()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGABRT)  # the fault handler writes the stacks
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=_ABORT_S)
-        return self._end(family)
+        return self._end(processes)
 
     def close(self) -> int:
-        """Clean up after it has ended: nothing that it started may stay.
+        """Kill the descendants that outlive the child.
 
         Returns:
             The exit code.
         """
-        return self._end(self._family()) if self._over is None else self._over
+        return self._end(self._descendants()) if self._final_code is None else self._final_code
 
-    def _end(self, family: set[psutil.Process]) -> int:
+    def _end(self, processes: set[psutil.Process]) -> int:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-        self._over = self._process.wait()
+        self._final_code = self._process.wait()
         deadline = time.monotonic() + _GONE_S
-        while family and time.monotonic() < deadline:
-            for process in family:
+        while processes and time.monotonic() < deadline:
+            for process in processes:
                 with contextlib.suppress(psutil.Error):
                     process.kill()  # ranks of a launcher are in sessions of their own
-            psutil.wait_procs(family, timeout=0.2)  # they hold memory, GPUs and perhaps the run's lock
-            family = self._family()
-        return self._over
+            psutil.wait_procs(processes, timeout=0.2)  # they hold memory, GPUs and perhaps the run's lock
+            processes = self._descendants()
+        return self._final_code
 
-    def _family(self) -> set[psutil.Process]:
-        """It and all that it started, in whatever session, also what its death left without a parent."""
+    def _descendants(self) -> set[psutil.Process]:
+        """The child and its descendants in all sessions, orphans included."""
         marked = {process for process in psutil.process_iter() if _variable(process, _MARK) == self._mark}
         with contextlib.suppress(psutil.Error):
-            marked.update(self._seen.children(recursive=True))  # those that have lost their variables
+            marked.update(self._handle.children(recursive=True))  # those that cleared their environment
         return marked
+
+
+def _token(token: str) -> dict[str, str]:
+    """The Hub token, or the reason why it cannot be one, so that a job that needs it can report the reason."""
+    if flaw := token_problem(token):
+        log.warning("token not passed on name=%s reason=%s", TOKEN_VARIABLE, flaw)
+        return {REFUSED_VARIABLE: flaw}
+    return {TOKEN_VARIABLE: token} if token else {}
 
 
 def _variable(process: psutil.Process, name: str) -> str | None:
     try:
         return process.environ().get(name)
-    except (psutil.Error, OSError):  # gone, or somebody else's
+    except (psutil.Error, OSError):  # it ended, or another user owns it
         return None
 
 
-def _heeds(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal that would end it otherwise."""
+def _handles(pid: int, number: int) -> bool:
+    """Whether a process handles a signal that would end it otherwise."""
     if sys.platform != "linux":
-        return True  # there is no way to ask
+        return True  # no other system shows it
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:

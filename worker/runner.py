@@ -1,4 +1,4 @@
-"""A train worker: so many slots, so many GPUs, and jobs that run in them."""
+"""The slots of a train worker: claims jobs from the queue, supervises them and records how they ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from model_core.entrypoint import ShutdownSignal
 from model_core.errors import ModelCoreError
-from worker.devices import Devices, memory_bytes
+from worker.gpus import GpuPool, memory_bytes
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.recovery import write_job_file
 from worker.jobs.redis_client import retry_until_available
@@ -26,14 +26,20 @@ log = logging.getLogger(__name__)
 class Runner:
     """Runs jobs, each in the thread that calls `run_next`.
 
+    Args:
+        store: The job store.
+        settings: Settings of this worker.
+        gpus: GPUs of this worker.
+        slots: Jobs that may run at once.
+
     Attributes:
-        id: This worker's name: host and process.
-        stopping: Asked when the worker leaves: children save, nothing new is claimed.
-        slots: Jobs at once.
+        id: Host and process id of this worker.
+        stopping: True once the worker shuts down: children save, and no job is claimed.
+        slots: Jobs that may run at once.
     """
 
-    def __init__(self, store: WorkerStore, settings: WorkerSettings, devices: Devices, *, slots: int) -> None:
-        self._store, self._settings, self._devices = store, settings, devices
+    def __init__(self, store: WorkerStore, settings: WorkerSettings, gpus: GpuPool, *, slots: int) -> None:
+        self._store, self._settings, self._gpus = store, settings, gpus
         self._claiming = threading.Lock()
         self._held: set[str] = set()
         self.id = f"{socket.gethostname()}:{os.getpid()}"
@@ -42,37 +48,79 @@ class Runner:
 
     def run_next(self) -> None:
         """Run the first ready job that fits, if there is one."""
-        taken = self._claim()
-        if taken is None:
+        claimed = self._claim()
+        if claimed is None:
             return
-        claim, gpus = taken
-        made = claim.run or claim.dataset
-        log.info("job claimed job_id=%s attempt=%d kind=%s name=%s", claim.id, claim.attempt, claim.kind, made)
+        claim, gpus = claimed
+        name = claim.run or claim.dataset
+        log.info("job claimed job_id=%s attempt=%d kind=%s name=%s", claim.id, claim.attempt, claim.kind, name)
         try:
             outcome = self._supervise(claim, gpus)
             if outcome is None:
-                log.warning("job taken away job_id=%s attempt=%d", claim.id, claim.attempt)
+                log.warning("job lost to another worker job_id=%s attempt=%d", claim.id, claim.attempt)
                 return
             status = retry_until_available(lambda: self._store.finish(claim, outcome), self.stopping)
-            self._write_down(claim, status, outcome)
+            self._update_job_file(claim, status, outcome)
             log.info("attempt ended job_id=%s result=%s status=%s", claim.id, outcome.result, status)
         except QueueUnavailable as error:
-            log.warning("job left to its lease job_id=%s reason=%s", claim.id, error)
+            log.warning("job abandoned until its lease expires job_id=%s reason=%s", claim.id, error)
         finally:
-            self._devices.give_back(claim.id)
+            self._gpus.release(claim.id)
             self._held.discard(claim.id)
 
-    def _write_down(self, claim: Claim, status: str, outcome: Outcome) -> None:
-        """For the day that Redis loses its records; a full disk must not keep a slot."""
-        assert self._settings.layout.jobs is not None
-        error = self._store.error_of(outcome) if status == "failed" else None
-        try:
-            write_job_file(self._settings.layout.jobs / claim.id, claim, status, error)
-        except (OSError, ModelCoreError) as error:
-            log.warning("job not written down job_id=%s reason=%s", claim.id, error)
+    def could_run_more(self) -> bool:
+        """Check whether a slot is free and a ready job would fit.
+
+        Returns:
+            True when `run_next` would find a job.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        if self.stopping() or len(self._held) >= self.slots:
+            return False
+        return self._store.has_runnable_job(self.id, idle=self._gpus.idle, gpus=len(self._gpus.gpus))
+
+    def info(self) -> dict[str, Any]:
+        """Describe this worker for the registry.
+
+        Returns:
+            The worker's fields in `GET /workers`.
+        """
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slots": self.slots,
+            "busy": len(self._held),
+            "jobs": sorted(self._held),
+            "gpus": [{**vars(gpu), "job": self._gpus.holder(gpu.uuid)} for gpu in self._gpus.gpus],
+            "memory_bytes": memory_bytes(),
+        }
+
+    @property
+    def _view(self) -> WorkerView:
+        return WorkerView(id=self.id, host=socket.gethostname())
+
+    def _claim(self) -> tuple[Claim, tuple[int, ...]] | None:
+        """Claim a job and its GPUs. One thread at a time, so that no GPU is offered twice."""
+        token = uuid.uuid4().hex
+        with self._claiming:
+            if self.stopping() or len(self._held) >= self.slots:
+                return None
+            try:
+                claim = retry_until_available(
+                    lambda: self._store.claim(token, self._view, idle=self._gpus.idle, gpus=len(self._gpus.gpus)),
+                    self.stopping,
+                )
+            except QueueUnavailable:
+                return None
+            if claim is None:
+                return None
+            self._held.add(claim.id)
+            return claim, self._gpus.allocate(claim.devices, claim.id)
 
     def _supervise(self, claim: Claim, gpus: tuple[int, ...]) -> Outcome | None:
-        """Run a claimed job; what goes wrong on our side is an outcome too, so that nobody waits for the lease."""
+        """Run a claimed job. The worker's own errors become outcomes too, so that no job waits for its lease."""
         try:
             return supervise(
                 claim, store=self._store, settings=self._settings, worker=self._view, gpus=gpus, stopping=self.stopping
@@ -85,46 +133,11 @@ class Runner:
             log.exception("attempt broke off job_id=%s attempt=%d", claim.id, claim.attempt)
             return Outcome("crashed", f"the worker could not run it: {type(error).__name__}: {error}")
 
-    def _claim(self) -> tuple[Claim, tuple[int, ...]] | None:
-        """Claim a job and its GPUs, one thread at a time, so that none is promised twice."""
-        token = uuid.uuid4().hex
-        with self._claiming:
-            if self.stopping() or len(self._held) >= self.slots:
-                return None
-            try:
-                claim = retry_until_available(
-                    lambda: self._store.claim(token, self._view, idle=self._devices.idle, gpus=len(self._devices.gpus)),
-                    self.stopping,
-                )
-            except QueueUnavailable:
-                return None
-            if claim is None:
-                return None
-            self._held.add(claim.id)
-            return claim, self._devices.take(claim.devices, claim.id)
-
-    def could_run_more(self) -> bool:
-        """Whether a slot is free and a ready job would fit.
-
-        Raises:
-            QueueUnavailable: Redis does not answer.
-        """
-        if self.stopping() or len(self._held) >= self.slots:
-            return False
-        return self._store.has_runnable_job(self.id, idle=self._devices.idle, gpus=len(self._devices.gpus))
-
-    @property
-    def _view(self) -> WorkerView:
-        return WorkerView(id=self.id, host=socket.gethostname())
-
-    def info(self) -> dict[str, Any]:
-        """What others may know of this worker."""
-        return {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "slots": self.slots,
-            "busy": len(self._held),
-            "jobs": sorted(self._held),
-            "gpus": [{**vars(gpu), "job": self._devices.holder(gpu.uuid)} for gpu in self._devices.gpus],
-            "memory_bytes": memory_bytes(),
-        }
+    def _update_job_file(self, claim: Claim, status: str, outcome: Outcome) -> None:
+        """Record the outcome on disk for a Redis that loses its data. A full disk must not block a slot."""
+        assert self._settings.layout.jobs is not None
+        error = self._store.error_of(outcome) if status == "failed" else None
+        try:
+            write_job_file(self._settings.layout.jobs / claim.id, claim, status, error)
+        except (OSError, ModelCoreError) as error:
+            log.warning("job file not written job_id=%s reason=%s", claim.id, error)

@@ -90,7 +90,7 @@ def supervise(
         store: Where it is reported.
         settings: The worker's.
         worker: Who runs it.
-        gpus: Devices it has.
+        gpus: GPU indices that it may use.
         stopping: Whether the worker leaves: the child saves, and another worker goes on.
 
     Returns:

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery.signals import celeryd_after_setup, worker_ready, worker_shutdown
 
-from worker.devices import Devices, find_gpus
+from worker.gpus import GpuPool, find_gpus
 from worker.janitor import Janitor
 from worker.jobs.celery_app import RUN_NEXT, make_app, wake
 from worker.jobs.redis_client import Registry, connect
@@ -20,8 +20,8 @@ from worker.runner import Runner
 _settings = WorkerSettings()
 _redis = connect(_settings.redis_url, for_api=False)
 _store = WorkerStore(_redis, _settings)
-_devices = Devices(find_gpus())
-_runner = Runner(_store, _settings, _devices, slots=_settings.slots or max(1, len(_devices.gpus)))
+_gpus = GpuPool(find_gpus())
+_runner = Runner(_store, _settings, _gpus, slots=_settings.slots or max(1, len(_gpus.gpus)))
 
 app = make_app(_settings.redis_url, for_api=False)
 app.conf.worker_concurrency = _runner.slots

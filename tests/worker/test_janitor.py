@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from worker.devices import Devices
+from worker.gpus import GpuPool
 from worker.janitor import Janitor
 from worker.jobs.redis_client import Registry
 from worker.jobs.settings import JobSettings, WorkerSettings
@@ -20,7 +20,7 @@ def janitor(redis_url, tmp_path, rung, connected):
     settings = WorkerSettings(data=tmp_path, redis_url=redis_url)
     client = connected(redis_url, for_api=False)
     store = WorkerStore(client, settings)
-    runner = Runner(store, settings, Devices(()), slots=1)
+    runner = Runner(store, settings, GpuPool(()), slots=1)
     return Janitor(store, Registry(client), runner, settings, lambda: rung.append("ring"))
 
 
@@ -50,7 +50,7 @@ def test_new_worker_takes_nothing_before_it_has_watched_the_clock(
     settings = WorkerSettings(data=tmp_path, redis_url=aged_redis_url, lease_s=0.9, beat_s=0.1, janitor_s=0.3)
     client = connected(aged_redis_url, for_api=False)
     store = WorkerStore(client, settings)
-    runner = Runner(store, settings, Devices(()), slots=1)
+    runner = Runner(store, settings, GpuPool(()), slots=1)
     janitor = Janitor(store, Registry(client), runner, settings, lambda: None)
     job_id = store.submit(make_spec("one"), fingerprint="f").job.id
     claim_one()
@@ -75,7 +75,7 @@ def test_frozen_server_postpones_reaping(aged_redis_url, tmp_path, make_spec, cl
     settings = JobSettings(data=tmp_path, redis_url=aged_redis_url, lease_s=0.9, beat_s=0.1, janitor_s=1e-6)
     client = connected(aged_redis_url, for_api=False)
     store = JumpingStore(client, settings)
-    runner = Runner(store, WorkerSettings(), Devices(()), slots=1)
+    runner = Runner(store, WorkerSettings(), GpuPool(()), slots=1)
     janitor = Janitor(store, Registry(client), runner, settings, lambda: None)
     job_id = store.submit(make_spec("one"), fingerprint="f").job.id
 

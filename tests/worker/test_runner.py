@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.devices import Devices
+from worker.gpus import GpuPool
 from worker.jobs.settings import WorkerSettings
 from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner
@@ -28,7 +28,7 @@ class Misnaming(WorkerStore):
 def test_job_that_the_worker_refuses_fails_with_the_code(settings, store, make_spec, connected):
     job_id = store.submit(make_spec("one"), fingerprint="f").job.id
     misnaming = Misnaming(connected(settings.redis_url, for_api=False), settings)
-    Runner(misnaming, settings, Devices(()), slots=1).run_next()
+    Runner(misnaming, settings, GpuPool(()), slots=1).run_next()
     job = store.get(job_id)
     assert (job.status, job.error.code) == ("failed", "invalid_parameter")
 
@@ -36,7 +36,7 @@ def test_job_that_the_worker_refuses_fails_with_the_code(settings, store, make_s
 def test_child_that_cannot_be_started_is_a_crash(settings, store, make_spec):
     (settings.data / "jobs").write_text("in the way")
     job_id = store.submit(make_spec("one"), fingerprint="f").job.id
-    Runner(store, settings, Devices(()), slots=1).run_next()
+    Runner(store, settings, GpuPool(()), slots=1).run_next()
     job = store.get(job_id)
     assert (job.status, job.error.code) == ("failed", "crash_budget")
     assert "the worker could not run it" in job.history[-1].reason
@@ -48,6 +48,6 @@ def test_disk_that_is_full_before_the_child_starts_is_named(settings, store, mak
     directory = settings.data / "jobs" / job_id
     directory.mkdir(parents=True)
     (directory / f".config.yaml.{os.getpid()}-{threading.get_ident()}.tmp").symlink_to("/dev/full")
-    Runner(store, settings, Devices(()), slots=1).run_next()
+    Runner(store, settings, GpuPool(()), slots=1).run_next()
     job = store.get(job_id)
     assert (job.status, job.error.code) == ("failed", "disk_full")

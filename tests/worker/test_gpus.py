@@ -1,6 +1,6 @@
 import pytest
 
-from worker.devices import Devices, Gpu, find_gpus, memory_bytes
+from worker.gpus import Gpu, GpuPool, find_gpus, memory_bytes
 
 LISTING = "0, GPU-aa, NVIDIA H200, 143771\n1, GPU-bb, NVIDIA H200, 143771\n"
 
@@ -33,13 +33,13 @@ def test_machine_without_driver_has_none(monkeypatch, tmp_path):
 
 
 def test_a_gpu_belongs_to_one_job_at_a_time():
-    devices = Devices((Gpu(0, "GPU-aa", "g", 1), Gpu(1, "GPU-bb", "g", 1)))
-    assert devices.take(("GPU-bb",), "job_1") == (1,)
-    assert (devices.idle, devices.holder("GPU-bb")) == (("GPU-aa",), "job_1")
+    pool = GpuPool((Gpu(0, "GPU-aa", "g", 1), Gpu(1, "GPU-bb", "g", 1)))
+    assert pool.allocate(("GPU-bb",), "job_1") == (1,)
+    assert (pool.idle, pool.holder("GPU-bb")) == (("GPU-aa",), "job_1")
     with pytest.raises(ValueError, match="GPU-bb: no idle GPU"):
-        devices.take(("GPU-bb", "GPU-aa"), "job_2")
-    devices.give_back("job_1")
-    assert devices.idle == ("GPU-aa", "GPU-bb")
+        pool.allocate(("GPU-bb", "GPU-aa"), "job_2")
+    pool.release("job_1")
+    assert pool.idle == ("GPU-aa", "GPU-bb")
 
 
 def test_memory_is_known():

@@ -1,6 +1,6 @@
-"""Which GPUs this machine has, and which job has which.
+"""The GPUs of this machine, and the jobs of this worker that hold them.
 
-Asked of the driver's own program, because a worker never loads torch.
+The driver's own program `nvidia-smi` lists them, because a worker never loads torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as the driver numbers it."""
+    """One GPU, with the index that the driver gives it."""
 
     index: int
     uuid: str
@@ -28,7 +28,11 @@ class Gpu:
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """GPUs that this process may use: all, or those that CUDA_VISIBLE_DEVICES names; none without a driver."""
+    """List the GPUs that this process may use.
+
+    Returns:
+        All GPUs, or those that CUDA_VISIBLE_DEVICES names; empty without a driver.
+    """
     try:
         listing = subprocess.run(_QUERY, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -44,7 +48,11 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def memory_bytes() -> int:
-    """Memory of this machine, or of its container."""
+    """Measure the memory that processes of this machine may use.
+
+    Returns:
+        Total memory of the machine or, if that is less, the limit of the container.
+    """
     limits = [psutil.virtual_memory().total]
     for path in map(Path, _CGROUP_LIMITS):
         text = path.read_text().strip() if path.exists() else ""
@@ -52,8 +60,12 @@ def memory_bytes() -> int:
     return min(limits)
 
 
-class Devices:
-    """The GPUs of this worker and which job has which; the store settles it with other workers of the same host."""
+class GpuPool:
+    """The GPUs of this worker and the jobs that hold them. The store resolves conflicts with other workers of the host.
+
+    Args:
+        gpus: All GPUs that this worker may use.
+    """
 
     def __init__(self, gpus: tuple[Gpu, ...]) -> None:
         self.gpus = gpus
@@ -62,22 +74,33 @@ class Devices:
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Uuids of those that no job of this worker has."""
+        """Uuids of the GPUs that no job of this worker holds."""
         with self._lock:
             return tuple(gpu.uuid for gpu in self.gpus if gpu.uuid not in self._holders)
 
     def holder(self, uuid: str) -> str | None:
-        """The job that has a GPU."""
+        """Look up the job that holds a GPU.
+
+        Args:
+            uuid: The GPU.
+
+        Returns:
+            The job's id; None while the GPU is idle.
+        """
         return self._holders.get(uuid)
 
-    def take(self, uuids: tuple[str, ...], job_id: str) -> tuple[int, ...]:
+    def allocate(self, uuids: tuple[str, ...], job_id: str) -> tuple[int, ...]:
         """Give GPUs to a job.
+
+        Args:
+            uuids: The GPUs.
+            job_id: The job that holds them until `release`.
 
         Returns:
             Their indices, as the driver numbers them.
 
         Raises:
-            ValueError: One is not this worker's, or another job has it.
+            ValueError: A GPU belongs to another worker or is held by a job.
         """
         with self._lock:
             index = {gpu.uuid: gpu.index for gpu in self.gpus if gpu.uuid not in self._holders}
@@ -87,7 +110,11 @@ class Devices:
             self._holders.update(dict.fromkeys(uuids, job_id))
             return tuple(index[uuid] for uuid in uuids)
 
-    def give_back(self, job_id: str) -> None:
-        """Free what a job has."""
+    def release(self, job_id: str) -> None:
+        """Free the GPUs of a job.
+
+        Args:
+            job_id: The job; one without GPUs changes nothing.
+        """
         with self._lock:
             self._holders = {uuid: holder for uuid, holder in self._holders.items() if holder != job_id}

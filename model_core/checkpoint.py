@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from model_core.config import ExperimentConfig, ModelConfig
-from model_core.config_loader import parse_config
+from model_core.config_loader import parse_saved
 from model_core.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
 from model_core.gpt import GPT
 from model_core.storage.checkpoints import CheckpointInfo
@@ -120,13 +120,16 @@ def newest_full_state(run: Run, on_damaged: Callable[[str], None]) -> tuple[Chec
     return None
 
 
-def load_model(run: Run, wanted: str = "best", *, device: str = "cpu") -> LoadedModel:
+def load_model(
+    run: Run, wanted: str = "best", *, device: str = "cpu", like: ExperimentConfig | None = None
+) -> LoadedModel:
     """Resolve a reference to a checkpoint and load its model for inference.
 
     Args:
         run: The run.
         wanted: Reference as `Run.resolve` takes it.
         device: Device of the parameters, as torch writes it.
+        like: See `parse_saved`.
 
     Returns:
         The model in eval mode and float32, with its configuration, tokenizer and sidecar.
@@ -137,16 +140,19 @@ def load_model(run: Run, wanted: str = "best", *, device: str = "cpu") -> Loaded
         CheckpointDamaged: The bytes are not those of the sidecar.
         CheckpointMismatch: The parameters are not those of the configuration.
     """
-    return load_checkpoint(run, run.resolve(wanted), device=device)
+    return load_checkpoint(run, run.resolve(wanted), device=device, like=like)
 
 
-def load_checkpoint(run: Run, info: CheckpointInfo, *, device: str = "cpu") -> LoadedModel:
+def load_checkpoint(
+    run: Run, info: CheckpointInfo, *, device: str = "cpu", like: ExperimentConfig | None = None
+) -> LoadedModel:
     """Load the model of a resolved checkpoint for inference.
 
     Args:
         run: The run.
         info: Sidecar of the checkpoint.
         device: Device of the parameters, as torch writes it.
+        like: See `parse_saved`.
 
     Returns:
         As `load_model`. Its sidecar is the one that describes the bytes in the file.
@@ -157,7 +163,7 @@ def load_checkpoint(run: Run, info: CheckpointInfo, *, device: str = "cpu") -> L
         CheckpointMismatch: The parameters are not those of the configuration.
     """
     info, state = read_state(run, info)
-    config = parse_config(state["config"]).config
+    config = parse_saved(state["config"], like)
     model = skeleton(config.model)
     load_parameters(model, clean(state["model"]), info.file, assign=True)
     model.tie_head()

@@ -243,7 +243,7 @@ class LoggingConfig(Config):
 
 
 class ExperimentConfig(Config):
-    """Everything that decides what a run is. Built by `loading.parse_config`, which applies every rule."""
+    """Everything that decides what a run is. `config_loader.parse_config` builds it and applies every rule."""
 
     schema_version: Literal[1] = 1
     experiment_name: Name = "baseline"
@@ -262,3 +262,17 @@ class ExperimentConfig(Config):
     def accumulation(self) -> int:
         """Micro batches in one optimizer step of one process."""
         return self.training.total_batch_size // (self.training.batch_size * self.training.sequence_length)
+
+    def resolved(self, *, max_steps: int, threads: int | None) -> Self:
+        """Fix what the dataset and the machine decide, so that every later attempt does the same.
+
+        Args:
+            max_steps: Optimizer steps of the run, at least 1.
+            threads: CPU threads of each process; None leaves the choice to the machine.
+
+        Returns:
+            A copy with these values.
+        """
+        training = self.training.model_copy(update={"max_steps": max_steps})
+        device = self.device.model_copy(update={"threads": threads})
+        return self.model_copy(update={"training": training, "device": device})

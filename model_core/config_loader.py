@@ -188,6 +188,29 @@ def parse_config(tree: Mapping[str, Any]) -> ParsedConfig:
     return ParsedConfig(config, (*renamed, *advice_of(config)))
 
 
+def parse_saved(tree: Mapping[str, Any], like: ExperimentConfig | None = None) -> ExperimentConfig:
+    """Parse the configuration in a run or checkpoint; keys that an earlier version did not have get their defaults.
+
+    Args:
+        tree: The saved tree.
+        like: A parsed configuration that the tree probably equals, apart from the values that `resolved` fixes. It
+            is not validated again then.
+
+    Returns:
+        The saved configuration.
+
+    Raises:
+        InvalidConfig: The tree is not the one of `like` and has invalid values.
+    """
+    match tree:
+        case {"training": {"max_steps": int(steps)}, "device": {"threads": int() | None as threads}} if like:
+            is_valid = steps > 0 and (threads is None or threads > 0)
+            same = like.resolved(max_steps=steps, threads=threads)
+            if is_valid and same.model_dump(mode="json") == tree:
+                return same
+    return parse_config(tree).config
+
+
 _SECTIONS: Mapping[str, type[Config]] = {
     name: field.annotation
     for name, field in ExperimentConfig.model_fields.items()

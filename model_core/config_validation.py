@@ -7,8 +7,9 @@ so one answer can hold all the errors of a file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from model_core.catalog import BUILTIN_SOURCES, SOURCE_SYNTAX, hub_dataset
 from model_core.config import (
@@ -33,6 +34,49 @@ def cross_section_errors(sections: Mapping[str, Config]) -> Iterator[FieldProble
     for names, rule in (*_RULES, *(_TRAINING_RULES if trains else ())):
         if all(name in sections for name in names):
             yield from rule(*(sections[name] for name in names))
+
+
+def model_differences(
+    ours: ModelConfig, theirs: ModelConfig, *, there: str, keys: Iterable[str] | None = None
+) -> list[str]:
+    """Compare two models: whether the parameters of one mean the same in the other.
+
+    Args:
+        ours: The model that is asked for.
+        theirs: The model that exists.
+        there: Where it exists, for the clauses.
+        keys: Keys of section `model` to compare one by one. None compares the shapes, so that it does not matter
+            how a shape is written.
+
+    Returns:
+        One clause for each difference, with both values; none if the models fit.
+    """
+    if keys is None:
+        return tree_differences(ours.shape, theirs.shape, there=there, prefix="model.")
+    here, other = ({key: getattr(model, key) for key in sorted(keys)} for model in (ours, theirs))
+    return tree_differences(here, other, there=there, prefix="model.")
+
+
+def tree_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, there: str, prefix: str = "") -> list[str]:
+    """Compare two trees of values key by key.
+
+    Args:
+        ours: One tree.
+        theirs: The other tree.
+        there: Where the other tree is, for the clauses.
+        prefix: Path of both trees, for the clauses.
+
+    Returns:
+        One clause for each difference, with both values.
+    """
+    found = []
+    for key in dict.fromkeys((*ours, *theirs)):
+        mine, other = ours.get(key), theirs.get(key)
+        if isinstance(mine, dict) and isinstance(other, dict):
+            found += tree_differences(mine, other, there=there, prefix=f"{prefix}{key}.")
+        elif mine != other:
+            found.append(f"{prefix}{key} is {mine} here and {other} in {there}")
+    return found
 
 
 def _sequence_fits_the_model(model: ModelConfig, training: TrainingConfig) -> Iterator[FieldProblem]:

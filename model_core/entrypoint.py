@@ -106,6 +106,7 @@ class ShutdownSignal:
 
 log = logging.getLogger(__name__)
 
+Emit = Callable[..., Any]  # writes an event: its type, then its fields as keywords
 OnRefusal = Callable[[ModelCoreError], None]
 
 

@@ -10,9 +10,11 @@ or model_core.launch it is one of several processes that train together; then ra
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ if __name__ == "__main__":  # here, because it begins again: nothing heavy is im
 
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
-from model_core.config_loader import ParsedConfig, parse_config, read_config
+from model_core.config_loader import ParsedConfig, read_config
 from model_core.config_validation import check_batch_divides
 from model_core.data.ensure import ensure_dataset
 from model_core.data.sources.hub_access import token_from
@@ -32,23 +34,32 @@ from model_core.entrypoint import (
     OneLineParser,
     OnRefusal,
     ShutdownSignal,
+    describe,
     exit_code,
     log_to_stderr,
     make_attempt,
+    next_attempt,
     refuse,
 )
-from model_core.errors import BAD_INPUT, DONE, InvalidConfig, InvalidParameter, ModelCoreError
+from model_core.errors import (
+    BAD_INPUT,
+    DONE,
+    FAILED,
+    InvalidConfig,
+    InvalidParameter,
+    ModelCoreError,
+    NonFiniteLoss,
+    OutOfMemory,
+    Stopped,
+)
 from model_core.launch import DistEnv, dist_env
 from model_core.report import preflight
-from model_core.schedule import effective_steps
-from model_core.storage.dataset import Dataset
+from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from model_core.training.evaluate import draw, test
-from model_core.training.start import claim_run, create_or_open_run, emit_start_event
+from model_core.training.start import OpenedRun, claim_run, create_or_open_run, emit_start_event, resolve_config
 
 if TYPE_CHECKING:
-    from model_core.hardware.device import Runtime
     from model_core.training.distributed import Rendezvous
     from model_core.training.trainer import TrainState
 
@@ -105,10 +116,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, place: DistEnv, stop: ShutdownSignal, on_refusal: OnRefusal) -> int:
+    """Run rank 0."""
     parsed, layout = _read(arguments, place)
     log_to_stderr(verbose=parsed.config.logging.verbose)
     if place.world_size == 1:
-        program = _train if parsed.config.execution.train else test
+        program = _train if parsed.config.execution.train else _test
         return program(arguments, parsed, layout, stop)
 
     from model_core.training.distributed import Rendezvous
@@ -119,22 +131,8 @@ def _run(arguments: argparse.Namespace, place: DistEnv, stop: ShutdownSignal, on
     return code
 
 
-def _follow(arguments: argparse.Namespace, place: DistEnv, stop: ShutdownSignal) -> int:
-    """Train along with rank 0, which says what there is to say."""
-    logging.basicConfig(level=logging.ERROR)
-    try:
-        parsed, layout = _read(arguments, place)
-    except ModelCoreError:
-        return BAD_INPUT
-
-    from model_core.training.distributed import Rendezvous
-    from model_core.training.follower import follow
-
-    return follow(parsed.config, layout, Rendezvous(place), stop)
-
-
 def _read(arguments: argparse.Namespace, place: DistEnv) -> tuple[ParsedConfig, Layout]:
-    """The configuration, and where things lie."""
+    """Parse the configuration, which nothing in this process validates again, and find the directories."""
     renamed = [f"experiment_name={arguments.run}"] if arguments.run else []
     parsed = read_config(arguments.config, [*arguments.overrides, *renamed])
     layout = Layout.under(arguments.data_root) if arguments.data_root else Layout.of(parsed.config)
@@ -157,14 +155,15 @@ def _train(
     stop: ShutdownSignal,
     rendezvous: Rendezvous | None = None,
 ) -> int:
-    run = create_or_open_run(arguments, parsed.config, layout, rendezvous.place if rendezvous else DistEnv())
+    opened = create_or_open_run(arguments, parsed.config, layout, rendezvous.place if rendezvous else DistEnv())
+    run = opened.run
     with run.lock(timeout_s=5 if arguments.attempt else 0):
         number = claim_run(arguments, run)
         run.recover()
 
         def body(attempt: Attempt) -> int:
             attempt.warn(parsed.warnings)
-            return _train_attempt(arguments, run, layout, attempt, stop, rendezvous)
+            return _train_attempt(arguments, parsed.config, opened, layout, attempt, stop, rendezvous)
 
         return make_attempt(
             run.path, number, body, log_to_file=parsed.config.logging.log_to_file, seq_after=arguments.seq_after
@@ -173,29 +172,34 @@ def _train(
 
 def _train_attempt(
     arguments: argparse.Namespace,
-    run: Run,
+    requested: ExperimentConfig,
+    opened: OpenedRun,
     layout: Layout,
     attempt: Attempt,
     stop: ShutdownSignal,
     rendezvous: Rendezvous | None,
 ) -> int:
-    config = run.config()
+    run = opened.run
+    requested = requested if opened.config else run.config(like=requested)  # a run's own configuration applies
+    config = opened.config or requested
     dataset = ensure_dataset(config, layout, token=arguments.token, emit=attempt.emit, stop=stop)
     if stop():
         return attempt.stopped(stop.reason)
 
+    from model_core.checkpoint import load_model
     from model_core.hardware import device
     from model_core.optim import parameter_counts
     from model_core.training.callbacks import build_callbacks
     from model_core.training.distributed import ProcessGroup
+    from model_core.training.evaluate import run_test
     from model_core.training.resume import begin
     from model_core.training.setup import build_train_state, runtime_of
     from model_core.training.trainer import train
 
-    asked, place = config, rendezvous.place if rendezvous else DistEnv()
-    runtime = runtime_of(asked, place, arguments.gpu)
-    config = _resolve(config, dataset, runtime)
-    run.write_config(config)
+    runtime = runtime_of(config, rendezvous.place if rendezvous else DistEnv(), arguments.gpu)
+    if (resolved := resolve_config(config, dataset, runtime)) != config:
+        run.write_config(resolved)
+    config = resolved
     preflight(config, dataset, run.path, attempt.emit)
     device.apply(runtime)
     if rendezvous:
@@ -204,22 +208,25 @@ def _train_attempt(
     state = build_train_state(config, runtime, dataset, attempt.emit, ranks)
     sizes = {"max_steps": state.max_steps, "batch_size": state.batch_size, "accumulation": state.accumulation}
     facts = {**parameter_counts(state.model), **sizes, "processes": ranks.world_size}
-    emit_start_event(attempt.emit, asked, runtime, arguments.gpu, **facts)
-    begin(state, run, layout, attempt.emit)
+    emit_start_event(attempt.emit, requested, runtime, arguments.gpu, **facts)
+    begin(state, run, layout, attempt.emit, opened.init)
 
-    listeners = build_callbacks(config, run, attempt=attempt.number, dataset=dataset, emit=attempt.emit)
+    callbacks = build_callbacks(config, run, attempt=attempt.number, dataset=dataset, emit=attempt.emit)
     try:
-        finished = train(state, listeners, stop)
+        finished = train(state, callbacks, stop)
     finally:
         attempt.facts |= _summary(state)
         ranks.close()
     if finished and config.execution.test:
-        finished = draw(run, config, layout, dataset, runtime, attempt, stop)
+        loaded = load_model(run, config.testing.checkpoint_path, like=config)
+        finished = run_test(
+            loaded, run, config.testing, dataset=dataset, layout=layout, runtime=runtime, attempt=attempt, stop=stop
+        )
     return DONE if finished else attempt.stopped(stop.reason or "a stop of another process")
 
 
 def _summary(state: TrainState) -> dict[str, Any]:
-    """What a training came to, however it ended."""
+    """Collect the results of a training, however it ended."""
     from model_core.hardware.memory import peak_bytes
     from model_core.hardware.throughput import summarise
 
@@ -238,15 +245,73 @@ def _summary(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _resolve(config: ExperimentConfig, dataset: Dataset, runtime: Runtime) -> ExperimentConfig:
-    """Fix what the data and the machine decide, so that every later attempt does the same."""
-    from model_core.data.loader import load_tokens
+def _test(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, stop: ShutdownSignal) -> int:
+    run = Run.open(layout.run(parsed.config.experiment_name))
+    directory = arguments.record or layout.attention_of(run.name)
+    number = arguments.attempt or next_attempt(directory / "events.jsonl")
 
-    steps = effective_steps(config.training, len(load_tokens(dataset.train)))
-    tree = config.model_dump(mode="json")
-    tree["training"]["max_steps"] = steps
-    tree["device"]["threads"] = runtime.threads
-    return parse_config(tree).config
+    def body(attempt: Attempt) -> int:
+        from model_core.training.evaluate import run_test_attempt
+
+        attempt.warn(parsed.warnings)
+        return run_test_attempt(arguments, parsed.config, run, layout, attempt, stop)
+
+    return make_attempt(directory, number, body, log_to_file=parsed.config.logging.log_to_file)
+
+
+def _follow(arguments: argparse.Namespace, place: DistEnv, stop: ShutdownSignal) -> int:
+    """Run another rank: the same steps on other rows, and nothing on disk. Rank 0 reports what goes wrong here."""
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        parsed, layout = _read(arguments, place)
+    except ModelCoreError:  # rank 0 reports it
+        return BAD_INPUT
+
+    from model_core.training.distributed import RankFailed, Rendezvous
+
+    rendezvous = Rendezvous(place)
+    with contextlib.ExitStack() as closing:  # after the error is reported, since the other ranks notice the end
+        try:
+            if rendezvous.wait_to_begin() and _follow_steps(parsed.config, layout, rendezvous, stop, closing):
+                return DONE
+        except (Stopped, RankFailed, NonFiniteLoss, OutOfMemory) as error:  # rank 0 has seen it too
+            log.debug("left rank=%d reason=%s", place.rank, error)
+        except Exception as error:  # noqa: BLE001 - the edge of the process
+            rendezvous.report_failure(describe(error))
+            return FAILED
+    code = rendezvous.exit_code()
+    return FAILED if code is None else code
+
+
+def _follow_steps(
+    config: ExperimentConfig,
+    layout: Layout,
+    rendezvous: Rendezvous,
+    stop: ShutdownSignal,
+    closing: contextlib.ExitStack,
+) -> bool:
+    from model_core.hardware import device
+    from model_core.training.distributed import ProcessGroup
+    from model_core.training.resume import begin
+    from model_core.training.setup import build_train_state, runtime_of
+    from model_core.training.trainer import train
+
+    run = Run.open(layout.run(config.experiment_name))
+    config = run.config(like=config)  # as rank 0 resolved it
+    runtime = runtime_of(config, rendezvous.place)
+    device.apply(runtime)
+    rendezvous.join()
+    ranks = ProcessGroup.join(rendezvous, runtime.device)
+    closing.callback(ranks.close)
+    emit = partial(_log_event, rendezvous.place.rank)
+    state = build_train_state(config, runtime, dataset_of(config, layout), emit, ranks)
+    begin(state, run, layout, lambda *_, **__: None)  # rank 0 writes these events
+    return train(state, (), stop)
+
+
+def _log_event(rank: int, type: str, **fields: Any) -> None:  # noqa: A002 - the name in events
+    """Log what rank 0 does not know, such as a compiler that failed here alone."""
+    log.error("%s rank=%d %s", type, rank, " ".join(f"{name}={value}" for name, value in fields.items()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from model_core.config import ExperimentConfig
-from model_core.config_loader import parse_config, parse_yaml, to_yaml
+from model_core.config_loader import parse_saved, parse_yaml, to_yaml
 from model_core.errors import RunBusy, RunExists, RunNotFound
 from model_core.storage.checkpoints import CheckpointDirectory
 from model_core.storage.files import Layout, next_free_name, read_json, sync_directory, write_text
@@ -101,13 +101,16 @@ class Run(CheckpointDirectory):
         """
         write_text(self.path / "config.yaml", to_yaml(config))
 
-    def config(self) -> ExperimentConfig:
+    def config(self, like: ExperimentConfig | None = None) -> ExperimentConfig:
         """Read the configuration.
+
+        Args:
+            like: See `parse_saved`.
 
         Returns:
             The configuration as it was resolved.
         """
-        return parse_config(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))).config
+        return parse_saved(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8")), like)
 
     def lock(self, timeout_s: float = 0.0) -> FileLock:
         """Hold the run; release it, or let the process end, to free it. The kernel frees it after a kill.

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from model_core.checkpoint import State, parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, load_tokens
+from model_core.entrypoint import Emit
 from model_core.errors import NonFiniteLoss, is_out_of_memory
 from model_core.generation.engine import generate
 from model_core.hardware.memory import fewer_rows, out_of_memory
@@ -26,7 +27,7 @@ from model_core.storage.checkpoints import BEST, FINAL, LATEST, PREVIOUS, period
 from model_core.storage.dataset import Dataset, bits_per_byte
 from model_core.storage.files import require_space
 from model_core.storage.run import Run
-from model_core.training.evaluate import Emit, mean_loss
+from model_core.training.evaluate import mean_loss
 from model_core.training.tracking import trackers
 from model_core.training.trainer import Callback, StepResult, TrainState
 

@@ -1,8 +1,8 @@
 """Where a training starts: step 0, the run's newest intact full state, or `checkpoint.load_checkpoint`.
 
-`load_checkpoint` names a run's checkpoint, by name or path, or a single file: a copy of ours, or nanoGPT's. A full
+`load_checkpoint` names the checkpoint of a run, by name or path, or a single file: a copy of ours, or nanoGPT's. A full
 state continues exactly; from parameters alone a new optimizer starts at step 0. nanoGPT's files hold parameters beside
-the model's arguments, with our names and layouts; they also save the buffers of the causal mask.
+the model's arguments, with our names and layouts; some versions also save the buffers of the causal mask.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from torch import Tensor
 
 from model_core.checkpoint import State, clean, load_file, load_parameters, newest_full_state, read_state
 from model_core.config import ExperimentConfig, ModelConfig
-from model_core.config_loader import parse_config
+from model_core.config_loader import parse_saved
+from model_core.config_validation import model_differences, tree_differences
+from model_core.entrypoint import Emit
 from model_core.errors import (
     CheckpointFileNotFound,
     CheckpointMismatch,
@@ -30,24 +32,39 @@ from model_core.errors import (
     InvalidConfig,
 )
 from model_core.gpt import GPT
+from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout, portable
 from model_core.storage.run import Run
 from model_core.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
 
-Emit = Callable[..., Any]
+_MASK = re.compile(r"\.attn\.(masked_)?bias$")
+_HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+
+
+@dataclass(frozen=True)
+class InitReference:
+    """The file that `checkpoint.load_checkpoint` names.
+
+    Attributes:
+        written: The reference as the configuration states it.
+        file: Checkpoint of a run, or path of a file without a sidecar.
+    """
+
+    written: str
+    file: tuple[Run, CheckpointInfo] | Path
 
 
 @dataclass(frozen=True)
 class InitCheckpoint:
-    """A checkpoint to begin with.
+    """A checkpoint from which a new run starts.
 
     Attributes:
-        name: For messages and events: ``run/file``, or a file's path as it was written.
-        model: The shape of the model in it.
-        state: What it holds.
-        full: Whether training can go on from it exactly.
+        name: Name in messages and events: ``run/file``, or the path of a file as it was written.
+        model: Shape of the model.
+        state: Content of the file.
+        full: Whether it is a full state, from which training continues exactly.
     """
 
     name: str
@@ -56,169 +73,36 @@ class InitCheckpoint:
     full: bool
 
 
-def load_init_checkpoint(config: ExperimentConfig, layout: Layout) -> InitCheckpoint:
-    """Load the checkpoint that a new run is to begin with.
+def begin(state: TrainState, run: Run, layout: Layout, emit: Emit, init: InitReference | None = None) -> None:
+    """Put a state where the training begins: at the run's newest full state, another's checkpoint, or the seed.
 
     Args:
-        config: `checkpoint.load_checkpoint` is ``RUN[/FILE]``, or the path of a file; `model` is what the run will be.
-        layout: Where runs lie.
+        state: State at step 0; it is changed.
+        run: The run that is trained.
+        layout: Directories of the data root, for `checkpoint.load_checkpoint`.
+        emit: Writes ``resumed`` and ``warning`` events.
+        init: The resolved `checkpoint.load_checkpoint` of a new run; None resolves it if it is needed.
 
     Raises:
-        CheckpointFileNotFound: No run and no file is there.
-        CheckpointNotFound: The run has no such checkpoint; CheckpointNotReady: it has none.
-        CheckpointDamaged: The bytes are not a checkpoint's.
-        CheckpointRefused: It holds objects, or something else than a model.
-        CheckpointMismatch: The model there has another shape.
+        CheckpointMismatch: The state does not belong to this configuration, or the processes read different states.
     """
-    reference = config.checkpoint.load_checkpoint or ""
-    origin = _origin(reference, layout)
-    theirs, ours = origin.model.shape, config.model.shape
-    different = [f"model.{key} is {theirs[key]} there and {ours[key]} here" for key in ours if theirs[key] != ours[key]]
-    if different:
-        raise CheckpointMismatch(f"checkpoint.load_checkpoint {reference!r}: {'; '.join(different)}")
-    return origin
-
-
-def init_from(state: TrainState, origin: InitCheckpoint, emit: Emit) -> None:
-    """Begin a new run with the state of another.
-
-    Args:
-        state: The new run's.
-        origin: Of the same shape.
-        emit: Told ``resumed``, or ``warning`` when there are weights alone.
-
-    Raises:
-        CheckpointMismatch: The model there reads another tokenizer's ids, or its weights are not those it describes.
-        InvalidConfig: The state there is at or beyond this run's last step.
-    """
-    check_tokenizer(state, origin.state, origin.name)
-    if not origin.full:
-        load_parameters(state.model, _weights(origin, state), origin.name)
-        detail = f"{origin.name} holds weights alone: a new optimizer begins at step 0"
-        emit("warning", code="weights_only", detail=detail)
-        return
-    if origin.state["step"] >= state.max_steps:
-        detail = f"{state.max_steps} is not above the {origin.state['step']} steps that {origin.name!r} has done"
-        raise InvalidConfig((FieldProblem("/training/max_steps", detail, state.max_steps),))
-    state.restore(origin.state)
-    state.val_loss, state.val_step, state.best_val_loss, state.best_step = None, -1, math.inf, -1
-    emit("resumed", file=origin.name, step=state.step)
-
-
-def check_tokenizer(state: TrainState, saved: State, file: str) -> None:
-    """Refuse a state whose token ids mean something else than the dataset's.
-
-    Raises:
-        CheckpointMismatch: With both hashes.
-    """
-    theirs, ours = saved.get("tokenizer", {}).get("sha256"), state.tokenizer.sha256
-    if theirs not in {None, ours}:  # nanoGPT keeps no tokenizer
-        detail = f"was trained with the tokenizer {theirs[:8]}..., and the dataset has {ours[:8]}..."
-        raise CheckpointMismatch(f"{file} {detail}")
-
-
-def _origin(reference: str, layout: Layout) -> InitCheckpoint:
-    path = portable(reference)
-    name, _, file = reference.partition("/")
-    if path.is_file() and not _has_sidecar(path):
-        return _lone(path, reference)
-    if path.is_file():
-        run, file = Run(path.parent), path.name
-    elif (layout.exp / name).is_dir():
-        run = Run.open(layout.run(name))
-    else:
-        raise CheckpointFileNotFound(reference)
-    info, state = read_state(run, run.resolve_start(file))
-    return InitCheckpoint(f"{run.name}/{info.file}", parse_config(state["config"]).config.model, state, info.full)
-
-
-def _has_sidecar(path: Path) -> bool:
-    """Whether a file is a checkpoint of the run in whose directory it lies."""
-    return (path.parent / "config.yaml").is_file() and path.name in {i.file for i in Run(path.parent).checkpoints()}
-
-
-def _lone(path: Path, reference: str) -> InitCheckpoint:
-    """A file without a sidecar."""
-    with path.open("rb") as file:
-        content = load_file(file, reference)
-    if is_nanogpt(content):
-        return InitCheckpoint(reference, model_of(content, reference), content, full=False)
-    if isinstance(content, dict) and {"model", "config", "tokenizer"} <= content.keys():
-        model = parse_config(content["config"]).config.model
-        return InitCheckpoint(reference, model, content, full="optimizer" in content)
-    keys = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
-    raise CheckpointRefused(reference, f"it holds {keys or 'nothing'}, and not 'model' beside 'model_args'")
-
-
-def _weights(origin: InitCheckpoint, state: TrainState) -> State:
-    if is_nanogpt(origin.state):
-        return weights_of(origin.state, state.model, origin.name)
-    return clean(origin.state["model"])
-
-
-_MASK = re.compile(r"\.attn\.(masked_)?bias$")
-_HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
-
-
-def is_nanogpt(content: Any) -> bool:
-    """Whether a loaded file has nanoGPT's form."""
-    return isinstance(content, Mapping) and all(
-        isinstance(content.get(key), Mapping) for key in ("model", "model_args")
-    )
-
-
-def model_of(content: Mapping[str, Any], file: str) -> ModelConfig:
-    """The shape of a nanoGPT model; without a list of heads every layer has the same.
-
-    Args:
-        content: With ``model_args``.
-        file: For messages.
-
-    Raises:
-        CheckpointRefused: The arguments are no model of ours.
-    """
-    known = {key: value for key, value in content["model_args"].items() if key in ModelConfig.model_fields}
-    try:
-        return ModelConfig.model_validate(known)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, ("model_args", *first["loc"])))
-        raise CheckpointRefused(file, f"{place}: {first['msg']}, got {str(first['input'])[:100]}") from None
-
-
-def weights_of(content: Mapping[str, Any], model: GPT, file: str) -> dict[str, Tensor]:
-    """The weights of a nanoGPT checkpoint under the names that a model of ours has.
-
-    Args:
-        content: With ``model``.
-        model: Of the shape of `model_of`; it is only asked for names and shapes.
-        file: For messages.
-
-    Returns:
-        Without the masks; biases that the other model does without are zero.
-
-    Raises:
-        CheckpointMismatch: Its head does not read with the token embedding, as ours does.
-    """
-    weights = {name: tensor for name, tensor in clean(content["model"]).items() if not _MASK.search(name)}
-    if _EMBEDDING in weights and not torch.equal(weights.setdefault(_HEAD, weights[_EMBEDDING]), weights[_EMBEDDING]):
-        raise CheckpointMismatch(f"{file} has a head of its own; here {_HEAD} and {_EMBEDDING} are one")
-    if not any(name.endswith(".bias") for name in weights):
-        ours = model.state_dict()
-        weights |= {name: torch.zeros_like(ours[name]) for name in ours if name.endswith(".bias")}
-    return weights
+    resume(state, run, emit)
+    if state.step == 0 and (init := init or find_init_checkpoint(state.config, layout)):
+        init_from(state, load_init_checkpoint(init, state.config.model), emit)
+        state.resize(state.config.training.batch_size)  # what did not fit elsewhere may fit here
+    state.ranks.check_that_all_begin_alike(state.model, state.step)
 
 
 def resume(state: TrainState, run: Run, emit: Emit) -> None:
-    """Go on from the run's newest intact full state; from the start if there is none.
+    """Continue from the run's newest intact full state; from the start if there is none.
 
     Args:
-        state: Assembled from the run's configuration.
-        run: Where states are looked for.
-        emit: Told ``resumed``, and ``warning`` about every state that is damaged or of another number of processes.
+        state: State that was built from the run's configuration; it is changed.
+        run: Run with the full states.
+        emit: Writes ``resumed``, and ``warning`` for each damaged state and for another number of processes.
 
     Raises:
-        CheckpointMismatch: Configuration or tokenizer are not those of the state.
+        CheckpointMismatch: Configuration or tokenizer differ from those of the state.
     """
 
     def on_damaged(detail: str) -> None:
@@ -231,8 +115,9 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
             on_damaged(f"no full state of run {run.name!r} is intact: training begins anew")
         return
     info, saved = found
-    theirs = parse_config(saved["config"]).config  # keys that an earlier version did not have get their defaults
-    if different := differences(theirs.model_dump(mode="json"), state.config.model_dump(mode="json")):
+    theirs = parse_saved(saved["config"], state.config)
+    here, there = (config.model_dump(mode="json") for config in (state.config, theirs))
+    if different := tree_differences(here, there, there=info.file):
         raise CheckpointMismatch(f"{info.file} and config.yaml differ: {'; '.join(different)}")
     check_tokenizer(state, saved, info.file)
     state.restore(saved)
@@ -245,26 +130,188 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
     log.info("resumed run=%s file=%s step=%d", run.name, info.file, info.step)
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str = "") -> list[str]:
-    """Keys whose values differ between a checkpoint's configuration and the present one, with both values."""
-    found = []
-    for key in sorted(theirs.keys() | ours.keys()):
-        there, here = theirs.get(key), ours.get(key)
-        if isinstance(there, dict) and isinstance(here, dict):
-            found += differences(there, here, f"{place}{key}.")
-        elif there != here:
-            found.append(f"{place}{key} is {there} there and {here} here")
-    return found
+def find_init_checkpoint(config: ExperimentConfig, layout: Layout) -> InitReference | None:
+    """Resolve `checkpoint.load_checkpoint`.
 
+    Args:
+        config: The key is ``RUN[/FILE]``, or the path of a file.
+        layout: Directories of the data root.
 
-def begin(state: TrainState, run: Run, layout: Layout, emit: Any) -> None:
-    """Put a state where the training begins: at the run's newest full state, another's checkpoint, or the seed.
+    Returns:
+        The file; None if the key is not set.
 
     Raises:
-        CheckpointMismatch: The state is not this configuration's, or not that of the other processes.
+        CheckpointFileNotFound: There is no such run and no such file.
+        CheckpointNotFound: The run does not have this checkpoint.
+        CheckpointNotReady: The run has no checkpoint yet.
     """
-    resume(state, run, emit)
-    if state.step == 0 and state.config.checkpoint.load_checkpoint:
-        init_from(state, load_init_checkpoint(state.config, layout), emit)
-        state.resize(state.config.training.batch_size)  # what did not fit elsewhere may fit here
-    state.ranks.check_that_all_begin_alike(state.model, state.step)
+    reference = config.checkpoint.load_checkpoint
+    if not reference:
+        return None
+    path = portable(reference)
+    name, _, file = reference.partition("/")
+    if path.is_file() and not _has_sidecar(path):
+        return InitReference(reference, path)
+    if path.is_file():
+        run, file = Run(path.parent), path.name
+    elif (layout.exp / name).is_dir():
+        run = Run.open(layout.run(name))
+    else:
+        raise CheckpointFileNotFound(reference)
+    return InitReference(reference, (run, run.resolve_start(file)))
+
+
+def load_init_checkpoint(reference: InitReference, model: ModelConfig) -> InitCheckpoint:
+    """Load the checkpoint from which a new run starts.
+
+    Args:
+        reference: The resolved file.
+        model: Model of the new run.
+
+    Returns:
+        The checkpoint; its model has the shape of `model`.
+
+    Raises:
+        CheckpointDamaged: The file is not a checkpoint.
+        CheckpointRefused: It holds Python objects, or something else than a model.
+        CheckpointMismatch: Its model has another shape.
+    """
+    init = _load(reference)
+    where = f"checkpoint.load_checkpoint {reference.written!r}"
+    if different := model_differences(model, init.model, there=where):
+        raise CheckpointMismatch("; ".join(different))
+    return init
+
+
+def init_from(state: TrainState, init: InitCheckpoint, emit: Emit) -> None:
+    """Start a new run from the state of another.
+
+    Args:
+        state: State of the new run; it is changed.
+        init: Checkpoint of the same shape.
+        emit: Writes ``resumed``, or ``warning`` when the checkpoint has parameters alone.
+
+    Raises:
+        CheckpointMismatch: The other model has another tokenizer, or other parameters than its configuration.
+        InvalidConfig: The state is at or beyond the last step of this run.
+    """
+    check_tokenizer(state, init.state, init.name)
+    if not init.full:
+        load_parameters(state.model, _state_dict(init, state.model), init.name)
+        detail = f"{init.name} holds weights alone: a new optimizer begins at step 0"
+        emit("warning", code="weights_only", detail=detail)
+        return
+    if init.state["step"] >= state.max_steps:
+        detail = f"{state.max_steps} is not above the {init.state['step']} steps that {init.name!r} has done"
+        raise InvalidConfig((FieldProblem("/training/max_steps", detail, state.max_steps),))
+    state.restore(init.state)
+    state.val_loss, state.val_step, state.best_val_loss, state.best_step = None, -1, math.inf, -1
+    emit("resumed", file=init.name, step=state.step)
+
+
+def check_tokenizer(state: TrainState, saved: State, file: str) -> None:
+    """Refuse a state whose token ids have another meaning than the dataset's.
+
+    Args:
+        state: State with the dataset's tokenizer.
+        saved: Content of the checkpoint.
+        file: Name of the checkpoint, for messages.
+
+    Raises:
+        CheckpointMismatch: The tokenizers differ; the message has both hashes.
+    """
+    theirs, ours = saved.get("tokenizer", {}).get("sha256"), state.tokenizer.sha256
+    if theirs not in {None, ours}:  # nanoGPT keeps no tokenizer
+        detail = f"was trained with the tokenizer {theirs[:8]}..., and the dataset has {ours[:8]}..."
+        raise CheckpointMismatch(f"{file} {detail}")
+
+
+def is_nanogpt(content: Any) -> bool:
+    """Recognize the content of a nanoGPT checkpoint.
+
+    Args:
+        content: Content of a loaded file.
+
+    Returns:
+        Whether it has the form of nanoGPT's checkpoints.
+    """
+    return isinstance(content, Mapping) and all(
+        isinstance(content.get(key), Mapping) for key in ("model", "model_args")
+    )
+
+
+def nanogpt_model(content: Mapping[str, Any], file: str) -> ModelConfig:
+    """Read the shape of a nanoGPT model; without a list of heads all layers have the same number.
+
+    Args:
+        content: Content of the checkpoint, with ``model_args``.
+        file: Name of the checkpoint, for messages.
+
+    Returns:
+        The shape.
+
+    Raises:
+        CheckpointRefused: The arguments do not describe a model that we can build.
+    """
+    known = {key: value for key, value in content["model_args"].items() if key in ModelConfig.model_fields}
+    try:
+        return ModelConfig.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("model_args", *first["loc"])))
+        raise CheckpointRefused(file, f"{place}: {first['msg']}, got {str(first['input'])[:100]}") from None
+
+
+def nanogpt_state_dict(content: Mapping[str, Any], model: GPT, file: str) -> dict[str, Tensor]:
+    """Convert the parameters of a nanoGPT checkpoint to a state_dict of our model.
+
+    Args:
+        content: Content of the checkpoint, with ``model``.
+        model: Model of the shape of `nanogpt_model`, for names and shapes.
+        file: Name of the checkpoint, for messages.
+
+    Returns:
+        Parameters by name, without causal masks; biases that the checkpoint does not have are zero.
+
+    Raises:
+        CheckpointMismatch: Head and token embedding are two tensors; in our model they are one.
+    """
+    parameters = {name: tensor for name, tensor in clean(content["model"]).items() if not _MASK.search(name)}
+    if _EMBEDDING in parameters:
+        embedding = parameters[_EMBEDDING]
+        if not torch.equal(parameters.setdefault(_HEAD, embedding), embedding):
+            raise CheckpointMismatch(f"{file} has a head of its own; here {_HEAD} and {_EMBEDDING} are one")
+    if not any(name.endswith(".bias") for name in parameters):
+        ours = model.state_dict()
+        parameters |= {name: torch.zeros_like(ours[name]) for name in ours if name.endswith(".bias")}
+    return parameters
+
+
+def _has_sidecar(path: Path) -> bool:
+    """Whether a file is a checkpoint of the run whose directory it is in."""
+    return (path.parent / "config.yaml").is_file() and path.name in {i.file for i in Run(path.parent).checkpoints()}
+
+
+def _load(reference: InitReference) -> InitCheckpoint:
+    if isinstance(reference.file, Path):
+        return _load_without_sidecar(reference.file, reference.written)
+    run, info = reference.file
+    info, state = read_state(run, info)
+    return InitCheckpoint(f"{run.name}/{info.file}", parse_saved(state["config"]).model, state, info.full)
+
+
+def _load_without_sidecar(path: Path, reference: str) -> InitCheckpoint:
+    with path.open("rb") as file:
+        content = load_file(file, reference)
+    if is_nanogpt(content):
+        return InitCheckpoint(reference, nanogpt_model(content, reference), content, full=False)
+    if isinstance(content, dict) and {"model", "config", "tokenizer"} <= content.keys():
+        return InitCheckpoint(reference, parse_saved(content["config"]).model, content, full="optimizer" in content)
+    keys = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
+    raise CheckpointRefused(reference, f"it holds {keys or 'nothing'}, and not 'model' beside 'model_args'")
+
+
+def _state_dict(init: InitCheckpoint, model: GPT) -> State:
+    if is_nanogpt(init.state):
+        return nanogpt_state_dict(init.state, model, init.name)
+    return clean(init.state["model"])

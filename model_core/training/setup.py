@@ -16,6 +16,7 @@ from torch import Tensor
 from model_core.config import ExperimentConfig
 from model_core.config_validation import check_batch_divides
 from model_core.data.loader import LoaderConfig, TokenLoader, load_tokens
+from model_core.entrypoint import Emit
 from model_core.errors import (
     DeviceUnavailable,
     InvalidConfig,
@@ -32,7 +33,31 @@ from model_core.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
 
-Emit = Callable[..., Any]
+
+def runtime_of(config: ExperimentConfig, place: DistEnv, gpu: int | None = None) -> device.Runtime:
+    """Choose the hardware of one process.
+
+    Args:
+        config: Requested hardware.
+        place: Rank of the process. One of several takes the GPU of its local rank and a share of the cores.
+        gpu: Index among the visible GPUs from the command line.
+
+    Returns:
+        The hardware to use.
+
+    Raises:
+        DeviceUnavailable: The requested device does not exist, or processes cannot share it.
+    """
+    machine = describe_machine()
+    if place.world_size == 1:
+        return device.decide(config, machine, gpu)
+    if machine.gpus and config.device.device in {"auto", "cuda"}:
+        gpu = place.local_rank
+    machine = replace(machine, cores=max(1, machine.cores // place.local_world))
+    runtime = device.decide(config, machine, gpu)
+    if runtime.device_type == "mps":
+        raise DeviceUnavailable(f"{place.world_size} processes cannot share a Metal device; set device.device to cpu")
+    return runtime
 
 
 def build_train_state(
@@ -41,14 +66,17 @@ def build_train_state(
     """Build model, optimizer and loader from the seed.
 
     Args:
-        config: Resolved: max_steps and threads are what will be used.
-        runtime: Where it runs.
-        dataset: Its training split and tokenizer.
-        emit: Told ``warning``.
-        ranks: The processes that train together; None: this one alone.
+        config: Resolved configuration.
+        runtime: Hardware to use.
+        dataset: Dataset with the training split and the tokenizer.
+        emit: Writes ``warning`` events.
+        ranks: Processes that train together; None means this process alone.
+
+    Returns:
+        The state before step 0.
 
     Raises:
-        InvalidConfig: A step's rows cannot be shared among so many.
+        InvalidConfig: The rows of a step cannot be divided among the processes.
     """
     training, ranks = config.training, ranks or ProcessGroup()
     if problems := tuple(check_batch_divides(training, ranks.world_size)):
@@ -81,23 +109,29 @@ def build_train_state(
 
 
 def compiled(model: GPT, mode: str, emit: Callable[..., Any]) -> Forward:
-    """Compile a model; its parameters stay the model's own, so checkpoints do not tell.
+    """Compile a model; its parameters stay the model's own, so checkpoints are the same.
 
     Args:
-        model: What is compiled.
-        mode: As torch.compile takes it.
-        emit: Told ``warning`` when the compiler fails.
+        model: Model to compile.
+        mode: Mode of `torch.compile`.
+        emit: Writes a ``warning`` event when the compiler fails.
+
+    Returns:
+        The compiled forward pass, which falls back to the model.
     """
     return with_eager_fallback(torch.compile(model, mode=mode), model, emit)
 
 
 def with_eager_fallback(first: Forward, model: Forward, emit: Callable[..., Any]) -> Forward:
-    """A forward pass that falls back for good: the first call shows whether the compiler works here.
+    """Wrap a compiled forward pass: when a call fails, this and all later calls use the eager model.
 
     Args:
-        first: Tried first.
-        model: Used when that fails, unless it only lacked memory.
-        emit: Told ``warning``.
+        first: Compiled forward pass.
+        model: Eager model. An out-of-memory error is raised instead of falling back.
+        emit: Writes a ``warning`` event.
+
+    Returns:
+        The forward pass.
     """
     chosen: list[Forward] = [first]
 
@@ -112,26 +146,3 @@ def with_eager_fallback(first: Forward, model: Forward, emit: Callable[..., Any]
             return forward(idx, targets)
 
     return forward
-
-
-def runtime_of(config: ExperimentConfig, place: DistEnv, gpu: int | None = None) -> device.Runtime:
-    """What one process uses: alone the machine, else its share of the cores and the GPU of its number.
-
-    Args:
-        config: What is asked for.
-        place: The process'.
-        gpu: Index among the visible GPUs that was asked for on the command line.
-
-    Raises:
-        DeviceUnavailable: That is not there, or the device cannot be shared.
-    """
-    machine = describe_machine()
-    if place.world_size == 1:
-        return device.decide(config, machine, gpu)
-    if machine.gpus and config.device.device in {"auto", "cuda"}:
-        gpu = place.local_rank
-    machine = replace(machine, cores=max(1, machine.cores // place.local_world))
-    runtime = device.decide(config, machine, gpu)
-    if runtime.device_type == "mps":
-        raise DeviceUnavailable(f"{place.world_size} processes cannot share a Metal device; set device.device to cpu")
-    return runtime

@@ -1,44 +1,75 @@
 """The run of an attempt: created or opened, claimed, and described in the `start` event.
 
-Torch-free until a checkpoint has to be checked, so that a refusal is immediate.
+Loads no torch before a new run's device and checkpoint are checked, so that most refusals are immediate. A new run
+gets its resolved configuration at once where its dataset exists; otherwise the attempt resolves it after preparation.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from model_core.config import ExperimentConfig
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.data.ensure import ensure_dataset, refuse_unlike
-from model_core.entrypoint import next_attempt
-from model_core.errors import InvalidParameter, RunBusy, RunExists
+from model_core.entrypoint import Emit, next_attempt
+from model_core.errors import InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.launch import DistEnv
-from model_core.storage.dataset import dataset_of
+from model_core.schedule import effective_steps
+from model_core.storage.dataset import Dataset, dataset_of
 from model_core.storage.files import Layout, next_free_name
 from model_core.storage.run import Run
 
 if TYPE_CHECKING:
     from model_core.hardware.device import Runtime
+    from model_core.training.resume import InitReference
+
+_IGNORED_VARIABLES = {
+    "PYTORCH_SDP_KERNEL": "device.attention_backend",
+    "NVIDIA_TF32_OVERRIDE": "device.tf32",
+}
 
 
-def create_or_open_run(arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: DistEnv) -> Run:
-    """Create the run, or open the one to go on with.
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run that an attempt trains.
+
+    Attributes:
+        run: Directory of the run.
+        config: Configuration of a new run, resolved if its dataset exists. None for a run that existed before: its
+            config.yaml applies.
+        init: Checkpoint from which a new run starts; None for step 0.
+    """
+
+    run: Run
+    config: ExperimentConfig | None = None
+    init: InitReference | None = None
+
+
+def create_or_open_run(
+    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: DistEnv
+) -> OpenedRun:
+    """Create the run, or open the one to resume.
 
     Args:
-        arguments: Of the program: ``resume``, ``overrides``, ``job_id``, ``gpu``, ``token``.
-        config: What is to be trained.
-        layout: Where things lie.
-        place: Of this process among those that train.
+        arguments: Arguments of the program: ``resume``, ``overrides``, ``job_id``, ``gpu``, ``token``.
+        config: Requested configuration.
+        layout: Directories of the data root.
+        place: Rank of this process.
+
+    Returns:
+        The run; a new one is complete on disk.
 
     Raises:
-        RunExists: The name is taken, and nobody asked to go on.
-        InvalidParameter: What was asked does not go with a run that exists.
-        ModelCoreError: It could not begin; there is no run then.
+        RunExists: The name is taken, and the run is not to be resumed.
+        InvalidParameter: The arguments cannot be combined with a run that exists.
+        ModelCoreError: The training cannot begin; no run was created.
     """
     path = layout.run(config.experiment_name)
     if arguments.resume:
@@ -47,27 +78,27 @@ def create_or_open_run(arguments: argparse.Namespace, config: ExperimentConfig, 
                 "--set does not go with --resume: a run's configuration is fixed; "
                 "to change it, start a new run with checkpoint.load_checkpoint"
             )
-        return Run.open(path)
+        return OpenedRun(Run.open(path))
     if arguments.job_id and (path / "attempt").exists() and Run(path).attempt()["job_id"] == arguments.job_id:
-        return Run.open(path)
+        return OpenedRun(Run.open(path))
     if path.exists():
         raise RunExists(path.name, next_free_name(path))
-    _check_that_it_can_begin(arguments, config, layout, place)
-    return Run.create(path, config, arguments.job_id)
+    config, init = _check_and_resolve(arguments, config, layout, place)
+    return OpenedRun(Run.create(path, config, arguments.job_id), config, init)
 
 
 def claim_run(arguments: argparse.Namespace, run: Run) -> int:
-    """Make this attempt the run's owner.
+    """Make this attempt the owner of a run.
 
     Args:
-        arguments: Of the program: ``attempt``, ``job_id``.
-        run: Under its lock.
+        arguments: Arguments of the program: ``attempt``, ``job_id``.
+        run: The run; its lock is held.
 
     Returns:
-        The attempt's number.
+        Number of the attempt.
 
     Raises:
-        RunBusy: A later attempt has it.
+        RunBusy: A later attempt owns the run.
     """
     owner: int = run.attempt()["attempt"]
     number = arguments.attempt or max(next_attempt(run.events), owner + 1)
@@ -77,45 +108,38 @@ def claim_run(arguments: argparse.Namespace, run: Run) -> int:
     return number
 
 
-def _check_that_it_can_begin(
-    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: DistEnv
-) -> None:
-    """Refuse what would fail at once: no run is created for it, and its name stays free."""
-    dataset = dataset_of(config, layout)
-    if not dataset.missing():
-        refuse_unlike(dataset, config.data, read_files=False)
-    elif config.data.source is not None:
-        DatasetSpec.of(config.data).open_source(arguments.token)
-    else:
-        ensure_dataset(config, layout)  # raises, with the command that makes it
+def resolve_config(config: ExperimentConfig, dataset: Dataset, runtime: Runtime) -> ExperimentConfig:
+    """Fix the number of steps and of threads in a configuration.
 
-    from model_core.training.resume import load_init_checkpoint
-    from model_core.training.setup import runtime_of
-    from model_core.training.tracking import require_trackers
+    Args:
+        config: A configuration; one that is resolved already stays as it is.
+        dataset: The prepared dataset; its training split decides the steps of ``max_epochs``.
+        runtime: Hardware of this process.
 
-    runtime_of(config, place, arguments.gpu)
-    require_trackers(config)
-    if config.checkpoint.load_checkpoint:
-        load_init_checkpoint(config, layout)
+    Returns:
+        The resolved configuration.
 
+    Raises:
+        InvalidConfig: The budget leaves no step after the warm-up.
+        InvalidData: The training split is no file of token ids.
+    """
+    from model_core.data.loader import load_tokens
 
-_IGNORED_VARIABLES = {
-    "PYTORCH_SDP_KERNEL": "device.attention_backend",
-    "NVIDIA_TF32_OVERRIDE": "device.tf32",
-}
+    steps = effective_steps(config.training, len(load_tokens(dataset.train)))
+    return config.resolved(max_steps=steps, threads=runtime.threads)
 
 
 def emit_start_event(
-    emit: Callable[..., Any], config: ExperimentConfig, runtime: Runtime, gpu: int | None, **facts: Any
-) -> None:
-    """Write the `start` event, and a `warning` for everything that is not as somebody may think it is.
+    emit: Emit, config: ExperimentConfig, runtime: Runtime, gpu: int | None, **facts: Any
+) -> None:  # fmt: skip
+    """Write the `start` event, and a `warning` event for each setting that has another effect than one may expect.
 
     Args:
-        emit: Told both.
-        config: What was asked.
-        runtime: What is used.
-        gpu: Index among the visible GPUs that was asked for on the command line.
-        facts: What else the event says.
+        emit: Writes an event.
+        config: Requested configuration.
+        runtime: Hardware that is used.
+        gpu: Index among the visible GPUs from the command line.
+        facts: Further fields of the `start` event.
     """
     ignored = ignored_variables(os.environ)
     emit("start", **_start_facts(config, runtime, gpu, ignored), **facts)
@@ -123,8 +147,52 @@ def emit_start_event(
         emit("warning", code=code, detail=detail)
 
 
+def ignored_variables(environment: Mapping[str, str]) -> list[str]:
+    """Find environment variables that look like settings and have no effect.
+
+    Args:
+        environment: Variables of the process.
+
+    Returns:
+        One message for each, with the configuration key to use instead.
+    """
+    return [
+        f"{name} is set in the environment and has no effect; use {key}"
+        for name, key in _IGNORED_VARIABLES.items()
+        if name in environment
+    ]
+
+
+def _check_and_resolve(
+    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: DistEnv
+) -> tuple[ExperimentConfig, InitReference | None]:
+    """Refuse what would fail at once, so that no run is created and the name stays free."""
+    dataset = dataset_of(config, layout)
+    is_prepared = not dataset.missing()
+    if is_prepared:
+        refuse_unlike(dataset, config.data, read_files=False)
+    elif config.data.source is not None:
+        DatasetSpec.of(config.data).open_source(arguments.token)
+    else:
+        ensure_dataset(config, layout)  # raises, with the command that makes it
+
+    from model_core.training.resume import find_init_checkpoint, load_init_checkpoint
+    from model_core.training.setup import runtime_of
+    from model_core.training.tracking import require_trackers
+
+    runtime = runtime_of(config, place, arguments.gpu)
+    require_trackers(config)
+    init = find_init_checkpoint(config, layout)
+    if init is not None:
+        load_init_checkpoint(init, config.model)  # its state is loaded again later: a preparation may take hours
+    if is_prepared:
+        with contextlib.suppress(ModelCoreError):  # the attempt reports it, in the events of the run
+            config = resolve_config(config, dataset, runtime)
+    return config, init
+
+
 def _start_facts(config: ExperimentConfig, runtime: Runtime, gpu: int | None, ignored: list[str]) -> dict[str, Any]:
-    """What was asked of the hardware and what is used."""
+    """Collect the requested hardware, the used hardware and the environment."""
     return {
         "code_version": _version("headcount"),
         "asked": {
@@ -142,15 +210,6 @@ def _start_facts(config: ExperimentConfig, runtime: Runtime, gpu: int | None, ig
             "ignored": ignored,
         },
     }
-
-
-def ignored_variables(environment: Mapping[str, str]) -> list[str]:
-    """Messages for variables that look like settings and are none."""
-    return [
-        f"{name} is set in the environment and has no effect; use {key}"
-        for name, key in _IGNORED_VARIABLES.items()
-        if name in environment
-    ]
 
 
 def _version(package: str) -> str:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from model_core.config import ExperimentConfig
+from model_core.entrypoint import Emit
 from model_core.errors import PackageMissing
 from model_core.storage.dataset import Dataset, bits_per_byte
 from model_core.storage.files import write_text
 from model_core.storage.run import Run
 from model_core.training.trainer import Callback, StepResult, TrainState
 
-Emit = Callable[..., Any]
 Mode = Literal["offline", "online"]
 
 _PROJECT = "headcount"

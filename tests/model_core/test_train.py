@@ -106,7 +106,7 @@ def test_a_configuration_changed_behind_the_checkpoints_back_is_refused(
     readable = tmp_path / "exp" / "tiny" / "config.yaml"
     readable.write_text(readable.read_text().replace("max_lr: 0.01", "max_lr: 0.02"))
     assert main(["--config", str(tiny()), "--resume"]) == 2
-    assert "training.max_lr is 0.01 there and 0.02 here" in capsys.readouterr().err
+    assert "training.max_lr is 0.02 here and 0.01 in model_latest.pt" in capsys.readouterr().err
 
 
 def test_a_test_takes_its_model_from_the_checkpoint(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -121,7 +121,7 @@ def test_a_test_takes_its_model_from_the_checkpoint(tiny: Tiny, tmp_path: Path, 
     assert (tmp_path / "attention_outputs" / "tiny" / "0" / "layer01.png").is_file()
     capsys.readouterr()
     assert main(["--config", str(test), "--set", "model.block_size=64"]) == 2
-    assert "model.block_size is 64 in the file and 32 in model_best.pt" in capsys.readouterr().err
+    assert "model.block_size is 64 here and 32 in model_best.pt" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(tiny: Tiny, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from model_core.hardware.device import Machine, decide
 from model_core.optim import make_optimizer
 from model_core.tokenizer import train_bpe
 from model_core.training.callbacks import Callback
-from model_core.training.resume import differences
 from model_core.training.trainer import StepResult, TrainState, take_step, train
 
 MODEL = ModelConfig(n_layer=2, n_embd=16, n_head_list=(4, 2), vocab_size=300, block_size=16)
@@ -115,10 +114,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
         take_step(broken)
     assert all(torch.equal(old, new) for old, new in zip(before, broken.model.parameters(), strict=True))
     assert (broken.step, broken.loader.position) == (0, 0)
-
-
-def test_differences_name_the_place_and_both_values() -> None:
-    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c is 2 there and 3 here"]
 
 
 def test_a_loss_that_is_not_a_number_stops_at_its_step_with_the_state_before_it() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -18,8 +18,9 @@ from typing import Any
 
 from model_core.budget import Budget, budget_of
 from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
-from model_core.config import NAME_PATTERN, ExperimentConfig
+from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig
 from model_core.config_loader import ConfigWarning, Tree
+from model_core.config_validation import model_differences
 from model_core.data.dataset_spec import DatasetSpec, training_mismatch
 from model_core.errors import (
     CheckpointMismatch,
@@ -212,8 +213,7 @@ def _tested(written: ExperimentConfig, layout: Layout) -> ExperimentConfig:
     run.resolve(written.testing.checkpoint_path)
     trained = run.config()
     if "model" in written.model_fields_set:
-        ours, theirs = (vars(model) for model in (written.model, trained.model))
-        _same({key: ours[key] for key in written.model.model_fields_set}, theirs, f"run {run.name!r}")
+        _refuse_unlike(written.model, trained.model, f"run {run.name!r}", written.model.model_fields_set)
     return trained if "data" not in written.model_fields_set else written
 
 
@@ -223,17 +223,12 @@ def _continued(config: ExperimentConfig, layout: Layout) -> None:
     name, _, file = reference.partition("/")
     run = Run.open(layout.run(name))
     run.resolve(file or ("latest" if run.full_states() else "best"))
-    _same(config.model.shape, run.config().model.shape, f"checkpoint.load_checkpoint {reference!r}")
+    _refuse_unlike(config.model, run.config().model, f"checkpoint.load_checkpoint {reference!r}")
 
 
-def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any], whose: str) -> None:
-    """Refuse a model whose keys are not those of another; of the other's, only those of ours count."""
-    different = [
-        f"model.{key} is {value} here and {theirs[key]} in {whose}"
-        for key, value in sorted(ours.items())
-        if value != theirs[key]
-    ]
-    if different:
+def _refuse_unlike(ours: ModelConfig, theirs: ModelConfig, there: str, keys: Iterable[str] | None = None) -> None:
+    """Refuse a model that does not fit the one of a run."""
+    if different := model_differences(ours, theirs, there=there, keys=keys):
         raise CheckpointMismatch("; ".join(different))
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal
 
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from worker.jobs.kinds import KINDS
+from worker.jobs.kinds import kind_of
 from worker.jobs.schemas import Job
 
 LogSource = Literal["log", "process"]
@@ -47,7 +47,7 @@ def log_file(layout: Layout, job: Job, source: LogSource | None = None) -> LogFi
 
 
 def _directory(layout: Layout, job: Job) -> Path:
-    if KINDS[job.kind].makes_run and job.run and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
+    if kind_of(job.kind).makes_run and job.run and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
         return layout.run(job.run)
     return _own(layout, job)
 

@@ -18,7 +18,7 @@ from model_core.storage.events import Event, EventReader
 from model_core.storage.files import Layout, read_json
 from model_core.storage.run import Run
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.kinds import KINDS
+from worker.jobs.kinds import kind_of
 from worker.jobs.schemas import Claim, Progress
 from worker.jobs.serialization import progressed
 from worker.jobs.worker_store import WorkerStore
@@ -42,7 +42,7 @@ class Mirror:
         assert layout.jobs is not None
         self._store, self._claim, self._tokens_per_step = store, claim, tokens_per_step
         self._job_directory = layout.jobs / claim.id
-        self._run = Run(layout.run(claim.run)) if KINDS[claim.kind].makes_run and claim.run else None
+        self._run = Run(layout.run(claim.run)) if kind_of(claim.kind).makes_run and claim.run else None
         self._reader: EventReader | None = None
         self._pending: list[Event] = []
         self._told: deque[Event] = deque(maxlen=_TOLD_AGAIN)

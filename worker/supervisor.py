@@ -18,17 +18,17 @@ from typing import Any, Literal, Self
 
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config, to_yaml
-from model_core.errors import BAD_INPUT, BUSY, FAILED, STOPPED, InvalidConfig
+from model_core.errors import BAD_INPUT, BUSY, FAILED, STOPPED, InvalidConfig, NotAvailable
 from model_core.storage.files import write_text
 from worker.child_process import Child, environment
 from worker.event_mirror import Mirror
 from worker.jobs.errors import QueueUnavailable
-from worker.jobs.kinds import argv
+from worker.jobs.kinds import KINDS, argv
 from worker.jobs.recovery import write_job_file
 from worker.jobs.redis_client import retry_until_available
 from worker.jobs.schemas import Claim, JobError, Outcome, WorkerView
 from worker.jobs.settings import WorkerSettings
-from worker.jobs.spec import licence_of, processes_of
+from worker.jobs.spec import options_of, processes_of
 from worker.jobs.worker_store import WorkerStore
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,10 @@ def supervise(
     Returns:
         How it ended, once its process is gone; None if the job was taken away meanwhile.
     """
+    if claim.kind not in KINDS:
+        unknown = f"this worker knows no {claim.kind!r} jobs"
+        hint = "a newer version queued it; update the worker, then retry"
+        return Outcome("failed", unknown, JobError(code=NotAvailable.code, detail=unknown, hint=hint))
     try:
         config = parse_config(claim.config).config
     except InvalidConfig as error:
@@ -135,7 +139,7 @@ def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpu
         modules=settings.kind_modules,
         seq_after=claim.seq_after,
         processes=processes_of(claim.config),
-        licence=licence_of(claim.config),
+        options=options_of(claim.kind, claim.config),
     )
     return Child(command, directory=data, log=directory / "child.log", env=environment(os.environ, gpus))
 

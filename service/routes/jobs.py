@@ -31,8 +31,9 @@ from service.protocol.parsing import (
 )
 from service.schemas import Listed
 from worker.jobs import commands
+from worker.jobs.kinds import Kind
 from worker.jobs.schemas import ActionResult
-from worker.jobs.spec import MOST_METADATA, Kind, Label, Text
+from worker.jobs.spec import MOST_METADATA, Label, Text
 from worker.jobs.states import Status
 
 router = APIRouter(tags=["jobs"])

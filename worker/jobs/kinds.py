@@ -1,19 +1,24 @@
 """The kinds of jobs, as data: what differs from kind to kind is a field of its row in `KINDS`.
 
-A job is an argv and a directory.
-Every module takes ``--config --run --data-root --attempt --job-id`` (and ``--record`` where the work is no training),
-writes events.jsonl and outcome.json, and exits 75 (stopped with a checkpoint) or 76 (busy).
+A new kind is a row here, the program of its child process, and a route that submits it. The program takes ``--config
+--run --data-root --attempt --job-id``, and ``--record`` if the job makes no run. It writes events.jsonl and
+outcome.json there, and exits 75 (stopped; what is done is saved) or 76 (another process holds the run).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
 
 Resource = Literal["run", "dataset", "export"]
+
+LAUNCHER = "model_core.launch"  # starts the processes of one training, and ends them together
+
+_IN_LUA = ("makes", "is_exclusive", "shares_identical", "index")
 
 
 @dataclass(frozen=True)
@@ -24,18 +29,27 @@ class JobKind:
         name: Value of ``job.kind``.
         title: Noun with its article, for error messages.
         module: Program of the job's child process.
-        makes: Resource that the job creates; None if it only reads one. Also the field of the record that names it.
-        is_exclusive: Whether a job that is not over reserves the name of what it makes.
+        config: Part of the experiment that the job keeps: all of it, what describes a dataset, or a run and one of its
+            checkpoints.
+        trains: Value of ``execution.train`` that implies this kind when a request names none; None if none does.
+        check: Lookup on disk before the job is queued; None if it needs nothing from there.
+        makes: Resource that the job creates, also the field of the record that has its name; None if it only reads.
+        is_exclusive: Whether an unfinished job reserves the name of what it makes.
         shares_identical: Whether a request gets the identical job that is under way.
         index: Redis key prefix of the list of jobs that make the same resource; None if there is no such list.
         counts: Key of its events that measures progress.
         uses_gpu: Whether it may be given a GPU.
         has_run: Whether the job names a run, which it makes or reads.
+        options: Fields of the job section that only this kind takes, each with the reason why others are refused. Its
+            program gets the option of the same name.
     """
 
     name: str
     title: str
     module: str
+    config: Literal["experiment", "dataset", "checkpoint"] = "experiment"
+    trains: bool | None = None
+    check: Literal["training", "test", "preparation", "export"] | None = None
     makes: Resource | None = None
     is_exclusive: bool = False
     shares_identical: bool = False
@@ -43,6 +57,7 @@ class JobKind:
     counts: Literal["step", "done"] = "step"
     uses_gpu: bool = True
     has_run: bool = True
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def makes_run(self) -> bool:
@@ -58,12 +73,22 @@ class JobKind:
 KINDS: Mapping[str, JobKind] = {
     kind.name: kind
     for kind in (
-        JobKind("train", "a training", "model_core.train", makes="run", is_exclusive=True),
-        JobKind("test", "a test", "model_core.train"),
+        JobKind(
+            "train",
+            "a training",
+            "model_core.train",
+            trains=True,
+            check="training",
+            makes="run",
+            is_exclusive=True,
+        ),
+        JobKind("test", "a test", "model_core.train", trains=False, check="test"),
         JobKind(
             "prepare",
             "a preparation",
             "model_core.data.prepare",
+            config="dataset",
+            check="preparation",
             makes="dataset",
             is_exclusive=True,
             shares_identical=True,
@@ -76,37 +101,68 @@ KINDS: Mapping[str, JobKind] = {
             "export",
             "an export",
             "model_core.hf.job",
+            config="checkpoint",
+            check="export",
             makes="export",
             shares_identical=True,
             index="jobs:export:",
             counts="done",
             uses_gpu=False,
+            options={"licence": "only an export writes a model card"},
         ),
     )
 }
 
-_IN_LUA = ("makes", "is_exclusive", "shares_identical", "index")
+if TYPE_CHECKING:
+    Kind = str
+else:
+    Kind = Literal[tuple(KINDS)]  # requests and their schema accept the names of the table, and nothing else
+
+
+def kind_of(name: str) -> JobKind:
+    """Look up the kind of a stored job.
+
+    Args:
+        name: Kind of the record, which another version may have written.
+
+    Returns:
+        The row of the table; for an unknown kind, one of a job that makes nothing.
+    """
+    return KINDS.get(name) or JobKind(name, "a job", "")
 
 
 def maker_of(resource: Resource) -> str:
-    """Return the name of the kind of job that makes a resource."""
+    """Look up which kind of job makes a resource.
+
+    Args:
+        resource: What is made.
+
+    Returns:
+        Name of the kind.
+    """
     return next(kind.name for kind in KINDS.values() if kind.makes == resource)
 
 
+def kind_without_name(*, trains: bool) -> str:
+    """Derive the kind of a request that names none.
+
+    Args:
+        trains: Its ``execution.train``.
+
+    Returns:
+        Name of the kind.
+    """
+    return next(kind.name for kind in KINDS.values() if kind.trains == trains)
+
+
 def as_lua() -> str:
-    """Render the table for the scripts: `KINDS`, and the kind of a job that makes a dataset."""
+    """Render the table for the Lua scripts.
+
+    Returns:
+        Lua code that defines `KINDS`, and `DATASET_MAKER`, the kind of job that makes a dataset.
+    """
     rows = ", ".join(f"{name}={{{', '.join(_lua_fields(kind))}}}" for name, kind in KINDS.items())
     return f"local KINDS = {{{rows}}}\nlocal DATASET_MAKER = '{maker_of('dataset')}'"
-
-
-def _lua_fields(kind: JobKind) -> Iterator[str]:
-    for field in _IN_LUA:
-        value = getattr(kind, field)
-        if value:
-            yield f"{field}=true" if value is True else f"{field}='{value}'"
-
-
-LAUNCHER = "model_core.launch"  # of several processes; it ends them together
 
 
 def argv(
@@ -119,20 +175,20 @@ def argv(
     modules: Mapping[str, str],
     seq_after: int = 0,
     processes: int = 1,
-    licence: str | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """Command line of a job's child.
+    """Build the command line of a job's child process.
 
     Args:
-        kind: What the job does.
-        run: The run it makes or reads; of a preparation, the dataset it makes.
-        job_id: Its id.
-        attempt: The number of this process of the job.
-        data: The data root.
-        modules: Module by kind; it wins over the table.
+        kind: Kind of the job.
+        run: Run that it makes or reads; for a preparation, the dataset that it makes.
+        job_id: Id of the job.
+        attempt: Number of this attempt.
+        data: Data root.
+        modules: Program by kind, in place of the one in the table.
         seq_after: Number of the job's last event in the run that this one replaces.
-        processes: How many of it work together.
-        licence: Of an export's model.
+        processes: Number of processes that train together.
+        options: Values of the kind's options.
 
     Returns:
         The command line.
@@ -143,5 +199,13 @@ def argv(
     command = [sys.executable, "-P", "-m", *several, module, "--config", str(directory / "config.yaml"), "--run", run]
     command += ["--data-root", str(data), "--attempt", str(attempt), "--job-id", job_id]
     command += ["--seq-after", str(seq_after)] if seq_after else []
-    command += ["--licence", licence] if licence else []
+    for name, value in options.items():
+        command += [f"--{name}", value]
     return command if KINDS[kind].makes_run else [*command, "--record", str(directory)]
+
+
+def _lua_fields(kind: JobKind) -> Iterator[str]:
+    for name in _IN_LUA:
+        value = getattr(kind, name)
+        if value:
+            yield f"{name}=true" if value is True else f"{name}='{value}'"

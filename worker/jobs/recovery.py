@@ -24,10 +24,10 @@ from model_core.errors import ModelCoreError
 from model_core.storage.events import Event, read_events
 from model_core.storage.files import Layout, now, read_json, write_json
 from model_core.storage.run import Run, runs_in
-from worker.jobs.kinds import KINDS
+from worker.jobs.kinds import KINDS, Kind, kind_without_name, maker_of
 from worker.jobs.schemas import Claim, JobError, Progress, RestoredJob, Warned
 from worker.jobs.serialization import progressed
-from worker.jobs.spec import JOB_ID, JobSection, JobSpec, Kind
+from worker.jobs.spec import JOB_ID, JobSection, JobSpec
 from worker.jobs.states import TERMINAL, Status
 
 _FILE = "job.json"
@@ -350,7 +350,7 @@ def _order_of(trace: JobOnDisk) -> Order:
     with reading(trace.config):
         tree = read_tree(trace.config)
     config = _config(tree, trace.config)
-    kind: Kind = "train" if trace.run is not None or config.execution.train else "test"
+    kind = maker_of("run") if trace.run is not None else kind_without_name(trains=config.execution.train)
     run = trace.run.name if trace.run is not None else config.experiment_name
     gpus = JobSpec(kind, run, config, JobSection()).gpus
     return Order(id=trace.id, kind=kind, run=run, gpus=gpus, created_at=trace.created_at_ms, config=tree)

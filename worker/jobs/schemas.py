@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.jobs.kinds import KINDS
+from worker.jobs.kinds import kind_of
 from worker.jobs.states import Action, Status
 
 Number = float | Literal["nan", "inf", "-inf"]
@@ -42,7 +42,7 @@ class Progress(_View):
     @classmethod
     def beginning(cls, kind: str) -> Self:
         """Of a job of some kind that has told nothing yet."""
-        return cls() if KINDS[kind].has_steps else cls(step=None)
+        return cls() if kind_of(kind).has_steps else cls(step=None)
 
 
 class JobError(_View):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from model_core.storage.events import Event
 from worker.jobs.errors import JobNotFound
 from worker.jobs.eta import read_forecast
-from worker.jobs.kinds import KINDS
+from worker.jobs.kinds import kind_of
 from worker.jobs.schemas import DETAIL, VIEW, Job, JobDetail, JobRecord, JobRow, Progress, QueueView
 from worker.jobs.spec import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
@@ -119,7 +119,7 @@ def _facts(record: Mapping[str, Any], history: Sequence[str]) -> dict[str, Any]:
     facts |= {name: json.loads(record[name]) for name in ("error", "worker") if record[name]}
     if record["waiting_for"]:
         facts["waiting_for"] = record["waiting_for"].split()
-    if not KINDS[record["kind"]].has_steps:
+    if not kind_of(record["kind"]).has_steps:
         facts["progress"] = {"step": None}
     if record["progress"]:
         progress = json.loads(record["progress"])
@@ -136,8 +136,8 @@ def _history(text: str) -> list[dict[str, Any]]:
 
 def _of_kind(kind: str, attempt: dict[str, Any]) -> dict[str, Any]:
     """What counts the crashes of a preparation or an export is no step, and a preparation has no run."""
-    shown = attempt if KINDS[kind].has_steps else {**attempt, "step": None}
-    return shown if KINDS[kind].has_run else {**shown, "run": None}
+    shown = attempt if kind_of(kind).has_steps else {**attempt, "step": None}
+    return shown if kind_of(kind).has_run else {**shown, "run": None}
 
 
 def _attempt(entry: dict[str, Any]) -> dict[str, Any]:

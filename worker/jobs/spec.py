@@ -1,15 +1,15 @@
-"""A job request: an experiment, and a `job` section that says how to run it.
+"""A job request: an experiment, and a `job` section that controls how it runs.
 
-The tree is that of the YAML file, as JSON or YAML. With a preset, the rest of the tree is a merge patch on it. Kind,
-source, GPUs and processes have to agree.
+The tree is that of the YAML file, as JSON or YAML. With a preset, the rest of the tree is a merge patch on it. What a
+kind of job accepts and which part of the experiment it keeps come from its row in `kinds.KINDS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -30,14 +30,16 @@ from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter
 from model_core.hf.export_folder import LICENCE_PATTERN
 from model_core.storage.checkpoints import file_of
 from model_core.storage.files import checked_name, portable
-from worker.jobs.kinds import KINDS
+from worker.jobs.kinds import KINDS, JobKind, Kind, kind_without_name
 
-Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
-Kind = Literal["train", "test", "prepare", "export"]
 MOST_METADATA = 16  # pairs
 JOB_ID = r"^job_[0-9a-f]{32}$"
+
+Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
 Licence = Annotated[str, StringConstraints(strict=True, pattern=LICENCE_PATTERN)]
 Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
+
+_PATHS = (("data", "data_dir"), ("output", "exp_dir"), ("output", "attention_dir"))
 
 
 class Resources(Config):
@@ -61,12 +63,140 @@ class JobSection(Config):
     )
 
 
+@dataclass(frozen=True)
+class JobSpec:
+    """A valid job request.
+
+    Attributes:
+        kind: Name of its row in `kinds.KINDS`.
+        run: Run that the job makes or reads; None if it has none.
+        config: The part of the experiment that the kind keeps.
+        job: How to run it.
+        warnings: Warnings for the author of the request.
+        dataset: Dataset that the job makes or reads; None if the run's own configuration names it.
+    """
+
+    kind: str
+    run: str | None
+    config: ExperimentConfig
+    job: JobSection
+    warnings: tuple[ConfigWarning, ...] = ()
+    dataset: str | None = None
+
+    @property
+    def recipe(self) -> str:
+        """Fingerprint of the dataset that the job makes; empty if it makes none."""
+        return DatasetSpec.of_job(self.config).fingerprint if KINDS[self.kind].makes == "dataset" else ""
+
+    @property
+    def export(self) -> str:
+        """Export that the job makes, as RUN/FILE of the checkpoint; empty if it makes none."""
+        return f"{self.run}/{self.config.testing.checkpoint_path}" if KINDS[self.kind].makes == "export" else ""
+
+    @property
+    def gpus(self) -> int | None:
+        """Number of GPUs; None: one if the worker has any, else none."""
+        if not KINDS[self.kind].uses_gpu:
+            return 0
+        asked, device = self.job.resources, self.config.device.device
+        if asked.gpus is not None:
+            return asked.gpus
+        return {"cpu": 0, "cuda": asked.processes}.get(device, None if asked.processes == 1 else 0)
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that train together; each has a GPU of its own, or none has any."""
+        return max(self.job.resources.processes, self.gpus or 1) if KINDS[self.kind].makes_run else 1
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The experiment as the queue keeps it, and in section `job` what the supervisor needs."""
+        tree = self.config.model_dump(mode="json", exclude_unset=True)
+        job: dict[str, Any] = {"resources": {"processes": self.processes}} if self.processes > 1 else {}
+        options = {name: getattr(self.job, name) for name in KINDS[self.kind].options}
+        job |= {name: value for name, value in options.items() if value}
+        return {**tree, "job": job} if job else tree
+
+
+def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Path | None = None) -> JobSpec:
+    """Parse and check a job request.
+
+    Args:
+        tree: Sections of the experiment, and `job`.
+        run: New name of the run; the tree stays as it is.
+        data_root: Data root; a ``file:`` source must be below its ``uploads``. Without it no such source is accepted.
+
+    Returns:
+        The request.
+
+    Raises:
+        InvalidParameter: `run` is no valid name, or the job has no run.
+        UnknownPreset: There is no such preset.
+        InvalidConfig: The tree is invalid; the error contains every problem.
+    """
+    job, problems = _job_section(tree)
+    merged = {key: value for key, value in tree.items() if key != "job"}
+    if job.preset is not None:
+        merged = merge_patch(preset_tree(job.preset), merged)
+    merged, replaced = _without_paths(merged)
+    _refuse_to_name(job, run)
+    renamed = {} if run is None else {"experiment_name": checked_name("run", run)}
+    parsed, more = _experiment(merged)
+    if parsed is not None:
+        more += _disagreements(job, parsed.config, data_root)
+    if problems or more or parsed is None:
+        raise InvalidConfig((*problems, *more))
+    kind = _kind_of(job, parsed.config)
+    config = _KEPT[kind.config](parsed.config.model_copy(update=renamed))
+    has_data = kind.makes_run or "data" in config.model_fields_set
+    spec = JobSpec(
+        kind.name,
+        config.experiment_name if kind.has_run else None,
+        config,
+        job,
+        dataset=config.data.dataset_name if has_data else None,
+    )
+    if kind.config != "experiment":  # nobody reads the sections that other warnings are about
+        return replace(spec, warnings=replaced)
+    return replace(spec, warnings=(*parsed.warnings, *replaced, *_idle_gpus(spec)))
+
+
+def processes_of(record: Mapping[str, Any]) -> int:
+    """Read the number of processes that train together.
+
+    Args:
+        record: The experiment as the queue keeps it.
+
+    Returns:
+        Number of processes.
+    """
+    processes: int = record.get("job", {}).get("resources", {}).get("processes", 1)
+    return processes
+
+
+def options_of(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
+    """Read the options of a job's program.
+
+    Args:
+        kind: Kind of the job.
+        record: The experiment as the queue keeps it.
+
+    Returns:
+        Value by option; options that were not given are left out.
+    """
+    job = record.get("job", {})
+    return {name: job[name] for name in KINDS[kind].options if name in job}
+
+
+# --- parts of a request ----------------------------------------------------------------------------------------------
+
+
 class _Envelope(Config):
     job: JobSection = JobSection()
 
 
-def job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
-    """The section of a request, and what is wrong with it; one that is wrong keeps its preset, if that is a name."""
+def _job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
+    """Parse the job section; an invalid one is replaced by a default one with its preset, if that is a name."""
     try:
         job = _Envelope.model_validate({"job": tree["job"]} if tree.get("job") is not None else {}).job
     except ValidationError as error:
@@ -84,133 +214,8 @@ def _is_name(text: str) -> bool:
         return False
 
 
-_PATHS = (("data", "data_dir"), ("output", "exp_dir"), ("output", "attention_dir"))
-
-
-@dataclass(frozen=True)
-class JobSpec:
-    """A request that is right in itself.
-
-    Attributes:
-        kind: ``train`` makes a run; ``test`` and ``export`` read one; ``prepare`` makes a dataset.
-        run: Its name; None of a preparation.
-        config: The experiment, named by the run; of a preparation the part that says how its dataset is made, of an
-            export the run and the file of its checkpoint.
-        job: How to run it.
-        warnings: What its author should know.
-        dataset: The one that it makes or reads; None where the run's own configuration says it.
-    """
-
-    kind: str
-    run: str | None
-    config: ExperimentConfig
-    job: JobSection
-    warnings: tuple[ConfigWarning, ...] = ()
-    dataset: str | None = None
-
-    @property
-    def recipe(self) -> str:
-        """Of the dataset that a preparation makes; empty of every other job."""
-        return DatasetSpec.of_job(self.config).fingerprint if KINDS[self.kind].makes == "dataset" else ""
-
-    @property
-    def export(self) -> str:
-        """What an export makes, as RUN/FILE of the checkpoint; empty of every other job."""
-        return f"{self.run}/{self.config.testing.checkpoint_path}" if KINDS[self.kind].makes == "export" else ""
-
-    @property
-    def gpus(self) -> int | None:
-        """GPUs it takes; None: one if the worker has any, else none."""
-        if not KINDS[self.kind].uses_gpu:
-            return 0
-        asked, device = self.job.resources, self.config.device.device
-        if asked.gpus is not None:
-            return asked.gpus
-        return {"cpu": 0, "cuda": asked.processes}.get(device, None if asked.processes == 1 else 0)
-
-    @property
-    def processes(self) -> int:
-        """Processes that train together; each has a GPU of its own, or none has any."""
-        return max(self.job.resources.processes, self.gpus or 1) if KINDS[self.kind].makes_run else 1
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The experiment as the queue keeps it, with what its supervisor must know of the job."""
-        tree = self.config.model_dump(mode="json", exclude_unset=True)
-        job: dict[str, Any] = {"resources": {"processes": self.processes}} if self.processes > 1 else {}
-        job |= {"licence": self.job.licence} if self.job.licence else {}
-        return {**tree, "job": job} if job else tree
-
-
-def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Path | None = None) -> JobSpec:
-    """Check a request.
-
-    Args:
-        tree: Sections of the experiment, and `job`.
-        run: Renames the run without changing the tree.
-        data_root: Below its ``uploads`` a ``file:`` source may lie; without it there is no such place.
-
-    Raises:
-        InvalidParameter: `run` is no name, or the job makes no run.
-        UnknownPreset: There is no such preset.
-        InvalidConfig: With every problem of the tree.
-    """
-    job, problems = job_section(tree)
-    merged = {key: value for key, value in tree.items() if key != "job"}
-    if job.preset is not None:
-        merged = merge_patch(preset_tree(job.preset), merged)
-    merged, replaced = _without_paths(merged)
-    _refuse_to_name(job, run)
-    renamed = {} if run is None else {"experiment_name": checked_name("run", run)}
-    parsed, more = _experiment(merged)
-    if parsed is not None:
-        more += disagreements(job, parsed.config, data_root)
-    if problems or more or parsed is None:
-        raise InvalidConfig((*problems, *more))
-    if job.kind == "prepare":
-        dataset = DatasetSpec.of_job(parsed.config)
-        return JobSpec("prepare", None, dataset.as_config(), job, replaced, dataset.name)
-    config = parsed.config.model_copy(update=renamed)
-    if job.kind == "export":
-        return JobSpec("export", config.experiment_name, _what_is_exported(config), job, replaced)
-    kind = derived_kind(config)
-    reads = config.data.dataset_name if kind == "train" or "data" in config.model_fields_set else None
-    spec = JobSpec(kind, config.experiment_name, config, job, dataset=reads)
-    return replace(spec, warnings=(*parsed.warnings, *replaced, *_idle_gpus(spec)))
-
-
-def processes_of(record: Mapping[str, Any]) -> int:
-    """Processes that train together, of an experiment as the queue keeps it."""
-    processes: int = record.get("job", {}).get("resources", {}).get("processes", 1)
-    return processes
-
-
-def licence_of(record: Mapping[str, Any]) -> str | None:
-    """The licence that an export's model card states, of an experiment as the queue keeps it."""
-    licence: str | None = record.get("job", {}).get("licence")
-    return licence
-
-
-def _refuse_to_name(job: JobSection, run: str | None) -> None:
-    if job.kind == "prepare" and run is not None:
-        raise InvalidParameter(f"run {run!r}: a prepare job makes no run; data.dataset is the name of what it makes")
-
-
-def _what_is_exported(config: ExperimentConfig) -> ExperimentConfig:
-    wanted = config.testing.checkpoint_path
-    file = file_of(wanted) or wanted
-    return parse_config({"experiment_name": config.experiment_name, "testing": {"checkpoint_path": file}}).config
-
-
-def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
-    try:
-        return parse_config(tree), []
-    except InvalidConfig as error:
-        return None, list(error.problems)
-
-
 def _without_paths(tree: Tree) -> tuple[Tree, tuple[ConfigWarning, ...]]:
-    """Paths of the author's machine mean nothing here: everything lies below the data root."""
+    """Drop the paths of the author's machine: all files are below the data root."""
     written = [(name, key) for name, key in _PATHS if isinstance(_section(tree, name).get(key), str)]
     if not written:
         return tree, ()
@@ -228,6 +233,42 @@ def _section(tree: Tree, name: str) -> Tree:
     return section if isinstance(section, dict) else {}
 
 
+def _refuse_to_name(job: JobSection, run: str | None) -> None:
+    if run is None or job.kind is None or KINDS[job.kind].has_run:
+        return
+    advice = "; data.dataset is the name of what it makes" if KINDS[job.kind].makes == "dataset" else ""
+    raise InvalidParameter(f"run {run!r}: a {job.kind} job makes no run{advice}")
+
+
+def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
+    try:
+        return parse_config(tree), []
+    except InvalidConfig as error:
+        return None, list(error.problems)
+
+
+def _kind_of(job: JobSection, config: ExperimentConfig) -> JobKind:
+    return KINDS[job.kind or kind_without_name(trains=config.execution.train)]
+
+
+def _dataset_part(config: ExperimentConfig) -> ExperimentConfig:
+    return DatasetSpec.of_job(config).as_config()
+
+
+def _checkpoint_part(config: ExperimentConfig) -> ExperimentConfig:
+    """Keep the run and the checkpoint, by file name where that is known without a look at the run."""
+    wanted = config.testing.checkpoint_path
+    file = file_of(wanted) or wanted
+    return parse_config({"experiment_name": config.experiment_name, "testing": {"checkpoint_path": file}}).config
+
+
+_KEPT: Mapping[str, Callable[[ExperimentConfig], ExperimentConfig]] = {  # by `JobKind.config`
+    "experiment": lambda config: config,
+    "dataset": _dataset_part,
+    "checkpoint": _checkpoint_part,
+}
+
+
 def _idle_gpus(spec: JobSpec) -> Iterator[ConfigWarning]:
     gpus, processes = spec.gpus or 0, spec.processes
     if gpus > processes:
@@ -239,22 +280,15 @@ def _idle_gpus(spec: JobSpec) -> Iterator[ConfigWarning]:
         yield ConfigWarning("processes_on_cpu", detail)
 
 
-def derived_kind(config: ExperimentConfig) -> Kind:
-    """What a job without a kind does."""
-    return "train" if config.execution.train else "test"
+# --- contradictions in a request whose parts are valid ---------------------------------------------------------------
 
 
-def disagreements(job: JobSection, config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
-    """What contradicts what in a request whose parts are right.
-
-    Args:
-        job: Its section.
-        config: Its experiment.
-        data_root: Below its ``uploads`` a ``file:`` source may lie; without it there is no such place.
-    """
+def _disagreements(job: JobSection, config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
+    kind = _kind_of(job, config)
     yield from _source_stays_inside(config, data_root)
-    yield from _kind_fits(job, config)
-    yield from _processes_fit(job, config)
+    yield from _options_fit(job, kind)
+    yield from _kind_fits(job, kind, config)
+    yield from _processes_fit(job, kind, config)
 
 
 def _source_stays_inside(config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
@@ -277,34 +311,30 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)  # JSON can spell half a surrogate pair
 
 
-def _kind_fits(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
-    if job.licence is not None and job.kind != "export":
-        yield FieldProblem("/job/licence", "only an export writes a model card; leave it out", job.licence)
-    if job.kind is not None and not KINDS[job.kind].uses_gpu:
-        yield from _needs_no_gpu(job)
-        yield from _something_to_prepare(job, config)
-        return
-    derived = derived_kind(config)
-    if job.kind not in {None, derived}:
-        detail = f"{job.kind!r} contradicts execution.train {config.execution.train}, which makes it {derived!r}"
-        yield FieldProblem("/job/kind", detail, job.kind, (derived,))
+def _options_fit(job: JobSection, kind: JobKind) -> Iterator[FieldProblem]:
+    for other in KINDS.values():
+        for name, reason in other.options.items():
+            value = getattr(job, name)
+            if value is not None and name not in kind.options:
+                yield FieldProblem(f"/job/{name}", f"{reason}; leave it out", value)
 
 
-def _something_to_prepare(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
-    if job.kind == "prepare" and config.data.source is None:
-        detail = "a preparation needs a source: where its documents come from"
-        yield FieldProblem("/data/source", detail, None, SOURCE_SYNTAX)
-
-
-def _needs_no_gpu(job: JobSection) -> Iterator[FieldProblem]:
-    if job.resources.gpus and job.kind is not None:
-        detail = f"gpus {job.resources.gpus}: {KINDS[job.kind].title} uses none; leave it out"
+def _kind_fits(job: JobSection, kind: JobKind, config: ExperimentConfig) -> Iterator[FieldProblem]:
+    if not kind.uses_gpu and job.resources.gpus:
+        detail = f"gpus {job.resources.gpus}: {kind.title} uses none; leave it out"
         yield FieldProblem("/job/resources/gpus", detail, job.resources.gpus, (0,))
+    if kind.config == "dataset" and config.data.source is None:
+        detail = f"{kind.title} needs a source: where its documents come from"
+        yield FieldProblem("/data/source", detail, None, SOURCE_SYNTAX)
+    if kind.trains not in {None, config.execution.train}:
+        derived = kind_without_name(trains=config.execution.train)
+        detail = f"{kind.name!r} contradicts execution.train {config.execution.train}, which makes it {derived!r}"
+        yield FieldProblem("/job/kind", detail, kind.name, (derived,))
 
 
-def _processes_fit(job: JobSection, config: ExperimentConfig) -> Iterator[FieldProblem]:
+def _processes_fit(job: JobSection, kind: JobKind, config: ExperimentConfig) -> Iterator[FieldProblem]:
     gpus, processes = job.resources.gpus or 0, job.resources.processes
-    trains = config.execution.train and job.kind != "prepare"
+    trains = config.execution.train and kind.has_run
     if processes > 1 and not trains:
         yield FieldProblem("/job/resources/processes", "a job that trains nothing runs in one process", processes, (1,))
     elif processes > 1 and gpus not in {0, processes}:

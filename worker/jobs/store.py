@@ -21,7 +21,7 @@ from model_core.storage.run import Run
 from worker.jobs import commands
 from worker.jobs.commands import Scripts
 from worker.jobs.errors import ActionNotAllowed, JobNotFound, PreconditionFailed
-from worker.jobs.kinds import KINDS
+from worker.jobs.kinds import kind_of
 from worker.jobs.redis_client import PREFIX, redis_errors
 from worker.jobs.schemas import ActionResult, Job, JobDetail, Page, QueueState, Rejection, RestoredJob, Submission
 from worker.jobs.serialization import checked_id, job_of, jobs_of, known_job
@@ -216,7 +216,7 @@ class JobStore(JobReader):
         """
         before = self.get(job_id) if action in {"resume", "retry"} else None
         told = 0
-        if before is not None and KINDS[before.kind].makes_run:
+        if before is not None and kind_of(before.kind).makes_run:
             told = self._own_run(before, run)
         verdict, fact, *seen = self._scripts.run("want", checked_id(job_id), action, run or "", told)
         if verdict == "missing":
@@ -251,7 +251,7 @@ class JobStore(JobReader):
             RunExists: Another job has taken the run's name meanwhile.
         """
         job = self.get(job_id)
-        if not scratch or job.run is None or not KINDS[job.kind].makes_run or job.status != "failed":
+        if not scratch or job.run is None or not kind_of(job.kind).makes_run or job.status != "failed":
             return self.request_action(job_id, "retry")
         if not self._settings.layout.run(job.run).exists():
             return self.request_action(job_id, "retry")  # it has made nothing yet

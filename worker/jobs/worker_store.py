@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from model_core.storage.events import Event
 from worker.jobs.eta import QueueForecast
-from worker.jobs.kinds import KINDS
+from worker.jobs.kinds import kind_of
 from worker.jobs.redis_client import PREFIX, redis_errors
 from worker.jobs.schemas import Claim, JobError, Outcome, Progress, WorkerView
 from worker.jobs.store import JobStore
@@ -95,7 +95,7 @@ class WorkerStore(JobStore):
         """
         shown = (progress or Progress.beginning(claim.kind)).model_dump_json()
         pairs = [item for event in events for item in (event["seq"], json.dumps(event, ensure_ascii=False))]
-        counted = KINDS[claim.kind].counts  # a crash after more of it is no crash in a row
+        counted = kind_of(claim.kind).counts  # a crash after more of it is no crash in a row
         furthest = max((event.get(counted, 0) for event in events), default=0)
         resumed = [{"file": e["file"], "step": e["step"]} for e in events if _is_resumption_of(claim, e)]
         origin = json.dumps(resumed[-1]) if resumed else ""

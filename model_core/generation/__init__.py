@@ -1,1 +1,1 @@
-"""Text out of a trained model: a key-value cache, sampling, and an engine that decodes many requests together."""
+"""Text generation: continuous batching (Yu et al., "Orca", 2022) over a KV cache."""

@@ -1,7 +1,7 @@
-"""Tokens to text as they come: whole characters only, and never a part of a stop text.
+"""Tokens to text as they come: whole characters only, and never a part of a stop string.
 
-A token is a run of bytes and may end inside a character; a stop text may spread over tokens. What could still
-become either is held back until the next token decides.
+A token is a run of bytes and may end inside a character; a stop string may spread over several tokens. Text that could
+still become either is held back until the next token decides.
 """
 
 from __future__ import annotations
@@ -11,53 +11,67 @@ from collections.abc import Sequence
 
 
 class Detokenizer:
-    """The text of one continuation while it grows.
+    """The growing text of one sequence.
+
+    Args:
+        stop: Strings that end the text.
 
     Attributes:
-        text: Everything so far; cut before a stop text once `stopped`.
-        stopped: Whether a stop text appeared.
+        text: Everything so far; cut before the stop string once `stopped`.
+        stopped: Whether a stop string appeared.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self._stop = tuple(stop)
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._ends: list[int] = []  # length of the text after each token
-        self._given = 0
+        self._returned = 0  # characters
         self.text, self.stopped = "", False
 
     def add(self, token: bytes) -> str:
-        """Take one token's bytes and return the text that is now certain; possibly none, and none once stopped."""
+        """Append a token.
+
+        Args:
+            token: Bytes of the token.
+
+        Returns:
+            The text that is now certain; empty if there is none, or after a stop string.
+        """
         if self.stopped:
             return ""
         before = len(self.text)
         self.text += self._decode(token)
         self._ends.append(len(self.text))
-        self._cut(before)
-        return self._give(len(self.text) - (0 if self.stopped else self._held()))
+        self._cut_at_stop(before)
+        return self._delta(len(self.text) - (0 if self.stopped else self._held_back()))
 
     def finish(self) -> str:
-        """End the text and return what was held back; half a character becomes U+FFFD."""
+        """End the text; half a character becomes U+FFFD.
+
+        Returns:
+            The text that was held back.
+        """
         if not self.stopped:
             before = len(self.text)
             self.text += self._decode(b"", final=True)
-            self._cut(before)
-        return self._give(len(self.text))
+            self._cut_at_stop(before)
+        return self._delta(len(self.text))
 
     @property
     def token_count(self) -> int:
-        """Tokens that the text is made of: all, or after a cut those before it."""
+        """Tokens that make up the text; after a cut, those before the stop string."""
         if not self.stopped:
             return len(self._ends)
         return next((count for count, end in enumerate((0, *self._ends)) if end >= len(self.text)), len(self._ends))
 
-    def _cut(self, before: int) -> None:
-        first = max(0, before - max(map(len, self._stop), default=0) + 1)  # no stop text ended before
+    def _cut_at_stop(self, before: int) -> None:
+        first = max(0, before - max(map(len, self._stop), default=0) + 1)  # no stop string ended before
         found = [at for stop in self._stop if (at := self.text.find(stop, first)) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
 
-    def _held(self) -> int:
-        """Characters at the end that may be the start of a stop text."""
+    def _held_back(self) -> int:
+        """Number of characters at the end that may begin a stop string."""
         longest = 0
         for stop in self._stop:
             for size in range(min(len(stop) - 1, len(self.text)), longest, -1):
@@ -66,6 +80,6 @@ class Detokenizer:
                     break
         return longest
 
-    def _give(self, end: int) -> str:
-        piece, self._given = self.text[self._given : end], max(self._given, end)
-        return piece
+    def _delta(self, end: int) -> str:
+        delta, self._returned = self.text[self._returned : end], max(self._returned, end)
+        return delta

@@ -1,7 +1,7 @@
 """Continuous batching: requests from many threads, decoded together by one.
 
-The engine owns a thread and a `Batch`. A request joins at the next step, whatever the others are at, and leaves
-the moment it ends or is cancelled. If the thread fails, every request hears of it: nobody waits for ever.
+The engine owns a thread and a `Scheduler`. A request joins at the next step, however far the others are, and leaves as
+soon as it ends or is cancelled. If the thread fails, every open request ends with an error: none waits forever.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from types import TracebackType
 from typing import Self
 
 from model_core.errors import ModelCoreError
-from model_core.generation.model_runner import Decoder
-from model_core.generation.scheduler import Batch, GenerationOutput, Listener, Request, TextDelta
+from model_core.generation.model_runner import ModelRunner
+from model_core.generation.scheduler import Event, EventCallback, GenerationOutput, Request, Scheduler
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
 from model_core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-_SAMPLES_AT_ONCE = 32
+_MAX_ROWS = 32  # of `generate`
 
 
 class EngineBusy(ModelCoreError):
-    """Too many requests wait already."""
+    """Too many requests are open."""
 
     code = "inference_unavailable"
 
@@ -34,7 +34,7 @@ class EngineBusy(ModelCoreError):
 
 
 class EngineStopped(ModelCoreError):
-    """The engine does not run any more."""
+    """The engine was closed or has failed."""
 
     code = "inference_unavailable"
 
@@ -43,19 +43,19 @@ class EngineStopped(ModelCoreError):
 
 
 class Engine:
-    """Writes with one model for everybody who asks.
+    """Generates with one model for any number of threads.
 
     Args:
-        model: In any mode; its parameters are only read.
-        tokenizer: The one it was trained with.
-        max_batch: Texts decoded together; more wait in line.
-        max_open: Requests in work or in line; one more is refused.
+        model: The model, in any mode; its parameters are only read.
+        tokenizer: Tokenizer of the model.
+        max_batch: Most sequences decoded together; others wait.
+        max_open: Most open requests; one more is refused.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, *, max_batch: int = 8, max_open: int = 256) -> None:
         self._tokenizer, self._block_size, self._max_open = tokenizer, model.config.block_size, max_open
-        decoder = Decoder(model, tokenizer.n_vocab, rows=max_batch, length=self._block_size)
-        self._batch = Batch(decoder, tokenizer)
+        runner = ModelRunner(model, tokenizer.n_vocab, rows=max_batch, length=self._block_size)
+        self._scheduler = Scheduler(runner, tokenizer)
         self._open: set[Request] = set()  # guarded by _changed, like the two below
         self._arrived: list[Request] = []
         self._stopped: EngineStopped | None = None
@@ -63,23 +63,23 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, settings: SamplingParams, listener: Listener) -> Request:
+    def submit(self, params: SamplingParams, on_event: EventCallback) -> Request:
         """Start a request, from any thread.
 
         Args:
-            settings: A seed is drawn if it has none.
-            listener: Called on the engine's thread with every `TextDelta`, then once with the `GenerationOutput` or
+            params: Prompt and sampling parameters; a seed is drawn if there is none.
+            on_event: Called on the engine's thread with every `TextDelta`, then once with the `GenerationOutput` or
                 an error.
 
         Returns:
-            The request, to cancel it.
+            The request, which can be cancelled.
 
         Raises:
             PromptTooLong: The prompt has more tokens than the model has positions.
-            EngineBusy: Too many requests wait.
+            EngineBusy: Too many requests are open.
             EngineStopped: The engine was closed or has failed.
         """
-        request = Request(settings.seeded(), self._tokenizer, self._block_size, listener)
+        request = Request(params.seeded(), self._tokenizer, self._block_size, on_event)
         with self._changed:
             if self._stopped is not None:
                 raise self._stopped
@@ -90,14 +90,20 @@ class Engine:
             self._changed.notify_all()
         return request
 
-    def complete(self, settings: SamplingParams) -> GenerationOutput:
+    def complete(self, params: SamplingParams) -> GenerationOutput:
         """Run a request and wait for its end.
 
+        Args:
+            params: Prompt and sampling parameters.
+
+        Returns:
+            Every continuation, and the tokens used.
+
         Raises:
-            ModelCoreError: As `submit`, or what ended the request.
+            ModelCoreError: As `submit`, or the error that ended the request.
         """
-        events: queue.SimpleQueue[TextDelta | GenerationOutput | ModelCoreError] = queue.SimpleQueue()
-        self.submit(settings, events.put)
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.submit(params, events.put)
         while True:
             event = events.get()
             if isinstance(event, ModelCoreError):
@@ -107,13 +113,13 @@ class Engine:
 
     @property
     def open_requests(self) -> int:
-        """Requests in work or in line."""
+        """Requests that run or wait."""
         with self._changed:
             return len(self._open)
 
     @property
     def alive(self) -> bool:
-        """Whether it takes requests."""
+        """Whether it accepts requests."""
         return self._stopped is None
 
     def close(self) -> None:
@@ -131,11 +137,11 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while self._take_arrived():
-                self._batch.advance()
+            while self._wait_for_work():
+                self._scheduler.step()
                 with self._changed:
                     self._open = {request for request in self._open if not request.ended}
-        except BaseException as error:  # the edge of a thread: whoever waits must hear of it
+        except BaseException as error:  # the edge of a thread: open requests must end
             log.exception("generation engine failed")
             self._stop(EngineStopped(f"{type(error).__name__}: {error}"))
         finally:
@@ -144,15 +150,15 @@ class Engine:
             for request in left:
                 request.fail(self._stopped or EngineStopped("its thread has ended"))
 
-    def _take_arrived(self) -> bool:
-        """Wait for work; false when the engine is to stop."""
+    def _wait_for_work(self) -> bool:
+        """Enqueue the requests that arrived; False when the engine stops."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._arrived or self._batch.busy)
+            self._changed.wait_for(lambda: self._stopped or self._arrived or self._scheduler.busy)
             arrived, self._arrived = self._arrived, []
             if self._stopped is not None:
                 return False
         for request in arrived:
-            self._batch.add(request)
+            self._scheduler.add(request)
         return True
 
     def _stop(self, reason: EngineStopped) -> None:
@@ -172,36 +178,37 @@ def generate(
     top_k: int = 50,
     seed: int | None = None,
 ) -> list[str]:
-    """Write with a model in the calling thread, for example while it trains.
+    """Generate in the calling thread, for example while the model trains.
 
-    Neither the model's mode nor any global generator is touched, so training goes on bit for bit as without it.
+    Neither the model's mode nor any global generator changes, so training continues bit for bit as without it.
 
     Args:
-        model: Its parameters are only read.
-        tokenizer: The one it is trained with.
+        model: The model; its parameters are only read.
+        tokenizer: Tokenizer of the model.
         prompt: Text to continue; empty starts a new text.
-        n: Continuations.
-        max_new_tokens: At most so many each.
-        temperature: As in `SamplingParams`, like the rest.
-        top_k: See `SamplingParams`.
-        seed: See `SamplingParams`.
+        n: Number of continuations.
+        max_new_tokens: Most tokens of each.
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_k: Number of most likely tokens to sample from; 0 takes all.
+        seed: Seed of every draw; None draws one.
 
     Returns:
         The continuations, without the prompt.
 
     Raises:
         PromptTooLong: The prompt has more tokens than the model has positions.
+        NonFiniteLogits: The model's logits are NaN or infinite.
     """
-    settings = SamplingParams(
+    params = SamplingParams(
         prompt=prompt, n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
-    events: list[TextDelta | GenerationOutput | ModelCoreError] = []
-    request = Request(settings.seeded(), tokenizer, model.config.block_size, events.append)
+    events: list[Event] = []
+    request = Request(params.seeded(), tokenizer, model.config.block_size, events.append)
     length = len(request.prompt) + request.max_new
-    batch = Batch(Decoder(model, tokenizer.n_vocab, rows=min(n, _SAMPLES_AT_ONCE), length=length), tokenizer)
-    batch.add(request)
-    while batch.busy:
-        batch.advance()
+    scheduler = Scheduler(ModelRunner(model, tokenizer.n_vocab, rows=min(n, _MAX_ROWS), length=length), tokenizer)
+    scheduler.add(request)
+    while scheduler.busy:
+        scheduler.step()
     last = events[-1]
     if not isinstance(last, GenerationOutput):
         assert isinstance(last, ModelCoreError)

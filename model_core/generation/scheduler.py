@@ -1,7 +1,9 @@
-"""The texts that one model is writing, advanced together by one token a step.
+"""Schedules the sequences that one model generates, one token of each per step (continuous batching).
 
-No thread and no lock: `Engine` drives a batch from its own thread, `generate` from the caller's. Between two steps
-new texts join and ended ones leave; the last row then moves into the free place, so rows stay without gaps.
+It has no thread and no lock: `Engine` drives a scheduler from its own thread, `generate` from the caller's. Between two
+steps new sequences join and ended ones leave; then the last row moves into the gap, so the rows in use are the first.
+
+Shapes: A rows in use, V ids of the tokenizer.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from torch import Tensor
 
 from model_core.errors import ModelCoreError, PromptTooLong
 from model_core.generation.detokenizer import Detokenizer
-from model_core.generation.model_runner import Decoder
-from model_core.generation.sampler import NonFiniteLogits, Sampler, generator_of, sample
+from model_core.generation.model_runner import ModelRunner
+from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator, sample
 from model_core.schemas import Choice, SamplingParams, ScoredToken, TokenLogprob, Usage
 from model_core.tokenizer import Tokenizer
 
@@ -26,7 +28,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextDelta:
-    """New text of one choice."""
+    """New text of one choice.
+
+    Attributes:
+        index: Index of the choice.
+        text: The text that was added.
+    """
 
     index: int
     text: str
@@ -34,7 +41,13 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """Everything, when the last choice has ended."""
+    """The result of a request, when its last choice has ended.
+
+    Attributes:
+        seed: Seed of the request, given or drawn.
+        choices: Every continuation, by index.
+        usage: Tokens read and generated.
+    """
 
     seed: int
     choices: tuple[Choice, ...]
@@ -42,7 +55,7 @@ class GenerationOutput:
 
 
 class GenerationCancelled(ModelCoreError):
-    """The one who asked went away."""
+    """The request was cancelled."""
 
     code = "cancelled"
 
@@ -51,189 +64,232 @@ class GenerationCancelled(ModelCoreError):
 
 
 Event = TextDelta | GenerationOutput | ModelCoreError
-Listener = Callable[[Event], None]
+EventCallback = Callable[[Event], None]
 
 
 class Request:
     """One prompt and its continuations.
 
     Args:
-        settings: With a seed.
-        tokenizer: The model's.
-        block_size: The model's positions.
-        listener: Hears every `TextDelta`, then once a `GenerationOutput` or an error. It must return at once.
+        params: Sampling parameters, with a seed.
+        tokenizer: Tokenizer of the model.
+        block_size: Positions of the model.
+        on_event: Called with every `TextDelta`, then once with the `GenerationOutput` or an error. It must not block.
 
     Raises:
-        PromptTooLong: The prompt alone has more tokens than the model has positions.
+        PromptTooLong: The prompt has more tokens than the model has positions.
     """
 
-    def __init__(self, settings: SamplingParams, tokenizer: Tokenizer, block_size: int, listener: Listener) -> None:
-        assert settings.seed is not None
-        self.settings, self.seed = settings, settings.seed
-        self.prompt = tokenizer.encode(settings.prompt) or [tokenizer.eot]
+    def __init__(self, params: SamplingParams, tokenizer: Tokenizer, block_size: int, on_event: EventCallback) -> None:
+        assert params.seed is not None
+        self.params, self.seed = params, params.seed
+        self.prompt = tokenizer.encode(params.prompt) or [tokenizer.eot]
         if len(self.prompt) > block_size:
             raise PromptTooLong(len(self.prompt), block_size)
-        self.max_new = min(settings.max_new_tokens, block_size - len(self.prompt))
-        self.prompt_logits: Tensor | None = None
+        self.max_new = min(params.max_new_tokens, block_size - len(self.prompt))
+        self.prompt_logits: Tensor | None = None  # (V,), shared by the choices
         self.cancelled, self.ended = False, False
-        self._listener = listener
+        self._on_event = on_event
         self._choices: dict[int, Choice] = {}
 
     def cancel(self) -> None:
-        """End it within one step, from any thread; harmless when it has ended."""
+        """Cancel the request within one step, from any thread; does nothing after its end."""
         self.cancelled = True
 
-    def tell(self, delta: TextDelta) -> None:
-        """Pass on new text."""
+    def emit(self, delta: TextDelta) -> None:
+        """Pass new text to the callback.
+
+        Args:
+            delta: The text.
+        """
         self._call(delta)
 
     def fail(self, error: ModelCoreError) -> None:
-        """End with an error."""
+        """End the request with an error; does nothing after its end.
+
+        Args:
+            error: The reason.
+        """
         if not self.ended:
             self.cancelled = self.ended = True
             self._call(error)
 
     def end_choice(self, choice: Choice) -> None:
-        """Take one continuation; the last one ends the request."""
+        """Record an ended continuation; the last one ends the request.
+
+        Args:
+            choice: The continuation.
+        """
         self._choices[choice.index] = choice
-        if len(self._choices) == self.settings.n and not self.ended:
+        if len(self._choices) == self.params.n and not self.ended:
             self.ended = True
-            choices = tuple(self._choices[index] for index in range(self.settings.n))
+            choices = tuple(self._choices[index] for index in range(self.params.n))
             usage = Usage(prompt_tokens=len(self.prompt), completion_tokens=sum(len(c.tokens) for c in choices))
             self._call(GenerationOutput(self.seed, choices, usage))
 
     def _call(self, event: Event) -> None:
         try:
-            self._listener(event)
-        except Exception:  # foreign code: its failure must not end the other texts
-            log.exception("listener failed")
+            self._on_event(event)
+        except Exception:  # foreign code: its failure must not end other requests
+            log.exception("callback failed")
             self.cancelled = True
 
 
 class Sequence:
-    """One continuation while it grows."""
+    """One continuation of a request while it grows.
+
+    Args:
+        request: The request.
+        index: Index of the choice.
+        tokenizer: Tokenizer of the model.
+    """
 
     def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
         self.request, self.index = request, index
-        self.sampler = Sampler(request.settings, generator_of(request.seed, index))
+        self.sampler = Sampler(request.params, choice_generator(request.seed, index))
         self.tokens: list[int] = []
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(request.settings.stop)
-        self._scored: list[ScoredToken] = []
+        self._detokenizer = Detokenizer(request.params.stop)
+        self._logprobs: list[ScoredToken] = []
 
     @property
     def position(self) -> int:
-        """Where the newest token stands; everything before it is in the cache."""
+        """Index of the newest token in the sequence; the tokens before it are in the cache."""
         return len(self.request.prompt) + len(self.tokens) - 1
 
-    def accept(self, token: int, logits: Tensor) -> bool:
-        """Take the next token and say whether the text has ended with it."""
+    def append(self, token: int, logits: Tensor) -> bool:
+        """Append a drawn token.
+
+        Args:
+            token: Its id.
+            logits: Logits that it was drawn from, (V,).
+
+        Returns:
+            Whether the sequence has ended with it.
+        """
         if token == self._tokenizer.eot:
             return self.end("stop")
         self.tokens.append(token)
-        if self.request.settings.logprobs is not None:
-            self._scored.append(_scored(self._tokenizer, token, logits, self.request.settings.logprobs))
-        self._tell(self._detokenizer.add(self._tokenizer.decode_bytes([token])))
+        if self.request.params.logprobs is not None:
+            self._logprobs.append(_scored_token(self._tokenizer, token, logits, self.request.params.logprobs))
+        self._emit(self._detokenizer.add(self._tokenizer.decode_bytes([token])))
         if self._detokenizer.stopped:
             return self.end("stop")
         return len(self.tokens) == self.request.max_new and self.end("length")
 
     def end(self, reason: str) -> bool:
-        """Give what was held back and hand in the choice."""
-        self._tell(self._detokenizer.finish())
+        """Emit the text that was held back, and hand the choice to the request.
+
+        Args:
+            reason: ``stop`` or ``length``; a stop string in the last text makes it ``stop``.
+
+        Returns:
+            True.
+        """
+        self._emit(self._detokenizer.finish())
         count, stopped = self._detokenizer.token_count, reason == "stop" or self._detokenizer.stopped
         choice = Choice(
             index=self.index,
             text=self._detokenizer.text,
             tokens=tuple(self.tokens[:count]),
             finish_reason="stop" if stopped else "length",
-            logprobs=tuple(self._scored[:count]) if self.request.settings.logprobs is not None else None,
+            logprobs=tuple(self._logprobs[:count]) if self.request.params.logprobs is not None else None,
         )
         self.request.end_choice(choice)
         return True
 
-    def _tell(self, text: str) -> None:
+    def _emit(self, text: str) -> None:
         if text:
-            self.request.tell(TextDelta(self.index, text))
+            self.request.emit(TextDelta(self.index, text))
 
 
-class Batch:
-    """Texts in work and texts that wait for a row."""
+class Scheduler:
+    """Running sequences, one per row of the cache, and waiting ones.
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer) -> None:
-        self._decoder, self._tokenizer = decoder, tokenizer
+    Args:
+        runner: The model with its cache.
+        tokenizer: Tokenizer of the model.
+    """
+
+    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer) -> None:
+        self._runner, self._tokenizer = runner, tokenizer
         self._rows: list[Sequence] = []
         self._waiting: deque[Sequence] = deque()
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether a sequence runs or waits."""
         return bool(self._rows or self._waiting)
 
     def add(self, request: Request) -> None:
-        """Put a request's continuations at the end of the line."""
-        sequences = [Sequence(request, index, self._tokenizer) for index in range(request.settings.n)]
+        """Enqueue the sequences of a request.
+
+        Args:
+            request: The request.
+        """
+        sequences = [Sequence(request, index, self._tokenizer) for index in range(request.params.n)]
         if request.max_new == 0:
             for sequence in sequences:
                 sequence.end("length")
         else:
             self._waiting.extend(sequences)
 
-    def advance(self) -> None:
-        """Let cancelled texts leave and waiting ones join, then write one token of each."""
-        with torch.inference_mode(), torch.autocast(self._decoder.device.partition(":")[0], enabled=False):
+    def step(self) -> None:
+        """Remove cancelled sequences, admit waiting ones, and generate one token of each."""
+        with torch.inference_mode(), torch.autocast(self._runner.device.partition(":")[0], enabled=False):
             self._drop_cancelled()
-            while self._waiting and len(self._rows) < self._decoder.rows:
+            while self._waiting and len(self._rows) < self._runner.rows:
                 self._admit(self._waiting.popleft())
             if self._rows:
                 positions = [sequence.position for sequence in self._rows]
-                self._take(self._decoder.step([sequence.tokens[-1] for sequence in self._rows], positions), 0)
+                logits = self._runner.step([sequence.tokens[-1] for sequence in self._rows], positions)  # (A, V)
+                self._sample(logits, first=0)
 
     def _admit(self, sequence: Sequence) -> None:
-        """Read a prompt into the first free row, or copy it from a row that holds the same one."""
+        """Run the prompt in the first free row, or copy it from a row of the same request."""
         request, row = sequence.request, len(self._rows)
         if request.cancelled:
             request.fail(GenerationCancelled())
             return
         sibling = next((at for at, other in enumerate(self._rows) if other.request is request), None)
         if sibling is not None and request.prompt_logits is not None:
-            self._decoder.share(sibling, row, len(request.prompt))
+            self._runner.copy_row(sibling, row, len(request.prompt))
         else:
-            request.prompt_logits = self._decoder.prefill(row, request.prompt)
+            request.prompt_logits = self._runner.prefill(row, request.prompt)  # (V,)
         self._rows.append(sequence)
-        self._take(request.prompt_logits[None], row)
+        self._sample(request.prompt_logits[None], first=row)  # (1, V)
 
-    def _take(self, logits: Tensor, first: int) -> None:
-        """Draw a token for each row from `first` on; logits (A, V)."""
+    def _sample(self, logits: Tensor, *, first: int) -> None:
+        """Draw a token for each row from `first` on; logits (A - first, V)."""
         drawn = sample(logits, [sequence.sampler for sequence in self._rows[first:]])
         ended = [first + at for at, token in enumerate(drawn) if self._ends(self._rows[first + at], token, logits[at])]
         self._free(ended)
 
     def _ends(self, sequence: Sequence, token: int | NonFiniteLogits, logits: Tensor) -> bool:
         if isinstance(token, int):
-            return sequence.accept(token, logits)
+            return sequence.append(token, logits)
         sequence.request.fail(token)
         return True
 
     def _drop_cancelled(self) -> None:
-        gone = {sequence.request for sequence in (*self._rows, *self._waiting) if sequence.request.cancelled}
-        for request in gone:
+        cancelled = {sequence.request for sequence in (*self._rows, *self._waiting) if sequence.request.cancelled}
+        for request in cancelled:
             request.fail(GenerationCancelled())
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.request not in gone)
-        self._free([row for row, sequence in enumerate(self._rows) if sequence.request in gone])
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.request not in cancelled)
+        self._free([row for row, sequence in enumerate(self._rows) if sequence.request in cancelled])
 
     def _free(self, rows: Iterable[int]) -> None:
-        """Empty rows; the last one moves into each gap."""
+        """Free rows; the last row moves into each gap."""
         for row in sorted(rows, reverse=True):
             last = self._rows.pop()
             if row < len(self._rows):
-                self._decoder.share(len(self._rows), row, last.position)
+                self._runner.copy_row(len(self._rows), row, last.position)
                 self._rows[row] = last
 
 
-def _scored(tokenizer: Tokenizer, token: int, logits: Tensor, count: int) -> ScoredToken:
+def _scored_token(tokenizer: Tokenizer, token: int, logits: Tensor, count: int) -> ScoredToken:
     logprobs = logits.log_softmax(dim=-1)  # (V,)
-    best = logprobs.topk(min(count, len(logprobs)))
+    best = logprobs.topk(min(count, len(logprobs)))  # 2 x (count,)
     ids = [token, *best.indices.tolist()]
     values = [float(logprobs[token]), *best.values.tolist()]
     labels = tokenizer.pieces(ids)

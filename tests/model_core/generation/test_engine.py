@@ -169,7 +169,7 @@ def test_a_crash_of_the_engine_reaches_everybody_who_waits(
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("model_core.generation.model_runner.Decoder.step", broken)
+    monkeypatch.setattr("model_core.generation.model_runner.ModelRunner.step", broken)
     with pytest.raises(EngineStopped, match="out of memory"):
         engine.complete(_settings())
     _until(lambda: not engine.alive)
@@ -226,15 +226,15 @@ def test_scores_that_are_not_numbers_are_an_error_and_not_a_text(tokenizer: Toke
 @pytest.fixture
 def slow(model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """An engine whose steps take long enough to act between two of them; at most two requests."""
-    from model_core.generation.model_runner import Decoder
+    from model_core.generation.model_runner import ModelRunner
 
-    quick = Decoder.step
+    quick = ModelRunner.step
 
-    def unhurried(self: Decoder, *args: Any) -> torch.Tensor:
+    def unhurried(self: ModelRunner, *args: Any) -> torch.Tensor:
         time.sleep(0.02)
         return quick(self, *args)
 
-    monkeypatch.setattr(Decoder, "step", unhurried)
+    monkeypatch.setattr(ModelRunner, "step", unhurried)
     with Engine(model, tokenizer, max_open=2) as running:
         yield running
 

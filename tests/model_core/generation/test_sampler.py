@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 import torch
 
-from model_core.generation.sampler import NonFiniteLogits, Sampler, generator_of, sample
+from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator, sample
 from model_core.schemas import SamplingParams
 
 
 def _sampler(seed: int = 0, **settings: object) -> Sampler:
-    return Sampler(SamplingParams.model_validate(settings), generator_of(seed, 0))
+    return Sampler(SamplingParams.model_validate(settings), choice_generator(seed, 0))
 
 
 def _draws(logits: torch.Tensor, count: int = 2000, **settings: object) -> Counter[int]:
@@ -71,7 +71,7 @@ def test_scores_that_are_not_numbers_fail_their_own_text_alone() -> None:
 
 
 def test_the_first_choice_of_a_seed_is_the_same_however_many_there_are() -> None:
-    first, second = (torch.rand(4, generator=generator_of(7, index)) for index in (0, 1))
+    first, second = (torch.rand(4, generator=choice_generator(7, index)) for index in (0, 1))
 
     assert torch.equal(first, torch.rand(4, generator=torch.Generator().manual_seed(7)))
     assert not torch.equal(first, second)

@@ -1,1 +1,1 @@
-"""Everything that runs jobs: the train worker, and the inference process."""
+"""Processes that run jobs: the train worker and the inference process."""

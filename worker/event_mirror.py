@@ -1,7 +1,7 @@
-"""Copies what a child writes on disk to Redis, where clients look, and brings back what they wish.
+"""Copies the events of a job from its file to a Redis stream, and returns the action that clients requested.
 
-The files are the truth: when Redis is away they wait, and are copied when it is back. A restarted Redis may have lost
-its last second, so what it was told last is told again; the store leaves out what it has.
+The file is the truth: while Redis is away, events wait there. A restarted Redis may have lost its last second, so the
+last events are sent again afterwards; the store skips those that it has.
 """
 
 from __future__ import annotations
@@ -26,16 +26,22 @@ from worker.jobs.worker_store import WorkerStore
 log = logging.getLogger(__name__)
 
 _BATCH = 500  # events of one call
-_TOLD_AGAIN = 500  # events, after Redis was away
-_EVERY_S, _QUIET_EVERY_S = 0.2, 1.0  # between calls: with news, without
+_RESENT = 500  # events sent again after Redis was away
+_BUSY_INTERVAL_S, _IDLE_INTERVAL_S = 0.2, 1.0  # between calls
 
 
 class Mirror:
-    """One job's events and outcome.
+    """Events and outcome of one attempt of a job.
+
+    Args:
+        store: Receives the events.
+        claim: The job and its attempt.
+        layout: Directories of the data root.
+        tokens_per_step: Tokens of one optimizer step, to compute tokens per second.
 
     Attributes:
-        desired: What Redis said last: ``run``, ``pause``, ``cancel`` or ``fenced``.
-        heard_at: Monotonic time of the last sign of life of the child.
+        desired: Latest state that Redis asks for: ``run``, ``pause``, ``cancel`` or ``fenced`` (the lease is lost).
+        last_event_at: Monotonic time of the last event of the child.
     """
 
     def __init__(self, store: WorkerStore, claim: Claim, layout: Layout, tokens_per_step: int) -> None:
@@ -45,21 +51,14 @@ class Mirror:
         self._run = Run(layout.run(claim.run)) if kind_of(claim.kind).makes_run and claim.run else None
         self._reader: EventReader | None = None
         self._pending: list[Event] = []
-        self._told: deque[Event] = deque(maxlen=_TOLD_AGAIN)
-        self._told_before: int | None = None  # events up to here are those of earlier attempts
+        self._sent: deque[Event] = deque(maxlen=_RESENT)
+        self._skip_before: int | None = None  # seq of the first event that Redis may lack; None until Redis has been read
         self._progress = Progress.beginning(claim.kind)
         self._next_call = 0.0
-        self.desired, self.heard_at = "run", time.monotonic()
-
-    def _directory(self) -> Path | None:
-        """Where the child's records are; None while the run is not this job's."""
-        if self._run is None:
-            return self._job_directory
-        owned = self._run.attempt()["job_id"] == self._claim.id
-        return self._run.path if owned else None
+        self.desired, self.last_event_at = "run", time.monotonic()
 
     def pump(self) -> None:
-        """Read what is new and pass it on, if it is time; what Redis or the disk refuse now is tried again."""
+        """Send new events, at most every 0.2 s. Events that Redis or the disk refuse now are sent by a later call."""
         if time.monotonic() < self._next_call:
             return
         try:
@@ -67,14 +66,14 @@ class Mirror:
             self._send()
         except (QueueUnavailable, OSError, ValueError) as error:
             log.warning("events wait job_id=%s count=%d reason=%s", self._claim.id, len(self._pending), error)
-            self._next_call = time.monotonic() + _QUIET_EVERY_S
-            self._take_back()
+            self._next_call = time.monotonic() + _IDLE_INTERVAL_S
+            self._resend_last()
 
     def drain(self) -> None:
-        """Pass on everything that there is.
+        """Send all remaining events.
 
         Raises:
-            QueueUnavailable: Redis does not answer; another call goes on where this one stopped.
+            QueueUnavailable: Redis does not answer; another call continues where this one stopped.
         """
         try:
             self._read()
@@ -82,11 +81,15 @@ class Mirror:
             while self._pending and self.desired != "fenced":
                 self._send()
         except QueueUnavailable:
-            self._take_back()
+            self._resend_last()
             raise
 
     def outcome(self) -> dict[str, Any] | None:
-        """What the child wrote about its end, if this attempt of it wrote anything."""
+        """Read the outcome that the child wrote.
+
+        Returns:
+            Content of outcome.json; None unless this attempt wrote one.
+        """
         for directory in dict.fromkeys((self._directory(), self._job_directory)):
             file = directory / "outcome.json" if directory else None
             if file is not None and file.exists():
@@ -95,39 +98,46 @@ class Mirror:
                     return record
         return None
 
+    def _directory(self) -> Path | None:
+        """Directory of the events; None while the run belongs to another job."""
+        if self._run is None:
+            return self._job_directory
+        owned = self._run.attempt()["job_id"] == self._claim.id
+        return self._run.path if owned else None
+
     def _read(self) -> None:
         if self._reader is None:
             directory = self._directory()
             if directory is None:
                 return
             self._reader = EventReader(directory / "events.jsonl")
-        news = self._reader.read_new()
-        if news:
-            self.heard_at = time.monotonic()
-            self._pending += [event for event in news if self._can_be_told(event)]
+        events = self._reader.read_new()
+        if events:
+            self.last_event_at = time.monotonic()
+            self._pending += [event for event in events if self._is_valid(event)]
 
     def _send(self) -> None:
-        if self._told_before is None:
-            self._leave_out_what_was_told()
+        if self._skip_before is None:
+            self._skip_events_in_redis()
         batch, progress = self._pending[:_BATCH], self._after(self._pending[:_BATCH])
         self.desired = self._store.mirror(self._claim, batch, progress)
         self._pending, self._progress = self._pending[_BATCH:], progress
-        self._told.extend(batch)
-        self._next_call = time.monotonic() + (_EVERY_S if self._pending or batch else _QUIET_EVERY_S)
+        self._sent.extend(batch)
+        self._next_call = time.monotonic() + (_BUSY_INTERVAL_S if self._pending or batch else _IDLE_INTERVAL_S)
 
-    def _leave_out_what_was_told(self) -> None:
-        """A run of many attempts has a long file; what lies before the tail in Redis has been there."""
+    def _skip_events_in_redis(self) -> None:
+        """Skip the events before the last one in Redis: the file of a run with many attempts is long."""
         tail = self._store.events(self._claim.id, limit=1)
-        self._told_before = tail[0]["seq"] if tail else 0
-        self._progress = self._after([event for event in self._pending if event["seq"] < self._told_before])
-        self._pending = [event for event in self._pending if event["seq"] >= self._told_before]
+        self._skip_before = tail[0]["seq"] if tail else 0
+        self._progress = self._after([event for event in self._pending if event["seq"] < self._skip_before])
+        self._pending = [event for event in self._pending if event["seq"] >= self._skip_before]
 
-    def _take_back(self) -> None:
-        self._pending = [*self._told, *self._pending]
-        self._told.clear()
+    def _resend_last(self) -> None:
+        self._pending = [*self._sent, *self._pending]
+        self._sent.clear()
 
     def _after(self, events: Sequence[Event]) -> Progress:
-        """The progress that events lead to."""
+        """The job's progress after these events."""
         progress = self._progress
         for event in events:
             try:
@@ -136,14 +146,14 @@ class Mirror:
                 log.warning("event not understood job_id=%s seq=%s reason=%r", self._claim.id, event["seq"], error)
         return progress
 
-    def _can_be_told(self, event: Event) -> bool:
-        """Whether an event has what the store needs; an odd one must not keep the others back."""
+    def _is_valid(self, event: Event) -> bool:
+        """Whether an event has the fields that the store needs; a malformed one must not block the others."""
         try:
             json.dumps(event, ensure_ascii=False).encode()
             step = event["step"] if event["type"] == "resumed" else event.get("step", 0)
-            good = isinstance(step, int) and (event["type"] != "resumed" or "file" in event)
+            valid = isinstance(step, int) and (event["type"] != "resumed" or "file" in event)
         except (KeyError, ValueError):
-            good = False
-        if not good:
-            log.warning("event passed over job_id=%s seq=%s", self._claim.id, event["seq"])
-        return good
+            valid = False
+        if not valid:
+            log.warning("event skipped job_id=%s seq=%s", self._claim.id, event["seq"])
+        return valid

@@ -1,7 +1,7 @@
-"""Runs one claimed job: starts its child, renews the lease, mirrors its events, ends it when it must end.
+"""Runs one claimed job: starts its child process, renews the lease, mirrors its events and stops it on request.
 
-The child knows nothing of this; it saves and leaves on SIGTERM, and writes how it ended to disk. The lease is renewed
-by a thread of its own, so that nothing the supervisor does can delay it.
+The child does not know its supervisor: it saves and exits on SIGTERM, and writes its outcome to disk. A thread of its
+own renews the lease, so that nothing that the supervisor does delays a heartbeat.
 """
 
 from __future__ import annotations
@@ -34,44 +34,50 @@ from worker.jobs.worker_store import WorkerStore
 log = logging.getLogger(__name__)
 
 
+StopReason = Literal["fenced", "cancel", "pause", "worker stopping", "stalled"]
+_POLL_S = 0.1
+_LEAST_FREE_BYTES = 1 << 20
+
+
 class Lease:
-    """Beats while it is entered.
+    """Context that sends the heartbeat of a claim from a thread.
+
+    Args:
+        store: Receives the heartbeats.
+        claim: The job and its attempt.
+        worker: Description of the worker, shown with the job.
+        interval_s: Seconds between heartbeats.
 
     Attributes:
-        desired: What the last beat said: ``run``, ``pause``, ``cancel`` or ``fenced``.
+        desired: Answer to the last heartbeat: ``run``, ``pause``, ``cancel`` or ``fenced`` (the lease is lost).
     """
 
-    def __init__(self, store: WorkerStore, claim: Claim, worker: WorkerView, every_s: float) -> None:
-        self._store, self._claim, self._worker, self._every_s = store, claim, worker, every_s
+    def __init__(self, store: WorkerStore, claim: Claim, worker: WorkerView, interval_s: float) -> None:
+        self._store, self._claim, self._worker, self._interval_s = store, claim, worker, interval_s
         self.desired = "run"
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat_on, name=f"lease-{claim.id}", daemon=True)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"lease-{claim.id}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._closed.set()
         self._thread.join()
 
-    def _beat_on(self) -> None:
-        while not self._over.is_set() and self.desired != "fenced":
+    def _run(self) -> None:
+        while not self._closed.is_set() and self.desired != "fenced":
             try:
                 self.desired = self._store.heartbeat(self._claim, self._worker)
-                wait_s = self._every_s
+                wait_s = self._interval_s
             except QueueUnavailable as error:
-                log.warning("beat not heard job_id=%s reason=%s", self._claim.id, error)
-                wait_s = min(1.0, self._every_s)  # training goes on meanwhile
-            except Exception:  # the edge of a thread: without beats another worker would take the job
-                log.exception("beat failed job_id=%s", self._claim.id)
-                wait_s = self._every_s
-            self._over.wait(wait_s)
-
-
-StopReason = Literal["fenced", "cancel", "pause", "worker stopping", "stalled"]
-_POLL_S = 0.1
-_LEAST_FREE_BYTES = 1 << 20
+                log.warning("heartbeat failed job_id=%s reason=%s", self._claim.id, error)
+                wait_s = min(1.0, self._interval_s)  # training goes on meanwhile
+            except Exception:  # the edge of a thread: without heartbeats another worker would take the job
+                log.exception("heartbeat failed job_id=%s", self._claim.id)
+                wait_s = self._interval_s
+            self._closed.wait(wait_s)
 
 
 def supervise(
@@ -86,15 +92,15 @@ def supervise(
     """Run a job to the end of this attempt.
 
     Args:
-        claim: The job.
-        store: Where it is reported.
-        settings: The worker's.
-        worker: Who runs it.
-        gpus: GPU indices that it may use.
-        stopping: Whether the worker leaves: the child saves, and another worker goes on.
+        claim: The job and its attempt.
+        store: Receives events and heartbeats.
+        settings: Settings of the worker.
+        worker: Description of the worker, shown with the job.
+        gpus: Indices of the GPUs that the job may use.
+        stopping: True once the worker shuts down: the child saves, and another worker continues.
 
     Returns:
-        How it ended, once its process is gone; None if the job was taken away meanwhile.
+        How the attempt ended, once its processes have exited; None if another worker has taken the job.
     """
     if claim.kind not in KINDS:
         unknown = f"this worker knows no {claim.kind!r} jobs"
@@ -116,13 +122,61 @@ def supervise(
             log.info("child ended job_id=%s code=%d asked=%s", claim.id, code, asked)
             if asked == "fenced":
                 return None
-            _tell_the_rest(mirror, claim, stopping)
+            _send_remaining_events(mirror, claim, stopping)
     finally:
         child.kill()
     outcome = outcome_of(
         code, mirror.outcome(), asked=asked, last_line=child.last_line(), job_id=claim.id, stall_s=settings.stall_s
     )
-    return _for_lack_of_space(outcome, settings.data)
+    return _or_disk_full(outcome, settings.data)
+
+
+def outcome_of(
+    code: int,
+    record: dict[str, Any] | None,
+    *,
+    asked: StopReason | None,
+    last_line: str,
+    job_id: str,
+    stall_s: float,
+) -> Outcome:
+    """Decide how an attempt ended.
+
+    Args:
+        code: Exit code of the child, negative for a signal.
+        record: Content of its outcome.json, if this attempt wrote one.
+        asked: Why the supervisor asked it to stop, if it did.
+        last_line: Last line of its output.
+        job_id: The job, for the hint to its logs.
+        stall_s: Seconds that a child may go without an event.
+
+    Returns:
+        The outcome. A recorded one counts more than the exit code.
+    """
+    recorded = record["outcome"] if record else None
+    if record and recorded == "failed":
+        error = JobError.model_validate(record["error"])
+        return Outcome("failed", error.detail, error)
+    if recorded == "succeeded":
+        return Outcome("succeeded", "finished")
+    if asked == "stalled":
+        reason, hint = f"no event for {stall_s:g} s", f"its stacks: GET /jobs/{job_id}/logs?source=process"
+        return Outcome("crashed", reason, JobError(code="stalled", detail=reason, hint=hint))
+    if code == BUSY:
+        return Outcome("busy", "another process holds the run")
+    if asked is not None:
+        return Outcome("stopped", asked)
+    if recorded == "stopped" or code == STOPPED:
+        # a crash, so that the crash budget ends a job whose child always stops unasked
+        by = f" ({record['reason']})" if record and record.get("reason") else ""
+        return Outcome("crashed", f"the process stopped unasked{by}")
+    if code in {FAILED, BAD_INPUT} and last_line.startswith("error: "):
+        detail = last_line.removeprefix("error: ")
+        return Outcome(
+            "failed", detail, JobError(code="invalid_config" if code == BAD_INPUT else "internal_error", detail=detail)
+        )
+    ended = f"the process was ended by {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
+    return Outcome("crashed", f"{ended}: {last_line}" if last_line and code >= 0 else ended)
 
 
 def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpus: tuple[int, ...]) -> Child:
@@ -144,30 +198,30 @@ def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpu
     return Child(command, directory=data, log=directory / "child.log", env=environment(os.environ, gpus))
 
 
-def _tell_the_rest(mirror: Mirror, claim: Claim, stopping: Callable[[], bool]) -> None:
+def _send_remaining_events(mirror: Mirror, claim: Claim, stopping: Callable[[], bool]) -> None:
     try:
         retry_until_available(mirror.drain, stopping)
-    except (OSError, ValueError) as error:  # what clients miss does not change how the job ended
-        log.warning("events not all told job_id=%s reason=%s", claim.id, error)
+    except (OSError, ValueError) as error:  # missing events do not change the outcome
+        log.warning("events not all sent job_id=%s reason=%s", claim.id, error)
 
 
 def _watch(
     child: Child, mirror: Mirror, lease: Lease, settings: WorkerSettings, stopping: Callable[[], bool]
 ) -> StopReason | None:
-    """Wait until the child is gone.
+    """Wait until the child has exited.
 
     Returns:
-        Why it was asked to go, if it was.
+        Why it was asked to stop, if it was.
     """
     asked: StopReason | None = None
     deadline = float("inf")
     while child.exit_code() is None:
         mirror.pump()
-        reason = _why_stop(mirror, lease, settings.stall_s, stopping)
+        reason = _stop_reason(mirror, lease, settings.stall_s, stopping)
         if reason == "fenced" or (asked is None and reason is not None):
             if asked is None:
                 if reason == "stalled":
-                    child.dump_stacks()  # before it leaves the place where it hangs
+                    child.dump_stacks()  # before SIGTERM makes it leave the place where it hangs
                 child.ask_to_stop()
                 deadline = time.monotonic() + settings.stop_grace_s
             asked = reason
@@ -177,67 +231,23 @@ def _watch(
     return asked
 
 
-def _why_stop(mirror: Mirror, lease: Lease, stall_s: float, stopping: Callable[[], bool]) -> StopReason | None:
-    wishes = {mirror.desired, lease.desired}
-    if "fenced" in wishes:
+def _stop_reason(mirror: Mirror, lease: Lease, stall_s: float, stopping: Callable[[], bool]) -> StopReason | None:
+    desired = {mirror.desired, lease.desired}
+    if "fenced" in desired:
         return "fenced"
-    if "cancel" in wishes:
+    if "cancel" in desired:
         return "cancel"
-    if "pause" in wishes:
+    if "pause" in desired:
         return "pause"
     if stopping():
         return "worker stopping"
-    return "stalled" if time.monotonic() - mirror.heard_at > stall_s else None
+    return "stalled" if time.monotonic() - mirror.last_event_at > stall_s else None
 
 
-def _for_lack_of_space(outcome: Outcome, data: Path) -> Outcome:
-    """The outcome, unless a disk so full that the child could not even say so explains it."""
+def _or_disk_full(outcome: Outcome, data: Path) -> Outcome:
+    """The outcome, or `disk_full` where the disk is too full for the child to have written its error."""
     unexplained = outcome.result == "crashed" or (outcome.error and outcome.error.code == "internal_error")
     if not unexplained or shutil.disk_usage(data).free >= _LEAST_FREE_BYTES:
         return outcome
     detail = f"no space is left in the data root: {outcome.reason}"
     return Outcome("failed", detail, JobError(code="disk_full", detail=detail, hint="free some, then retry"))
-
-
-def outcome_of(
-    code: int,
-    record: dict[str, Any] | None,
-    *,
-    asked: StopReason | None,
-    last_line: str,
-    job_id: str,
-    stall_s: float,
-) -> Outcome:
-    """Decide how an attempt ended.
-
-    Args:
-        code: The child's exit code.
-        record: Its outcome file, if this attempt wrote one.
-        asked: Why we asked it to stop, if we did.
-        last_line: The last line of its output.
-        job_id: Whose it is.
-        stall_s: How long a child may be silent.
-    """
-    said = record["outcome"] if record else None
-    if record and said == "failed":
-        error = JobError.model_validate(record["error"])
-        return Outcome("failed", error.detail, error)
-    if said == "succeeded":
-        return Outcome("succeeded", "finished")
-    if asked == "stalled":
-        reason, hint = f"no event for {stall_s:g} s", f"its stacks: GET /jobs/{job_id}/logs?source=process"
-        return Outcome("crashed", reason, JobError(code="stalled", detail=reason, hint=hint))
-    if code == BUSY:
-        return Outcome("busy", "another process holds the run")
-    if asked is not None:
-        return Outcome("stopped", asked)
-    if said == "stopped" or code == STOPPED:  # not our wish: a child that always does so must not go on for ever
-        by = f" ({record['reason']})" if record and record.get("reason") else ""
-        return Outcome("crashed", f"the process stopped unasked{by}")
-    if code in {FAILED, BAD_INPUT} and last_line.startswith("error: "):
-        detail = last_line.removeprefix("error: ")
-        return Outcome(
-            "failed", detail, JobError(code="invalid_config" if code == BAD_INPUT else "internal_error", detail=detail)
-        )
-    ended = f"the process was ended by {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
-    return Outcome("crashed", f"{ended}: {last_line}" if last_line and code >= 0 else ended)

@@ -1,4 +1,7 @@
-"""The train worker: ``celery -A worker.tasks worker``. It claims, supervises and records; it never loads torch."""
+"""The Celery application of a train worker: ``celery -A worker.tasks worker``.
+
+Its one task claims a job and supervises it in a child process; the worker itself never loads torch.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def run_next() -> None:
     _runner.run_next()
 
 
-# Celery holds its handlers weakly, so they are functions of the module.
+# Celery keeps weak references to handlers, so they are functions of the module.
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
@@ -50,10 +53,10 @@ def _begin(sender: Any, **_: Any) -> None:
 
 
 def _stop(celery: Any, number: int, frame: FrameType | None) -> None:
-    """Note a signal, then leave it to Celery's handler.
+    """Record a signal, then call Celery's handler.
 
-    Celery has `worker_shutting_down` for that, but takes a lock to send it: a second signal that comes then, as when
-    the launcher is killed, would wait for the first for ever.
+    Celery's own signal `worker_shutting_down` takes a lock: a second process signal that arrives meanwhile, as when
+    the launcher is killed, would deadlock with the first.
     """
     _runner.stopping.request(signal.Signals(number).name)
     celery(number, frame)
@@ -67,8 +70,8 @@ def _leave(sender: Any, **_: Any) -> None:
 @functools.cache
 def _janitor(nodename: str) -> Janitor:
     registry = Registry(_redis)
-    ring = functools.partial(wake, _settings.redis_url, queue=_own_queue(nodename))
-    return Janitor(_store, registry, _runner, _settings, ring)
+    wake_self = functools.partial(wake, _settings.redis_url, queue=_own_queue(nodename))
+    return Janitor(_store, registry, _runner, _settings, wake_self)
 
 
 def _own_queue(nodename: str) -> str:

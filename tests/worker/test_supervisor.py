@@ -56,6 +56,6 @@ def test_beats_go_on_after_one_that_failed(settings, make_spec, connected):
     worker = WorkerView(id="w1", host="here")
     claim = store.claim("token", worker)
     store.request_action(claim.id, "pause")
-    with Lease(store, claim, worker, every_s=0.01) as lease:
+    with Lease(store, claim, worker, interval_s=0.01) as lease:
         eventually(lambda: store.beats > 3)
         assert lease.desired == "pause"

@@ -52,7 +52,7 @@ class Mirror:
         self._reader: EventReader | None = None
         self._pending: list[Event] = []
         self._sent: deque[Event] = deque(maxlen=_RESENT)
-        self._skip_before: int | None = None  # seq of the first event that Redis may lack; None until Redis has been read
+        self._skip_before: int | None = None  # first seq that Redis may lack; None until Redis was read
         self._progress = Progress.beginning(claim.kind)
         self._next_call = 0.0
         self.desired, self.last_event_at = "run", time.monotonic()

@@ -1,6 +1,7 @@
-"""Celery carries wake-ups and nothing else: a message says "look at the queue", never which job.
+"""The Celery application. Its messages are wake-ups only: a worker then claims the oldest job that fits.
 
-So a lost wake-up costs a second and a duplicate costs nothing; the record in Redis is the truth.
+So a lost message delays a job by at most a second, and a duplicate changes nothing: the job's record in Redis is the
+truth.
 """
 
 from __future__ import annotations
@@ -37,7 +38,14 @@ _API: dict[str, Any] = {
 
 
 def broker_url(redis_url: str) -> str:
-    """The address as Celery spells it: ``unix:///path?db=0`` is its ``redis+socket:///path?virtual_host=0``."""
+    """Translate a Redis address to Celery's spelling.
+
+    Args:
+        redis_url: ``redis://host:port/db`` or ``unix:///path?db=0``.
+
+    Returns:
+        The same, or ``redis+socket:///path?virtual_host=0`` for a Unix socket.
+    """
     parts = urlsplit(redis_url)
     if parts.scheme != "unix":
         return redis_url
@@ -46,7 +54,15 @@ def broker_url(redis_url: str) -> str:
 
 
 def make_app(redis_url: str, *, for_api: bool) -> Celery:
-    """Build the Celery application of a worker, or of a publisher that must not wait."""
+    """Build a Celery application.
+
+    Args:
+        redis_url: Address of the broker.
+        for_api: Build a publisher with short timeouts and one retry; otherwise the application of a worker.
+
+    Returns:
+        The application, not connected yet.
+    """
     app = Celery("headcount", broker=broker_url(redis_url), backend=None, set_as_current=not for_api)
     app.conf.update(
         task_acks_late=False,
@@ -69,16 +85,15 @@ def make_app(redis_url: str, *, for_api: bool) -> Celery:
     return app
 
 
-@functools.cache
-def _publisher(redis_url: str) -> Celery:
-    return make_app(redis_url, for_api=True)
-
-
 def wake(redis_url: str, *, queue: str = SHARED_QUEUE) -> bool:
-    """Ask a worker to look at the queue, as a courtesy: workers also look by themselves, each second.
+    """Wake a worker, so that it claims a job at once; without wake-ups workers look at the queue each second.
+
+    Args:
+        redis_url: Address of the broker.
+        queue: Celery queue; every worker consumes the shared queue and one of its own.
 
     Returns:
-        Whether the wake-up was sent. Never raises when Redis is away.
+        Whether the wake-up was sent. An unreachable Redis is logged, not raised.
     """
     try:
         _publisher(redis_url).send_task(RUN_NEXT, queue=queue, retry=False, expires=60)
@@ -86,3 +101,8 @@ def wake(redis_url: str, *, queue: str = SHARED_QUEUE) -> bool:
         log.warning("wake-up not sent queue=%s reason=%s", queue, type(error).__name__)
         return False
     return True
+
+
+@functools.cache
+def _publisher(redis_url: str) -> Celery:
+    return make_app(redis_url, for_api=True)

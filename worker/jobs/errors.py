@@ -1,4 +1,4 @@
-"""What can go wrong between a request and the queue, each with its stable code."""
+"""Errors of the job queue. Clients see the stable `code` of each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from model_core.errors import ModelCoreError
 
 
 class JobNotFound(ModelCoreError):
-    """No job has that id."""
+    """No job has this id."""
 
     code = "job_not_found"
 
@@ -26,7 +26,7 @@ class ActionNotAllowed(ModelCoreError):
 
 
 class IdempotencyConflict(ModelCoreError):
-    """The Idempotency-Key was used before, with another body."""
+    """The Idempotency-Key was used before with another body."""
 
     code = "idempotency_conflict"
 
@@ -36,7 +36,7 @@ class IdempotencyConflict(ModelCoreError):
 
 
 class PreconditionFailed(ModelCoreError):
-    """The job has changed since the client looked at it."""
+    """The job has changed since the client read its ETag."""
 
     code = "precondition_failed"
 
@@ -46,7 +46,7 @@ class PreconditionFailed(ModelCoreError):
 
 
 class QueueFull(ModelCoreError):
-    """As many jobs wait as may."""
+    """The queue holds as many jobs as it may."""
 
     code = "queue_full"
 

@@ -1,7 +1,7 @@
 """Redis connections with short timeouts, the registry of live processes, and retries while Redis is away.
 
-A command that timed out may have been executed, so the connection repeats none; every script of the store may be
-repeated by its caller. A registered process disappears when its heartbeat stops.
+A command that timed out may have been executed, so the connection retries none. Every script of the store is
+idempotent, so callers may repeat it. A registered process disappears when its heartbeat stops.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from redis.retry import Retry
 from model_core.storage.files import now
 from worker.jobs.errors import QueueUnavailable
 
+T = TypeVar("T")
+Kind = Literal["workers", "inference"]
+
 PREFIX = "headcount:"  # of every key
-_UNABLE = ("MISCONF", "OOM", "BUSY", "LOADING", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")  # its disk is full, ...
+_RETRY_S = 0.5
+_SHUTDOWN_S = 5.0  # then a worker that shuts down gives up: the lease expires, and another worker continues the job
+_UNABLE = ("MISCONF", "OOM", "BUSY", "LOADING", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")  # error prefixes
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError)
 
 
@@ -29,7 +34,11 @@ def connect(url: str, *, for_api: bool) -> redis.Redis:
 
     Args:
         url: ``redis://host:port/db`` or ``unix:///path/redis.sock?db=0``.
-        for_api: A bounded pool whose callers wait up to a second for a connection; else a worker's, which is patient.
+        for_api: Bound the pool to 32 connections, and wait at most a second for one or for a reply. Workers wait
+            longer and share an unbounded pool.
+
+    Returns:
+        The client, not connected yet.
     """
     options: dict[str, Any] = {"decode_responses": True, "retry": Retry(NoBackoff(), 0)}
     if for_api:
@@ -42,7 +51,11 @@ def connect(url: str, *, for_api: bool) -> redis.Redis:
 
 @contextlib.contextmanager
 def redis_errors() -> Iterator[None]:
-    """Turn what a missing Redis raises into `QueueUnavailable`."""
+    """Translate the errors of an unreachable or unable Redis.
+
+    Raises:
+        QueueUnavailable: Redis does not answer, or cannot execute commands now.
+    """
     try:
         yield
     except _AWAY as error:
@@ -53,11 +66,12 @@ def redis_errors() -> Iterator[None]:
         raise QueueUnavailable(str(error).split(maxsplit=1)[0]) from error
 
 
-Kind = Literal["workers", "inference"]
-
-
 class Registry:
-    """Workers and inference processes that are alive."""
+    """Workers and inference processes that are alive.
+
+    Args:
+        client: Redis connection.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
@@ -116,33 +130,30 @@ class Registry:
         return [json.loads(body) for body in bodies if body is not None]
 
 
-def _key(kind: Kind, id: str | None = None) -> str:  # noqa: A002 - as above
-    return f"{PREFIX}{kind}" if id is None else f"{PREFIX}{kind}:{id}"
-
-
-T = TypeVar("T")
-
-_PAUSE_S = 0.5
-_LEAVING_S = 5.0  # a worker that leaves waits no longer: the lease runs out, and another worker goes on
-
-
 def retry_until_available(call: Callable[[], T], stopping: Callable[[], bool]) -> T:
     """Repeat a call until Redis answers.
 
     Args:
-        call: Safe to repeat.
-        stopping: Whether the worker leaves.
+        call: An idempotent call.
+        stopping: True once the worker shuts down.
+
+    Returns:
+        The result of the call.
 
     Raises:
-        QueueUnavailable: The worker leaves, and Redis stayed away.
+        QueueUnavailable: The worker has been shutting down for five seconds, and Redis does not answer.
     """
-    leaving_since: float | None = None
+    stopping_since: float | None = None
     while True:
         try:
             return call()
         except QueueUnavailable:
             if stopping():
-                leaving_since = leaving_since or time.monotonic()
-                if time.monotonic() - leaving_since > _LEAVING_S:
+                stopping_since = stopping_since or time.monotonic()
+                if time.monotonic() - stopping_since > _SHUTDOWN_S:
                     raise
-        time.sleep(_PAUSE_S)
+        time.sleep(_RETRY_S)
+
+
+def _key(kind: Kind, id: str | None = None) -> str:  # noqa: A002 - as above
+    return f"{PREFIX}{kind}" if id is None else f"{PREFIX}{kind}:{id}"

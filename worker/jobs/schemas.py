@@ -1,4 +1,7 @@
-"""Jobs and their parts as clients see them, and what passes between the store and its callers."""
+"""Jobs and their parts as clients see them, and the records that the store exchanges with its callers.
+
+The models are part of the API; the dataclasses and named tuples are internal.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ VIEW = (
     "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error", "worker",
     "warnings", "metadata", "priority", "waiting_for", "revision", "dataset",
 )  # fmt: skip
-# Fields that only a look at one job needs beside.
+# Further fields of the view of a single job.
 DETAIL = ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step")
 
 
@@ -27,7 +30,7 @@ class _View(BaseModel):
 
 
 class Progress(_View):
-    """How far a job is. A preparation and an export have no steps: `done` of so many, whatever the unit."""
+    """Progress of a job. A preparation and an export have no steps: they count `done` of `of`, in `unit`."""
 
     step: int | None = 0
     max_steps: int | None = None
@@ -41,7 +44,14 @@ class Progress(_View):
 
     @classmethod
     def beginning(cls, kind: str) -> Self:
-        """Of a job of some kind that has told nothing yet."""
+        """Build the progress of a job that has not started.
+
+        Args:
+            kind: The job's kind; one without steps has no `step`.
+
+        Returns:
+            The progress.
+        """
         return cls() if kind_of(kind).has_steps else cls(step=None)
 
 
@@ -55,7 +65,7 @@ class JobError(_View):
 
 
 class WorkerView(_View):
-    """Who runs a job."""
+    """The worker that runs a job."""
 
     id: str
     host: str
@@ -64,7 +74,7 @@ class WorkerView(_View):
 
 
 class QueueView(_View):
-    """Where a queued job stands."""
+    """Position of a queued job."""
 
     position: int  # from 1
     jobs_ahead: int
@@ -83,20 +93,20 @@ class Transition(_View):
 
 
 class Warned(_View):
-    """Something to know about a job."""
+    """A warning about a job."""
 
     code: str
     detail: str
 
 
 class Job(_View):
-    """A job's record; the service adds links."""
+    """A job, as the store keeps it; the service adds links."""
 
     object: Literal["job"] = "job"
     id: str
     kind: str
-    run: str | None  # None: a preparation makes none
-    dataset: str | None = None  # the one that it makes or reads
+    run: str | None  # None for a preparation
+    dataset: str | None = None  # that it makes or reads
     status: Status
     terminal: bool
     allowed_actions: tuple[Action, ...]
@@ -113,53 +123,52 @@ class Job(_View):
     warnings: tuple[Warned, ...] = ()
     metadata: dict[str, str] = {}
     priority: int = 0
-    revision: int = Field(default=0, exclude=True)  # grows with what a client may decide by; progress does not count
+    revision: int = Field(default=0, exclude=True)  # its ETag; grows with each change but progress
 
 
 class ResumedFrom(_View):
-    """The full state that an attempt went on from."""
+    """The checkpoint with the full state from which an attempt resumed."""
 
     file: str
     step: int
 
 
 class AttemptView(_View):
-    """One process of a job, and the way to its parents: the run and the state it went on from."""
+    """One process of a job, its run, and the checkpoint from which it resumed."""
 
     attempt: int
     run: str | None
     worker: WorkerView | None = None
     started_at: str
     ended_at: str | None = None
-    result: Status | None = None  # the status it led to; None while it runs
+    result: Status | None = None  # status of the job after it; None while it runs
     reason: str | None = None
     step: int | None = 0
     resumed_from: ResumedFrom | None = None
 
 
 class JobDetail(Job):
-    """A job with what only a look at one job shows."""
+    """A job with the fields that only the view of a single job has."""
 
     attempts: tuple[AttemptView, ...] = ()
     depends_on: tuple[str, ...] = ()
-    gpus: int | None = None  # None: one if the worker has any
+    gpus: int | None = None  # None: one, if the worker has any
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that this worker holds, and the number of its attempt, which every report must carry.
+    """A job that this worker holds, and the number of the attempt, which the store requires with each report.
 
     Attributes:
-        id: The job's.
-        attempt: The lease's epoch.
-        kind: What it does.
-        run: The run it makes or reads; None of a preparation.
-        config: The experiment.
-        dataset: The one that it makes or reads.
-        devices: GPUs it got, by uuid.
-        seq_after: Number of the last event of the run before, when this one was begun from scratch.
-        order: What its client asked for beside the configuration: gpus, priority, metadata, warnings,
-            depends_on, created_at.
+        id: Id of the job.
+        attempt: Epoch of the lease.
+        kind: Kind of the job.
+        run: The run that it makes or reads; None for a preparation.
+        config: The experiment's configuration.
+        dataset: The dataset that it makes or reads.
+        devices: Uuids of its GPUs.
+        seq_after: Number of the previous run's last event, after a retry from scratch.
+        order: The rest of the client's request: gpus, priority, metadata, warnings, depends_on, created_at.
     """
 
     id: str
@@ -175,7 +184,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class RestoredJob:
-    """A record put together from what a job left on disk."""
+    """A job's record, restored from its files on disk."""
 
     id: str
     kind: str
@@ -204,9 +213,9 @@ class Outcome:
     """How an attempt ended.
 
     Attributes:
-        result: ``stopped`` is with a checkpoint, or because we asked; ``busy``: another process holds the run.
-        error: For ``failed``, and for ``crashed`` once the crash budget is spent.
-        reason: For the job's history.
+        result: ``stopped``: on request, or with a checkpoint; ``busy``: another process holds the run.
+        reason: Reason of the transition in the job's history.
+        error: Error of ``failed``, and of ``crashed`` once the crash budget is spent.
     """
 
     result: Literal["succeeded", "failed", "stopped", "busy", "crashed"]
@@ -216,7 +225,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Submission:
-    """A submitted job, and whether this call made it."""
+    """A submitted job, and whether this call created it."""
 
     job: Job
     created: bool
@@ -224,11 +233,11 @@ class Submission:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the known workers have.
+    """Upper bounds over all known workers.
 
     Attributes:
-        gpus: Of the worker that has most.
-        memory_bytes: The largest for one job: a worker's, or its largest GPU's; None without a bound.
+        gpus: Most GPUs of one worker.
+        memory_bytes: Most memory for one job, of a worker or of its largest GPU; None without a bound.
     """
 
     gpus: int
@@ -240,11 +249,11 @@ class Rejection:
     """Why a job was not recorded.
 
     Attributes:
-        why: The run's name is taken; a dataset of that name was, or is being, made in another way; it, or the export,
-            is there already;
-            the disk lacks what the job needs; no known worker could run it.
-        capacity: For the last of these.
-        maker: The job that makes the dataset in another way, if one is at it.
+        why: ``run_exists``: the run's name is taken. ``dataset_exists``: the dataset was made with other parameters, or
+            is being made. ``ready``: the dataset or the export exists already. ``lacking``: the disk lacks an input of
+            the job. ``unfit``: no known worker could run it.
+        capacity: With ``unfit``.
+        maker: With ``dataset_exists``, the job that is making the dataset, if any.
     """
 
     why: Literal["run_exists", "dataset_exists", "ready", "lacking", "unfit"]
@@ -254,18 +263,18 @@ class Rejection:
 
 @dataclass(frozen=True)
 class ActionResult:
-    """A job that a client wished something of, and whether that changed its status."""
+    """A job after a client's action, and whether the action changed its status."""
 
     job: Job
     is_new: bool
 
 
 class JobRow(NamedTuple):
-    """A job as the store keeps it, and where it stands in line; `reading` makes a job of it.
+    """A job as the store returns it; `serialization` parses it.
 
     Attributes:
-        record: Fields and history as JSON; equal for as long as nothing changes.
-        place: In the line of ready jobs, from 0.
+        record: Fields and history as JSON; the same text while nothing changes.
+        place: Position among ready jobs, from 0; None unless the job is ready.
     """
 
     record: str
@@ -273,12 +282,12 @@ class JobRow(NamedTuple):
 
 
 class JobRecord(NamedTuple):
-    """A job as the store keeps it, with what only a look at one job shows.
+    """A job as the store returns it, with the fields that only the view of a single job has.
 
     Attributes:
         row: The job.
         forecast: As in `JobPage`.
-        more: The fields of `scripts.DETAIL` and the attempts that have ended, as JSON; equal while nothing changes.
+        more: The fields of `DETAIL` and the ended attempts as JSON; the same text while nothing changes.
     """
 
     row: JobRow
@@ -291,9 +300,9 @@ class JobPage:
     """Jobs, newest first.
 
     Attributes:
-        rows: One a job.
-        forecast: When those in line will start, as `QueueForecast.to_json` wrote it; empty when no worker is there.
-        has_more: Whether older ones follow.
+        rows: The jobs as the store returns them.
+        forecast: JSON of `QueueForecast`; empty while no worker is alive.
+        has_more: Whether older jobs follow.
     """
 
     rows: tuple[JobRow, ...]
@@ -311,7 +320,7 @@ class Page:
 
 @dataclass(frozen=True)
 class QueueState:
-    """How many jobs are in which part of the queue, and the first that are ready, in the order of their turn."""
+    """Number of jobs in each part of the queue, and the first ready jobs, in queue order."""
 
     queued: int
     ready: int

@@ -1,6 +1,6 @@
-"""Settings of a machine: Redis, data root and timeouts, of the API, the workers and the inference process.
+"""Settings of a machine for the API, the workers and the inference process: Redis, data root, timeouts.
 
-Read from ``HEADCOUNT_*`` at the entrance of a process and passed down.
+Each process reads them once from the environment, ``HEADCOUNT_*``, and passes them down.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from model_core.storage.files import Layout
 
 
 class JobSettings(BaseSettings):
-    """Settings that API and worker must share."""
+    """Settings that API and workers share."""
 
     model_config = SettingsConfigDict(
         env_prefix="HEADCOUNT_",
@@ -26,10 +26,10 @@ class JobSettings(BaseSettings):
 
     data: Path = Path("data")
     redis_url: str = "redis://127.0.0.1:6379/0"
-    lease_s: float = Field(default=60.0, gt=0)  # a worker not heard of for so long has lost its job
+    lease_s: float = Field(default=60.0, gt=0)  # a worker without a heartbeat for this long has lost its job
     beat_s: float = Field(default=15.0, gt=0)
     janitor_s: float = Field(default=10.0, gt=0)
-    stall_s: float = Field(default=900.0, gt=0)  # a child that says nothing for so long hangs
+    stall_s: float = Field(default=900.0, gt=0)  # a child without an event for this long hangs
     crash_budget: int = Field(default=3, ge=1)  # crashes in a row without a new step
     max_queued: int = Field(default=20_000, ge=1)
 
@@ -48,22 +48,22 @@ class JobSettings(BaseSettings):
 class WorkerSettings(JobSettings):
     """Settings of a worker process, from ``HEADCOUNT_*``."""
 
-    slots: int | None = Field(default=None, ge=1)  # jobs at once; None: one a GPU, at least one
+    slots: int | None = Field(default=None, ge=1)  # jobs at once; None: one per GPU, at least one
     stop_grace_s: float = Field(default=60.0, gt=0)  # from SIGTERM to SIGKILL: time to save
     kind_modules: dict[str, str] = Field(default={})  # JSON, kind: module; wins over kinds.KINDS
 
 
 class InferenceSettings(BaseSettings):
-    """Where models are loaded, and how much memory they may take."""
+    """Device of the loaded models, and the memory that they may take."""
 
     model_config = SettingsConfigDict(
         env_prefix="HEADCOUNT_INFERENCE_", frozen=True, extra="ignore", hide_input_in_errors=True
     )
 
     device: str = "auto"  # auto, cpu, cuda or cuda:N
-    memory_gb: float = Field(default=4.0, gt=0)  # of all loaded models with their caches, in GiB
+    memory_gb: float = Field(default=4.0, gt=0)  # GiB, for all loaded models with their KV caches
 
     @property
     def memory_bytes(self) -> int:
-        """The cap in bytes."""
+        """`memory_gb` in bytes."""
         return int(self.memory_gb * 2**30)

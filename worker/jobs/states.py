@@ -1,7 +1,7 @@
-"""The states of a job and every way between them, as data.
+"""The states of a job, the transitions between them and the actions of clients, as data.
 
-The scripts refuse an arrow that is not here, `allowed_actions` and the documentation come from here, and so does the
-random walk of the tests.
+The Lua scripts refuse a transition that is not in these tables. `allowed_actions`, the documentation and the random
+walks of the tests read the same tables.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ Action = Literal["cancel", "pause", "resume", "retry", "delete"]
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
-HOLDING: frozenset[Status] = frozenset({"running", "stopping"})  # a worker has it
+HOLDING: frozenset[Status] = frozenset({"running", "stopping"})  # a worker holds the job
 
-# What may follow what, whoever does it.
+# Transitions, by a client or a worker.
 ARROWS: Mapping[Status, tuple[Status, ...]] = {
-    "queued": ("running", "cancelled", "paused", "failed"),  # failed: a job it waits for did
+    "queued": ("running", "cancelled", "paused", "failed"),  # failed: a job that it waits for has failed
     "running": ("stopping", "succeeded", "failed", "queued"),
     "stopping": ("cancelled", "paused", "succeeded", "failed"),
     "paused": ("queued", "cancelled"),
@@ -27,7 +27,7 @@ ARROWS: Mapping[Status, tuple[Status, ...]] = {
     "succeeded": (),
 }
 
-# What a client's wish leads to; a state that is missing refuses it. The same state again: already there, or on the way.
+# Target of each action by state; the action is refused in a state that is missing. The same state: nothing to do.
 ACTIONS: Mapping[Action, Mapping[Status, Status | Literal["deleted"]]] = {
     "cancel": {
         "queued": "cancelled",
@@ -44,12 +44,23 @@ ACTIONS: Mapping[Action, Mapping[Status, Status | Literal["deleted"]]] = {
 
 
 def allowed_actions(status: Status) -> tuple[Action, ...]:
-    """Actions that would change a job in that state."""
+    """List the actions that would change a job.
+
+    Args:
+        status: State of the job.
+
+    Returns:
+        The actions, in the order of `ACTIONS`.
+    """
     return tuple(action for action, table in ACTIONS.items() if table.get(status, status) != status)
 
 
 def as_lua() -> str:
-    """The tables, for the scripts."""
+    """Render the tables for the Lua scripts.
+
+    Returns:
+        Definitions of the local tables ARROWS, ACTIONS, TERMINAL and HOLDING.
+    """
     arrows = ", ".join(f"['{old}>{new}']=true" for old, targets in ARROWS.items() for new in targets)
     actions = ", ".join(
         f"{action}={{{', '.join(f'{old}={new!r}' for old, new in table.items())}}}" for action, table in ACTIONS.items()

@@ -29,6 +29,7 @@ from parts.line import Line
 from headcount import embedded_redis
 from headcount.processes import ProcessGroup, Program
 from model_core.data.ensure import ensure_dataset
+from worker.jobs import commands
 from worker.jobs.redis_client import Registry, connect
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import parse_spec
@@ -135,14 +136,17 @@ def measure_submits(address: tuple[str, int]) -> Iterator[Line]:
 def fill(store: JobStore) -> None:
     """Up to 10,000 jobs; every other one has a history."""
     for number in range(SUBMITS, JOBS):
-        made = store.submit(parse_spec(tree_of(number)), fingerprint=str(number)).job
+        call = commands.submission(
+            parse_spec(tree_of(number)), key=None, fingerprint=str(number), taken="", max_queued=JOBS + SUBMITS
+        )
+        made = store.run(call).job
         if number % 2:
             store.request_action(made.id, "cancel")
 
 
 def measure_looks(address: tuple[str, int], store: JobStore) -> Iterator[Line]:
     """One client, one request after the other, in turns with /healthz."""
-    some = store.page(limit=LIMIT).jobs
+    some = store.run(commands.page(limit=LIMIT)).jobs()
     messages = {
         f"list of {LIMIT} among {JOBS:,} jobs, p50": ([request("GET", f"/jobs?limit={LIMIT}")], 6.0),
         f"status of one of {JOBS:,} jobs, p50": ([request("GET", f"/jobs/{job.id}") for job in some], 2.0),

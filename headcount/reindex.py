@@ -16,6 +16,7 @@ from headcount.embedded_redis import InUse, lock_data_root
 from headcount.processes import ProcessGroup
 from model_core.errors import DONE, FAILED, InvalidParameter, RunBusy
 from model_core.storage.files import Layout
+from worker.jobs import commands
 from worker.jobs.errors import JobNotFound, QueueUnavailable
 from worker.jobs.recovery import BadFile, JobOnDisk, salvage, traces
 from worker.jobs.redis_client import connect
@@ -91,7 +92,7 @@ def lost_jobs(data: Path, redis_url: str) -> int:
     """
     try:
         with _store(data, redis_url) as store:
-            known = store.page(limit=1).jobs
+            known = store.run(commands.page(limit=1)).rows
     except QueueUnavailable:
         return 0
     if known:
@@ -109,7 +110,7 @@ def _restore(store: JobStore, layout: Layout, trace: JobOnDisk, say: Say, warn: 
     except RunBusy as error:
         warn(f"{trace.id}: {error}; say headcount reindex again when it has ended")
         return "skipped"
-    if not store.restore(record):
+    if not store.run(commands.restore(record)):
         name = record.run or record.dataset
         warn(f"{trace.id}: another job has its name, {name!r}; say headcount reindex again when that is over")
         return "skipped"

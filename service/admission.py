@@ -131,7 +131,7 @@ def _prepare(layout: Layout, spec: JobSpec) -> PreparedSubmission:
         spec = replace(spec, dataset=_dataset_of_run(run))
     # What is missing now may be what it waits for.
     missing = () if spec.job.depends_on else tuple(_missing(spec, layout, status))
-    return PreparedSubmission(spec, budget, "1" if run.exists() else "", missing, preparation)
+    return PreparedSubmission(spec, budget, "exists" if run.exists() else "", missing, preparation)
 
 
 def _prepare_dataset_job(layout: Layout, spec: JobSpec) -> PreparedSubmission:
@@ -140,7 +140,7 @@ def _prepare_dataset_job(layout: Layout, spec: JobSpec) -> PreparedSubmission:
         lost = () if spec.job.depends_on else tuple(_lost(spec.config, layout))
         return PreparedSubmission(spec, None, "", lost)
     differs = difference(dataset, wanted, root_of(layout))
-    return PreparedSubmission(spec, None, "1" if differs else "ready", (), differs=differs)
+    return PreparedSubmission(spec, None, "exists" if differs else "ready", (), differs=differs)
 
 
 def _prepare_export(layout: Layout, spec: JobSpec) -> PreparedSubmission:

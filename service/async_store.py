@@ -13,11 +13,11 @@ from typing import Any, Generic, TypeVar
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 from starlette.concurrency import run_in_threadpool
 
 from worker.jobs.celery_app import wake
-from worker.jobs.commands import ScriptCall, digests, sources
+from worker.jobs.commands import ScriptCall, script_digest, script_source
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.redis_client import redis_errors
 
@@ -27,7 +27,6 @@ _MOST_PENDING_WAKEUPS = 16
 T = TypeVar("T")
 Q = TypeVar("Q")
 A = TypeVar("A")
-_Command = tuple[str | int, ...]
 
 
 class Batcher(Generic[Q, A]):
@@ -98,70 +97,58 @@ class AsyncStore:
             redis_url: Address of the Redis server.
             deadline_s: Limit for each command, including its wait for a batch.
         """
-        pool = redis.asyncio.ConnectionPool.from_url(
+        self._client = redis.asyncio.Redis.from_url(
             redis_url,
             decode_responses=True,
             socket_timeout=None,  # the deadline covers the whole call
             socket_connect_timeout=0.5,
-            retry=Retry(NoBackoff(), 0),
+            retry=Retry(NoBackoff(), 1),  # on a new connection: every command may be repeated
         )
-        self._connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
         self._deadline_s = deadline_s
-        self._batcher: Batcher[ScriptCall[Any], Any] = Batcher(self._run_batch)
+        self._batcher: Batcher[ScriptCall[Any], str] = Batcher(self._run_batch)
 
-    async def run(self, command: ScriptCall[T]) -> T:
+    async def run(self, call: ScriptCall[T]) -> T:
         """Run one command.
 
         Args:
-            command: A script call with its arguments and the parser of its reply.
+            call: The command and its arguments.
 
         Returns:
             The parsed reply.
 
         Raises:
-            QueueUnavailable: No reply in time; the script may have run all the same.
+            QueueUnavailable: No reply in time; the command may have run all the same.
         """
         try:
             with redis_errors():
                 async with asyncio.timeout(self._deadline_s):
-                    reply = await self._batcher.submit(command)
+                    reply = await self._batcher.submit(call)
         except TimeoutError:
             raise QueueUnavailable("no answer in time") from None
-        return command.parse(reply)
+        return call.result(reply)
 
     async def close(self) -> None:
         """Close the connection."""
         await self._batcher.close()
-        await self._connection.disconnect()
+        await self._client.aclose()
 
-    async def _run_batch(self, commands: Sequence[ScriptCall[Any]]) -> list[Any]:
-        """Run scripts by digest, and send the source of those that Redis does not have."""
+    async def _run_batch(self, calls: Sequence[ScriptCall[Any]]) -> list[Any]:
+        """Run the script by its digest, and send its source if Redis does not have it."""
         async with asyncio.timeout(self._deadline_s):
-            await self._ensure_connected()
-            shas, texts = digests(), sources()
-            replies = await self._transfer([("EVALSHA", shas[c.script], 0, *c.arguments) for c in commands])
-            unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            evals = [("EVAL", texts[commands[i].script], 0, *commands[i].arguments) for i in unknown]
-            for i, reply in zip(unknown, await self._transfer(evals), strict=True):
-                replies[i] = reply
+            replies = await self._pipeline("EVALSHA", script_digest(), calls)
+            missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            if missing:
+                again = await self._pipeline("EVAL", script_source(), [calls[i] for i in missing])
+                for i, reply in zip(missing, again, strict=True):
+                    replies[i] = reply
             return replies
 
-    async def _ensure_connected(self) -> None:
-        if self._connection.is_connected and await self._connection.can_read():
-            await self._connection.disconnect(nowait=True)  # no reply is pending: the server closed the connection
-        if not self._connection.is_connected:
-            await self._connection.connect()  # type: ignore[no-untyped-call]
-
-    async def _transfer(self, commands: Sequence[_Command]) -> list[Any]:
-        if commands:
-            await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-        return [await self._read_reply() for _ in commands]
-
-    async def _read_reply(self) -> Any:
-        try:
-            return await self._connection.read_response()
-        except ResponseError as error:  # of this command alone
-            return error
+    async def _pipeline(self, command: str, script: str, calls: Sequence[ScriptCall[Any]]) -> list[Any]:
+        """Send all calls at once; the reply of one that failed is its error."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            for call in calls:
+                pipe.execute_command(command, script, 0, *call.argv)
+            return await pipe.execute(raise_on_error=False)
 
 
 class WakeupNotifier:

@@ -105,7 +105,7 @@ async def delete(services: Services, name: str) -> None:
         DatasetNotFound: There is nothing of that name.
         DatasetBusy: A job that is not over makes or reads it, or a preparation by hand is at it.
     """
-    user = await services.ask(services.store.user, name)
+    user = await services.async_store.run(commands.active_user(name))
     await one(services, name)
     if user is not None:
         raise DatasetBusy(name, user)
@@ -123,7 +123,7 @@ async def _names(services: Services, after: str | None, limit: int) -> tuple[lis
     on_disk = await run_in_threadpool(_directories, services.layout)
     known, is_known = list[str](), True
     try:
-        known = await services.async_store.run(commands.datasets(after=after, limit=limit))
+        known = await services.async_store.run(commands.dataset_names(after=after, limit=limit))
     except QueueUnavailable:
         is_known = False
     return sorted({*(name for name in on_disk if after is None or name > after), *known})[:limit], is_known
@@ -138,7 +138,7 @@ def _directories(layout: Layout) -> list[str]:
 
 async def _makers(services: Services, names: Sequence[str]) -> list[Job | None]:
     try:
-        return await services.async_store.run(commands.makers(names))
+        return await services.async_store.run(commands.dataset_jobs(names))
     except QueueUnavailable:
         return [None] * len(names)
 
@@ -146,7 +146,7 @@ async def _makers(services: Services, names: Sequence[str]) -> list[Job | None]:
 async def _maker(services: Services, name: str, *, is_ready: bool) -> Job | None:
     """The last job that was to make it; the disk has to be enough for what is ready."""
     try:
-        [maker] = await services.async_store.run(commands.makers([name]))
+        [maker] = await services.async_store.run(commands.dataset_jobs([name]))
     except QueueUnavailable:
         if not is_ready:
             raise

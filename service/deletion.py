@@ -26,6 +26,7 @@ from model_core.storage.trash import (
 )
 from service.datasets import manifest_of
 from service.deps import Services
+from worker.jobs import commands
 from worker.jobs.kinds import KINDS
 from worker.jobs.recovery import write_off
 from worker.jobs.schemas import JobDetail
@@ -58,7 +59,7 @@ async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
 
 
 def _forget(store: JobStore, layout: Layout, job_id: str) -> None:
-    store.mark_deleted(job_id, with_run=False)
+    store.mark_deleted(job_id, with_artifacts=False)
     write_off(layout, job_id)
     store.purge(job_id)
 
@@ -66,7 +67,7 @@ def _forget(store: JobStore, layout: Layout, job_id: str) -> None:
 def _erase(store: JobStore, layout: Layout, job: JobDetail) -> None:
     with lock_for_deletion(layout, _runs_made_by(job), job.id) as runs:
         _nobody_needs(store, [run.name for run in runs if run.name != job.run], job.id)
-        store.mark_deleted(job.id, with_run=True)
+        store.mark_deleted(job.id, with_artifacts=True)
         move_to_trash(layout, runs, job.id)
     empty_trash(layout, job.id)
     store.purge(job.id)
@@ -75,7 +76,7 @@ def _erase(store: JobStore, layout: Layout, job: JobDetail) -> None:
 def _erase_preparation(store: JobStore, layout: Layout, job: JobDetail) -> None:
     owned = job.dataset if _made_its_dataset(store, layout, job) else None
     with lock_dataset(layout, owned) if owned else contextlib.nullcontext():
-        store.mark_deleted(job.id, with_run=owned is not None)
+        store.mark_deleted(job.id, with_artifacts=owned is not None)
         if owned:
             move_dataset_to_trash(layout, owned, job.id)
         move_to_trash(layout, (), job.id)
@@ -85,7 +86,7 @@ def _erase_preparation(store: JobStore, layout: Layout, job: JobDetail) -> None:
 
 def _erase_export(store: JobStore, layout: Layout, job: JobDetail) -> None:
     folder = _export_made_by(layout, job)
-    store.mark_deleted(job.id, with_run=True)
+    store.mark_deleted(job.id, with_artifacts=True)
     if folder is not None:
         move_export_to_trash(layout, folder, job.id)
     move_to_trash(layout, (), job.id)
@@ -110,7 +111,7 @@ def _made_its_dataset(store: JobStore, layout: Layout, job: JobDetail) -> bool:
     """Whether what is there is its work: it is the last that was to make it, and it ran when that was made."""
     if job.dataset is None or not job.terminal:
         return False
-    [last] = store.makers([job.dataset])
+    [last] = store.run(commands.dataset_jobs([job.dataset]))
     if last is None or last.id != job.id:
         return False
     dataset = Dataset.named(job.dataset, layout.dataset(job.dataset))
@@ -130,5 +131,6 @@ def _runs_made_by(job: JobDetail) -> Sequence[str]:
 def _nobody_needs(store: JobStore, left_behind: Sequence[str], job_id: str) -> None:
     """The store looks after the job's present run itself."""
     for run in left_behind:
-        if any(other.id != job_id and not other.terminal for other in store.page(run=run, limit=100).jobs):
+        users = store.run(commands.page(run=run, limit=100)).jobs()
+        if any(other.id != job_id and not other.terminal for other in users):
             raise RunBusy(run)

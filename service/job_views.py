@@ -18,8 +18,14 @@ from model_core.config import ExperimentConfig
 from model_core.config_loader import ConfigWarning
 from service.schemas import View
 from worker.jobs.errors import JobNotFound
-from worker.jobs.schemas import Job, JobDetail, JobPage, JobRecord, Warned
-from worker.jobs.serialization import detail_without_queue_position, queue_of, without_queue_position
+from worker.jobs.schemas import Job, JobDetail, Warned
+from worker.jobs.serialization import (
+    JobPage,
+    JobRecord,
+    detail_without_queue_position,
+    job_without_queue_position,
+    queue_of,
+)
 from worker.jobs.spec import JobSpec
 
 _KEPT = 2048
@@ -32,14 +38,14 @@ class Rendered(NamedTuple):
     revision: int
     json: bytes
 
-    def at(self, place: int | None, forecast: str) -> bytes:
+    def at(self, jobs_ahead: int | None, forecast: str) -> bytes:
         """The whole JSON.
 
         Args:
-            place: In the line of ready jobs, from 0; None: not in it.
+            jobs_ahead: Ready jobs before it; None if it is not in the queue.
             forecast: When those in line will start.
         """
-        return b'%b,"queue":%b}' % (self.json, b"null" if place is None else _queue(place, forecast))
+        return b'%b,"queue":%b}' % (self.json, b"null" if jobs_ahead is None else _queue(jobs_ahead, forecast))
 
 
 class Listing(NamedTuple):
@@ -51,9 +57,9 @@ class Listing(NamedTuple):
 
 def render_page(found: JobPage) -> Listing:
     """Render a page."""
-    jobs = [(known, place) for record, place in found.rows if (known := _job(record)) is not None]
+    jobs = [(known, row.jobs_ahead) for row in found.rows if (known := _job(row.record)) is not None]
     first_id, last_id = (jobs[0][0].id, jobs[-1][0].id) if jobs else (None, None)
-    data = b",".join(known.at(place, found.forecast) for known, place in jobs)
+    data = b",".join(known.at(ahead, found.forecast) for known, ahead in jobs)
     ends = json.dumps({"first_id": first_id, "last_id": last_id, "has_more": found.has_more}).encode()
     return Listing(b'{"object":"list","data":[%b],%b' % (data, ends[1:]), last_id)
 
@@ -67,17 +73,17 @@ def render_detail(job_id: str, found: JobRecord) -> tuple[bytes, int]:
     known = _detail(found.row.record, found.more)
     if known is None:
         raise JobNotFound(job_id)
-    return known.at(found.row.place, found.forecast), known.revision
+    return known.at(found.row.jobs_ahead, found.forecast), known.revision
 
 
 @lru_cache(_KEPT)
-def _queue(place: int, forecast: str) -> bytes:
-    return queue_of(place, forecast).model_dump_json().encode()
+def _queue(jobs_ahead: int, forecast: str) -> bytes:
+    return queue_of(jobs_ahead, forecast).model_dump_json().encode()
 
 
 @lru_cache(_KEPT)
 def _job(record: str) -> Rendered | None:
-    job = without_queue_position(record)
+    job = job_without_queue_position(record)
     return None if job is None else _rendered(JobView.of(job))
 
 

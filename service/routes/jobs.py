@@ -101,7 +101,7 @@ _PATCH_BODY: dict[str, Any] = {"required": True, "content": {MERGE_PATCH: _PATCH
 
 
 async def _look(services: Services, job_id: str) -> Response:
-    body, revision = render_detail(job_id, await services.async_store.run(commands.look(job_id)))
+    body, revision = render_detail(job_id, await services.async_store.run(commands.record(job_id)))
     headers = {"ETag": f'"{revision}"', "Cache-Control": "no-store"}
     return Response(body, media_type=JSON, headers=headers)
 

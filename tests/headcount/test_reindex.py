@@ -19,6 +19,7 @@ from model_core.entrypoint import Attempt
 from model_core.errors import InvalidParameter
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
+from worker.jobs import commands
 from worker.jobs.recovery import write_job_file
 from worker.jobs.schemas import Claim
 from worker.jobs.settings import JobSettings
@@ -102,7 +103,7 @@ def test_a_job_is_a_line_and_a_second_time_changes_nothing(data, given, told, st
         f"{CUT}  cut  paused",
         "2 restored, 0 there already, 0 skipped, 0 unreadable",
     ]
-    before = store_of(given).page().jobs
+    before = store_of(given).run(commands.page()).jobs()
     assert [job.id for job in before] == [CUT, DONE]
     assert told.reindex(data) == 0
     assert told.lines == [
@@ -110,7 +111,7 @@ def test_a_job_is_a_line_and_a_second_time_changes_nothing(data, given, told, st
         f"{CUT}  cut  paused, there already",
         "0 restored, 2 there already, 0 skipped, 0 unreadable",
     ]
-    assert store_of(given).page().jobs == before
+    assert store_of(given).run(commands.page()).jobs() == before
 
 
 def test_what_redis_knows_better_stays(data, given, told, store_of) -> None:
@@ -172,7 +173,7 @@ def test_while_the_service_is_down_its_redis_is_started_and_stopped(data, embedd
     with lock_data_root(data), pytest.raises(FileNotFoundError):
         socket.lstat()
     with redis_of(data, told.warnings.append) as url:
-        assert [job.id for job in store_of(url).page().jobs] == [CUT, DONE]
+        assert [job.id for job in store_of(url).run(commands.page()).jobs()] == [CUT, DONE]
 
 
 def test_while_the_service_is_up_its_redis_is_used_and_left(data, embedded, told, store_of) -> None:
@@ -181,7 +182,7 @@ def test_while_the_service_is_up_its_redis_is_used_and_left(data, embedded, told
     with lock_data_root(data), served(data, socket):
         assert told.reindex(data) == 0
         assert embedded_redis.answers(url)
-        assert [job.id for job in store_of(url).page().jobs] == [CUT, DONE]
+        assert [job.id for job in store_of(url).run(commands.page()).jobs()] == [CUT, DONE]
 
 
 def test_a_data_root_that_is_held_without_a_redis_is_an_error(data, embedded, told, monkeypatch) -> None:

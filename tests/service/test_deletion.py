@@ -130,7 +130,7 @@ def test_a_job_that_runs_is_not_deleted(site) -> None:
 
 
 def _doomed(site: Any, job_id: str) -> None:
-    site.store.mark_deleted(job_id, with_run=True)
+    site.store.mark_deleted(job_id, with_artifacts=True)
 
 
 def _hidden(site: Any, job_id: str) -> None:

@@ -66,7 +66,7 @@ def test_every_change_of_status_is_told_even_when_many_come_at_once(site) -> Non
     stream = read(site, job["links"]["events"])
     next(stream)
     claim = site.claim()
-    site.store.cancel(claim.id)
+    site.store.request_action(claim.id, "cancel")
     site.finish(claim, "stopped")
     assert [data["status"] for kind, _, data in stream if kind == "status"] == ["running", "stopping", "cancelled"]
 

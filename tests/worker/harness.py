@@ -15,13 +15,16 @@ import httpx
 import psutil
 import redis
 
+from model_core.data.dataset_spec import DatasetSpec
 from model_core.storage.events import read_events
 from tests.worker.event_log import Story
+from worker.jobs import commands
 from worker.jobs.celery_app import wake
 from worker.jobs.redis_client import Registry
-from worker.jobs.schemas import Job
+from worker.jobs.schemas import Job, Rejection, Submission
 from worker.jobs.settings import JobSettings
-from worker.jobs.spec import parse_spec
+from worker.jobs.spec import JobSpec, parse_spec
+from worker.jobs.store import JobStore
 from worker.jobs.worker_store import WorkerStore
 
 REPOSITORY = Path(__file__).parents[2]
@@ -59,6 +62,30 @@ def real_tree(run: str, *, steps: int = 3, step_s: float = 0.01, **job: object) 
         "device": {"device": "cpu", "dtype": "float32", "threads": 1},
         "job": job,
     }  # fmt: skip
+
+
+def submit_job(
+    store: JobStore,
+    spec: JobSpec,
+    *,
+    fingerprint: str,
+    key: str | None = None,
+    preparation: DatasetSpec | None = None,
+) -> Submission:
+    """Submit a job as the API does, without looking for its dataset on disk."""
+    exists = spec.run is not None and store.settings.layout.run(spec.run).exists()
+    call = commands.submission(
+        spec,
+        key=key,
+        fingerprint=fingerprint,
+        taken="exists" if exists else "",
+        max_queued=store.settings.max_queued,
+        preparation=preparation,
+    )
+    submitted = store.run(call)
+    if isinstance(submitted, Rejection):
+        raise store.name_conflict(spec, submitted)
+    return submitted
 
 
 def eventually(condition: Callable[[], object], timeout_s: float = WAIT_S) -> float:
@@ -164,7 +191,7 @@ class Site:
 
     def submit(self, run: str, *, ring: bool = True, **options: object) -> str:
         """Submit a job, with or without a wake-up."""
-        job_id = self.store.submit(parse_spec(self.tree(run, **options)), fingerprint=run).job.id
+        job_id = submit_job(self.store, parse_spec(self.tree(run, **options)), fingerprint=run).job.id
         if ring:
             self.wake()
         return job_id

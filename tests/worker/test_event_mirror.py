@@ -5,6 +5,7 @@ import time
 
 from model_core.storage.events import EventWriter
 from model_core.storage.run import Run
+from tests.worker.harness import submit_job
 from worker.event_mirror import Mirror
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.schemas import WorkerView
@@ -12,7 +13,7 @@ from worker.jobs.worker_store import WorkerStore
 
 
 def test_what_cannot_be_read_for_a_moment_is_read_later(store, settings, make_spec, claim_one):
-    store.submit(make_spec("one"), fingerprint="f")
+    submit_job(store, make_spec("one"), fingerprint="f")
     claim = claim_one()
     mirror = Mirror(store, claim, settings.layout, tokens_per_step=1)
     path = settings.layout.run("one")
@@ -50,7 +51,7 @@ class Forgetful(WorkerStore):
 
 def test_what_a_restarted_redis_has_lost_is_told_again(settings, make_spec, connected):
     store = Forgetful(connected(settings.redis_url, for_api=False), settings)
-    store.submit(make_spec("one"), fingerprint="f")
+    submit_job(store, make_spec("one"), fingerprint="f")
     claim = store.claim("token", WorkerView(id="w1", host="here"))
     run = Run(settings.layout.run("one"))
     run.begin_attempt(claim.attempt, claim.id)

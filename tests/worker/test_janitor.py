@@ -2,6 +2,7 @@ import time
 
 import pytest
 
+from tests.worker.harness import submit_job
 from worker.gpus import GpuPool
 from worker.janitor import Janitor
 from worker.jobs.redis_client import Registry
@@ -27,10 +28,10 @@ def janitor(redis_url, tmp_path, rung, connected):
 def test_worker_with_a_free_slot_is_woken_for_a_job_that_fits(janitor, store, make_spec, rung):
     janitor.tick()
     assert rung == []
-    store.submit(make_spec("gpu", resources={"gpus": 1}), fingerprint="f")
+    submit_job(store, make_spec("gpu", resources={"gpus": 1}), fingerprint="f")
     janitor.tick()
     assert rung == []
-    store.submit(make_spec("cpu"), fingerprint="f")
+    submit_job(store, make_spec("cpu"), fingerprint="f")
     janitor.tick()
     assert rung == ["ring"]
 
@@ -52,7 +53,7 @@ def test_new_worker_takes_nothing_before_it_has_watched_the_clock(
     store = WorkerStore(client, settings)
     runner = Runner(store, settings, GpuPool(()), slots=1)
     janitor = Janitor(store, Registry(client), runner, settings, lambda: None)
-    job_id = store.submit(make_spec("one"), fingerprint="f").job.id
+    job_id = submit_job(store, make_spec("one"), fingerprint="f").job.id
     claim_one()
     client.zadd("headcount:leases", {job_id: 1})
     janitor.tick()
@@ -77,7 +78,7 @@ def test_frozen_server_postpones_reaping(aged_redis_url, tmp_path, make_spec, cl
     store = JumpingStore(client, settings)
     runner = Runner(store, WorkerSettings(), GpuPool(()), slots=1)
     janitor = Janitor(store, Registry(client), runner, settings, lambda: None)
-    job_id = store.submit(make_spec("one"), fingerprint="f").job.id
+    job_id = submit_job(store, make_spec("one"), fingerprint="f").job.id
 
     def status_after(jump_s):
         client.zadd("headcount:leases", {job_id: 1})  # ran out long ago

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.worker.harness import submit_job
 from worker.gpus import GpuPool
 from worker.jobs.settings import WorkerSettings
 from worker.jobs.worker_store import WorkerStore
@@ -26,7 +27,7 @@ class Misnaming(WorkerStore):
 
 
 def test_job_that_the_worker_refuses_fails_with_the_code(settings, store, make_spec, connected):
-    job_id = store.submit(make_spec("one"), fingerprint="f").job.id
+    job_id = submit_job(store, make_spec("one"), fingerprint="f").job.id
     misnaming = Misnaming(connected(settings.redis_url, for_api=False), settings)
     Runner(misnaming, settings, GpuPool(()), slots=1).run_next()
     job = store.get(job_id)
@@ -35,7 +36,7 @@ def test_job_that_the_worker_refuses_fails_with_the_code(settings, store, make_s
 
 def test_child_that_cannot_be_started_is_a_crash(settings, store, make_spec):
     (settings.data / "jobs").write_text("in the way")
-    job_id = store.submit(make_spec("one"), fingerprint="f").job.id
+    job_id = submit_job(store, make_spec("one"), fingerprint="f").job.id
     Runner(store, settings, GpuPool(()), slots=1).run_next()
     job = store.get(job_id)
     assert (job.status, job.error.code) == ("failed", "crash_budget")
@@ -44,7 +45,7 @@ def test_child_that_cannot_be_started_is_a_crash(settings, store, make_spec):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_disk_that_is_full_before_the_child_starts_is_named(settings, store, make_spec):
-    job_id = store.submit(make_spec("one"), fingerprint="f").job.id
+    job_id = submit_job(store, make_spec("one"), fingerprint="f").job.id
     directory = settings.data / "jobs" / job_id
     directory.mkdir(parents=True)
     (directory / f".config.yaml.{os.getpid()}-{threading.get_ident()}.tmp").symlink_to("/dev/full")

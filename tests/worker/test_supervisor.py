@@ -1,6 +1,6 @@
 import pytest
 
-from tests.worker.harness import eventually
+from tests.worker.harness import eventually, submit_job
 from worker.jobs.schemas import WorkerView
 from worker.jobs.worker_store import WorkerStore
 from worker.supervisor import Lease, outcome_of
@@ -52,7 +52,7 @@ class Stumbling(WorkerStore):
 
 def test_beats_go_on_after_one_that_failed(settings, make_spec, connected):
     store = Stumbling(connected(settings.redis_url, for_api=False), settings)
-    store.submit(make_spec("one"), fingerprint="f")
+    submit_job(store, make_spec("one"), fingerprint="f")
     worker = WorkerView(id="w1", host="here")
     claim = store.claim("token", worker)
     store.request_action(claim.id, "pause")

@@ -1,8 +1,8 @@
-"""Commands of the job store: script, arguments and the parser of the reply, apart from the connection.
+"""Commands of the job store: what a client may run, apart from the connection that runs it.
 
-A command runs from a thread or from the event loop. Each script text starts with the key prefix, the fields of records,
-the tables of states and of kinds, and what scripts share: lib.lua, fit.lua for those that choose a job, room.lua for
-those that ask what workers could run.
+A command is a function of the Lua files with arguments by name; arguments and reply are JSON. `ScriptExecutor` runs it
+on a thread, the service's `AsyncStore` on the event loop, in batches. All commands are functions of one script, so that
+Redis compiles it once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -23,90 +23,119 @@ from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs import kinds, states
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
 from worker.jobs.redis_client import PREFIX, redis_errors
-from worker.jobs.schemas import (
-    DETAIL,
-    VIEW,
-    Capacity,
-    Job,
-    JobDetail,
-    JobPage,
-    JobRecord,
-    JobRow,
-    Rejection,
-    Submission,
-)
-from worker.jobs.serialization import checked_id, detail_of, job_of, jobs_of, known_job
+from worker.jobs.schemas import Capacity, Job, JobDetail, Rejection, RestoredJob, Submission
+from worker.jobs.serialization import JobPage, JobRecord, JobRow, checked_id, known_job
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status
 
 T = TypeVar("T")
-_LUA = Path(__file__).parent / "lua"
-_BESIDE = {"claim": "fit", "fitting": "fit", "submit": "room", "shortage": "room"}
-_SHARED = {"lib", *_BESIDE.values()}
-
-
-class Scripts:
-    """Runs scripts by name."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._scripts = {name: client.register_script(text) for name, text in sources().items()}
-
-    def ask(self, call: ScriptCall[T]) -> T:
-        """Ask a question.
-
-        Raises:
-            QueueUnavailable: Redis does not answer; the script may have run all the same.
-        """
-        return call.parse(self.run(call.script, *call.arguments))
-
-    def run(self, name: str, *args: str | int | float) -> Any:
-        """Run one.
-
-        Raises:
-            QueueUnavailable: Redis does not answer; the script may have run all the same.
-        """
-        with redis_errors():
-            return self._scripts[name](args=args)
-
-
-@cache
-def sources() -> dict[str, str]:
-    """Every script's whole text, by name."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in _LUA.glob("*.lua")}
-    view, detail = (", ".join(f"'{field}'" for field in fields) for fields in (VIEW, DETAIL))
-    fields = f"local P = '{PREFIX}'\nlocal VIEW, DETAIL = {{{view}}}, {{{detail}}}"
-    head = "\n".join((fields, states.as_lua(), kinds.as_lua(), texts["lib"]))
-    return {
-        name: head + (texts[_BESIDE[name]] if name in _BESIDE else "") + text
-        for name, text in texts.items()
-        if name not in _SHARED
-    }
-
-
-@cache
-def digests() -> dict[str, str]:
-    """What Redis knows each script by once it has run."""
-    return {name: hashlib.sha1(text.encode()).hexdigest() for name, text in sources().items()}
-
-
 Taken = Literal[
-    "", "1", "ready"
-]  # 1: something has that name; ready: it is a dataset that was made in this way, or the export
+    "", "exists", "ready"
+]  # on disk: nothing; something of that name; the export, or a dataset made equally
+
+_LUA = Path(__file__).parent / "lua"
+_FILES = ("lib", "scheduling", "transitions", "queries")
+# Fields of a job's record in Redis, as Lua constants.
+_FIELDS = {
+    "RECORD_FIELDS": (
+        "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error",
+        "worker", "warnings", "metadata", "priority", "waiting_for", "revision", "dataset",
+    ),
+    "DETAIL_FIELDS": ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step"),
+    "CLAIM_FIELDS": (
+        "epoch", "id", "kind", "run", "dataset", "devices", "spec", "gpus", "priority", "metadata", "warnings",
+        "depends_on", "created_at", "seq_after",
+    ),
+}  # fmt: skip
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ScriptCall(Generic[T]):
-    """One run of a script.
+    """One call of a command.
 
     Attributes:
-        script: Its name.
-        arguments: What it is given.
-        parse: Turns its reply into the answer, or raises what the reply says.
+        command: Name of a function in the Lua table ``commands``.
+        arguments: Its arguments by name; None counts as absent.
+        parse: Turns the decoded reply into the result, or raises what the reply reports.
     """
 
-    script: str
-    arguments: tuple[str | int, ...]
+    command: str
+    arguments: Mapping[str, Any]
     parse: Callable[[Any], T]
+
+    @property
+    def argv(self) -> tuple[str, str]:
+        """Arguments of the script: the command and its arguments as JSON."""
+        present = {name: value for name, value in self.arguments.items() if value is not None}
+        return self.command, json.dumps(present, separators=(",", ":"))
+
+    def result(self, reply: str) -> T:
+        """Decode a reply.
+
+        Args:
+            reply: JSON text that the script returned.
+
+        Returns:
+            The result.
+        """
+        return self.parse(json.loads(reply))
+
+
+class ScriptExecutor:
+    """Runs calls on a synchronous connection."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            client: Connection to Redis.
+        """
+        self._script = client.register_script(script_source())
+
+    def run(self, call: ScriptCall[T]) -> T:
+        """Run one call.
+
+        Args:
+            call: The command and its arguments.
+
+        Returns:
+            The parsed reply.
+
+        Raises:
+            QueueUnavailable: Redis does not answer; the command may have run all the same.
+        """
+        with redis_errors():
+            reply = self._script(args=call.argv)
+        return call.result(reply)
+
+
+@cache
+def script_source() -> str:
+    """Join the Lua files behind the constants that they read.
+
+    Returns:
+        Text of the script; it runs the command that its first argument names.
+    """
+    fields = [f"local {name} = {{{', '.join(map(repr, names))}}}" for name, names in _FIELDS.items()]
+    files = [(_LUA / f"{name}.lua").read_text(encoding="utf-8") for name in _FILES]
+    call = "return cjson.encode(commands[ARGV[1]](cjson.decode(ARGV[2])))"
+    return "\n".join((f"local P = '{PREFIX}'", *fields, states.as_lua(), kinds.as_lua(), *files, call))
+
+
+@cache
+def script_digest() -> str:
+    """Compute the SHA-1 under which Redis keeps the script.
+
+    Returns:
+        Hexadecimal digest.
+    """
+    return hashlib.sha1(script_source().encode()).hexdigest()
+
+
+# --- submission ------------------------------------------------------------------------------------------------------
 
 
 def submission(
@@ -120,91 +149,185 @@ def submission(
     memory_bytes: int | None = None,
     preparation: DatasetSpec | None = None,
 ) -> ScriptCall[Submission | Rejection]:
-    """Record a job, unless its key was used before, or something stands against it.
+    """Record a job, unless its key was used before or something prevents it.
+
+    The result may be raised: `IdempotencyConflict` if the key came with another fingerprint, `QueueFull`,
+    `InvalidConfig` if the job depends on one that does not exist.
 
     Args:
-        spec: What to do.
+        spec: The validated job.
         key: The client's Idempotency-Key, kept for a day.
         fingerprint: Equal for equal requests.
-        taken: Whether the disk has what it makes.
-        max_queued: Jobs that may wait.
+        taken: What the disk has of what the job makes.
+        max_queued: Limit of queued jobs.
         is_lacking: Whether the disk lacks what the job needs.
-        memory_bytes: What it needs of a worker; the known one with most must have as much, and the GPUs. None: whether
-            a worker could run it is not asked.
-        preparation: Of a dataset that must be made first: a job that is at it is waited for, else one is recorded too.
+        memory_bytes: Memory that it needs; the known workers are checked for it and for the GPUs. None: no check.
+        preparation: Dataset that must be made first: a job that makes it is awaited, or recorded too.
 
-    The answer may be:
-        IdempotencyConflict: The key came with another fingerprint before.
-        QueueFull: Too many jobs wait.
-        InvalidConfig: It is to wait for a job that is not there.
+    Returns:
+        The call.
     """
+    arguments = {
+        "id": new_id(),
+        "kind": spec.kind,
+        "run": spec.run,
+        "dataset": spec.dataset,
+        "export": spec.export or None,
+        "gpus": spec.gpus,
+        "priority": spec.job.priority,
+        "spec": json.dumps(spec.record),
+        "warnings": json.dumps([asdict(item) for item in spec.warnings]),
+        "metadata": json.dumps(spec.job.metadata),
+        "depends_on": list(dict.fromkeys(spec.job.depends_on)),
+        "key_hash": hash_of(key) if key else None,
+        "fingerprint": fingerprint,
+        "max_queued": max_queued,
+        "taken": taken,
+        "is_lacking": is_lacking,
+        "memory_bytes": memory_bytes,
+        "recipe": (preparation.fingerprint if preparation else spec.recipe) or None,
+        "preparation": _preparation(preparation) if preparation else None,
+    }
 
     def parse(reply: Any) -> Submission | Rejection:
-        verdict, fact, *seen = reply
-        if verdict in {"run_exists", "ready", "lacking"}:
-            return Rejection(verdict)
-        if verdict == "dataset_exists":
-            return Rejection(verdict, maker=fact or None)
-        if verdict == "unfit":
-            return Rejection(verdict, _capacity_of(fact))
-        if verdict == "conflict":
-            raise IdempotencyConflict(key or "", fact)
-        if verdict == "full":
-            raise QueueFull(max_queued)
-        if verdict == "no_dependency":
-            pointer = f"/job/depends_on/{spec.job.depends_on.index(fact)}"
-            raise InvalidConfig((FieldProblem(pointer, f"there is no job {fact!r}", fact),))
-        return Submission(known_job(job_of(*seen), fact), created=verdict == "created")
+        if error := reply.get("error"):
+            return _rejection(error, reply, spec, key, max_queued)
+        job = JobRow.of(reply["job"]).job(reply["forecast"])
+        return Submission(known_job(job, reply["id"]), created=reply["created"])
 
-    arguments = (
-        new_id(), hash_of(key) if key else "", fingerprint, spec.kind, spec.run or "",
-        "" if spec.gpus is None else spec.gpus, spec.job.priority, json.dumps(spec.record),
-        json.dumps([asdict(item) for item in spec.warnings]), json.dumps(spec.job.metadata), taken, max_queued,
-        " ".join(dict.fromkeys(spec.job.depends_on)), int(is_lacking),
-        "" if memory_bytes is None else memory_bytes, spec.dataset or "", *_making(spec, preparation),
-        spec.export,
-    )  # fmt: skip
     return ScriptCall("submit", arguments, parse)
 
 
 def new_id() -> str:
-    """The id of a job that is to be."""
+    """Draw the id of a new job.
+
+    Returns:
+        ``job_`` and 32 hexadecimal digits.
+    """
     return f"job_{uuid.uuid4().hex}"
 
 
-def _making(spec: JobSpec, preparation: DatasetSpec | None) -> tuple[str, str, str]:
-    """Fingerprint, and id and configuration of the job that makes the dataset first."""
-    if preparation is None:
-        return (spec.recipe, "", "")
-    return (preparation.fingerprint, new_id(), preparation.as_config().model_dump_json(exclude_unset=True))
+def hash_of(key: str) -> str:
+    """Hash an Idempotency-Key, which the store does not keep in clear.
+
+    Args:
+        key: The client's key.
+
+    Returns:
+        Its SHA-256 in hexadecimal.
+    """
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _preparation(dataset: DatasetSpec) -> dict[str, str]:
+    return {"id": new_id(), "spec": dataset.as_config().model_dump_json(exclude_unset=True)}
+
+
+def _rejection(error: Any, reply: Mapping[str, Any], spec: JobSpec, key: str | None, max_queued: int) -> Rejection:
+    if error == "conflict":
+        raise IdempotencyConflict(key or "", reply["id"])
+    if error == "full":
+        raise QueueFull(max_queued)
+    if error == "no_dependency":
+        awaited = reply["id"]
+        pointer = f"/job/depends_on/{spec.job.depends_on.index(awaited)}"
+        raise InvalidConfig((FieldProblem(pointer, f"there is no job {awaited!r}", awaited),))
+    return Rejection(error, _capacity(reply), maker=reply.get("maker"))
+
+
+def restore(record: RestoredJob) -> ScriptCall[bool]:
+    """Recreate a record that was lost.
+
+    Args:
+        record: What the job's files say of it.
+
+    Returns:
+        The call; its result is False if the job is known or another job owns its name.
+    """
+    gpus = "" if record.gpus is None else str(record.gpus)
+    counted = record.progress.step or record.progress.done or 0
+    optional = {
+        "started_at": record.started_at_ms,
+        "finished_at": record.finished_at_ms,
+        "error": record.error.model_dump_json() if record.error else None,
+    }
+    fields = {
+        "kind": record.kind, "run": record.run or "", "epoch": record.attempt, "priority": record.priority,
+        "spec": json.dumps(record.config), "warnings": json.dumps([item.model_dump() for item in record.warnings]),
+        "metadata": json.dumps(dict(record.metadata)), "gpus": gpus, "class": gpus or "any", "desired": "run",
+        "step": counted, "crash_step": counted, "mirrored": record.last_seq, "key": "",
+        "progress": record.progress.model_dump_json(), "depends_on": " ".join(record.depends_on),
+        "waiting_for": "", "dataset": record.dataset or "", "recipe": record.recipe, "export": record.export,
+        **{name: value for name, value in optional.items() if value is not None},
+    }  # fmt: skip
+    arguments = {"id": record.id, "status": record.status, "created_at": record.created_at_ms, "fields": fields}
+    return ScriptCall("restore", arguments, lambda reply: bool(reply["restored"]))
+
+
+# --- queries ---------------------------------------------------------------------------------------------------------
+
+
+def jobs(ids: Sequence[str]) -> ScriptCall[list[Job]]:
+    """Read jobs.
+
+    Args:
+        ids: Ids of the jobs.
+
+    Returns:
+        The call; its result leaves out jobs that do not exist.
+    """
+    return ScriptCall("get_many", {"ids": list(ids)}, lambda reply: JobPage.of(reply).jobs())
+
+
+def job(job_id: str) -> ScriptCall[Job]:
+    """Read a job.
+
+    Args:
+        job_id: Id of the job.
+
+    Returns:
+        The call; it raises `JobNotFound` if there is no such job.
+
+    Raises:
+        JobNotFound: No job can have that id.
+    """
+
+    def parse(reply: Any) -> Job:
+        found = JobPage.of(reply).jobs()
+        return known_job(found[0] if found else None, job_id)
+
+    return ScriptCall("get_many", {"ids": [checked_id(job_id)]}, parse)
 
 
 def detail(job_id: str) -> ScriptCall[JobDetail]:
     """Read a job with its attempts.
 
-    Raises:
-        JobNotFound: There is none of that id; also as the answer.
-    """
-    return ScriptCall("detail", (checked_id(job_id),), lambda reply: known_job(detail_of(_look_of(reply)), job_id))
+    Args:
+        job_id: Id of the job.
 
-
-def look(job_id: str) -> ScriptCall[JobRecord]:
-    """The same, as the store keeps it; without a job of that id its record is empty.
+    Returns:
+        The call; it raises `JobNotFound` if there is no such job.
 
     Raises:
         JobNotFound: No job can have that id.
     """
-    return ScriptCall("detail", (checked_id(job_id),), _look_of)
+    arguments = {"id": checked_id(job_id)}
+    return ScriptCall("get_detail", arguments, lambda reply: known_job(JobRecord.of(reply).detail(), job_id))
 
 
-def _look_of(reply: Any) -> JobRecord:
-    row, forecast, more = reply
-    return JobRecord(JobRow(*row), forecast, more)
+def record(job_id: str) -> ScriptCall[JobRecord]:
+    """Read a job with its attempts as the store keeps it; without a job of that id the record is empty.
 
+    Args:
+        job_id: Id of the job.
 
-def jobs(ids: Sequence[str]) -> ScriptCall[list[Job]]:
-    """Read jobs; those that there are not are left out."""
-    return ScriptCall("views", tuple(ids), lambda reply: jobs_of(*reply))
+    Returns:
+        The call.
+
+    Raises:
+        JobNotFound: No job can have that id.
+    """
+    return ScriptCall("get_detail", {"id": checked_id(job_id)}, JobRecord.of)
 
 
 def page(
@@ -219,53 +342,88 @@ def page(
     """List jobs, newest first.
 
     Args:
-        after: The last job of the page before.
-        limit: How many at most.
-        status: Only these.
-        kind: Only these.
-        run: Only these.
-        dataset: Only those that make or read it.
+        after: Last job of the previous page.
+        limit: Most jobs of the page.
+        status: Only jobs in this status.
+        kind: Only jobs of this kind.
+        run: Only jobs that make or read this run.
+        dataset: Only jobs that make or read this dataset.
+
+    Returns:
+        The call; it raises `JobNotFound` if `after` is no job.
 
     Raises:
-        JobNotFound: `after` is no job; also as the answer.
+        JobNotFound: No job can have the id `after`.
     """
-    cursor = checked_id(after) if after else ""
+    cursor = checked_id(after) if after else None
+    filters = {"status": status, "kind": kind, "run": run, "dataset": dataset}
 
     def parse(reply: Any) -> JobPage:
-        verdict, *rest = reply
-        if verdict == "missing":
-            raise JobNotFound(cursor)
-        seen, forecast, has_more = rest
-        return JobPage(tuple(JobRow(*row) for row in seen), forecast, has_more=bool(has_more))
+        if "error" in reply:
+            raise JobNotFound(cursor or "")
+        return JobPage.of(reply)
 
-    return ScriptCall("page", (cursor, limit + 1, status or "", kind or "", run or "", dataset or ""), parse)
+    present = {name: value for name, value in filters.items() if value}
+    return ScriptCall("list", {"after": cursor, "limit": limit, "filter": present}, parse)
 
 
-def makers(datasets: Sequence[str]) -> ScriptCall[list[Job | None]]:
-    """Read the last job that makes or made each dataset, where one is known."""
+def dataset_jobs(datasets: Sequence[str]) -> ScriptCall[list[Job | None]]:
+    """Read the last job that makes or made each dataset.
+
+    Args:
+        datasets: Names.
+
+    Returns:
+        The call; its result has one job a name, None where no job is known.
+    """
 
     def parse(reply: Any) -> list[Job | None]:
-        rows, forecast = reply
-        return [job_of(JobRow(*row), forecast) for row in rows]
+        return [JobRow.of(row).job(reply["forecast"]) if row else None for row in reply["jobs"]]
 
-    return ScriptCall("makers", tuple(datasets), parse)
+    return ScriptCall("dataset_jobs", {"names": list(datasets)}, parse)
 
 
-def datasets(*, after: str | None, limit: int) -> ScriptCall[list[str]]:
-    """Names of datasets that some job makes or made, in order."""
-    return ScriptCall("datasets", (after or "", limit), list)
+def dataset_names(*, after: str | None, limit: int) -> ScriptCall[list[str]]:
+    """List datasets that some job makes or made.
+
+    Args:
+        after: Last name of the previous page.
+        limit: Most names of the page.
+
+    Returns:
+        The call; its result is in order.
+    """
+    return ScriptCall("dataset_names", {"after": after, "limit": limit}, lambda reply: list(reply["names"]))
+
+
+def active_user(dataset: str) -> ScriptCall[str | None]:
+    """Find a job that makes or reads a dataset and is not over.
+
+    Args:
+        dataset: Name of the dataset.
+
+    Returns:
+        The call; its result is the id of such a job, or None.
+    """
+    return ScriptCall("active_user", {"dataset": dataset}, lambda reply: reply.get("id"))
 
 
 def shortage(gpus: int, memory_bytes: int) -> ScriptCall[Capacity | None]:
-    """What the known workers have, if none of them could run a job of that size."""
-    return ScriptCall("shortage", (gpus, memory_bytes), lambda reply: _capacity_of(reply) if reply else None)
+    """Check whether a known worker could run a job.
+
+    Args:
+        gpus: GPUs that the job needs.
+        memory_bytes: Memory that it needs.
+
+    Returns:
+        The call; its result is what the known workers have if none could run it, else None.
+    """
+    return ScriptCall("shortage", {"gpus": gpus, "memory_bytes": memory_bytes}, _capacity)
 
 
-def _capacity_of(reply: Sequence[Any]) -> Capacity:
-    gpus, memory_bytes = reply
-    return Capacity(int(gpus), int(memory_bytes) if memory_bytes else None)
-
-
-def hash_of(key: str) -> str:
-    """An Idempotency-Key as the store keeps it."""
-    return hashlib.sha256(key.encode()).hexdigest()
+def _capacity(reply: Mapping[str, Any]) -> Capacity | None:
+    known = reply.get("capacity")
+    if known is None:
+        return None
+    memory_bytes = known.get("memory_bytes")
+    return Capacity(int(known["gpus"]), int(memory_bytes) if memory_bytes else None)

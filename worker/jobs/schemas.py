@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,14 +15,6 @@ from worker.jobs.kinds import kind_of
 from worker.jobs.states import Action, Status
 
 Number = float | Literal["nan", "inf", "-inf"]
-
-# Fields of a record, in the order in which `view` of lib.lua returns them.
-VIEW = (
-    "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error", "worker",
-    "warnings", "metadata", "priority", "waiting_for", "revision", "dataset",
-)  # fmt: skip
-# Further fields of the view of a single job.
-DETAIL = ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step")
 
 
 class _View(BaseModel):
@@ -267,55 +259,6 @@ class ActionResult:
 
     job: Job
     is_new: bool
-
-
-class JobRow(NamedTuple):
-    """A job as the store returns it; `serialization` parses it.
-
-    Attributes:
-        record: Fields and history as JSON; the same text while nothing changes.
-        place: Position among ready jobs, from 0; None unless the job is ready.
-    """
-
-    record: str
-    place: int | None
-
-
-class JobRecord(NamedTuple):
-    """A job as the store returns it, with the fields that only the view of a single job has.
-
-    Attributes:
-        row: The job.
-        forecast: As in `JobPage`.
-        more: The fields of `DETAIL` and the ended attempts as JSON; the same text while nothing changes.
-    """
-
-    row: JobRow
-    forecast: str
-    more: str
-
-
-@dataclass(frozen=True)
-class JobPage:
-    """Jobs, newest first.
-
-    Attributes:
-        rows: The jobs as the store returns them.
-        forecast: JSON of `QueueForecast`; empty while no worker is alive.
-        has_more: Whether older jobs follow.
-    """
-
-    rows: tuple[JobRow, ...]
-    forecast: str
-    has_more: bool
-
-
-@dataclass(frozen=True)
-class Page:
-    """Jobs, newest first."""
-
-    jobs: tuple[Job, ...]
-    has_more: bool
 
 
 @dataclass(frozen=True)

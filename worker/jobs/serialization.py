@@ -1,168 +1,220 @@
-"""From the store's replies to what clients see."""
+"""From the store's replies to jobs as clients see them.
+
+A row carries a job's record as one text, which is equal for as long as nothing changes: what is built from it is cached
+by it. The position in the queue changes when other jobs do, so it is kept apart.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from model_core.storage.events import Event
 from worker.jobs.errors import JobNotFound
 from worker.jobs.eta import read_forecast
 from worker.jobs.kinds import kind_of
-from worker.jobs.schemas import DETAIL, VIEW, Job, JobDetail, JobRecord, JobRow, Progress, QueueView
+from worker.jobs.schemas import Job, JobDetail, Progress, QueueView
 from worker.jobs.spec import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
 
 J = TypeVar("J", bound=Job)
 
 
+class JobRow(NamedTuple):
+    """A job as the store returns it.
+
+    Attributes:
+        record: Fields and history as JSON; equal for as long as nothing changes.
+        jobs_ahead: Ready jobs before it; None if it is not in the queue.
+    """
+
+    record: str
+    jobs_ahead: int | None
+
+    @classmethod
+    def of(cls, reply: Mapping[str, Any]) -> Self:
+        """Read a row of a reply.
+
+        Args:
+            reply: What `job_row` of lib.lua returned.
+
+        Returns:
+            The row.
+        """
+        return cls(reply["record"], reply.get("jobs_ahead"))
+
+    def job(self, forecast: str) -> Job | None:
+        """Build the job.
+
+        Args:
+            forecast: As `QueueForecast.to_json` wrote it; empty when no worker is there.
+
+        Returns:
+            The job, or None if there is none.
+        """
+        job = job_without_queue_position(self.record)
+        if job is None or self.jobs_ahead is None:
+            return job
+        return job.model_copy(update={"queue": queue_of(self.jobs_ahead, forecast)})
+
+
+class JobRecord(NamedTuple):
+    """A job as the store returns it, with what only a look at one job shows.
+
+    Attributes:
+        row: The job.
+        forecast: As in `JobPage`.
+        more: Further fields and the attempts that ended, as JSON; equal for as long as nothing changes.
+    """
+
+    row: JobRow
+    forecast: str
+    more: str
+
+    @classmethod
+    def of(cls, reply: Mapping[str, Any]) -> Self:
+        """Read a reply.
+
+        Args:
+            reply: What the command ``get_detail`` returned.
+
+        Returns:
+            The record.
+        """
+        return cls(JobRow.of(reply["job"]), reply["forecast"], reply["detail"])
+
+    def detail(self) -> JobDetail | None:
+        """Build the job with its attempts.
+
+        Returns:
+            The job, or None if there is none.
+        """
+        job = detail_without_queue_position(self.row.record, self.more)
+        if job is None or self.row.jobs_ahead is None:
+            return job
+        return job.model_copy(update={"queue": queue_of(self.row.jobs_ahead, self.forecast)})
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Jobs as the store returns them.
+
+    Attributes:
+        rows: One a job; of a list, newest first.
+        forecast: When queued jobs will start, as `QueueForecast.to_json` wrote it; empty when no worker is there.
+        has_more: Whether older ones follow.
+    """
+
+    rows: tuple[JobRow, ...]
+    forecast: str
+    has_more: bool = False
+
+    @classmethod
+    def of(cls, reply: Mapping[str, Any]) -> Self:
+        """Read a reply.
+
+        Args:
+            reply: What the commands ``list`` and ``get_many`` return.
+
+        Returns:
+            The page.
+        """
+        rows = tuple(JobRow.of(row) for row in reply["jobs"])
+        return cls(rows, reply["forecast"], bool(reply.get("has_more")))
+
+    def jobs(self) -> list[Job]:
+        """Build the jobs.
+
+        Returns:
+            Those that exist, in order.
+        """
+        every = (row.job(self.forecast) for row in self.rows)
+        return [job for job in every if job is not None]
+
+
+@lru_cache(maxsize=2048)  # most jobs of a list have not changed since the last look
+def job_without_queue_position(record: str) -> Job | None:
+    """Build a job from its record.
+
+    Args:
+        record: As `JobRow.record`.
+
+    Returns:
+        The job without `queue`, or None if there is none.
+    """
+    fields = json.loads(record)
+    return Job.model_validate(_job_fields(fields)) if "id" in fields else None
+
+
+def detail_without_queue_position(record: str, more: str) -> JobDetail | None:
+    """Build a job with its attempts from its record.
+
+    Args:
+        record: As `JobRow.record`.
+        more: As `JobRecord.more`.
+
+    Returns:
+        The job without `queue`, or None if there is none.
+    """
+    fields = json.loads(record)
+    if "id" not in fields:
+        return None
+    rest = json.loads(more)
+    attempts = [_ended_attempt(json.loads(line)) for line in rest["attempts"]]
+    if fields["status"] in HOLDING:
+        attempts.append(_current_attempt(fields, rest))
+    job = _job_fields(fields)
+    job["attempts"] = [_shown_attempt(fields["kind"], attempt) for attempt in attempts]
+    job["depends_on"] = rest.get("depends_on", "").split()
+    job["gpus"] = int(rest["gpus"]) if rest.get("gpus") else None
+    return JobDetail.model_validate(job)
+
+
+def queue_of(jobs_ahead: int, forecast: str) -> QueueView:
+    """Build the queue position of a job.
+
+    Args:
+        jobs_ahead: Ready jobs before it.
+        forecast: As `QueueForecast.to_json` wrote it; empty when no worker is there.
+
+    Returns:
+        Position, and the estimated start if it can be estimated.
+    """
+    known = read_forecast(forecast)
+    eta_s = known.start_of(jobs_ahead) if known is not None else None
+    return QueueView(position=jobs_ahead + 1, jobs_ahead=jobs_ahead, eta_s=eta_s)
+
+
 @lru_cache(maxsize=4096)
 def rfc3339(milliseconds: str | int) -> str:
-    """A time of the store as clients see it."""
+    """Format a time of the store as clients see it (RFC 3339).
+
+    Args:
+        milliseconds: Since the Unix epoch.
+
+    Returns:
+        UTC with milliseconds and ``Z``.
+    """
     moment = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def job_of(row: JobRow, forecast: str) -> Job | None:
-    """Build a job.
+def checked_id(job_id: str) -> str:
+    """Reject text that cannot be a job's id.
 
     Args:
-        row: What `view` of lib.lua returns.
-        forecast: As `QueueForecast.to_json` wrote it; empty when no worker is there.
+        job_id: What a client sent.
 
     Returns:
-        The job, or None if there is none.
-    """
-    record, place = row
-    job = without_queue_position(record)
-    return job if job is None or place is None else job.model_copy(update={"queue": queue_of(place, forecast)})
-
-
-def jobs_of(rows: Sequence[JobRow], forecast: str) -> list[Job]:
-    """Build the jobs of a list; those that are gone are left out.
-
-    Args:
-        rows: What `views` of lib.lua returns.
-        forecast: As for `job_of`.
-    """
-    every = (job_of(row, forecast) for row in rows)
-    return [job for job in every if job is not None]
-
-
-def detail_of(look: JobRecord) -> JobDetail | None:
-    """Build a job with its attempts."""
-    (record, place), forecast, more = look
-    job = detail_without_queue_position(record, more)
-    return job if job is None or place is None else job.model_copy(update={"queue": queue_of(place, forecast)})
-
-
-def detail_without_queue_position(known: str, more: str) -> JobDetail | None:
-    """Build a job with its attempts from its record; where it stands in line is not in it."""
-    record, history = _record(known)
-    if not record["id"]:
-        return None
-    values, attempts = json.loads(more)
-    rest = dict(zip(DETAIL, values, strict=True))
-    every = [_attempt(json.loads(line)) for line in attempts]  # an empty list arrives as an empty object
-    if record["status"] in HOLDING:
-        every.append(_present_attempt(record, rest))
-    facts = _facts(record, history)
-    facts["attempts"] = [_of_kind(record["kind"], attempt) for attempt in every]
-    facts["depends_on"] = (rest["depends_on"] or "").split()
-    facts["gpus"] = int(rest["gpus"]) if rest["gpus"] else None
-    return JobDetail.model_validate(facts)
-
-
-@lru_cache(maxsize=2048)  # who looks at a list again sees mostly what has not changed
-def without_queue_position(known: str) -> Job | None:
-    """Build a job from its record; where it stands in line is not in it."""
-    record, history = _record(known)
-    return Job.model_validate(_facts(record, history)) if record["id"] else None
-
-
-def _record(known: str) -> tuple[dict[str, Any], Sequence[str]]:
-    """Fields and history; what Lua does not have is False."""
-    fields, history = json.loads(known)
-    return dict(zip(VIEW, fields, strict=True)), history
-
-
-def queue_of(place: int, forecast: str) -> QueueView:
-    """Build what a client sees of a place in line."""
-    future = read_forecast(forecast)
-    return QueueView(position=place + 1, jobs_ahead=place, eta_s=future.start_of(place) if future is not None else None)
-
-
-def _facts(record: Mapping[str, Any], history: Sequence[str]) -> dict[str, Any]:
-    """A job as plain values; the model builds all of its parts in one go, which is quicker than one by one."""
-    status: Status = record["status"]
-    facts: dict[str, Any] = {
-        "id": record["id"],
-        "kind": record["kind"],
-        "run": record["run"] or None,
-        "dataset": record["dataset"] or None,
-        "status": status,
-        "terminal": status in TERMINAL,
-        "allowed_actions": allowed_actions(status),
-        "attempt": record["epoch"],
-        "created_at": rfc3339(record["created_at"]),
-        "history": _history(f"[{','.join(history)}]"),
-        "warnings": json.loads(record["warnings"]),
-        "metadata": json.loads(record["metadata"]),
-        "priority": record["priority"],
-        "revision": record["revision"],
-    }
-    facts |= {name: rfc3339(record[name]) for name in ("started_at", "finished_at") if record[name]}
-    facts |= {name: json.loads(record[name]) for name in ("error", "worker") if record[name]}
-    if record["waiting_for"]:
-        facts["waiting_for"] = record["waiting_for"].split()
-    if not kind_of(record["kind"]).has_steps:
-        facts["progress"] = {"step": None}
-    if record["progress"]:
-        progress = json.loads(record["progress"])
-        facts["progress"] = progress if status in HOLDING else {**progress, "eta_s": None}  # only what moves arrives
-    return facts
-
-
-def _history(text: str) -> list[dict[str, Any]]:
-    return [
-        {"time": rfc3339(entry["time"]), "from_": entry.get("from"), "to": entry["to"], "reason": entry["reason"]}
-        for entry in json.loads(text)
-    ]
-
-
-def _of_kind(kind: str, attempt: dict[str, Any]) -> dict[str, Any]:
-    """What counts the crashes of a preparation or an export is no step, and a preparation has no run."""
-    shown = attempt if kind_of(kind).has_steps else {**attempt, "step": None}
-    return shown if kind_of(kind).has_run else {**shown, "run": None}
-
-
-def _attempt(entry: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: entry[name] for name in ("attempt", "run", "result", "reason", "step")}
-    times = {name: rfc3339(entry[name]) for name in ("started_at", "ended_at")}
-    parts = {name: json.loads(entry[name]) for name in ("worker", "resumed_from") if entry.get(name)}
-    return {**kept, **times, **parts}
-
-
-def _present_attempt(record: Mapping[str, str], more: Mapping[str, Any]) -> dict[str, Any]:
-    present = {
-        "attempt": more["claimed_epoch"],
-        "run": record["run"],
-        "started_at": rfc3339(more["claimed_at"]),
-        "step": more["step"] or 0,
-    }
-    parts = {"worker": record["worker"], "resumed_from": more["resumed"]}
-    return {**present, **{name: json.loads(text) for name, text in parts.items() if text}}
-
-
-def checked_id(job_id: str) -> str:
-    """Refuse what cannot be a job's id.
+        The same id.
 
     Raises:
-        JobNotFound: Naming it.
+        JobNotFound: It has another form.
     """
     if not re.fullmatch(JOB_ID, job_id):
         raise JobNotFound(job_id)
@@ -170,10 +222,17 @@ def checked_id(job_id: str) -> str:
 
 
 def known_job(job: J | None, job_id: str) -> J:
-    """Refuse an id that no job has.
+    """Reject a job that does not exist.
+
+    Args:
+        job: What was found.
+        job_id: The id that was looked up.
+
+    Returns:
+        The same job.
 
     Raises:
-        JobNotFound: Naming it.
+        JobNotFound: `job` is None.
     """
     if job is None:
         raise JobNotFound(job_id)
@@ -181,11 +240,20 @@ def known_job(job: J | None, job_id: str) -> J:
 
 
 def progressed(progress: Progress, event: Event, tokens_per_step: int) -> Progress:
-    """Fold one event into the progress of a job."""
+    """Fold one event into the progress of a job.
+
+    Args:
+        progress: Before the event.
+        event: Any event of the job.
+        tokens_per_step: Tokens of one optimizer step, for the estimate of the remaining time.
+
+    Returns:
+        Progress after the event; the same if the event tells nothing of it.
+    """
     known: dict[str, Any] = {
         key: event[key] for key in ("step", "max_steps", "loss", "val_loss", "tokens_per_s") if key in event
     }
-    if progress.step is None:  # what a preparation counts are documents, and an export files
+    if progress.step is None:  # the kind counts something else
         known.pop("step", None)
     if event["type"] == "step":
         speed, last = event.get("tokens_per_s"), known.get("max_steps", progress.max_steps)
@@ -198,3 +266,62 @@ def progressed(progress: Progress, event: Event, tokens_per_step: int) -> Progre
     if event["type"] in {"step", "prepared"}:
         known |= {"done": None, "of": None, "unit": None} if progress.step is not None else {}  # that is over
     return Progress.model_validate({**progress.model_dump(), **known})
+
+
+def _job_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A job as plain values; the model validates all of its parts at once, which is faster than one by one."""
+    status: Status = record["status"]
+    job: dict[str, Any] = {
+        "id": record["id"],
+        "kind": record["kind"],
+        "run": record.get("run") or None,
+        "dataset": record.get("dataset") or None,
+        "status": status,
+        "terminal": status in TERMINAL,
+        "allowed_actions": allowed_actions(status),
+        "attempt": record["epoch"],
+        "created_at": rfc3339(record["created_at"]),
+        "history": [_transition(json.loads(line)) for line in record["history"]],
+        "warnings": json.loads(record["warnings"]),
+        "metadata": json.loads(record["metadata"]),
+        "priority": record["priority"],
+        "revision": record["revision"],
+    }
+    job |= {name: rfc3339(record[name]) for name in ("started_at", "finished_at") if name in record}
+    job |= {name: json.loads(record[name]) for name in ("error", "worker") if record.get(name)}
+    if record.get("waiting_for"):
+        job["waiting_for"] = record["waiting_for"].split()
+    if not kind_of(record["kind"]).has_steps:
+        job["progress"] = {"step": None}
+    if record.get("progress"):
+        progress = json.loads(record["progress"])
+        job["progress"] = progress if status in HOLDING else {**progress, "eta_s": None}  # nothing runs: no estimate
+    return job
+
+
+def _transition(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"time": rfc3339(entry["time"]), "from_": entry.get("from"), "to": entry["to"], "reason": entry["reason"]}
+
+
+def _shown_attempt(kind: str, attempt: dict[str, Any]) -> dict[str, Any]:
+    """Without `step` where the kind counts something else, and without `run` where it has none."""
+    shown = attempt if kind_of(kind).has_steps else {**attempt, "step": None}
+    return shown if kind_of(kind).has_run else {**shown, "run": None}
+
+
+def _ended_attempt(entry: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: entry[name] for name in ("attempt", "run", "result", "reason", "step")}
+    times = {name: rfc3339(entry[name]) for name in ("started_at", "ended_at")}
+    parts = {name: json.loads(entry[name]) for name in ("worker", "resumed_from") if entry.get(name)}
+    return {**kept, **times, **parts}
+
+
+def _current_attempt(record: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    current = {
+        "attempt": more["claimed_epoch"],
+        "run": record.get("run"),
+        "started_at": rfc3339(more["claimed_at"]),
+        "step": more.get("step") or 0,
+    }
+    parts = {"worker": record.get("worker"), "resumed_from": more.get("resumed")}
+    return {**current, **{name: json.loads(text) for name, text in parts.items() if text}}

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from model_core.storage.events import Event
+from worker.jobs.commands import ScriptCall
 from worker.jobs.eta import QueueForecast
 from worker.jobs.kinds import kind_of
 from worker.jobs.redis_client import PREFIX, redis_errors
@@ -36,42 +38,20 @@ class WorkerStore(JobStore):
         Returns:
             The job, or None when none fits.
         """
-        lease_ms, facts = int(self._settings.lease_s * 1000), worker.model_dump_json()
-        reply = self._scripts.run("claim", owner, lease_ms, " ".join(idle), gpus, facts, worker.id)
-        if not reply:
-            return None
-        (
-            epoch,
-            job_id,
-            kind,
-            run,
-            dataset,
-            devices,
-            spec,
-            asked,
-            priority,
-            metadata,
-            warnings,
-            depends_on,
-            created_at,
-            seq_after,
-        ) = reply
-        order = {
-            "gpus": int(asked) if asked else None,
-            "priority": int(priority),
-            "metadata": json.loads(metadata),
-            "warnings": json.loads(warnings),
-            "depends_on": (depends_on or "").split(),
-            "created_at": int(created_at),
+        arguments = {
+            "owner": owner,
+            "worker": worker.id,
+            "worker_info": worker.model_dump_json(),
+            "lease_ms": self._lease_ms,
+            "idle": list(idle),
+            "gpus": gpus,
         }
-        taken = tuple((devices or "").split())
-        return Claim(
-            job_id, int(epoch), kind, run or None, json.loads(spec), dataset or None, taken, int(seq_after or 0), order
-        )
+        return self.run(ScriptCall("claim", arguments, _claim))
 
     def has_runnable_job(self, worker_id: str, *, idle: Sequence[str] = (), gpus: int = 0) -> bool:
         """Whether `claim` would find a job."""
-        return bool(self._scripts.run("fitting", worker_id, " ".join(idle), gpus))
+        arguments = {"worker": worker_id, "idle": list(idle), "gpus": gpus}
+        return self.run(ScriptCall("has_runnable", arguments, lambda reply: bool(reply["is_runnable"])))
 
     def heartbeat(self, claim: Claim, worker: WorkerView | None = None) -> str:
         """Renew the lease.
@@ -79,8 +59,9 @@ class WorkerStore(JobStore):
         Returns:
             What is wished (``run``, ``pause``, ``cancel``), or ``fenced``: the job is no longer this worker's.
         """
-        facts = worker.model_dump_json() if worker else ""
-        return str(self._scripts.run("beat", claim.id, claim.attempt, int(self._settings.lease_s * 1000), facts))
+        info = worker.model_dump_json() if worker else None
+        arguments = {"id": claim.id, "epoch": claim.attempt, "lease_ms": self._lease_ms, "worker_info": info}
+        return self.run(ScriptCall("heartbeat", arguments, _desired))
 
     def mirror(self, claim: Claim, events: Sequence[Event], progress: Progress | None = None) -> str:
         """Add new events to the tail; those told before are left out.
@@ -93,13 +74,18 @@ class WorkerStore(JobStore):
         Returns:
             As `heartbeat`.
         """
-        shown = (progress or Progress.beginning(claim.kind)).model_dump_json()
-        pairs = [item for event in events for item in (event["seq"], json.dumps(event, ensure_ascii=False))]
         counted = kind_of(claim.kind).counts  # a crash after more of it is no crash in a row
-        furthest = max((event.get(counted, 0) for event in events), default=0)
         resumed = [{"file": e["file"], "step": e["step"]} for e in events if _is_resumption_of(claim, e)]
-        origin = json.dumps(resumed[-1]) if resumed else ""
-        return str(self._scripts.run("mirror", claim.id, claim.attempt, shown, furthest, EVENT_TAIL, origin, *pairs))
+        arguments = {
+            "id": claim.id,
+            "epoch": claim.attempt,
+            "events": [{"seq": e["seq"], "text": json.dumps(e, ensure_ascii=False)} for e in events],
+            "tail": EVENT_TAIL,
+            "progress": (progress or Progress.beginning(claim.kind)).model_dump_json(),
+            "step": max((event.get(counted, 0) for event in events), default=0),
+            "resumed_from": json.dumps(resumed[-1]) if resumed else None,
+        }
+        return self.run(ScriptCall("mirror", arguments, _desired))
 
     def finish(self, claim: Claim, outcome: Outcome) -> str:
         """Record how an attempt ended.
@@ -107,8 +93,15 @@ class WorkerStore(JobStore):
         Returns:
             The status it led to, or ``fenced``.
         """
-        error, budget = self.error_of(outcome).model_dump_json(), self._settings.crash_budget
-        return str(self._scripts.run("finish", claim.id, claim.attempt, outcome.result, outcome.reason, error, budget))
+        arguments = {
+            "id": claim.id,
+            "epoch": claim.attempt,
+            "result": outcome.result,
+            "reason": outcome.reason,
+            "error": self.error_of(outcome).model_dump_json(),
+            "crash_budget": self.settings.crash_budget,
+        }
+        return self.run(ScriptCall("finish", arguments, lambda reply: str(reply["status"])))
 
     def error_of(self, outcome: Outcome) -> JobError:
         """Why a job fails if it fails by this outcome: by its own word, or because it crashed too often."""
@@ -118,14 +111,11 @@ class WorkerStore(JobStore):
         """Take jobs from workers whose lease ran out; none until Redis has been up for longer than a lease."""
         with redis_errors():
             uptime = int(self._redis.info("server")["uptime_in_seconds"])
-        if uptime <= self._settings.lease_s:
+        if uptime <= self.settings.lease_s:
             return []
         error = self._crash_budget("the worker was lost").model_dump_json()
-        return list(self._scripts.run("reap", self._settings.crash_budget, error))
-
-    def _crash_budget(self, reason: str) -> JobError:
-        detail = f"crashed {self._settings.crash_budget} times in a row without a new step: {reason}"
-        return JobError(code="crash_budget", detail=detail, hint="look at the job's log; retry when the cause is gone")
+        arguments = {"crash_budget": self.settings.crash_budget, "error": error}
+        return self.run(ScriptCall("reap", arguments, lambda reply: list(reply["ids"])))
 
     def refresh_forecast(self, slots: int, ttl_s: float) -> None:
         """Refresh the forecast that clients see, for so many seconds.
@@ -134,11 +124,57 @@ class WorkerStore(JobStore):
             slots: Of all workers together.
             ttl_s: Without another word nobody knows any more.
         """
-        took_ms, running = self._scripts.run("load")
-        paces = [(int(age_ms) / 1000, json.loads(text)["eta_s"] if text else None) for text, age_ms in running]
-        forecast = QueueForecast.of(slots, [int(ms) / 1000 for ms in took_ms], paces)
+        took_s, running = self.run(ScriptCall("forecast_inputs", {}, _forecast_inputs))
+        forecast = QueueForecast.of(slots, took_s, running)
         with redis_errors():
             self._redis.set(f"{PREFIX}outlook", forecast.to_json(), px=int(ttl_s * 1000))
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.settings.lease_s * 1000)
+
+    def _crash_budget(self, reason: str) -> JobError:
+        detail = f"crashed {self.settings.crash_budget} times in a row without a new step: {reason}"
+        return JobError(code="crash_budget", detail=detail, hint="look at the job's log; retry when the cause is gone")
+
+
+def _claim(reply: Any) -> Claim | None:
+    if "claim" not in reply:
+        return None
+    record = reply["claim"]
+    order = {
+        "gpus": int(record["gpus"]) if record["gpus"] else None,
+        "priority": int(record["priority"]),
+        "metadata": json.loads(record["metadata"]),
+        "warnings": json.loads(record["warnings"]),
+        "depends_on": record.get("depends_on", "").split(),
+        "created_at": int(record["created_at"]),
+    }
+    return Claim(
+        id=record["id"],
+        attempt=int(record["epoch"]),
+        kind=record["kind"],
+        run=record["run"] or None,
+        config=json.loads(record["spec"]),
+        dataset=record.get("dataset") or None,
+        devices=tuple(record.get("devices", "").split()),
+        seq_after=int(record.get("seq_after", 0)),
+        order=order,
+    )
+
+
+def _desired(reply: Any) -> str:
+    return str(reply["desired"])
+
+
+def _forecast_inputs(reply: Any) -> tuple[list[float], list[tuple[float, float | None]]]:
+    """Seconds that finished jobs took; age and remaining seconds of running ones."""
+    took_s = [int(duration_ms) / 1000 for duration_ms in reply["durations_ms"]]
+    running = [
+        (int(job["age_ms"]) / 1000, json.loads(job["progress"])["eta_s"] if "progress" in job else None)
+        for job in reply["running"]
+    ]
+    return took_s, running
 
 
 def _is_resumption_of(claim: Claim, event: Event) -> bool:

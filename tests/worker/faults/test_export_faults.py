@@ -6,6 +6,7 @@ from model_core.hf.export_folder import exports_of, licence_of
 from model_core.storage.run import Run
 from model_core.storage.trash import lock_exports
 from tests.process import is_over
+from tests.worker.harness import submit_job
 from worker.jobs.spec import parse_spec
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -25,7 +26,7 @@ def site(make_site, start_redis):
 def begun(site, **job):
     """An export that waits, because somebody else holds the run's exports; the job and its process."""
     tree = {"experiment_name": "shown", "job": {"kind": "export", **job}}
-    job_id = site.store.submit(parse_spec(tree), fingerprint=str(job)).job.id
+    job_id = submit_job(site.store, parse_spec(tree), fingerprint=str(job)).job.id
     site.wake()
     events = site.settings.layout.jobs / job_id / "events.jsonl"
     site.eventually(lambda: events.exists() and b'"start"' in events.read_bytes(), LONG_S)

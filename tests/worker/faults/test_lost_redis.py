@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from worker.jobs import commands
 from worker.jobs.recovery import salvage, traces
 
 pytestmark = pytest.mark.e2e
@@ -38,7 +39,7 @@ def lose(server) -> None:
 def bring_back(site) -> dict[str, bool]:
     found, bad = traces(site.settings.layout)
     assert bad == []
-    return {trace.id: site.store.restore(salvage(site.settings.layout, trace)) for trace in found}
+    return {trace.id: site.store.run(commands.restore(salvage(site.settings.layout, trace))) for trace in found}
 
 
 def test_jobs_come_back_as_they_were_and_a_paused_one_runs_to_its_end(site, server):
@@ -56,7 +57,7 @@ def test_jobs_come_back_as_they_were_and_a_paused_one_runs_to_its_end(site, serv
     before = {job_id: [site.until(job_id, status), site.store.detail(job_id)][1] for status, job_id in jobs.items()}
 
     lose(server)
-    assert site.store.page().jobs == ()
+    assert site.store.run(commands.page()).jobs() == []
     assert bring_back(site) == dict.fromkeys(jobs.values(), True)
     after = {job_id: site.store.detail(job_id) for job_id in jobs.values()}
 
@@ -64,7 +65,7 @@ def test_jobs_come_back_as_they_were_and_a_paused_one_runs_to_its_end(site, serv
         was.model_dump(include=EQUAL) for was in before.values()
     ]
     assert after[jobs["failed"]].error == before[jobs["failed"]].error
-    assert [job.id for job in site.store.page().jobs] == sorted(
+    assert [job.id for job in site.store.run(commands.page()).jobs()] == sorted(
         before, key=lambda job_id: before[job_id].created_at, reverse=True
     )
     assert site.store.request_action(jobs["paused"], "resume").is_new

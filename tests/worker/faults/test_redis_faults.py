@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from worker.jobs import commands
 from worker.jobs.store import JobStore
 
 pytestmark = pytest.mark.e2e
@@ -74,11 +75,11 @@ def test_redis_killed_with_a_full_queue_loses_no_job(hurried, seen):
 
 
 def _all_jobs(store: JobStore):
-    page = store.page(limit=20)
-    yield from page.jobs
+    page = store.run(commands.page(limit=20))
+    yield from page.jobs()
     while page.has_more:
-        page = store.page(limit=20, after=page.jobs[-1].id)
-        yield from page.jobs
+        page = store.run(commands.page(limit=20, after=page.jobs()[-1].id))
+        yield from page.jobs()
 
 
 def test_records_without_messages_still_run(hurried, seen):

@@ -10,6 +10,8 @@ from model_core.errors import RunBusy
 from model_core.storage.events import EventWriter
 from model_core.storage.files import write_json, write_text
 from model_core.storage.run import Run
+from tests.worker.harness import submit_job
+from worker.jobs import commands
 from worker.jobs.recovery import BadFile, salvage, traces, write_job_file
 from worker.jobs.schemas import Progress
 from worker.jobs.spec import parse_spec
@@ -36,7 +38,7 @@ def claim(store, claim_one, make_spec, layout):
     """Submit a job and claim it; its job.json lies as its worker writes it before the child starts."""
 
     def claim(run, **job):
-        store.submit(make_spec(run, **job), fingerprint=run)
+        submit_job(store, make_spec(run, **job), fingerprint=run)
         taken = claim_one(uuid.uuid4().hex)
         write_job_file(layout.jobs / taken.id, taken, "running")
         return taken
@@ -216,15 +218,15 @@ def test_a_record_put_back_is_found_like_any_other(claim, train, saved, layout, 
     train(taken)
     write_job_file(layout.jobs / taken.id, taken, status)
     store._redis.flushall()
-    assert store.restore(saved())
-    assert not store.restore(saved())
+    assert store.run(commands.restore(saved()))
+    assert not store.run(commands.restore(saved()))
     assert store.get(taken.id).status == status
-    assert [job.id for job in store.page(status=status, run="one", kind="train").jobs] == [taken.id]
+    assert [job.id for job in store.run(commands.page(status=status, run="one", kind="train")).jobs()] == [taken.id]
 
 
 def test_an_export_is_restored_as_the_one_that_others_share(store, claim_one, saved, layout, redis_url, connected):
     wanted = parse_spec({"experiment_name": "one", "job": {"kind": "export"}})
-    store.submit(wanted, fingerprint="one")
+    submit_job(store, wanted, fingerprint="one")
     taken = claim_one(uuid.uuid4().hex)
     write_job_file(layout.jobs / taken.id, taken, "running")
     writer = EventWriter(layout.jobs / taken.id / "events.jsonl", 1)
@@ -232,7 +234,7 @@ def test_an_export_is_restored_as_the_one_that_others_share(store, claim_one, sa
     writer.close()
     record = saved()
     connected(redis_url, for_api=False).flushdb()
-    assert store.restore(record)
-    again = store.submit(wanted, fingerprint="other")
+    assert store.run(commands.restore(record))
+    again = submit_job(store, wanted, fingerprint="other")
     assert (again.created, again.job.id, again.job.status) == (False, taken.id, "paused")
     assert (again.job.progress.step, again.job.progress.done, again.job.run) == (None, 2, "one")

@@ -5,6 +5,8 @@ import time
 import pytest
 
 from model_core.errors import RunExists
+from tests.worker.harness import submit_job
+from worker.jobs import commands
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, QueueFull, QueueUnavailable
 from worker.jobs.redis_client import connect
 from worker.jobs.schemas import JobError, Outcome, Progress
@@ -17,8 +19,8 @@ CRASH = Outcome("crashed", "the process was ended by SIGKILL")
 
 @pytest.fixture
 def submit(store, make_spec):
-    return lambda run, *, key=None, fingerprint="f", **options: store.submit(
-        make_spec(run, **options), key=key, fingerprint=fingerprint
+    return lambda run, *, key=None, fingerprint="f", **options: submit_job(
+        store, make_spec(run, **options), key=key, fingerprint=fingerprint
     )
 
 
@@ -55,7 +57,7 @@ def test_name_of_a_job_that_is_not_over_is_taken(submit, settings):
 
 
 def test_name_is_free_again_when_the_job_never_ran(store, submit):
-    store.cancel(submit("one").job.id)
+    store.request_action(submit("one").job.id, "cancel")
     assert submit("one").created
 
 
@@ -68,16 +70,16 @@ def test_run_on_disk_is_taken(submit, settings):
 def test_full_queue_refuses(redis_url, tmp_path, make_spec, connected):
     settings = JobSettings(data=tmp_path, redis_url=redis_url, max_queued=1)
     store = WorkerStore(connected(redis_url, for_api=True), settings)
-    store.submit(make_spec("one"), fingerprint="f")
+    submit_job(store, make_spec("one"), fingerprint="f")
     with pytest.raises(QueueFull, match="1 jobs"):
-        store.submit(make_spec("two"), fingerprint="f")
+        submit_job(store, make_spec("two"), fingerprint="f")
 
 
 def test_unknown_job_is_not_found(store):
     with pytest.raises(JobNotFound, match="job_none"):
         store.get("job_none")
     with pytest.raises(JobNotFound):
-        store.cancel("job_none")
+        store.request_action("job_none", "cancel")
 
 
 def test_oldest_of_the_highest_priority_runs_first(submit, claim_one):
@@ -109,18 +111,18 @@ def test_running_job_stops_before_it_is_cancelled(store, submit, claim_one):
     job_id = submit("one").job.id
     claim = claim_one()
     assert store.heartbeat(claim) == "run"
-    assert store.cancel(job_id).job.status == "stopping"
-    assert store.cancel(job_id).job.status == "stopping"
+    assert store.request_action(job_id, "cancel").job.status == "stopping"
+    assert store.request_action(job_id, "cancel").job.status == "stopping"
     assert store.mirror(claim, []) == "cancel"
     assert store.finish(claim, Outcome("stopped", "cancel")) == "cancelled"
-    assert store.cancel(job_id).job.status == "cancelled"
+    assert store.request_action(job_id, "cancel").job.status == "cancelled"
 
 
 def test_what_is_over_cannot_be_cancelled(store, submit, claim_one):
     job_id = submit("one").job.id
     store.finish(claim_one(), Outcome("succeeded", "finished"))
     with pytest.raises(ActionNotAllowed, match="succeeded cannot cancel"):
-        store.cancel(job_id)
+        store.request_action(job_id, "cancel")
 
 
 def test_finish_may_be_repeated(store, submit, claim_one):
@@ -178,13 +180,13 @@ def test_every_change_is_announced(store, submit, claim_one, redis_url):
 def test_pages_are_newest_first_and_filtered(store, submit, claim_one):
     ids = [submit(f"run-{n}").job.id for n in range(5)][::-1]
     claim_one()
-    first = store.page(limit=2)
-    rest = store.page(after=first.jobs[-1].id, limit=10)
-    assert ([job.id for job in (*first.jobs, *rest.jobs)], first.has_more, rest.has_more) == (ids, True, False)
-    assert [job.run for job in store.page(status="running", kind="train").jobs] == ["run-0"]
-    assert store.page(run="run-3", status="running").jobs == ()
+    first = store.run(commands.page(limit=2))
+    rest = store.run(commands.page(after=first.jobs()[-1].id, limit=10))
+    assert ([job.id for job in (*first.jobs(), *rest.jobs())], first.has_more, rest.has_more) == (ids, True, False)
+    assert [job.run for job in store.run(commands.page(status="running", kind="train")).jobs()] == ["run-0"]
+    assert store.run(commands.page(run="run-3", status="running")).jobs() == []
     with pytest.raises(JobNotFound):
-        store.page(after="job_none")
+        store.run(commands.page(after="job_none"))
 
 
 @pytest.mark.alone
@@ -193,14 +195,14 @@ def test_absent_redis_is_said_at_once(tmp_path, make_spec, connected):
     store = WorkerStore(connected(url, for_api=True), JobSettings(data=tmp_path, redis_url=url))
     began = time.monotonic()
     with pytest.raises(QueueUnavailable, match="try again"):
-        store.submit(make_spec("one"), fingerprint="f")
+        submit_job(store, make_spec("one"), fingerprint="f")
     assert time.monotonic() - began < 1.5
 
 
 def test_lost_job_is_reaped_and_its_old_owner_fenced(aged_redis_url, tmp_path, make_spec, claim_one, connected):
     quick = JobSettings(data=tmp_path, redis_url=aged_redis_url, lease_s=0.2, beat_s=0.1)
     store = WorkerStore(connected(aged_redis_url, for_api=False), quick)
-    job_id = store.submit(make_spec("one"), fingerprint="f").job.id
+    job_id = submit_job(store, make_spec("one"), fingerprint="f").job.id
     claim = claim_one()
     store.heartbeat(claim)  # renewed for the short lease
     assert store.reap() == []
@@ -212,7 +214,7 @@ def test_lost_job_is_reaped_and_its_old_owner_fenced(aged_redis_url, tmp_path, m
 def test_late_beat_renews_what_nobody_took(aged_redis_url, tmp_path, make_spec, claim_one, connected):
     quick = JobSettings(data=tmp_path, redis_url=aged_redis_url, lease_s=0.1, beat_s=0.05)
     store = WorkerStore(connected(aged_redis_url, for_api=False), quick)
-    store.submit(make_spec("one"), fingerprint="f")
+    submit_job(store, make_spec("one"), fingerprint="f")
     claim = claim_one()
     store.heartbeat(claim)
     time.sleep(0.15)
@@ -225,5 +227,5 @@ def test_nothing_is_reaped_while_redis_is_young(start_redis, tmp_path, make_spec
     long = JobSettings(data=tmp_path, redis_url=server.url, lease_s=3600, beat_s=1)
     client = connected(server.url, for_api=False)
     store = WorkerStore(client, long)
-    client.zadd("headcount:leases", {store.submit(make_spec("one"), fingerprint="f").job.id: 1})
+    client.zadd("headcount:leases", {submit_job(store, make_spec("one"), fingerprint="f").job.id: 1})
     assert store.reap() == []

@@ -5,6 +5,8 @@ import pytest
 from model_core.errors import InvalidParameter, RunBusy, RunExists
 from model_core.storage.events import EventWriter
 from model_core.storage.run import Run
+from tests.worker.harness import submit_job
+from worker.jobs import commands
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, PreconditionFailed
 from worker.jobs.schemas import JobError, Outcome
 from worker.jobs.states import ACTIONS, STATUSES
@@ -15,7 +17,7 @@ WISHES = [action for action in ACTIONS if action != "delete"]
 
 @pytest.fixture
 def submit(store, make_spec):
-    return lambda run, **options: store.submit(make_spec(run, **options), fingerprint="f").job
+    return lambda run, **options: submit_job(store, make_spec(run, **options), fingerprint="f").job
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def job_in(store, submit, claim_one):
 
     def stopping(job):
         claim_one(job.id)
-        store.cancel(job.id)
+        store.request_action(job.id, "cancel")
 
     ways = {
         "queued": lambda job: None,
@@ -36,7 +38,7 @@ def job_in(store, submit, claim_one):
         "paused": lambda job: store.request_action(job.id, "pause"),
         "succeeded": ended("succeeded"),
         "failed": ended("failed"),
-        "cancelled": lambda job: store.cancel(job.id),
+        "cancelled": lambda job: store.request_action(job.id, "cancel"),
     }
 
     def make(status, run="one"):
@@ -89,14 +91,14 @@ def test_impossible_wish_is_refused_with_what_is_possible(store, job_in, action,
 def test_only_what_is_over_can_be_deleted(store, job_in, status):
     job_id = job_in(status)
     if status in ACTIONS["delete"]:
-        store.mark_deleted(job_id, with_run=False)
-        store.mark_deleted(job_id, with_run=False)
+        store.mark_deleted(job_id, with_artifacts=False)
+        store.mark_deleted(job_id, with_artifacts=False)
         store.purge(job_id)
         with pytest.raises(JobNotFound):
             store.get(job_id)
     else:
         with pytest.raises(ActionNotAllowed):
-            store.mark_deleted(job_id, with_run=False)
+            store.mark_deleted(job_id, with_artifacts=False)
 
 
 def test_cancel_comes_before_the_pause_that_was_wished(store, submit, claim_one):
@@ -154,13 +156,13 @@ def test_retry_from_scratch_takes_a_new_run_whose_events_follow_on(store, settin
     claim = claim_one("b")
     assert (claim.run, claim.attempt, claim.seq_after) == ("one-2", 2, 3)
     assert [attempt.run for attempt in store.detail(job.id).attempts] == ["one", "one-2"]
-    assert [found.id for found in store.page(run="one-2").jobs] == [job.id]
-    assert store.page(run="one").jobs == ()
+    assert [found.id for found in store.run(commands.page(run="one-2")).jobs()] == [job.id]
+    assert store.run(commands.page(run="one")).jobs() == []
 
 
 def test_resumed_job_finds_its_name_taken(store, settings, submit):
     job = submit("one")
-    store.cancel(job.id)
+    store.request_action(job.id, "cancel")
     made(settings, submit("two")).path.rename(settings.layout.run("one"))
     with pytest.raises(RunExists, match="one-2"):
         store.request_action(job.id, "resume")
@@ -194,15 +196,15 @@ def test_progress_is_no_revision(store, submit, claim_one):
 
 
 def test_deleted_job_leaves_nothing_and_its_key_is_new_again(store, make_spec, redis_url, connected):
-    job = store.submit(make_spec("one"), key="k", fingerprint="f").job
-    store.cancel(job.id)
-    store.mark_deleted(job.id, with_run=True)
+    job = submit_job(store, make_spec("one"), key="k", fingerprint="f").job
+    store.request_action(job.id, "cancel")
+    store.mark_deleted(job.id, with_artifacts=True)
     with pytest.raises(ActionNotAllowed):
         store.request_action(job.id, "resume")  # not while it is being deleted
     store.purge(job.id)
     left = connected(redis_url, for_api=False).keys("headcount:*")
     assert sorted(left) == ["headcount:changes", "headcount:seq"]
-    assert store.submit(make_spec("other"), key="k", fingerprint="g").created
+    assert submit_job(store, make_spec("other"), key="k", fingerprint="g").created
 
 
 def test_run_that_another_job_uses_is_not_deleted(store, submit, make_spec, claim_one):
@@ -211,9 +213,12 @@ def test_run_that_another_job_uses_is_not_deleted(store, submit, make_spec, clai
     from worker.jobs.spec import parse_spec
 
     test = parse_spec({"experiment_name": "one", "execution": {"train": False, "test": True}})
-    store.submit(test, fingerprint="g")
+    submit_job(store, test, fingerprint="g")
     with pytest.raises(RunBusy):
-        store.mark_deleted(job.id, with_run=True)
-    assert store.mark_deleted(job.id, with_run=False).id == job.id
+        store.mark_deleted(job.id, with_artifacts=True)
+    assert store.mark_deleted(job.id, with_artifacts=False).id == job.id
     with pytest.raises(IdempotencyConflict):
-        store.submit(make_spec("x"), key="k", fingerprint="1"), store.submit(make_spec("x"), key="k", fingerprint="2")
+        (
+            submit_job(store, make_spec("x"), key="k", fingerprint="1"),
+            submit_job(store, make_spec("x"), key="k", fingerprint="2"),
+        )

@@ -3,6 +3,7 @@
 import pytest
 
 from model_core.errors import InvalidConfig
+from tests.worker.harness import submit_job
 from worker.jobs.schemas import JobError, Outcome
 
 DONE = Outcome("succeeded", "finished")
@@ -11,7 +12,7 @@ FAILED = Outcome("failed", "nan", JobError(code="non_finite_loss", detail="nan")
 
 @pytest.fixture
 def submit(store, make_spec):
-    return lambda run, *awaited: store.submit(make_spec(run, depends_on=list(awaited)), fingerprint="f").job
+    return lambda run, *awaited: submit_job(store, make_spec(run, depends_on=list(awaited)), fingerprint="f").job
 
 
 def test_job_waits_until_all_it_depends_on_have_succeeded(store, submit, claim_one):
@@ -39,7 +40,7 @@ def test_lost_dependency_fails_the_whole_chain(store, submit, claim_one, end):
     if end == "failed":
         store.finish(claim_one(), FAILED)
     else:
-        store.cancel(first.id)
+        store.request_action(first.id, "cancel")
     for job in (second, third):
         found = store.get(job.id)
         assert (found.status, found.error.code) == ("failed", "dependency_failed")
@@ -67,8 +68,8 @@ def test_retry_waits_again_for_what_has_not_succeeded(store, submit, claim_one):
 def test_retry_cannot_wait_for_what_is_gone(store, submit):
     first = submit("a")
     second = submit("b", first.id)
-    store.cancel(first.id)
-    store.mark_deleted(first.id, with_run=False)
+    store.request_action(first.id, "cancel")
+    store.mark_deleted(first.id, with_artifacts=False)
     store.purge(first.id)
     again = store.retry(second.id).job
     assert (again.status, again.error.code) == ("failed", "dependency_failed")
@@ -93,7 +94,7 @@ def test_what_has_succeeded_is_not_waited_for(store, submit, claim_one):
 
 def test_what_has_failed_fails_a_new_job_too(store, submit):
     first = submit("a")
-    store.cancel(first.id)
+    store.request_action(first.id, "cancel")
     assert submit("b", first.id).error.code == "dependency_failed"
 
 
@@ -108,5 +109,5 @@ def test_long_chain_falls_at_once(store, submit):
     last = first
     for number in range(300):
         last = submit(f"b{number}", last.id)
-    store.cancel(first.id)
+    store.request_action(first.id, "cancel")
     assert store.get(last.id).status == "failed"

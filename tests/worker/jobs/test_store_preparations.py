@@ -5,6 +5,8 @@ import pytest
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import DatasetBusy, DatasetExists
 from model_core.storage.events import EventWriter
+from tests.worker.harness import submit_job
+from worker.jobs import commands
 from worker.jobs.recovery import salvage, traces, write_job_file
 from worker.jobs.schemas import JobError, Outcome, Progress
 from worker.jobs.spec import parse_spec
@@ -20,7 +22,7 @@ def preparation(name="tales", seed=None, **data):
 
 @pytest.fixture
 def prepare(store):
-    return lambda *args, **data: store.submit(preparation(*args, **data), fingerprint="f")
+    return lambda *args, **data: submit_job(store, preparation(*args, **data), fingerprint="f")
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def train(store):
 
     def train(run, **data):
         spec = parse_spec({"experiment_name": run, "data": {"dataset": "tales", "source": "stories", **data}})
-        return store.submit(spec, key=run, fingerprint="f", preparation=DatasetSpec.of(spec.config.data)).job
+        return submit_job(store, spec, key=run, fingerprint="f", preparation=DatasetSpec.of(spec.config.data)).job
 
     return train
 
@@ -59,7 +61,7 @@ def test_equal_requests_get_one_job_and_other_ones_are_refused(store, prepare):
     with pytest.raises(DatasetExists, match=f"{first.job.id} makes it in another way") as refused:
         prepare(dedupe=True)
     assert refused.value.next_free == "tales-2"
-    store.cancel(first.job.id)
+    store.request_action(first.job.id, "cancel")
     assert prepare(dedupe=True).created
 
 
@@ -67,7 +69,7 @@ def test_trainings_wait_for_one_preparation_and_go_on_when_it_is_done(store, tra
     first, second = train("one"), train("two")
     assert first.waiting_for == second.waiting_for
     assert train("one").id == first.id
-    assert len(store.page().jobs) == 3
+    assert len(store.run(commands.page()).jobs()) == 3
     store.finish(claim_one("a"), DONE)
     assert [claim_one(owner).run for owner in "bc"] == ["one", "two"]
 
@@ -96,12 +98,12 @@ def test_a_preparation_in_use_cannot_be_deleted_with_what_it_made(store, prepare
     job_id = prepare().job.id
     reader = train("one")
     store.finish(claim_one(), DONE)
-    assert store.user("tales") == reader.id
+    assert store.run(commands.active_user("tales")) == reader.id
     with pytest.raises(DatasetBusy, match=reader.id):
-        store.mark_deleted(job_id, with_run=True)
-    store.mark_deleted(job_id, with_run=False)
+        store.mark_deleted(job_id, with_artifacts=True)
+    store.mark_deleted(job_id, with_artifacts=False)
     store.purge(job_id)
-    assert store.makers(["tales", "none"]) == [None, None]
+    assert store.run(commands.dataset_jobs(["tales", "none"])) == [None, None]
 
 
 def test_a_dependent_says_why_its_preparation_failed(store, train, claim_one):
@@ -123,7 +125,7 @@ def test_a_lost_preparation_is_put_together_again_and_keeps_its_name(store, sett
     ((trace,), bad) = traces(settings.layout)
     record = salvage(settings.layout, trace)
     connected(settings.redis_url, for_api=False).flushall()
-    assert (bad, store.restore(record)) == ([], True)
+    assert (bad, store.run(commands.restore(record))) == ([], True)
     job = store.get(job_id)
     assert (job.kind, job.run, job.dataset, job.status) == ("prepare", None, "tales", "paused")
     assert (job.progress.done, job.progress.step) == (40, None)

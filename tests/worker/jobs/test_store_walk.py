@@ -13,6 +13,7 @@ import pytest
 
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import InvalidConfig, ModelCoreError
+from tests.worker.harness import submit_job
 from worker.jobs.schemas import JobError, Outcome, WorkerView
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import parse_spec
@@ -54,7 +55,7 @@ class Walk:
         spec = parse_spec({**wanted, "data": data})
         needed = DatasetSpec.of(spec.config.data) if spec.kind == "train" else None
         key = f"key-{next(self.names)}"
-        job = self.call(self.store.submit, spec, key=key, fingerprint="f", preparation=needed).job
+        job = self.call(submit_job, self.store, spec, key=key, fingerprint="f", preparation=needed).job
         self.ids += [one for one in (*job.waiting_for, job.id) if one not in self.ids]
         self.wake()
 
@@ -66,7 +67,7 @@ class Walk:
             depends_on=awaited,
             resources={"gpus": self.random.choice((None, 0, 0, 1, 2))},
         )
-        self.ids.append(self.call(self.store.submit, spec, key=f"key-{next(self.names)}", fingerprint="f").job.id)
+        self.ids.append(self.call(submit_job, self.store, spec, key=f"key-{next(self.names)}", fingerprint="f").job.id)
         self.wake()
 
     def claim(self, worker=None):
@@ -94,7 +95,7 @@ class Walk:
 
     def delete(self):
         job_id = self.random.choice(self.ids)
-        self.call(self.store.mark_deleted, job_id, with_run=self.random.random() < 0.5)
+        self.call(self.store.mark_deleted, job_id, with_artifacts=self.random.random() < 0.5)
         if self.random.random() > LOST:  # else whoever deleted it died in between
             self.call(self.store.purge, job_id)
             self.ids.remove(job_id)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.worker.harness import submit_job
 from worker.jobs.schemas import Outcome
 
 ALL = ("GPU-a", "GPU-b", "GPU-c", "GPU-d")
@@ -9,7 +10,9 @@ ALL = ("GPU-a", "GPU-b", "GPU-c", "GPU-d")
 
 @pytest.fixture
 def submit(store, make_spec):
-    return lambda run, gpus, **job: store.submit(make_spec(run, resources={"gpus": gpus}, **job), fingerprint="f").job
+    return lambda run, gpus, **job: (
+        submit_job(store, make_spec(run, resources={"gpus": gpus}, **job), fingerprint="f").job
+    )
 
 
 def end(store, claim):
@@ -52,7 +55,7 @@ def test_worker_of_the_same_host_takes_nothing_that_is_kept(store, submit, claim
     submit("small-2", 1)
     assert claim_one("2", worker="w1", idle=ALL[1:2], gpus=2) is None
     assert claim_one("3", worker="w2", idle=ALL[:2], gpus=2) is None
-    store.cancel(large.id)
+    store.request_action(large.id, "cancel")
     assert claim_one("4", worker="w2", idle=ALL[:2], gpus=2).run == "small-2"  # nothing is kept for what left the queue
     assert running.devices == ALL[:1]
 

@@ -1,8 +1,13 @@
--- Shared by every script. Before it stand P, the prefix of every key, VIEW, the fields of a job that clients see, and
--- states.py's ARROWS, ACTIONS, TERMINAL and HOLDING, and kinds.py's KINDS and DATASET_MAKER. Time is the server's. A job's status changes in `move` alone, so what must
--- hold together is written once: ready <=> queued and nothing awaited, lease <=> running or stopping, one status set,
--- a name kept while its job is not over: a run's by the training that makes it, a dataset's by its preparation.
+-- Shared by every command. commands.py renders constants in front of this file: P, the prefix of every key; RECORD_FIELDS
+-- and DETAIL_FIELDS, the fields of a job that clients see; ARROWS, ACTIONS, TERMINAL and HOLDING of states.py; KINDS of
+-- kinds.py. Every command is a function of the table `commands`: it takes its arguments by name and returns a table, both as
+-- JSON. An absent argument is nil. Time is the server's.
+--
+-- A job's status changes in `move` alone, which keeps these together: a job is in the queue if and only if it is queued and
+-- awaits nothing; it has a lease if and only if it is running or stopping; it is in one set of jobs by status; the job that
+-- makes a run or a dataset owns its name until it is terminal.
 local HISTORY, ATTEMPTS, DURATIONS, CHANGES = 200, 100, 50, 10000
+local commands = {}
 
 local function now()
   local t = redis.call('TIME')
@@ -16,109 +21,130 @@ local function clear(id, ...) redis.call('HDEL', key(id), ...) end
 local function number(id, field) return tonumber(get(id, field) or 0) end
 local function words(text) return string.gmatch(text or '', '%S+') end
 
+-- Fields of a job by name; those that it does not have are left out.
+local function fields_of(id, names)
+  local values, fields = redis.call('HMGET', key(id), unpack(names)), {}
+  for i, name in ipairs(names) do
+    if values[i] then fields[name] = values[i] end
+  end
+  return fields
+end
+
+-- Notify those who follow the job.
 local function changed(id)
   redis.call('XADD', P .. 'changes', 'MAXLEN', '~', CHANGES, '*', 'job', id)
 end
 
--- Something changed that a client may have decided by.
+-- Something changed that a client may base a decision on: the job's ETag changes.
 local function revised(id)
   redis.call('HINCRBY', key(id), 'revision', 1)
   changed(id)
 end
 
--- What a client sees of a job: its record as one text, and its place in the line, which changes when others do. A reply
--- of many small parts takes Python longer to read than all the rest.
-local function view(id)
-  local record = redis.call('HMGET', key(id), unpack(VIEW))
-  local place = record[4] == 'queued' and redis.call('ZRANK', P .. 'ready', id)
-  return {cjson.encode({record, redis.call('LRANGE', key(id) .. ':history', 0, -1)}), place}
+-- A job as clients see it: its record as one text, which they cache, and how many ready jobs precede it, which changes
+-- when others do.
+local function job_row(id)
+  local record = fields_of(id, RECORD_FIELDS)
+  record.history = redis.call('LRANGE', key(id) .. ':history', 0, -1)
+  local is_queued = record.status == 'queued'
+  return {record = cjson.encode(record), jobs_ahead = is_queued and redis.call('ZRANK', P .. 'ready', id) or nil}
 end
 
-local function views(ids)
-  local every = {}
-  for i, id in ipairs(ids) do every[i] = view(id) end
-  return every
+local function job_rows(ids)
+  local rows = {}
+  for i, id in ipairs(ids) do rows[i] = job_row(id) end
+  return rows
 end
 
-local function outlook() return redis.call('GET', P .. 'outlook') or '' end
+-- When ready jobs will start, as the workers estimated it last.
+local function forecast() return redis.call('GET', P .. 'outlook') or '' end
 
--- The job that keeps the name of a 'run' or of a 'dataset', or false.
-local function keeper(what, name) return redis.call('GET', P .. what .. ':' .. name) end
+-- Names -----------------------------------------------------------------------------------------------------------
 
 -- A job's row of KINDS; empty for a kind that this version does not know.
 local function kind_of(id) return KINDS[get(id, 'kind')] or {} end
 
--- What a job makes: 'run', 'dataset' or 'export', and its name; nothing of a job that only reads.
+-- The job that owns the name of a 'run' or of a 'dataset', or false.
+local function name_owner(resource, name) return redis.call('GET', P .. resource .. ':' .. name) end
+
+-- The resource that a job makes, 'run', 'dataset' or 'export', and its name; nil for a job that only reads.
 local function made_by(id)
-  local what = kind_of(id).makes
-  return what, what and get(id, what) or ''
+  local resource = kind_of(id).makes
+  return resource, resource and get(id, resource) or ''
 end
 
-local function keep_name(id)
+-- False if another job owns the name of what the job makes.
+local function take_name(id)
   if not kind_of(id).is_exclusive then return true end
-  local what, name = made_by(id)
-  local other = keeper(what, name)
-  if other and other ~= id then return false end
-  redis.call('SET', P .. what .. ':' .. name, id)
+  local resource, name = made_by(id)
+  local owner = name_owner(resource, name)
+  if owner and owner ~= id then return false end
+  redis.call('SET', P .. resource .. ':' .. name, id)
   return true
 end
 
-local function let_name_go(id)
+local function release_name(id)
   if not kind_of(id).is_exclusive then return end
-  local what, name = made_by(id)
-  if keeper(what, name) == id then redis.call('DEL', P .. what .. ':' .. name) end
+  local resource, name = made_by(id)
+  if name_owner(resource, name) == id then redis.call('DEL', P .. resource .. ':' .. name) end
 end
 
--- The lists of jobs that a job stands in, beside that of its status. A preparation has no run, and jobs from before
--- there were any have no dataset.
-local function lists_of(id)
-  local run, dataset, index = get(id, 'run') or '', get(id, 'dataset') or '', kind_of(id).index
-  local lists = {P .. 'jobs', P .. 'jobs:kind:' .. get(id, 'kind')}
-  if run ~= '' then lists[#lists + 1] = P .. 'jobs:run:' .. run end
-  if dataset ~= '' then lists[#lists + 1] = P .. 'jobs:dataset:' .. dataset end
-  if index then
+-- Indexes ---------------------------------------------------------------------------------------------------------
+
+-- The sorted sets of jobs that hold a job, beside the one of its status. A preparation has no run, and the oldest jobs
+-- have no dataset.
+local function indexes_of(id)
+  local run, dataset, makers = get(id, 'run') or '', get(id, 'dataset') or '', kind_of(id).index
+  local indexes = {P .. 'jobs', P .. 'jobs:kind:' .. get(id, 'kind')}
+  if run ~= '' then indexes[#indexes + 1] = P .. 'jobs:run:' .. run end
+  if dataset ~= '' then indexes[#indexes + 1] = P .. 'jobs:dataset:' .. dataset end
+  if makers then
     local _, name = made_by(id)
-    lists[#lists + 1] = P .. index .. name
+    indexes[#indexes + 1] = P .. makers .. name
   end
-  return lists
+  return indexes
 end
 
-local function enlist(id)
-  for _, list in ipairs(lists_of(id)) do redis.call('ZADD', list, get(id, 'seq'), id) end
+local function index(id)
+  for _, name in ipairs(indexes_of(id)) do redis.call('ZADD', name, get(id, 'seq'), id) end
   if kind_of(id).makes == 'dataset' then redis.call('ZADD', P .. 'datasets', 0, get(id, 'dataset')) end
 end
 
-local function strike(id)
-  for _, list in ipairs(lists_of(id)) do redis.call('ZREM', list, id) end
+local function unindex(id)
+  for _, name in ipairs(indexes_of(id)) do redis.call('ZREM', name, id) end
   redis.call('ZREM', P .. 'jobs:status:' .. get(id, 'status'), id)
   local dataset = get(id, 'dataset') or ''
   if redis.call('EXISTS', P .. 'makers:' .. dataset) == 0 then redis.call('ZREM', P .. 'datasets', dataset) end
 end
 
--- A job of a list, other than one, that is not over, and where a spec is given asks for just that; or nil.
-local function user_of(list, except, spec)
-  for _, other in ipairs(redis.call('ZRANGE', P .. 'jobs:' .. list, 0, -1)) do
-    local is_meant = other ~= except and (not spec or get(other, 'spec') == spec)
-    if is_meant and not TERMINAL[get(other, 'status')] then return other end
+-- The first job of an index that is not terminal, or nil; never `except`, and with the same spec if one is given.
+local function active_job(name, except, spec)
+  for _, id in ipairs(redis.call('ZRANGE', P .. 'jobs:' .. name, 0, -1)) do
+    local is_meant = id ~= except and (not spec or get(id, 'spec') == spec)
+    if is_meant and not TERMINAL[get(id, 'status')] then return id end
   end
 end
 
--- Ready jobs stand in line twice: all together, where places are counted, and by the GPUs they need, where they are taken.
-local function class(id) return P .. 'ready:' .. get(id, 'class') end
+-- Queue -----------------------------------------------------------------------------------------------------------
 
-local function line_up(id)
-  -- A higher priority comes first, then the lower number; both fit a double exactly.
-  local place = number(id, 'seq') - number(id, 'priority') * 2 ^ 40
-  redis.call('ZADD', P .. 'ready', place, id)
-  redis.call('ZADD', class(id), place, id)
+-- A ready job is in two sorted sets: `ready` gives positions, `ready:CLASS` (the GPUs it needs) is where jobs are taken.
+local function class_queue(id) return P .. 'ready:' .. get(id, 'class') end
+
+local function enqueue(id)
+  -- Higher priority first, then the lower number; both fit a double exactly.
+  local score = number(id, 'seq') - number(id, 'priority') * 2 ^ 40
+  redis.call('ZADD', P .. 'ready', score, id)
+  redis.call('ZADD', class_queue(id), score, id)
 end
 
-local function step_out(id)
+local function dequeue(id)
   redis.call('ZREM', P .. 'ready', id)
-  redis.call('ZREM', class(id), id)
+  redis.call('ZREM', class_queue(id), id)
 end
 
--- Write down the attempt that ends, and free what it held.
+-- Status ----------------------------------------------------------------------------------------------------------
+
+-- Record the attempt that ends, and release its GPUs and its lease.
 local function end_attempt(id, to, reason, t)
   local took = t - number(id, 'claimed_at')
   local busy = redis.call('HINCRBY', key(id), 'busy_ms', took)
@@ -135,13 +161,13 @@ local function end_attempt(id, to, reason, t)
   end
 end
 
-local settle
+local notify_dependents
 
 local function move(id, to, reason)
   local from = get(id, 'status')
   if from == to then return end
   if from and not ARROWS[from .. '>' .. to] then
-    error('no way from ' .. from .. ' to ' .. to)
+    error('no transition from ' .. from .. ' to ' .. to)
   end
   local t, seq = now(), number(id, 'seq')
   if HOLDING[from] and not HOLDING[to] then end_attempt(id, to, reason, t) end
@@ -155,22 +181,24 @@ local function move(id, to, reason)
   if to == 'queued' then
     set(id, 'desired', 'run', 'owner', '')
     clear(id, 'worker', 'error')
-    if (get(id, 'waiting_for') or '') == '' then line_up(id) end
+    if (get(id, 'waiting_for') or '') == '' then enqueue(id) end
   else
-    step_out(id)
+    dequeue(id)
   end
   if to == 'running' then redis.call('HSETNX', key(id), 'started_at', t) end
   if TERMINAL[to] then
     set(id, 'finished_at', t)
-    let_name_go(id)
+    release_name(id)
   else
     clear(id, 'finished_at')
   end
   revised(id)
-  if TERMINAL[to] then settle(id) end
+  if TERMINAL[to] then notify_dependents(id) end
 end
 
-local function fail_for(id, awaited, how)
+-- Dependencies ----------------------------------------------------------------------------------------------------
+
+local function fail_dependent(id, awaited, how)
   local why = how == 'failed' and get(awaited, 'error')
   if how == 'cancelled' then how = 'was cancelled' end
   local detail = 'it waits for ' .. awaited .. ', which ' .. how .. (why and ': ' .. cjson.decode(why).detail or '')
@@ -179,53 +207,56 @@ local function fail_for(id, awaited, how)
   move(id, 'failed', awaited .. ' ' .. how)
 end
 
--- One job fewer to wait for.
-local function release(id, awaited)
+-- Remove a job from those that another one awaits; the last one makes it ready.
+local function satisfy(id, awaited)
   local left = {}
   for other in words(get(id, 'waiting_for')) do
     if other ~= awaited then left[#left + 1] = other end
   end
   set(id, 'waiting_for', table.concat(left, ' '))
-  if #left == 0 and get(id, 'status') == 'queued' then line_up(id) end
+  if #left == 0 and get(id, 'status') == 'queued' then enqueue(id) end
   revised(id)
 end
 
--- Tell the jobs that wait for one that it is over: it succeeded, or it fails them, and they in turn fail others.
-local ended, settling = {}, false
-function settle(id)
+-- Satisfy the dependents of a job that succeeded and fail those of another one, which fails theirs in turn: a loop, because
+-- a chain of jobs may be longer than the stack.
+local ended, is_notifying = {}, false
+function notify_dependents(id)
   ended[#ended + 1] = id
-  if settling then return end
-  settling = true
+  if is_notifying then return end
+  is_notifying = true
   while #ended > 0 do
     local awaited = table.remove(ended)
     local how = get(awaited, 'doomed') and 'was deleted' or get(awaited, 'status')
     for _, other in ipairs(redis.call('SMEMBERS', key(awaited) .. ':dependents')) do
       local waits = string.find(get(other, 'waiting_for') or '', awaited, 1, true)
       if waits and how == 'succeeded' then
-        release(other, awaited)
+        satisfy(other, awaited)
       elseif waits and get(other, 'status') == 'queued' then
-        fail_for(other, awaited, how)
+        fail_dependent(other, awaited, how)
       end
     end
   end
-  settling = false
+  is_notifying = false
 end
 
--- The holder's word counts while its attempt is the present one.
-local function holds(id, epoch)
-  return get(id, 'epoch') == epoch and HOLDING[get(id, 'status')]
+-- Attempts --------------------------------------------------------------------------------------------------------
+
+-- A worker's reports count while its attempt is the current one.
+local function is_current(id, epoch)
+  return number(id, 'epoch') == epoch and HOLDING[get(id, 'status')]
 end
 
 local function lease(id, lease_ms)
-  redis.call('ZADD', P .. 'leases', now() + tonumber(lease_ms), id)
+  redis.call('ZADD', P .. 'leases', now() + lease_ms, id)
 end
 
-local function again(id, reason, delay_ms)
+local function requeue(id, reason, delay_ms)
   set(id, 'not_before', now() + delay_ms)
   move(id, 'queued', reason)
 end
 
--- An attempt ended without a word: again, unless too many did in a row without a new step.
+-- The process ended without an outcome: requeue, unless it happened too often in a row without a new step.
 local function crashed(id, reason, error_json, budget)
   local step, failures = number(id, 'step'), 0
   if step > number(id, 'crash_step') then
@@ -233,16 +264,16 @@ local function crashed(id, reason, error_json, budget)
   else
     failures = redis.call('HINCRBY', key(id), 'failures', 1)
   end
-  if failures >= tonumber(budget) then
+  if failures >= budget then
     set(id, 'error', error_json)
     move(id, 'failed', reason)
   else
-    again(id, reason, 0)
+    requeue(id, reason, 0)
   end
 end
 
--- What was wished while it ran comes before what happened to it.
-local function obeyed(id, reason)
+-- A requested cancel or pause takes precedence over how the attempt ended.
+local function apply_pending_action(id, reason)
   local desired = get(id, 'desired')
   if desired == 'cancel' then move(id, 'cancelled', reason)
   elseif desired == 'pause' then move(id, 'paused', reason)

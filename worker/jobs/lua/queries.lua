@@ -1,0 +1,72 @@
+-- Commands that only read. After lib.lua. `job` and each of `jobs` is a row: record (JSON) and jobs_ahead; `forecast` is what
+-- eta.py wrote, '' if no worker is there. cjson writes an empty list as {}.
+
+-- ids -> jobs, forecast. A row without an id in its record: no such job.
+function commands.get_many(args)
+  return {jobs = job_rows(args.ids), forecast = forecast()}
+end
+
+-- id -> job, forecast, detail (JSON): DETAIL_FIELDS and the attempts that ended.
+function commands.get_detail(args)
+  local detail = fields_of(args.id, DETAIL_FIELDS)
+  detail.attempts = redis.call('LRANGE', key(args.id) .. ':attempts', 0, -1)
+  return {job = job_row(args.id), forecast = forecast(), detail = cjson.encode(detail)}
+end
+
+-- The smallest sorted set that holds every job that a filter matches; never SCAN.
+local function narrowest_index(filter)
+  for _, field in ipairs({'run', 'dataset', 'status', 'kind'}) do
+    if filter[field] then return P .. 'jobs:' .. field .. ':' .. filter[field] end
+  end
+  return P .. 'jobs'
+end
+
+local function matches(id, filter)
+  for field, value in pairs(filter) do
+    if get(id, field) ~= value then return false end
+  end
+  return true
+end
+
+-- after (id, optional), limit, filter: status, kind, run, dataset (all optional)
+-- -> jobs, newest first, forecast, has_more; or error 'missing': there is no job `after`.
+function commands.list(args)
+  local highest = '+inf'
+  if args.after then
+    local seq = get(args.after, 'seq')
+    if not seq then return {error = 'missing'} end
+    highest = '(' .. seq
+  end
+  local index_name, found, offset = narrowest_index(args.filter), {}, 0
+  repeat
+    local ids = redis.call('ZREVRANGEBYSCORE', index_name, highest, '-inf', 'LIMIT', offset, 200)
+    for _, id in ipairs(ids) do
+      if #found <= args.limit and matches(id, args.filter) then found[#found + 1] = id end
+    end
+    offset = offset + 200
+  until #ids < 200 or #found > args.limit
+  local has_more = #found > args.limit
+  if has_more then found[#found] = nil end
+  return {jobs = job_rows(found), forecast = forecast(), has_more = has_more}
+end
+
+-- names -> jobs: the last job that makes or made each dataset, false where none is known; forecast.
+function commands.dataset_jobs(args)
+  local rows = {}
+  for i, name in ipairs(args.names) do
+    local last = redis.call('ZREVRANGE', P .. 'makers:' .. name, 0, 0)[1]
+    rows[i] = last and job_row(last) or false
+  end
+  return {jobs = rows, forecast = forecast()}
+end
+
+-- after (name, optional), limit -> names, in order, of datasets that some job makes or made.
+function commands.dataset_names(args)
+  local from = args.after and '(' .. args.after or '-'
+  return {names = redis.call('ZRANGEBYLEX', P .. 'datasets', from, '+', 'LIMIT', 0, args.limit)}
+end
+
+-- dataset -> id of a job that makes or reads it and is not terminal, if there is one.
+function commands.active_user(args)
+  return {id = active_job('dataset:' .. args.dataset)}
+end

@@ -1,0 +1,339 @@
+-- Commands that change a job. After lib.lua and scheduling.lua. Each may be repeated, because a command whose reply got lost
+-- may have run. A reply with `error` changed nothing.
+local IDEMPOTENCY_S, MOST_DELAY_MS = 86400, 30000
+
+-- Submission ------------------------------------------------------------------------------------------------------
+
+local function remember_key(args, id)
+  if not args.key_hash then return end
+  local idempotency = P .. 'key:' .. args.key_hash
+  redis.call('HSET', idempotency, 'job', id, 'fingerprint', args.fingerprint)
+  redis.call('EXPIRE', idempotency, IDEMPOTENCY_S)
+end
+
+local function submitted(id, created)
+  return {job = job_row(id), id = id, created = created, forecast = forecast()}
+end
+
+-- The reply to a request that came before, with this id or this key; nil to a new one.
+local function repeated(args)
+  if get(args.id, 'id') then return submitted(args.id, false) end
+  local known = args.key_hash and redis.call('HMGET', P .. 'key:' .. args.key_hash, 'job', 'fingerprint')
+  if not known or not known[1] then return nil end
+  if known[2] ~= args.fingerprint then return {error = 'conflict', id = known[1]} end
+  return submitted(known[1], false)
+end
+
+-- Whether the job that makes the dataset makes what is requested: for a preparation exactly, for a user of the dataset up
+-- to the tokenizer.
+local function makes_same(maker, args)
+  local recipe, requested = get(maker, 'recipe'), args.recipe
+  if recipe == requested then return true end
+  return KINDS[args.kind].makes ~= 'dataset' and string.match(recipe, '^%x+') == string.match(requested, '^%x+')
+end
+
+-- The error that stands against a new job, or nil. `maker`: the active job that makes its dataset.
+local function rejection(args, maker)
+  if args.is_lacking then return {error = 'lacking'} end
+  local capacity = args.memory_bytes and insufficient_capacity(args.gpus or 0, args.memory_bytes)
+  if capacity then return {error = 'unfit', capacity = capacity} end
+  local makes = KINDS[args.kind].makes
+  if makes == 'run' and (args.taken == 'exists' or name_owner('run', args.run)) then return {error = 'run_exists'} end
+  if args.taken == 'ready' then return {error = 'ready'} end
+  if (makes == 'dataset' and args.taken == 'exists') or (maker and not makes_same(maker, args)) then
+    return {error = 'dataset_exists', maker = maker or nil}
+  end
+end
+
+-- An active job that does what is requested, for kinds that share it.
+local function identical_job(args, maker)
+  local kind = KINDS[args.kind]
+  if not kind.shares_identical then return nil end
+  if kind.is_exclusive then return maker end
+  return active_job(kind.makes .. ':' .. args[kind.makes], nil, args.spec)
+end
+
+-- Add a job to the list of those that another one depends on; false if there is no such job.
+local function depend_on(dependencies, id)
+  local status = get(id, 'status')
+  if not status or get(id, 'doomed') then return false end
+  table.insert(dependencies.all, id)
+  if status ~= 'succeeded' then table.insert(dependencies.waiting_for, id) end
+  if status == 'failed' or status == 'cancelled' then dependencies.lost = dependencies.lost or id end
+  return true
+end
+
+local function record(id, args, fields)
+  set(id, 'id', id, 'seq', redis.call('INCR', P .. 'seq'), 'dataset', args.dataset or '', 'priority', args.priority,
+    'created_at', now(), 'epoch', 0, 'step', 0, unpack(fields))
+  index(id)
+  take_name(id)
+end
+
+local function record_preparation(args)
+  local id = args.preparation.id
+  record(id, args, {'kind', DATASET_MAKER, 'run', '', 'gpus', 0, 'class', 0, 'spec', args.preparation.spec,
+    'warnings', '[]', 'metadata', '{}', 'key', '', 'depends_on', '', 'waiting_for', '', 'recipe', args.recipe})
+  move(id, 'queued', 'submitted for ' .. args.id)
+  return id
+end
+
+-- id, kind, run, dataset, export, gpus, priority, spec, warnings and metadata (JSON), depends_on (ids), key_hash,
+-- fingerprint, max_queued; taken: 'exists' (the disk has what the job makes) or 'ready' (an export or an equal dataset that
+-- is there); is_lacking: the disk lacks what the job needs; memory_bytes: absent if capacity is not checked; recipe of the
+-- dataset that must be made; preparation (id, spec): the job that makes it unless one is active.
+-- -> job, id, created, forecast; or error: conflict (id), lacking, unfit (capacity), run_exists, ready, dataset_exists
+-- (maker), full, no_dependency (id). A known key precedes whatever stands against the request now.
+function commands.submit(args)
+  local reply = repeated(args)
+  if reply then return reply end
+  local maker = args.recipe and name_owner('dataset', args.dataset)
+  local obstacle = rejection(args, maker)
+  if obstacle then return obstacle end
+  local identical = identical_job(args, maker)
+  if identical then
+    remember_key(args, identical)
+    return submitted(identical, false)
+  end
+  if redis.call('ZCARD', P .. 'jobs:status:queued') >= args.max_queued then return {error = 'full'} end
+
+  local dependencies = {all = {}, waiting_for = {}}
+  for _, id in ipairs(args.depends_on) do
+    if not depend_on(dependencies, id) then return {error = 'no_dependency', id = id} end
+  end
+  if args.preparation then
+    maker = maker or record_preparation(args)
+    if not string.find(table.concat(args.depends_on, ' '), maker, 1, true) then depend_on(dependencies, maker) end
+  end
+  local recipe = KINDS[args.kind].makes == 'dataset' and args.recipe or ''
+  record(args.id, args, {'kind', args.kind, 'run', args.run or '', 'gpus', args.gpus or '', 'class', args.gpus or 'any',
+    'spec', args.spec, 'warnings', args.warnings, 'metadata', args.metadata, 'key', args.key_hash or '',
+    'depends_on', table.concat(dependencies.all, ' '), 'waiting_for', table.concat(dependencies.waiting_for, ' '),
+    'recipe', recipe, 'export', args.export or ''})
+  for _, id in ipairs(dependencies.waiting_for) do redis.call('SADD', key(id) .. ':dependents', args.id) end
+  remember_key(args, args.id)
+  move(args.id, 'queued', 'submitted')
+  if dependencies.lost then fail_dependent(args.id, dependencies.lost, get(dependencies.lost, 'status')) end
+  return submitted(args.id, true)
+end
+
+-- id, status, created_at (ms), fields of the record -> restored: false if the id is known or another job owns the name.
+function commands.restore(args)
+  local id = args.id
+  if get(id, 'id') then return {restored = false} end
+  for name, value in pairs(args.fields) do set(id, name, value) end
+  if not TERMINAL[args.status] and not take_name(id) then
+    redis.call('DEL', key(id))
+    return {restored = false}
+  end
+  local seq = redis.call('INCR', P .. 'seq')
+  set(id, 'id', id, 'seq', seq, 'status', args.status, 'created_at', args.created_at, 'revision', 1)
+  index(id)
+  redis.call('ZADD', P .. 'jobs:status:' .. args.status, seq, id)
+  for awaited in words(get(id, 'waiting_for')) do redis.call('SADD', key(awaited) .. ':dependents', id) end
+  local entry = cjson.encode({time = now(), to = args.status, reason = 'restored from disk'})
+  redis.call('RPUSH', key(id) .. ':history', entry)
+  changed(id)
+  return {restored = true}
+end
+
+-- Requests of clients ---------------------------------------------------------------------------------------------
+
+-- Give a job a new run for a retry from scratch; its events go on after those of the run before.
+local function start_over_in(id, run, last_seq)
+  release_name(id)
+  redis.call('ZREM', P .. 'jobs:run:' .. get(id, 'run'), id)
+  redis.call('ZADD', P .. 'jobs:run:' .. run, number(id, 'seq'), id)
+  local seq = math.max(number(id, 'mirrored'), last_seq)
+  set(id, 'run', run, 'step', 0, 'crash_step', 0, 'busy_ms', 0, 'mirrored', seq, 'seq_after', seq)
+  clear(id, 'progress')
+end
+
+-- Make a job ready to be queued once more; the error that prevents it, or nil.
+local function prepare_requeue(args)
+  local id = args.id
+  if args.run then
+    if name_owner('run', args.run) then return {error = 'run_exists', name = args.run} end
+    start_over_in(id, args.run, args.last_seq)
+  end
+  if not take_name(id) then
+    local resource, name = made_by(id)
+    return {error = resource .. '_exists', name = name}
+  end
+  set(id, 'failures', 0, 'not_before', 0)
+end
+
+-- id, action, run (of a retry from scratch), last_seq of the run before
+-- -> job, forecast, is_new: whether something changed; or error: missing, refused (status), run_exists, dataset_exists (name).
+function commands.request_action(args)
+  local id, action = args.id, args.action
+  local from = get(id, 'status')
+  if not from then return {error = 'missing'} end
+  local to, desired = ACTIONS[action][from], get(id, 'desired')
+  if not to or get(id, 'doomed') or (from == 'stopping' and action == 'pause' and desired ~= 'pause') then
+    return {error = 'refused', status = from}
+  end
+  local is_new = from ~= to
+  if to == 'queued' and is_new then
+    local obstacle = prepare_requeue(args)
+    if obstacle then return obstacle end
+  end
+  if to == 'stopping' and desired ~= action then
+    set(id, 'desired', action)
+    if not is_new then revised(id) end
+    is_new = true
+  end
+  move(id, to, action .. ' was asked')
+  for awaited in words(to == 'queued' and get(id, 'waiting_for') or '') do
+    if get(id, 'status') == 'queued' and (not get(awaited, 'id') or get(awaited, 'doomed')) then
+      fail_dependent(id, awaited, 'was deleted')
+    end
+  end
+  return {job = job_row(id), forecast = forecast(), is_new = is_new}
+end
+
+-- id, priority, metadata (JSON), revision that must be the current one
+-- -> job, forecast; or error: missing, revised (revision). Values that are so already need no revision.
+function commands.update(args)
+  local id = args.id
+  if not get(id, 'id') then return {error = 'missing'} end
+  if number(id, 'priority') ~= args.priority or get(id, 'metadata') ~= args.metadata then
+    local revision = number(id, 'revision')
+    if args.revision ~= revision then return {error = 'revised', revision = revision} end
+    set(id, 'priority', args.priority, 'metadata', args.metadata)
+    if redis.call('ZSCORE', P .. 'ready', id) then enqueue(id) end
+    revised(id)
+  end
+  return {job = job_row(id), forecast = forecast()}
+end
+
+-- id, with_artifacts: whether what the job made is deleted too -> {} or error: missing, refused (status), busy (id).
+-- A job that is marked accepts no action; whoever marked it may have died, so this may be repeated.
+function commands.mark_deleted(args)
+  local id = args.id
+  local status = get(id, 'status')
+  if not status then return {error = 'missing'} end
+  if not ACTIONS.delete[status] then return {error = 'refused', status = status} end
+  local resource, name = made_by(id)
+  local user = args.with_artifacts and resource and active_job(resource .. ':' .. name, id)
+  if user then return {error = 'busy', id = user} end
+  if not get(id, 'doomed') then
+    set(id, 'doomed', 1)
+    revised(id)
+    if status ~= 'succeeded' then notify_dependents(id) end
+  end
+  return {}
+end
+
+-- id -> purged: whether there was such a job, marked as deleted. Nothing of it stays.
+function commands.purge(args)
+  local id = args.id
+  if not get(id, 'doomed') then return {purged = false} end
+  unindex(id)
+  local idempotency = P .. 'key:' .. (get(id, 'key') or '')
+  if redis.call('HGET', idempotency, 'job') == id then redis.call('DEL', idempotency) end
+  changed(id)
+  redis.call('DEL', key(id), key(id) .. ':history', key(id) .. ':attempts', key(id) .. ':events', key(id) .. ':dependents')
+  return {purged = true}
+end
+
+-- Reports of workers ----------------------------------------------------------------------------------------------
+
+local function assign(id, gpus, args)
+  local epoch = redis.call('HINCRBY', key(id), 'epoch', 1)
+  for _, gpu in ipairs(gpus) do
+    redis.call('HSET', P .. 'gpus', gpu, id)
+    redis.call('HDEL', P .. 'kept', gpu)
+  end
+  set(id, 'owner', args.owner, 'worker', args.worker_info, 'devices', table.concat(gpus, ' '), 'claimed_at', now(),
+    'claimed_epoch', epoch)
+  clear(id, 'kept_by', 'kept_until')
+  redis.call('SET', P .. 'owner:' .. args.owner, id, 'PX', args.lease_ms)
+  lease(id, args.lease_ms)
+  move(id, 'running', 'claimed by ' .. args.worker)
+end
+
+-- owner (a token), worker (name), worker_info (JSON), lease_ms, idle (GPU ids), gpus (how many in all)
+-- -> claim: CLAIM_FIELDS of the job; absent if none fits. The same token gets the same job, in case the reply got lost.
+function commands.claim(args)
+  local id, gpus = redis.call('GET', P .. 'owner:' .. args.owner), nil
+  if not (id and get(id, 'owner') == args.owner and is_current(id, number(id, 'epoch'))) then
+    id, gpus = schedule(args.worker, args.idle, args.gpus)
+    if not id then return {} end
+    assign(id, gpus, args)
+  end
+  return {claim = fields_of(id, CLAIM_FIELDS)}
+end
+
+-- id, epoch, lease_ms, worker_info (JSON, optional) -> desired: run, pause, cancel or fenced. A late heartbeat renews the
+-- lease if nobody took over.
+function commands.heartbeat(args)
+  local id = args.id
+  if not is_current(id, args.epoch) then return {desired = 'fenced'} end
+  lease(id, args.lease_ms)
+  if args.worker_info and args.worker_info ~= get(id, 'worker') then
+    set(id, 'worker', args.worker_info)
+    changed(id)
+  end
+  return {desired = get(id, 'desired')}
+end
+
+-- id, epoch, events (each seq and text), tail: events to keep, progress (JSON), step, resumed_from (JSON, optional)
+-- -> desired, as of `heartbeat`. An event that is reported twice is kept once.
+function commands.mirror(args)
+  local id = args.id
+  if not is_current(id, args.epoch) then return {desired = 'fenced'} end
+  local last, is_new = number(id, 'mirrored'), false
+  for _, event in ipairs(args.events) do
+    if event.seq > last then
+      local entry = string.format('%d-0', event.seq)
+      redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', args.tail, entry, 'event', event.text)
+      last, is_new = event.seq, true
+    end
+  end
+  if is_new then
+    set(id, 'mirrored', last, 'progress', args.progress, 'busy', 0)
+    if args.resumed_from then set(id, 'resumed', args.resumed_from) end
+    if args.step > number(id, 'step') then set(id, 'step', args.step) end
+    changed(id)
+  end
+  return {desired = get(id, 'desired')}
+end
+
+-- id, epoch, result, reason, error (JSON), crash_budget -> status: what the job became, or fenced.
+function commands.finish(args)
+  local id, result, reason = args.id, args.result, args.reason
+  if not is_current(id, args.epoch) then
+    local is_repeated = number(id, 'ended') == args.epoch
+    return {status = is_repeated and get(id, 'status') or 'fenced'}
+  end
+  set(id, 'ended', args.epoch)
+  if result == 'succeeded' then
+    move(id, 'succeeded', reason)
+  elseif result == 'failed' then
+    set(id, 'error', args.error)
+    move(id, 'failed', reason)
+  elseif not apply_pending_action(id, reason) then
+    if result == 'stopped' then
+      requeue(id, reason, 0)
+    elseif result == 'busy' then
+      local times = redis.call('HINCRBY', key(id), 'busy', 1)
+      requeue(id, reason, math.min(MOST_DELAY_MS, 500 * 2 ^ math.min(times, 10)))
+    else
+      crashed(id, reason, args.error, args.crash_budget)
+    end
+  end
+  return {status = get(id, 'status')}
+end
+
+-- crash_budget, error (JSON) -> ids of the jobs whose lease expired.
+function commands.reap(args)
+  local expired = redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now(), 'LIMIT', 0, 100)
+  for _, id in ipairs(expired) do
+    redis.call('HINCRBY', key(id), 'epoch', 1)  -- fences the holder
+    if not apply_pending_action(id, 'the worker was lost') then
+      crashed(id, 'the worker was lost', args.error, args.crash_budget)
+    end
+  end
+  return {ids = expired}
+end

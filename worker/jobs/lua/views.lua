@@ -1,2 +1,0 @@
--- ARGV ids -> {views, outlook}
-return {views(ARGV), outlook()}

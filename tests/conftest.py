@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import redis
 
 from tests.hub.emulator import Hub
+from tests.polling import eventually
 from worker.jobs.redis_client import connect
 
 
@@ -36,11 +36,8 @@ class RedisServer:
         with (self.directory / "redis.log").open("ab") as log:
             command = [_binary(), *where, "--dir", str(self.directory), *keep]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
         with redis.Redis.from_url(self.url) as client:
-            while not _answers(client):
-                assert time.monotonic() < deadline, (self.directory / "redis.log").read_text()
-                time.sleep(0.02)
+            eventually(lambda: _answers(client), 20, describe=(self.directory / "redis.log").read_text)
         return self
 
     def send(self, number: signal.Signals) -> None:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+
+from tests.polling import eventually
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
@@ -229,11 +230,11 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def healthy(stack: Stack, name: str, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not stack.health(name):
+    def answers() -> bool:
         assert stack.processes[name].poll() is None, stack.log(name)
-        assert time.monotonic() < end, stack.log(name)
-        time.sleep(0.2)
+        return stack.health(name)
+
+    eventually(answers, seconds, every_s=0.2, describe=lambda: stack.log(name))
 
 
 @pytest.mark.e2e

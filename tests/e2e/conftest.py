@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.polling import eventually
 
 TINY = {
     "experiment_name": "tiny",
@@ -69,11 +70,16 @@ class Service:
 
     def until(self, job_id: str, good: Callable[[dict], bool], timeout_s: float = 90) -> dict:
         """Wait for something of a job."""
-        end = time.monotonic() + timeout_s
-        while not good(job := self.job(job_id)):
-            assert time.monotonic() < end, job
+
+        def reached() -> dict | None:
+            job = self.job(job_id)
+            if good(job):
+                return job
             assert job["status"] != "failed", job
-            time.sleep(0.05)
+            return None
+
+        job = eventually(reached, timeout_s, every_s=0.05, describe=lambda: self.job(job_id))
+        assert job is not None
         return job
 
     def finished(self, job_id: str) -> dict:
@@ -130,13 +136,10 @@ def serving() -> Callable[[Path, Path], contextlib.AbstractContextManager[Servic
 
 
 def _wait_ready(url: str, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 90
-    while True:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
+    def ready() -> bool:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.1)
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/readyz").status_code == 200
+        return False
+
+    eventually(ready, 90, every_s=0.1, describe=log.read_text)

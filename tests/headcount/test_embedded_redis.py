@@ -4,13 +4,13 @@ import os
 import shutil
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import redis
 
 from headcount.embedded_redis import NoRedis, answers, arguments, server_binary, socket_path, socket_url
+from tests.polling import eventually
 
 pytestmark = pytest.mark.redis
 
@@ -18,9 +18,7 @@ pytestmark = pytest.mark.redis
 def serve(binary: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     path = socket_path(directory)
     process = subprocess.Popen(arguments(binary, path), cwd=directory, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 20
-    while not answers(socket_url(path)) and time.monotonic() < end:
-        time.sleep(0.05)
+    eventually(lambda: answers(socket_url(path)), 20)
     return process, socket_url(path)
 
 
@@ -34,7 +32,7 @@ def test_what_was_written_is_there_after_kill_and_another_binary(tmp_path: Path)
     process, url = serve(str(wheel), tmp_path)
     with redis.Redis.from_url(url) as client:
         client.set("headcount:x", "kept")
-        time.sleep(1.2)  # everysec
+        assert client.waitaof(1, 0, 10_000)[0] == 1  # appendfsync is everysec
     process.kill()
     process.wait()
     process, url = serve(shutil.which("redis-server") or str(wheel), tmp_path)

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 import textwrap
-import time
 
 import psutil
 
 from headcount import guard
+from tests.polling import eventually
 from tests.process import is_over
 
 STUBBORN = """
@@ -27,7 +27,4 @@ def test_a_group_that_must_be_killed_takes_its_far_children_along() -> None:
     watch = subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, "watch", "0.3"], stdin=subprocess.PIPE)
     watch.communicate(f"+{group.pid}\n".encode(), timeout=20)
     group.communicate(timeout=10)
-    deadline = time.monotonic() + 10
-    while not is_over(far) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert is_over(far)
+    eventually(lambda: is_over(far), 10)

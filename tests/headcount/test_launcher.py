@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.polling import eventually
 from tests.process import is_over
 
 START_S = 120.0
@@ -33,11 +33,11 @@ class Up:
         return self._log.read_text()
 
     def wait_for(self, words: str) -> str:
-        end = time.monotonic() + START_S
-        while words not in self.said:
-            assert self.process.poll() is None, self.said
-            assert time.monotonic() < end, self.said
-            time.sleep(0.05)
+        def said() -> bool:
+            return words in self.said or self.process.poll() is not None
+
+        eventually(said, START_S, describe=lambda: self.said)
+        assert words in self.said
         return self.said
 
     def family(self) -> list[psutil.Process]:
@@ -89,10 +89,7 @@ def test_a_killed_parent_leaves_no_orphans(start) -> None:
     family = up.family()
     up.process.kill()
     up.process.wait()
-    end = time.monotonic() + 40
-    while alive(family) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert alive(family) == []
+    eventually(lambda: not alive(family), 40, describe=lambda: alive(family))
 
 
 @pytest.mark.e2e

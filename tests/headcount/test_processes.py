@@ -5,22 +5,15 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from headcount.processes import ProcessGroup, Program
+from tests.polling import eventually
 from tests.process import is_over
-
-
-def until(condition: Callable[[], object], seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(condition())
 
 
 def program(tmp_path: Path, code: str, name: str = "child") -> Program:
@@ -44,14 +37,14 @@ def test_a_child_that_dies_is_started_again(group: ProcessGroup, said: list[str]
     group.start(program(tmp_path, "import time; time.sleep(600)"))
     first = group.pids["child"]
     os.kill(first, signal.SIGKILL)
-    assert until(lambda: group.tend() or group.pids.get("child", first) != first)
+    eventually(lambda: group.tend() or group.pids.get("child", first) != first)
     assert group.deaths("child") == 1
     assert "SIGKILL" in said[0]
 
 
 def test_each_restart_waits_longer(group: ProcessGroup, said: list[str], tmp_path: Path) -> None:
     group.start(program(tmp_path, "print('last words'); raise SystemExit(3)"))
-    assert until(lambda: group.tend() or group.deaths("child") >= 2)
+    eventually(lambda: group.tend() or group.deaths("child") >= 2)
     assert ["again in 0.5 s" in said[0], "again in 1 s" in said[1]] == [True, True]
     assert group.programs["child"].last_words() == "last words"
 
@@ -60,7 +53,7 @@ def test_a_child_that_will_not_stop_is_killed(group: ProcessGroup, said: list[st
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(600)"
     child = program(tmp_path, code)
     group.start(child)
-    assert until(lambda: child.last_words() == "on")
+    eventually(lambda: child.last_words() == "on")
     pid = group.pids["child"]
     group.stop(("child",), 0.3, lambda: False)
     assert not psutil.pid_exists(pid)
@@ -77,10 +70,10 @@ def test_a_child_that_is_killed_takes_what_it_started_in_other_sessions(group: P
     """
     child = program(tmp_path, code)
     group.start(child)
-    assert until(lambda: child.last_words().isdigit())
+    eventually(lambda: child.last_words().isdigit())
     far = psutil.Process(int(child.last_words()))
     group.stop(("child",), 0.3, lambda: False)
-    assert until(lambda: is_over(far))
+    eventually(lambda: is_over(far))
 
 
 def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -101,4 +94,4 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
         parent.kill()
         parent.wait()
     assert len(pids) == 2
-    assert until(lambda: not any(map(psutil.pid_exists, pids)))
+    eventually(lambda: not any(map(psutil.pid_exists, pids)))

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from model_core.entrypoint import Attempt
 from model_core.errors import InvalidParameter
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
+from tests.polling import eventually
 from worker.jobs import commands
 from worker.jobs.recovery import write_job_file
 from worker.jobs.schemas import Claim
@@ -87,9 +87,7 @@ def served(data: Path, socket: Path) -> Iterator[None]:
     program = embedded_redis.program(data, socket)
     process = subprocess.Popen(program.argv, cwd=program.cwd, stdout=subprocess.DEVNULL)
     try:
-        end = time.monotonic() + 20
-        while not embedded_redis.answers(embedded_redis.socket_url(socket)) and time.monotonic() < end:
-            time.sleep(0.05)
+        eventually(lambda: embedded_redis.answers(embedded_redis.socket_url(socket)), 20)
         yield
     finally:
         process.terminate()

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from model_core.storage.events import read_events, series
+from tests.polling import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 Tiny = Callable[..., Path]
@@ -96,9 +96,7 @@ def test_two_hosts_train_what_two_processes_of_one_train_also_when_one_was_lost(
 ) -> None:
     run, command = tmp_path / "exp" / "two_hosts", ("--config", str(tiny("two_hosts", **SHARED)))
     started = [host.torchrun(*command) for host in hosts]
-    deadline = time.monotonic() + 120
-    while len(losses(run)) < 30 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    eventually(lambda: len(losses(run)) >= 30, 120)
     (trainer,) = psutil.Process(started[1].pid).children()
     trainer.kill()
     assert ended(started) == [1, 1]

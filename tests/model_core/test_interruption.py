@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from model_core.hardware.device import describe_machine
 from model_core.storage.events import Event, read_events, series
 from model_core.storage.run import Run
 from model_core.train import main
+from tests.polling import eventually
 
 pytestmark = [pytest.mark.usefixtures("signals"), pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
 Tiny = Callable[..., Path]
@@ -34,13 +34,6 @@ def start(file: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "model_core.train", "--config", str(file), *more]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, **quiet)
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 250, every_s: float = 0.01) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(every_s)
 
 
 def frozen_in_a_write(process: subprocess.Popen[bytes], run: Run) -> bool:
@@ -61,7 +54,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, dtype: str
     main(["--config", str(tiny("straight", **changes))])
     file, run = tiny("cut", **changes), Run(tmp_path / "exp" / "cut")
     process = start(file)
-    until(lambda: len(of_type(run, "checkpoint")) >= 2)
+    eventually(lambda: len(of_type(run, "checkpoint")) >= 2)
     process.kill()
     process.wait()
     assert main(["--config", str(file), "--resume"]) == 0
@@ -75,7 +68,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, dtype: str
 def test_a_stop_saves_and_says_75(tiny: Tiny, tmp_path: Path) -> None:
     file, run = tiny(training={"max_steps": 100_000}), Run(tmp_path / "exp" / "tiny")
     process = start(file)
-    until(lambda: len(of_type(run, "step")) >= 3)
+    eventually(lambda: len(of_type(run, "step")) >= 3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 75
     last = of_type(run, "step")[-1]["step"]
@@ -88,7 +81,7 @@ def test_a_supervised_run_saves_when_its_supervisor_is_gone(tiny: Tiny, tmp_path
     file, run = tiny(training={"max_steps": 100_000}), Run(tmp_path / "exp" / "tiny")
     arguments = [sys.executable, "-m", "model_core.train", "--config", str(file), "--attempt", "3", "--job-id", "job_a"]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    until(lambda: len(of_type(run, "step")) >= 3)
+    eventually(lambda: len(of_type(run, "step")) >= 3)
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(timeout=30) == 75
@@ -106,8 +99,8 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(t
     assert main(["--config", str(tiny("straight", **often))]) == 0
     file, run = tiny("cut", **often), Run(tmp_path / "exp" / "cut")
     process = start(file)
-    until(lambda: run.events.exists() and len(of_type(run, "checkpoint")) >= 2)
-    until(lambda: frozen_in_a_write(process, run), every_s=0.001)
+    eventually(lambda: run.events.exists() and len(of_type(run, "checkpoint")) >= 2)
+    eventually(lambda: frozen_in_a_write(process, run), every_s=0.001)
     process.kill()
     process.wait()
     told = [event["step"] for event in of_type(run, "checkpoint") if event["file"] != "model_best.pt"]
@@ -143,7 +136,7 @@ def test_a_compiled_run_goes_on_bit_for_bit_and_shares_its_states_with_eager_one
     straight, cut, eager = (Run(tmp_path / "exp" / name) for name in ("straight", "cut", "eager"))
     assert start(tiny("straight", **COMPILED)).wait() == 0
     process = start(tiny("cut", **COMPILED))
-    until(lambda: cut.events.exists() and len(of_type(cut, "step")) >= 8)
+    eventually(lambda: cut.events.exists() and len(of_type(cut, "step")) >= 8)
     process.terminate()
     assert process.wait() == 75
     assert start(tiny("cut", **COMPILED), "--resume").wait() == 0

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from model_core.errors import InvalidParameter
 from model_core.launch import LISTENER, DistEnv, dist_env
+from tests.polling import eventually
 
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 REPOSITORY = Path(__file__).parents[2]
@@ -47,10 +47,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
 
 def ranks_of(launcher: subprocess.Popen[str], directory: Path) -> list[psutil.Process]:
     """Both ranks, once each has said that it is up."""
-    deadline = time.monotonic() + 60
-    while len(list(directory.glob("up*"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: len(list(directory.glob("up*"))) == 2)
     return [psutil.Process(int((directory / f"up{rank}").read_text())) for rank in (0, 1)]
 
 

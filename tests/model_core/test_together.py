@@ -5,7 +5,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from model_core.launch import DistEnv
 from model_core.storage.events import Event, read_events, series
 from model_core.train import main
 from model_core.training.setup import runtime_of
+from tests.polling import eventually
 
 pytestmark = [
     pytest.mark.usefixtures("signals"),
@@ -215,10 +215,7 @@ def test_processes_whose_launcher_was_killed_save_and_leave(tiny: Tiny, tmp_path
     run = tmp_path / "exp" / "tiny"
     command = [sys.executable, *LAUNCH, "2", "--", "model_core.train", "--config", str(tiny("tiny", **endless))]
     launcher = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not list(run.glob("model_*.pt")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: list(run.glob("model_*.pt")), 200)
     ranks = psutil.Process(launcher.pid).children()
 
     launcher.kill()

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,18 +15,10 @@ from starlette.routing import Route
 from model_core.attention.record import AttentionRecord, RecordWriter, home_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
+from tests.polling import eventually
 
 WAIT_S = 10.0
 HEADS = (4, 2)
-
-
-def eventually(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
-    """Wait until something holds, and return it."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.02)
-    return found
 
 
 class Served:

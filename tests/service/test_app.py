@@ -4,11 +4,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.polling import eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,10 +64,7 @@ def test_an_open_event_stream_does_not_hold_up_the_end(number: signal.Signals, r
     server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
-            deadline = time.monotonic() + 20
-            while not _answers(http):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            eventually(lambda: _answers(http), 20)
             body = {"experiment_name": "held", "job": {"preset": "quickstart"}}
             events = http.post("/jobs", json=body).json()["links"]["events"]
             with http.stream("GET", events, headers={"Accept": "text/event-stream"}) as reply:

@@ -7,6 +7,7 @@ from typing import Any
 from redis import ResponseError
 
 from service.async_store import AsyncStore, Batcher
+from tests.polling import eventually_async
 from worker.jobs import commands
 from worker.jobs.commands import ScriptCall
 from worker.jobs.errors import JobNotFound, QueueUnavailable
@@ -37,7 +38,7 @@ def test_who_comes_while_others_are_under_way_travels_with_the_next() -> None:
         way = Way()
         batcher = Batcher(way)
         first = asyncio.create_task(batcher.submit(1))
-        await asyncio.sleep(0.01)
+        await eventually_async(lambda: way.journeys)
         assert await ask_all(batcher, [2, 3, 4]) == [4, 6, 8]
         assert await first == 2
         return way.journeys
@@ -62,9 +63,10 @@ def test_a_way_that_is_closed_is_closed_to_all_and_open_again_later() -> None:
 
 def test_who_gives_up_holds_nobody_else_up() -> None:
     async def impatient() -> int:
-        batcher = Batcher(Way())
+        way = Way()
+        batcher = Batcher(way)
         first = asyncio.create_task(batcher.submit(1))
-        await asyncio.sleep(0.01)
+        await eventually_async(lambda: way.journeys)
         first.cancel()
         return await batcher.submit(2)
 
@@ -73,9 +75,10 @@ def test_who_gives_up_holds_nobody_else_up() -> None:
 
 def test_closing_leaves_nobody_waiting() -> None:
     async def closed() -> list[Any]:
-        batcher = Batcher(Way())
+        way = Way()
+        batcher = Batcher(way)
         waiting = asyncio.create_task(ask_all(batcher, [1, 2]))
-        await asyncio.sleep(0.01)
+        await eventually_async(lambda: way.journeys)
         await batcher.close()
         return await asyncio.wait_for(waiting, 1)
 

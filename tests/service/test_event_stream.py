@@ -8,6 +8,7 @@ import httpx
 import pytest
 import redis
 
+from tests.polling import eventually
 from worker.jobs.worker_store import EVENT_TAIL
 
 STREAM = {"Accept": "text/event-stream"}
@@ -107,15 +108,18 @@ def test_events_that_redis_no_longer_holds_come_from_disk(site, redis_url: str) 
 def test_many_followers_share_one_listener_and_leave_the_pool_alone(site, redis_url: str) -> None:
     job = site.submit()
     followers = 40  # more than the pool has connections
+    following: list[int] = []
 
     def follow(_: int) -> list[int]:
-        with httpx.Client(base_url=site.url, timeout=30, trust_env=False) as http:
-            text = http.get(job["links"]["events"], headers=STREAM).text
-        return [int(line[4:]) for line in text.splitlines() if line.startswith("id: ")]
+        with httpx.stream(
+            "GET", site.url + job["links"]["events"], headers=STREAM, timeout=30, trust_env=False
+        ) as reply:
+            following.append(reply.status_code)
+            return [int(line[4:]) for line in reply.iter_lines() if line.startswith("id: ")]
 
     with ThreadPoolExecutor(followers) as threads:
         results = threads.map(follow, range(followers))
-        time.sleep(0.5)
+        eventually(lambda: len(following) == followers)
         began = time.monotonic()
         listed = site.http.get("/jobs")
         seconds = time.monotonic() - began

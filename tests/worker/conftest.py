@@ -9,7 +9,8 @@ import redis
 
 from model_core.config import BpeTokenizer
 from model_core.data.ensure import prepare
-from tests.worker.harness import DATASET, TOKENIZER, Child, Site, eventually, fake_tree, lay_out
+from tests.polling import eventually
+from tests.worker.harness import DATASET, TOKENIZER, Child, Site, fake_tree, lay_out
 from worker.jobs.redis_client import connect
 from worker.jobs.schemas import Claim, WorkerView
 from worker.jobs.settings import JobSettings

@@ -6,8 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ import redis
 
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.storage.events import read_events
+from tests.polling import eventually
 from tests.worker.event_log import Story
 from worker.jobs import commands
 from worker.jobs.celery_app import wake
@@ -86,19 +86,6 @@ def submit_job(
     if isinstance(submitted, Rejection):
         raise store.name_conflict(spec, submitted)
     return submitted
-
-
-def eventually(condition: Callable[[], object], timeout_s: float = WAIT_S) -> float:
-    """Wait until something holds.
-
-    Returns:
-        How many seconds it took.
-    """
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() < began + timeout_s, "it did not come to pass in time"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 class Site:
@@ -181,8 +168,6 @@ class Site:
         return [process for process in psutil.process_iter() if f"{self.settings.data}/jobs/" in _command_line(process)]
 
     # --- jobs -------------------------------------------------------------------------------------------------
-
-    eventually = staticmethod(eventually)
 
     def tree(self, run: str, *, changes: Mapping[str, Tree] = NO_CHANGES, **options: object) -> Tree:
         """A request for this site's child; `changes` replace keys of sections."""

@@ -1,11 +1,11 @@
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
 from model_core.data.sources.hub_access import HubBadToken, token_from
+from tests.polling import eventually
 from worker.child_process import Child, environment
 
 LAUNCHER = """
@@ -14,13 +14,6 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], 
 print(child.pid, flush=True)
 time.sleep(60)
 """
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_child_gets_only_what_is_listed():
@@ -50,9 +43,7 @@ def test_the_last_line_is_told_without_the_token(tmp_path):
     command = [sys.executable, "-c", "import os; print('bad header', os.environ['HF_TOKEN'])"]
     env = environment({"HF_TOKEN": "hf_canary", "PATH": "/bin"}, ())
     child = Child(command, directory=tmp_path, log=tmp_path / "child.log", env=env)
-    deadline = time.monotonic() + 10
-    while child.exit_code() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually(lambda: child.exit_code() is not None)
     assert child.last_line() == "bad header [HF_TOKEN]"
     child.kill()
 
@@ -70,7 +61,7 @@ def test_allocator_keeps_freed_blocks():
 def test_kill_ends_ranks_in_sessions_of_their_own(tmp_path):
     log = tmp_path / "child.log"
     child = Child([sys.executable, "-u", "-c", LAUNCHER], directory=tmp_path, log=log, env=environment({}, ()))
-    wait_for(lambda: log.read_text().strip())
+    eventually(lambda: log.read_text().strip())
     rank = psutil.Process(int(log.read_text()))
 
     code = child.kill()
@@ -99,15 +90,15 @@ def start(tmp_path):
 
 def test_last_line_is_not_that_of_a_child_before(start):
     first = start("print('error: no')")
-    wait_for(lambda: first.exit_code() is not None)
+    eventually(lambda: first.exit_code() is not None)
     second = start("")
-    wait_for(lambda: second.exit_code() is not None)
+    eventually(lambda: second.exit_code() is not None)
     assert (first.last_line(), second.last_line()) == ("error: no", "")
 
 
 def test_child_that_does_not_know_the_signal_survives_a_look_at_its_stacks(start):
     child = start("print('ready'); import time; time.sleep(60)")
-    wait_for(lambda: child.last_line() == "ready")
+    eventually(lambda: child.last_line() == "ready")
     child.dump_stacks()
     assert child.exit_code() is None
 
@@ -118,6 +109,6 @@ def test_stacks_of_what_a_child_started_are_written_too(start):
         "ShutdownSignal().listen(stdin=False); print('up'); time.sleep(9)"
     )
     child = start(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}], start_new_session=True)")
-    wait_for(lambda: child.last_line() == "up")
+    eventually(lambda: child.last_line() == "up")
     child.dump_stacks()
     assert "<module>" in child.last_line()

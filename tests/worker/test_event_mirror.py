@@ -1,10 +1,10 @@
 """Events on their way from the disk to Redis."""
 
 import contextlib
-import time
 
 from model_core.storage.events import EventWriter
 from model_core.storage.run import Run
+from tests.polling import eventually
 from tests.worker.harness import submit_job
 from worker.event_mirror import Mirror
 from worker.jobs.errors import QueueUnavailable
@@ -26,9 +26,12 @@ def test_what_cannot_be_read_for_a_moment_is_read_later(store, settings, make_sp
     writer = EventWriter(path / "events.jsonl", claim.attempt)
     writer.append("step", step=1, loss=1.0)
     writer.close()
-    time.sleep(1.05)
-    mirror.pump()
-    assert [event["step"] for event in store.events(claim.id)] == [1]
+
+    def pumped():
+        mirror.pump()
+        return store.events(claim.id)
+
+    assert [event["step"] for event in eventually(pumped)] == [1]
 
 
 class Forgetful(WorkerStore):

@@ -1,7 +1,6 @@
-import time
-
 import pytest
 
+from tests.polling import eventually
 from tests.worker.harness import submit_job
 from worker.gpus import GpuPool
 from worker.janitor import Janitor
@@ -58,9 +57,7 @@ def test_new_worker_takes_nothing_before_it_has_watched_the_clock(
     client.zadd("headcount:leases", {job_id: 1})
     janitor.tick()
     assert store.get(job_id).status == "running"
-    time.sleep(0.35)
-    janitor.tick()
-    assert store.get(job_id).status == "queued"
+    eventually(lambda: [janitor.tick(), store.get(job_id).status][1] == "queued")
 
 
 class JumpingStore(WorkerStore):

@@ -1,6 +1,7 @@
 import pytest
 
-from tests.worker.harness import eventually, submit_job
+from tests.polling import eventually
+from tests.worker.harness import submit_job
 from worker.jobs.schemas import WorkerView
 from worker.jobs.worker_store import WorkerStore
 from worker.supervisor import Lease, outcome_of

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import chain
 
@@ -27,6 +26,7 @@ from model_core.errors import DiskFull, InvalidData, Stopped
 from model_core.storage.dataset import Dataset
 from model_core.storage.files import read_json, sha256_of
 from model_core.tokenizer import gpt2_tokenizer
+from tests.polling import eventually
 
 SHARES = (0.8, 0.1, 0.1)
 TEXTS = [f"Story {n % 390}. A {'big ' * (n % 7)}fox  ran\n\n{n % 390} miles: é, 漢, <|endoftext|>" for n in range(450)]
@@ -176,8 +176,7 @@ def test_a_killed_preparation_goes_on_after_its_last_record(tmp_path):
     corpus.write_text("\n".join(f"Line {n}: {'the cat sat on the mat ' * (n % 50)}" for n in range(12_000)))
     source, record = f"file:{corpus}", cut / ".building" / "progress.json"
     child = subprocess.Popen([sys.executable, "-c", PREPARE, str(corpus), str(cut)])
-    while child.poll() is None and not (record.exists() and read_json(record)["ledger"]["read"]):
-        time.sleep(0.01)
+    eventually(lambda: record.exists() and read_json(record)["ledger"]["read"])
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     assert not list(cut.glob("[!.]*"))

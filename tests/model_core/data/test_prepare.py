@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 
 from model_core.storage.events import read_events
 from model_core.storage.files import read_json
+from tests.polling import eventually
 
 
 @pytest.fixture
@@ -38,8 +38,7 @@ def test_a_job_that_is_stopped_says_so_and_goes_on(start, tmp_path):
     corpus.write_text("\n".join(f"Line {n}: {'the cat sat on the mat ' * 12}" for n in range(20_000)))
     data = {"dataset": "tales", "source": f"file:{corpus}"}
     child, record = start(1, **data)
-    while not (record / "events.jsonl").exists() or not (record / "events.jsonl").stat().st_size:
-        time.sleep(0.02)
+    eventually(lambda: (record / "events.jsonl").exists() and (record / "events.jsonl").stat().st_size)
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=60) == 75
     assert (read_json(record / "outcome.json")["outcome"], read_json(record / "outcome.json")["reason"]) == (

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +15,7 @@ from model_core.generation.scheduler import GenerationOutput, TextDelta
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
 from model_core.tokenizer import Tokenizer
+from tests.polling import eventually
 
 PROMPT = "One day a little cat"
 
@@ -154,7 +155,7 @@ def test_a_cancelled_request_ends_within_a_step_and_leaves_the_others(slow: Engi
 
     assert first.wait(10)
     request.cancel()
-    _until(lambda: other.ended and slow.open_requests == 0)
+    eventually(lambda: other.ended and slow.open_requests == 0)
 
     pieces = sum(isinstance(event, TextDelta) for event in events)
     assert pieces < 20
@@ -172,7 +173,7 @@ def test_a_crash_of_the_engine_reaches_everybody_who_waits(
     monkeypatch.setattr("model_core.generation.model_runner.ModelRunner.step", broken)
     with pytest.raises(EngineStopped, match="out of memory"):
         engine.complete(_settings())
-    _until(lambda: not engine.alive)
+    eventually(lambda: not engine.alive)
     with pytest.raises(EngineStopped):
         engine.complete(_settings())
 
@@ -249,10 +250,3 @@ def _listen(engine: Engine, settings: SamplingParams) -> tuple[list[str], Genera
 
 def _exactly(tokenizer: Tokenizer, count: int) -> list[int]:
     return tokenizer.encode("x" * count)[:count]
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from model_core.hardware.allocator import SETTINGS
+from tests.polling import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only glibc heeds them")
 PROGRAM = """
@@ -56,9 +56,8 @@ def test_what_a_person_has_set_stays(tmp_path: Path) -> None:
 def test_a_training_started_by_hand_has_them(tiny: Callable[..., Path]) -> None:
     command = [sys.executable, "-m", "model_core.train", "--config", str(tiny(training={"max_steps": 10_000}))]
     process = subprocess.Popen(command, env=UNSET, stderr=subprocess.DEVNULL)
-    environment, deadline = Path(f"/proc/{process.pid}/environ"), time.monotonic() + 30
-    while b"MALLOC_TRIM_THRESHOLD_" not in environment.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    environment = Path(f"/proc/{process.pid}/environ")
+    eventually(lambda: b"MALLOC_TRIM_THRESHOLD_" in environment.read_bytes(), 30)
     seen = environment.read_bytes()
     process.kill()
     process.wait()

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from model_core.hf.export import export_run
 from model_core.storage.files import Layout
 from model_core.storage.run import Run, runs_in
 from tests.model_core.hf.folders import SHAPES, MakeRun
+from tests.polling import eventually
 
 
 @pytest.fixture
@@ -118,10 +118,7 @@ def test_a_kill_leaves_all_or_nothing(root: Path, tmp_path: Path, command: str) 
     )
     argv = [sys.executable, "-m", "model_core.hf", command, *what, "--data-root", str(root)]
     process = subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
-    while not list(target.parent.glob(f".{target.name}.*.tmp")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
+    eventually(lambda: list(target.parent.glob(f".{target.name}.*.tmp")) or process.poll() is not None, every_s=0.0005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not target.exists()

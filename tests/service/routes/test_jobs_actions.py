@@ -1,4 +1,3 @@
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,6 +5,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.polling import eventually
 from worker.jobs.states import ACTIONS, allowed_actions
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -114,18 +114,12 @@ def test_there_are_two_ways_to_retry(site) -> None:
 
 
 @pytest.mark.parametrize(("status", "action"), [("paused", "resume"), ("cancelled", "resume"), ("failed", "retry")])
-def test_workers_are_woken_when_a_job_is_queued_again(site, redis_url: str, status: str, action: str) -> None:
+def test_workers_are_woken_when_a_job_is_queued_again(make_site, start_redis, status: str, action: str) -> None:
+    server = start_redis()  # the shared service may still send wake-ups of the tests before this one
+    site = make_site(server.url)
     job_id = site.submit()["id"]
     REACH[status](site, job_id)
-    with redis.Redis.from_url(redis_url) as client:
-        assert until(lambda: client.llen(WAKE_UPS)) == 1  # of the submission
+    with redis.Redis.from_url(server.url) as client:
+        eventually(lambda: client.llen(WAKE_UPS) == 1)  # of the submission
         assert site.http.post(f"/jobs/{job_id}/{action}").status_code == 202
-        assert until(lambda: client.llen(WAKE_UPS) - 1) == 1
-
-
-def until(count: Callable[[], int]) -> int:
-    """Wait until there is something to count."""
-    deadline = time.monotonic() + 5
-    while not (found := count()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found
+        eventually(lambda: client.llen(WAKE_UPS) == 2)

@@ -3,6 +3,7 @@
 import pytest
 
 from model_core.storage.run import Run
+from tests.polling import eventually, seconds_until
 from tests.process import is_over
 
 pytestmark = pytest.mark.e2e
@@ -30,7 +31,7 @@ def test_cancelled_job_frees_its_slot_and_a_queued_one_never_runs(site, seen):
 
     assert site.store.request_action(queued, "cancel").job.status == "cancelled"
     assert site.store.request_action(running, "cancel").job.status == "stopping"
-    seconds = site.eventually(lambda: site.job(running).status == "cancelled")
+    seconds = seconds_until(lambda: site.job(running).status == "cancelled")
 
     assert is_over(process)
     assert site.job(running).terminal
@@ -46,7 +47,7 @@ def test_job_cancelled_while_its_process_starts_is_stopped(site, seen):
     job_id = site.submit("starts-slowly")
     process = site.child_of(job_id)
     site.store.request_action(job_id, "cancel")
-    seconds = site.eventually(lambda: site.job(job_id).status == "cancelled")
+    seconds = seconds_until(lambda: site.job(job_id).status == "cancelled")
     assert is_over(process)
     assert site.events("starts-slowly") == []
     seen("cancel starting, fake", f"gone after {seconds:.1f} s")
@@ -55,9 +56,9 @@ def test_job_cancelled_while_its_process_starts_is_stopped(site, seen):
 def test_job_cancelled_while_it_saves_leaves_a_whole_state(site, seen):
     job_id = site.submit("saves-slowly", steps=1000)
     directory = site.settings.layout.run("saves-slowly")
-    site.eventually(lambda: list(directory.glob(".state.json.*.tmp")))
+    eventually(lambda: list(directory.glob(".state.json.*.tmp")))
     site.store.request_action(job_id, "cancel")
-    seconds = site.eventually(lambda: site.job(job_id).status == "cancelled")
+    seconds = seconds_until(lambda: site.job(job_id).status == "cancelled")
     assert (directory / "state.json").read_text() == '{"step": 5}'
     seen("cancel saving, fake", f"state whole, gone after {seconds:.1f} s")
 
@@ -67,7 +68,7 @@ def test_trainer_cancelled_while_it_starts_is_stopped(real_site, seen):
     job_id = real_site.submit("starting")
     process = real_site.child_of(job_id)
     real_site.store.request_action(job_id, "cancel")
-    seconds = real_site.eventually(lambda: real_site.job(job_id).status == "cancelled")
+    seconds = seconds_until(lambda: real_site.job(job_id).status == "cancelled")
     assert is_over(process)
     assert real_site.story("starting").steps == []
     seen("cancel starting, real", f"gone after {seconds:.1f} s")
@@ -77,9 +78,9 @@ def test_trainer_cancelled_while_it_starts_is_stopped(real_site, seen):
 def test_trainer_cancelled_while_it_saves_leaves_whole_checkpoints(real_site, seen):
     job_id = real_site.submit("saving", steps=1000, changes={"model": LARGE, "evaluation": {"checkpoint_every": 1}})
     run = Run(real_site.settings.layout.run("saving"))
-    real_site.eventually(lambda: list(run.path.glob(".model_00002.pt.*.tmp")))
+    eventually(lambda: list(run.path.glob(".model_00002.pt.*.tmp")))
     real_site.store.request_action(job_id, "cancel")
-    seconds = real_site.eventually(lambda: real_site.job(job_id).status == "cancelled")
+    seconds = seconds_until(lambda: real_site.job(job_id).status == "cancelled")
     states = run.full_states()
     read = [_size(run, info) for info in states]  # raises where bytes and hash differ
     assert states[0].step >= 2

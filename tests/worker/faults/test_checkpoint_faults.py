@@ -14,8 +14,9 @@ from model_core.storage.events import read_events
 from model_core.storage.files import Layout, read_json
 from model_core.storage.run import Run
 from model_core.train import main
+from tests.polling import eventually
 from tests.worker.event_log import Story
-from tests.worker.harness import eventually, lay_out, real_tree
+from tests.worker.harness import lay_out, real_tree
 
 STEPS, STEP_S = 20, 0.02
 

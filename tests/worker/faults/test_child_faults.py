@@ -7,6 +7,7 @@ import time
 import psutil
 import pytest
 
+from tests.polling import eventually, seconds_until
 from tests.process import is_over
 
 pytestmark = pytest.mark.e2e
@@ -51,7 +52,7 @@ def test_killed_child_resumes_from_its_state(site_of, child, number, seen):
     job_id = site.submit(run, steps=25, step_s=0.04)
     site.until_step(job_id, 7).send_signal(number)
 
-    seconds = site.eventually(lambda: site.story(run).resumed)
+    seconds = seconds_until(lambda: site.story(run).resumed)
     job = site.until(job_id, "succeeded")
 
     story = site.story(run)
@@ -69,7 +70,7 @@ def test_trainer_killed_five_times_gives_the_same_bits(site_of, seen):
     job_id = site.submit("cut", **long)
     signals = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
     for blow, number in enumerate(signals):
-        site.eventually(lambda blow=blow: _steps_after_beginning(site.story("cut"), blow) > 6)
+        eventually(lambda blow=blow: _steps_after_beginning(site.story("cut"), blow) > 6)
         site.child_of(job_id).send_signal(number)
 
     job = site.until(job_id, "succeeded")
@@ -102,7 +103,7 @@ def test_trainer_that_never_comes_to_a_step_spends_the_budget(site_of, seen):
     site = site_of("real")
     job_id = site.submit("never", steps=10)
     for attempt in (1, 2, 3):
-        site.eventually(lambda attempt=attempt: site.job(job_id).attempt == attempt)
+        eventually(lambda attempt=attempt: site.job(job_id).attempt == attempt)
         site.child_of(job_id).kill()
 
     job = site.until(job_id, "failed")
@@ -140,7 +141,7 @@ def test_stopped_trainer_says_where_it_is_and_is_resumed(hurried, seen):
     job_id = site.submit("stopped", steps=100, step_s=0.03)
     site.until_step(job_id, 7).suspend()
 
-    seconds = site.eventually(lambda: site.story("stopped").resumed)
+    seconds = seconds_until(lambda: site.story("stopped").resumed)
     site.until(job_id, "succeeded")
 
     site.story("stopped").check(100)
@@ -153,7 +154,7 @@ def test_child_that_ignores_sigterm_is_killed_after_the_grace(site, seen):
     process = site.until_step(job_id, 1)
 
     site.store.request_action(job_id, "cancel")
-    seconds = site.eventually(lambda: site.job(job_id).status == "cancelled")
+    seconds = seconds_until(lambda: site.job(job_id).status == "cancelled")
 
     assert is_over(process)
     seen("child ignores SIGTERM, fake", f"cancelled after {seconds:.1f} s, grace 1 s")
@@ -166,7 +167,7 @@ def test_killed_child_leaves_no_process_behind(site):
 
     process.kill()
 
-    site.eventually(lambda: site.job(job_id).attempt == 2)
+    eventually(lambda: site.job(job_id).attempt == 2)
     assert is_over(rank)  # though it was in a session of its own
     site.store.request_action(job_id, "cancel")
 

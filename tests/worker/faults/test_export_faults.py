@@ -5,6 +5,7 @@ import pytest
 from model_core.hf.export_folder import exports_of, licence_of
 from model_core.storage.run import Run
 from model_core.storage.trash import lock_exports
+from tests.polling import eventually
 from tests.process import is_over
 from tests.worker.harness import submit_job
 from worker.jobs.spec import parse_spec
@@ -29,7 +30,7 @@ def begun(site, **job):
     job_id = submit_job(site.store, parse_spec(tree), fingerprint=str(job)).job.id
     site.wake()
     events = site.settings.layout.jobs / job_id / "events.jsonl"
-    site.eventually(lambda: events.exists() and b'"start"' in events.read_bytes(), LONG_S)
+    eventually(lambda: events.exists() and b'"start"' in events.read_bytes(), LONG_S)
     return job_id, site.child_of(job_id)
 
 

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from tests.polling import eventually
 from worker.jobs import commands
 from worker.jobs.recovery import salvage, traces
 
@@ -82,7 +83,7 @@ def test_a_job_that_ran_is_paused_once_its_process_is_gone(site, server):
     child = site.until_step(job_id, 3)
 
     lose(server)
-    site.eventually(lambda: not child.is_running())  # its worker no longer holds it
+    eventually(lambda: not child.is_running())  # its worker no longer holds it
     assert bring_back(site) == {job_id: True}
 
     job = site.job(job_id)

@@ -5,6 +5,7 @@ import functools
 import psutil
 import pytest
 
+from tests.polling import eventually, seconds_until
 from tests.process import is_over
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -34,7 +35,7 @@ def site_of(make_site, start_redis):
 
 def family_of(site, job_id):
     """The launcher of a job that trains, and both processes that it started, in the order of their ranks."""
-    site.eventually(lambda: site.job(job_id).progress.step >= 7, LONG_S)
+    eventually(lambda: site.job(job_id).progress.step >= 7, LONG_S)
     launcher = site.child_of(job_id)
     return [launcher, *sorted(launcher.children(), key=lambda process: process.environ()["RANK"])]
 
@@ -55,7 +56,7 @@ def test_job_of_two_processes_goes_on_when_one_is_killed(site_of, child, victim,
     family = family_of(site, job_id)
 
     family[0 if victim is None else victim + 1].kill()
-    seconds = site.eventually(lambda: site.story(run).resumed, LONG_S)
+    seconds = seconds_until(lambda: site.story(run).resumed, LONG_S)
     left = [process for process in family if not is_over(process)]
     job = site.until(job_id, "succeeded", LONG_S)
 
@@ -71,7 +72,7 @@ def test_job_of_two_processes_stops_whole(site_of, child, seen):
     family = family_of(site, job_id)
 
     site.store.request_action(job_id, "cancel")
-    seconds = site.eventually(lambda: site.job(job_id).status == "cancelled", LONG_S)
+    seconds = seconds_until(lambda: site.job(job_id).status == "cancelled", LONG_S)
 
     assert len(family) == 3
     assert [process for process in family if not is_over(process)] == []

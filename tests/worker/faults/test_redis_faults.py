@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.polling import eventually, seconds_until
 from worker.jobs import commands
 from worker.jobs.store import JobStore
 
@@ -23,7 +24,7 @@ def test_redis_stopped_for_a_while_does_not_disturb_the_child(hurried, child, se
     time.sleep(seconds)
     told = site.story("patient").steps[-1]
     server.start()
-    caught_up = site.eventually(lambda: site.job(job_id).progress.step >= told)
+    caught_up = seconds_until(lambda: site.job(job_id).progress.step >= told)
     job = site.until(job_id, "succeeded", timeout_s=90)
 
     story = site.story("patient")
@@ -46,7 +47,7 @@ def test_frozen_redis_costs_no_attempt(hurried, child, seen):
     time.sleep(4.0)  # two leases
     told = site.story("frozen").steps[-1]
     server.send(signal.SIGCONT)
-    caught_up = site.eventually(lambda: site.job(job_id).progress.step >= told)
+    caught_up = seconds_until(lambda: site.job(job_id).progress.step >= told)
 
     assert site.until(job_id, "succeeded", timeout_s=60).attempt == 1
     site.story("frozen").check(160)
@@ -57,7 +58,7 @@ def test_redis_killed_with_a_full_queue_loses_no_job(hurried, seen):
     server, site = hurried(lease_s=60.0, beat_s=0.5)
     site.start_worker(slots=3)
     running = [site.submit(f"running-{n}", steps=80, step_s=0.05) for n in range(3)]
-    site.eventually(lambda: [site.job(job_id).progress.step > 2 for job_id in running] == [True] * 3)
+    eventually(lambda: [site.job(job_id).progress.step > 2 for job_id in running] == [True] * 3)
     queued = [site.submit(f"queued-{n}", ring=False) for n in range(50)]
 
     server.kill()

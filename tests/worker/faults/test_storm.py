@@ -17,8 +17,9 @@ import httpx
 import pytest
 import yaml
 
+from tests.polling import eventually, seconds_until
 from tests.process import is_over
-from tests.worker.harness import Site, eventually
+from tests.worker.harness import Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
 
@@ -132,7 +133,7 @@ def test_no_job_of_a_storm_is_lost_or_differs(hurried, straight, seed, seen):
 
     storm.rage(began + STORM_S)
     submitter.join()
-    seconds = site.eventually(lambda: _over(site, submitter.jobs), CALM_S)
+    seconds = seconds_until(lambda: _over(site, submitter.jobs), CALM_S)
 
     jobs = {run: site.job(job_id) for run, job_id in submitter.jobs.items()}
     assert {run: job.status for run, job in jobs.items()} == dict.fromkeys(RUNS, "succeeded")
@@ -142,7 +143,7 @@ def test_no_job_of_a_storm_is_lost_or_differs(hurried, straight, seed, seen):
     assert [run for run in RUNS if stories[run].bits() != straight.bits()] == []
     validated = straight.bits("validation", "val_loss")
     assert [run for run in RUNS if stories[run].bits("validation", "val_loss") != validated] == []
-    site.eventually(lambda: not site.children())
+    eventually(lambda: not site.children())
 
     attempts = sum(len(story.attempts) for story in stories.values())
     resumed = sum(len(story.resumed) for story in stories.values())

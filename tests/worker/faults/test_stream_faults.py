@@ -36,7 +36,7 @@ class Follower:
         while "succeeded" not in self.statuses[-1:]:
             with contextlib.suppress(httpx.TransportError):
                 self._read(cut_at, on)
-            time.sleep(0.2)
+            time.sleep(0.2)  # before it connects again
 
     def _read(self, cut_at: set[int], on: Mapping[int, Callable[[], object]]) -> None:
         last = str(self.told[-1]["seq"] if self.told else 0)
@@ -71,7 +71,7 @@ def test_client_gets_each_event_once_and_in_order_whatever_breaks(hurried, seen)
 
     def restart_redis() -> None:
         server.kill()
-        time.sleep(1)
+        time.sleep(1)  # and Redis is away for a while
         server.start()
 
     follower.follow(cut_at={9, 30, 51, 90, 130}, on={40: lose_the_worker, 100: restart_redis})

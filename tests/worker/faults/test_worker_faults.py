@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tests.polling import eventually, seconds_until
 from tests.process import is_over
 
 pytestmark = pytest.mark.e2e
@@ -20,8 +21,8 @@ def test_killed_worker_loses_its_job_to_another(hurried, child, seen):
 
     worker.kill()
     worker.wait()
-    site.eventually(lambda: is_over(process))  # it saved at the end of its pipe
-    seconds = site.eventually(lambda: site.story("orphan").resumed)
+    eventually(lambda: is_over(process))  # it saved at the end of its pipe
+    seconds = seconds_until(lambda: site.story("orphan").resumed)
     job = site.until(job_id, "succeeded")
 
     story = site.story("orphan")
@@ -38,7 +39,7 @@ def test_terminated_worker_saves_requeues_and_leaves(hurried, child, seen):
     process = site.until_step(job_id, 2)
 
     worker.terminate()
-    seconds = site.eventually(lambda: worker.poll() is not None)
+    seconds = seconds_until(lambda: worker.poll() is not None)
 
     assert is_over(process)
     assert site.job(job_id).status == "queued"
@@ -60,7 +61,7 @@ def test_signals_that_interrupt_each_other_are_as_one(hurried):
     for _ in range(1000):
         worker.terminate()
         time.sleep(0.0001)
-    site.eventually(lambda: worker.poll() is not None)
+    eventually(lambda: worker.poll() is not None)
 
     assert is_over(process)
     assert site.job(job_id).status == "queued"
@@ -74,11 +75,11 @@ def test_frozen_worker_never_makes_two_trainers(hurried, child, seen):
     process = site.until_step(job_id, 3)
     frozen.send_signal(signal.SIGSTOP)
     site.start_worker()
-    site.eventually(lambda: "another process holds the run" in [change.reason for change in site.job(job_id).history])
+    eventually(lambda: "another process holds the run" in [change.reason for change in site.job(job_id).history])
     assert not is_over(process)  # its lock kept the second one out
 
     frozen.send_signal(signal.SIGCONT)
-    fenced = site.eventually(lambda: is_over(process))
+    fenced = seconds_until(lambda: is_over(process))
     job = site.until(job_id, "succeeded", timeout_s=60)
 
     story = site.story("frozen-worker")
@@ -94,7 +95,7 @@ def test_workers_that_reach_redis_by_two_addresses_share_the_queue(hurried, seen
     server, site = hurried(addresses=("127.0.0.1", "127.0.0.2"))
     first = site.start_worker(redis_url=server.url)
     second = site.start_worker(redis_url=server.url.replace("127.0.0.1", "127.0.0.2"))
-    site.eventually(lambda: len(site.registry.alive("workers")) == 2)
+    eventually(lambda: len(site.registry.alive("workers")) == 2)
     jobs = [site.submit(run, steps=60, step_s=0.05) for run in ("one", "two")]
     assert {site.until_step(job_id, 1).ppid() for job_id in jobs} == {first.pid, second.pid}
 

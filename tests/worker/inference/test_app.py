@@ -2,12 +2,11 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable
 
 import httpx
 
 from model_core.errors import RunNotFound
+from tests.polling import eventually_async
 from worker.inference.app import create_app
 
 
@@ -26,13 +25,6 @@ class SlowModels:
         raise RunNotFound(run)
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        await asyncio.sleep(0.01)
-
-
 def test_a_capture_that_nobody_waits_for_keeps_its_place() -> None:
     models = SlowModels()
 
@@ -41,10 +33,10 @@ def test_a_capture_that_nobody_waits_for_keeps_its_place() -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://inference") as http:
             ask = {"request": {"run": "tiny", "id": "0", "checkpoint": "model_best.pt"}, "sha256": "0" * 64}
             left = asyncio.ensure_future(http.post("/capture", json=ask))
-            await _until(lambda: models.asked == 1)
+            await eventually_async(lambda: models.asked == 1)
             left.cancel()
             second = asyncio.ensure_future(http.post("/capture", json=ask))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the second does not begin in the meantime
             assert models.asked == 1
             models.enough.set()
             return await second

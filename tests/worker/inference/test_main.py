@@ -24,6 +24,7 @@ from model_core.storage.checkpoints import BEST, FINAL, CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer, train_bpe
+from tests.polling import eventually
 from worker.jobs.redis_client import Registry
 
 BLOCK = 512
@@ -47,14 +48,6 @@ def _publish(run: Run, tokenizer: Tokenizer, file: str, *, seed: int, step: int)
     return run.publish(file, writer(state), attempt=1, step=step, full=False, loss=1.0, val_loss=1.0)
 
 
-def _until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-    return value
-
-
 class Inference:
     """A running process and its client."""
 
@@ -65,7 +58,7 @@ class Inference:
         command = [sys.executable, "-m", "worker.inference", "--host", "127.0.0.1", "--port", "0", "--threads", "1"]
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(command, env=environment, stderr=stderr)
-        _until(lambda: "inference ready" in log.read_text() or self.process.poll() is not None, 60)
+        eventually(lambda: "inference ready" in log.read_text() or self.process.poll() is not None, 60)
         self.url = next(word[4:] for word in log.read_text().split() if word.startswith("url="))
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
@@ -210,9 +203,9 @@ def test_a_closed_connection_ends_its_generation(inference: Inference, stream: b
     with socket.create_connection((host, int(port))) as client:
         head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         client.sendall(head.encode() + b"\r\n\r\n" + body)
-        _until(lambda: inference.busy == 1)
+        eventually(lambda: inference.busy == 1)
     left = time.monotonic()
-    _until(lambda: inference.busy == 0)
+    eventually(lambda: inference.busy == 0)
 
     assert time.monotonic() - left < max(0.5, whole_s)  # the rest would have taken eight times as long
 
@@ -231,7 +224,7 @@ def test_it_registers_when_redis_comes_and_deregisters_on_sigterm(
     inference: Inference, absent_redis: Any, connected
 ) -> None:
     registry = Registry(connected(absent_redis.start().url, for_api=False))
-    info = _until(lambda: registry.alive("inference"))[0]
+    info = eventually(lambda: registry.alive("inference"))[0]
     assert (info["url"], info["device"], info["pid"]) == (inference.url, "cpu", inference.process.pid)
 
     inference.process.send_signal(signal.SIGTERM)

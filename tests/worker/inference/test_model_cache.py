@@ -1,7 +1,6 @@
 """ModelCache come and go under a cap of memory."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from model_core.storage.checkpoints import BEST
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.tokenizer import train_bpe
+from tests.polling import eventually
 from worker.inference.model_cache import ModelCache, ModelDoesNotFit, ModelsBusy, ServedModel
 
 ONE_MODEL = 400_000  # bytes: a model of _config with room for four texts takes about 390,000
@@ -111,7 +111,7 @@ def test_a_model_in_use_is_never_taken_away(make_models: Callable[..., ModelCach
     with pytest.raises(ModelsBusy):
         get_best(models, "b")
     request.cancel()
-    _until(lambda: not served.engine.open_requests)
+    eventually(lambda: not served.engine.open_requests)
 
     assert get_best(models, "b").engine.alive
 
@@ -170,10 +170,3 @@ def test_a_checkpoint_that_was_deleted_meanwhile_is_named(
 
     with pytest.raises(CheckpointNotReady):
         make_models(ONE_MODEL).get("a", resolved.file, resolved.sha256)
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -1,10 +1,10 @@
-"""Train, test or do both, from a configuration file: the program that a person runs and that a worker starts.
+"""Train, test or do both, as a configuration file says: the program that a person runs and that a worker starts.
 
     python -m model_core.train --config configs/baseline.yaml --gpu 0
 
-SIGTERM, Ctrl-C, or the end of standard input when a supervisor started it: the state is saved and the exit code
-is 75. The handlers are installed before torch is loaded, so a stop during start-up is heeded too. Started by torchrun
-or model_core.launch it is one of several processes that train together; then rank 0 alone writes.
+On SIGTERM, Ctrl-C or the end of a supervisor's pipe on standard input, the state is saved and the exit code is 75. The
+handlers are installed before torch is loaded, so that a stop during start-up works too. torchrun and model_core.launch
+start several of these processes, which train together; then only rank 0 writes to disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_core.hardware.allocator import reexec_with_malloc_env
 
-if __name__ == "__main__":  # here, because it begins again: nothing heavy is imported twice
+if __name__ == "__main__":  # before the heavy imports, because it may start the program anew
     reexec_with_malloc_env()
 
 from model_core.budget import budget_of
@@ -54,12 +54,13 @@ from model_core.errors import (
 )
 from model_core.launch import DistEnv, dist_env
 from model_core.report import preflight
-from model_core.storage.dataset import dataset_of
+from model_core.storage.dataset import Dataset, dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.training.start import OpenedRun, claim_run, create_or_open_run, emit_start_event, resolve_config
 
 if TYPE_CHECKING:
+    from model_core.hardware.device import Runtime
     from model_core.training.distributed import Rendezvous
     from model_core.training.trainer import TrainState
 
@@ -70,25 +71,25 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program.
 
     Args:
-        argv: Arguments; the process' own if not given.
+        argv: Command-line arguments; None takes those of the process.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 bad input, 75 stopped with a checkpoint, 76 run busy.
     """
     arguments = _parser().parse_args(argv)
-    arguments.token = token_from(os.environ)  # of the hub; here alone is the environment read
+    arguments.token = token_from(os.environ)  # of the hub; only this program reads the environment
     stop = ShutdownSignal()
 
     def on_refusal(error: ModelCoreError) -> None:
-        if arguments.attempt is not None:  # there is no run to write it in: it stands beside the configuration
+        if arguments.attempt is not None:  # no run exists, so it is recorded beside the configuration
             refuse(Path(arguments.config).parent, arguments.attempt, error)
 
     def body() -> int:
-        place = dist_env(os.environ)
-        stop.listen(stdin=arguments.attempt is not None, parent=place.launched)
-        if place.is_main:
-            return _run(arguments, place, stop, on_refusal)
-        return _follow(arguments, place, stop)
+        env = dist_env(os.environ)
+        stop.listen(stdin=arguments.attempt is not None, parent=env.launched)
+        if env.is_main:
+            return _run(arguments, env, stop, on_refusal)
+        return _follow(arguments, env, stop)
 
     return exit_code(body, on_refusal)
 
@@ -115,35 +116,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, place: DistEnv, stop: ShutdownSignal, on_refusal: OnRefusal) -> int:
+def _run(arguments: argparse.Namespace, env: DistEnv, stop: ShutdownSignal, on_refusal: OnRefusal) -> int:
     """Run rank 0."""
-    parsed, layout = _read(arguments, place)
+    parsed, layout = _read(arguments, env)
     log_to_stderr(verbose=parsed.config.logging.verbose)
-    if place.world_size == 1:
+    if env.world_size == 1:
         program = _train if parsed.config.execution.train else _test
         return program(arguments, parsed, layout, stop)
 
     from model_core.training.distributed import Rendezvous
 
-    rendezvous = Rendezvous(place)
+    rendezvous = Rendezvous(env)
     code = exit_code(lambda: _train(arguments, parsed, layout, stop, rendezvous), on_refusal)
     rendezvous.finish(code)
     return code
 
 
-def _read(arguments: argparse.Namespace, place: DistEnv) -> tuple[ParsedConfig, Layout]:
+def _read(arguments: argparse.Namespace, env: DistEnv) -> tuple[ParsedConfig, Layout]:
     """Parse the configuration, which nothing in this process validates again, and find the directories."""
     renamed = [f"experiment_name={arguments.run}"] if arguments.run else []
     parsed = read_config(arguments.config, [*arguments.overrides, *renamed])
     layout = Layout.under(arguments.data_root) if arguments.data_root else Layout.of(parsed.config)
-    if place.world_size > 1:
+    if env.world_size > 1:
         if not parsed.config.execution.train:
-            raise InvalidParameter(f"a test runs in one process, not in {place.world_size}: start it without torchrun")
+            raise InvalidParameter(f"a test runs in one process, not in {env.world_size}: start it without torchrun")
         if arguments.gpu is not None:
             raise InvalidParameter(
-                f"--gpu {arguments.gpu} does not go with {place.world_size} processes: each takes its own"
+                f"--gpu {arguments.gpu} does not go with {env.world_size} processes: each takes its own"
             )
-        if problems := tuple(check_batch_divides(parsed.config.training, place.world_size)):
+        if problems := tuple(check_batch_divides(parsed.config.training, env.world_size)):
             raise InvalidConfig(problems)
     return parsed, layout
 
@@ -155,7 +156,7 @@ def _train(
     stop: ShutdownSignal,
     rendezvous: Rendezvous | None = None,
 ) -> int:
-    opened = create_or_open_run(arguments, parsed.config, layout, rendezvous.place if rendezvous else DistEnv())
+    opened = create_or_open_run(arguments, parsed.config, layout, rendezvous.env if rendezvous else DistEnv())
     run = opened.run
     with run.lock(timeout_s=5 if arguments.attempt else 0):
         number = claim_run(arguments, run)
@@ -186,17 +187,15 @@ def _train_attempt(
     if stop():
         return attempt.stopped(stop.reason)
 
-    from model_core.checkpoint import load_model
     from model_core.hardware import device
     from model_core.optim import parameter_counts
     from model_core.training.callbacks import build_callbacks
     from model_core.training.distributed import ProcessGroup
-    from model_core.training.evaluate import run_test
     from model_core.training.resume import begin
     from model_core.training.setup import build_train_state, runtime_of
     from model_core.training.trainer import train
 
-    runtime = runtime_of(config, rendezvous.place if rendezvous else DistEnv(), arguments.gpu)
+    runtime = runtime_of(config, rendezvous.env if rendezvous else DistEnv(), arguments.gpu)
     if (resolved := resolve_config(config, dataset, runtime)) != config:
         run.write_config(resolved)
     config = resolved
@@ -204,10 +203,10 @@ def _train_attempt(
     device.apply(runtime)
     if rendezvous:
         rendezvous.start(stop)
-    ranks = ProcessGroup.join(rendezvous, runtime.device) if rendezvous else ProcessGroup()
-    state = build_train_state(config, runtime, dataset, attempt.emit, ranks)
+    process_group = ProcessGroup.join(rendezvous, runtime.device) if rendezvous else ProcessGroup()
+    state = build_train_state(config, runtime, dataset, attempt.emit, process_group)
     sizes = {"max_steps": state.max_steps, "batch_size": state.batch_size, "accumulation": state.accumulation}
-    facts = {**parameter_counts(state.model), **sizes, "processes": ranks.world_size}
+    facts = {**parameter_counts(state.model), **sizes, "processes": process_group.world_size}
     emit_start_event(attempt.emit, requested, runtime, arguments.gpu, **facts)
     begin(state, run, layout, attempt.emit, opened.init)
 
@@ -216,13 +215,28 @@ def _train_attempt(
         finished = train(state, callbacks, stop)
     finally:
         attempt.facts |= _summary(state)
-        ranks.close()
+        process_group.close()
     if finished and config.execution.test:
-        loaded = load_model(run, config.testing.checkpoint_path, like=config)
-        finished = run_test(
-            loaded, run, config.testing, dataset=dataset, layout=layout, runtime=runtime, attempt=attempt, stop=stop
-        )
+        finished = _test_trained(run, config, dataset, layout, runtime, attempt, stop)
     return DONE if finished else attempt.stopped(stop.reason or "a stop of another process")
+
+
+def _test_trained(
+    run: Run,
+    config: ExperimentConfig,
+    dataset: Dataset,
+    layout: Layout,
+    runtime: Runtime,
+    attempt: Attempt,
+    stop: ShutdownSignal,
+) -> bool:
+    from model_core.checkpoint import load_model
+    from model_core.training.evaluate import run_test
+
+    loaded = load_model(run, config.testing.checkpoint_path, like=config)
+    return run_test(
+        loaded, run, config.testing, dataset=dataset, layout=layout, runtime=runtime, attempt=attempt, stop=stop
+    )
 
 
 def _summary(state: TrainState) -> dict[str, Any]:
@@ -230,9 +244,12 @@ def _summary(state: TrainState) -> dict[str, Any]:
     from model_core.hardware.memory import peak_bytes
     from model_core.hardware.throughput import summarise
 
-    runtime, flops = state.runtime, budget_of(state.config).flops_per_token // state.ranks.world_size  # of one device
+    runtime, flops = (
+        state.runtime,
+        budget_of(state.config).flops_per_token // state.process_group.world_size,
+    )  # of one device
     gpu = runtime.gpu.name if runtime.gpu else None
-    speed = summarise(state.pace, flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
+    speed = summarise(state.throughput, flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
     log.info("trained step=%d loss=%s %s", state.step, state.loss, " ".join(f"{k}={v!r}" for k, v in speed.items()))
     return {
         "step": state.step,
@@ -259,23 +276,23 @@ def _test(arguments: argparse.Namespace, parsed: ParsedConfig, layout: Layout, s
     return make_attempt(directory, number, body, log_to_file=parsed.config.logging.log_to_file)
 
 
-def _follow(arguments: argparse.Namespace, place: DistEnv, stop: ShutdownSignal) -> int:
+def _follow(arguments: argparse.Namespace, env: DistEnv, stop: ShutdownSignal) -> int:
     """Run another rank: the same steps on other rows, and nothing on disk. Rank 0 reports what goes wrong here."""
     logging.basicConfig(level=logging.ERROR)
     try:
-        parsed, layout = _read(arguments, place)
+        parsed, layout = _read(arguments, env)
     except ModelCoreError:  # rank 0 reports it
         return BAD_INPUT
 
     from model_core.training.distributed import RankFailed, Rendezvous
 
-    rendezvous = Rendezvous(place)
+    rendezvous = Rendezvous(env)
     with contextlib.ExitStack() as closing:  # after the error is reported, since the other ranks notice the end
         try:
             if rendezvous.wait_to_begin() and _follow_steps(parsed.config, layout, rendezvous, stop, closing):
                 return DONE
         except (Stopped, RankFailed, NonFiniteLoss, OutOfMemory) as error:  # rank 0 has seen it too
-            log.debug("left rank=%d reason=%s", place.rank, error)
+            log.debug("left rank=%d reason=%s", env.rank, error)
         except Exception as error:  # noqa: BLE001 - the edge of the process
             rendezvous.report_failure(describe(error))
             return FAILED
@@ -298,13 +315,13 @@ def _follow_steps(
 
     run = Run.open(layout.run(config.experiment_name))
     config = run.config(like=config)  # as rank 0 resolved it
-    runtime = runtime_of(config, rendezvous.place)
+    runtime = runtime_of(config, rendezvous.env)
     device.apply(runtime)
     rendezvous.join()
-    ranks = ProcessGroup.join(rendezvous, runtime.device)
-    closing.callback(ranks.close)
-    emit = partial(_log_event, rendezvous.place.rank)
-    state = build_train_state(config, runtime, dataset_of(config, layout), emit, ranks)
+    process_group = ProcessGroup.join(rendezvous, runtime.device)
+    closing.callback(process_group.close)
+    emit = partial(_log_event, rendezvous.env.rank)
+    state = build_train_state(config, runtime, dataset_of(config, layout), emit, process_group)
     begin(state, run, layout, lambda *_, **__: None)  # rank 0 writes these events
     return train(state, (), stop)
 

@@ -68,12 +68,12 @@ def peak_flops(gpu: str, dtype: str, *, tf32: bool) -> float | None:
 
 
 def summarise(
-    pace: ThroughputMeter, flops_per_token: int, *, gpu: str | None, dtype: str, tf32: bool
+    meter: ThroughputMeter, flops_per_token: int, *, gpu: str | None, dtype: str, tf32: bool
 ) -> dict[str, Any]:
     """The facts at the end of a training.
 
     Args:
-        pace: What was measured.
+        meter: What was measured.
         flops_per_token: Forward and backward, of the model.
         gpu: Its name; None on another device.
         dtype: Number format of the matrix products.
@@ -82,13 +82,13 @@ def summarise(
     Returns:
         ``tokens_per_s``, ``data_wait_share`` and ``mfu``, which is None with an ``mfu_reason`` where no peak is known.
     """
-    if not pace.seconds:
+    if not meter.seconds:
         reason = "no step was taken"
         return {"tokens_per_s": None, "data_wait_share": None, "mfu": None, "mfu_reason": reason}
-    speed = pace.tokens / pace.seconds
+    speed = meter.tokens / meter.seconds
     facts: dict[str, Any] = {
         "tokens_per_s": round(speed, 1),
-        "data_wait_share": round(pace.waiting_s / pace.seconds, 4),
+        "data_wait_share": round(meter.waiting_s / meter.seconds, 4),
         "mfu": None,
     }
     if gpu is None:

@@ -1,7 +1,7 @@
-"""What listens to a run: events, validation, samples, checkpoints, log lines and the progress bar.
+"""Callbacks of the training loop: events, validation, samples, checkpoints, log lines and the progress bar.
 
-They stand in one ordered list, so that a checkpoint knows the validation loss of its step. None of them touches
-the random numbers or the data of the next step.
+They are called in one order, so that a checkpoint has the validation loss of its step. None of them changes the random
+numbers or the data of the next step.
 """
 
 from __future__ import annotations
@@ -33,14 +33,25 @@ from model_core.training.trainer import Callback, StepResult, TrainState
 
 log = logging.getLogger(__name__)
 
-_AROUND_TENSORS = 64 << 10  # bytes of a checkpoint for names, configuration and the archive itself
-_AROUND_TEXT = 16
+_OVERHEAD_BYTES = 64 << 10  # of a checkpoint: names, configuration and the archive itself
+_TEXT_OVERHEAD_BYTES = 16
 
 
 def build_callbacks(
     config: ExperimentConfig, run: Run, *, attempt: int, dataset: Dataset, emit: Emit
 ) -> list[Callback]:
-    """The callbacks of a run, in the order in which they are told."""
+    """Build the callbacks of a run.
+
+    Args:
+        config: Configuration of the run.
+        run: Directory of the run.
+        attempt: Number of the attempt.
+        dataset: Dataset with the validation split.
+        emit: Writes events.
+
+    Returns:
+        The callbacks, in the order in which the loop calls them.
+    """
     present: list[Callback] = [Events(emit), Validation(dataset, emit)]
     if config.evaluation.sample_num:
         present.append(Samples(emit))
@@ -51,20 +62,33 @@ def build_callbacks(
 
 
 class Events(Callback):
-    """Writes every step, and what became of it."""
+    """Writes ``step`` events, and warnings about what a step did.
+
+    Args:
+        emit: Writes events.
+    """
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
 
     def on_start(self, state: TrainState) -> None:
-        """Warn that the micro batch is still smaller than configured."""
+        """Warn when the micro batch is still smaller than configured.
+
+        Args:
+            state: State before the step.
+        """
         configured = state.config.training.batch_size
         if state.batch_size < configured:
             detail = f"memory ran out earlier in this run: batch_size stays {state.batch_size} instead of {configured}"
             self._emit_halved(state, configured, detail)
 
     def on_halved(self, state: TrainState, before: int) -> None:
-        """Warn that the micro batch is smaller from here on."""
+        """Warn that the micro batch is smaller from here on.
+
+        Args:
+            state: State with the smaller micro batch.
+            before: Rows of a micro batch that did not fit.
+        """
         where = f"memory ran out at step {state.step + 1} with batch_size {before}"
         self._emit_halved(state, before, f"{where}; going on with {state.batch_size} at the same total")
 
@@ -72,7 +96,12 @@ class Events(Callback):
         self._emit("warning", code="batch_halved", detail=detail, step=state.step, old=old, new=state.batch_size)
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Write loss, learning rate, gradient norm and speed; warn when nothing was updated."""
+        """Write loss, learning rate, gradient norm and speed; warn when nothing was updated.
+
+        Args:
+            state: State after the step.
+            result: What the step measured.
+        """
         if result.overflowed_scale is not None:
             detail = (
                 f"gradients overflowed float16 at scale {result.overflowed_scale:g}; step {state.step} updated nothing"
@@ -89,9 +118,13 @@ class Events(Callback):
 
 
 class Validation(Callback):
-    """Measures the validation loss before the first step, every so many steps, and after the last.
+    """Measures the validation loss before the first step, every ``val_loss_every`` steps, and after the last.
 
-    It has a micro batch of its own: always of the same windows, with fewer rows at once when memory ran out.
+    It always reads the same windows. When memory runs out it uses fewer rows at once, independently of the training.
+
+    Args:
+        dataset: Dataset with the validation split.
+        emit: Writes ``validation`` events and warnings.
     """
 
     def __init__(self, dataset: Dataset, emit: Emit) -> None:
@@ -100,12 +133,21 @@ class Validation(Callback):
         self._most_rows: int | None = None
 
     def on_start(self, state: TrainState) -> None:
-        """Measure the untrained model."""
+        """Measure the loss of the untrained model.
+
+        Args:
+            state: State before the step.
+        """
         if state.step == 0:
             self._validate(state)
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Measure when it is time, and remember the best."""
+        """Measure the loss when it is due, and record the best in the state.
+
+        Args:
+            state: State after the step.
+            result: What the step measured.
+        """
         if state.step % state.config.evaluation.val_loss_every and state.step != state.max_steps:
             return
         self._validate(state)
@@ -152,13 +194,22 @@ class Validation(Callback):
 
 
 class Samples(Callback):
-    """Lets the model write."""
+    """Generates samples every ``sample_every`` steps.
+
+    Args:
+        emit: Writes ``sample`` events.
+    """
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Write samples when it is time."""
+        """Generate samples when they are due.
+
+        Args:
+            state: State after the step.
+            result: What the step measured.
+        """
         evaluation = state.config.evaluation
         if state.step % evaluation.sample_every and state.step != state.max_steps:
             return
@@ -176,17 +227,28 @@ class Samples(Callback):
 
 
 class Checkpoints(Callback):
-    """Keeps the best and the final weights, periodic full states and a rolling one."""
+    """Saves the best and the final parameters, periodic full states and a rolling one.
+
+    Args:
+        run: Directory of the run.
+        attempt: Number of the attempt, for the sidecars.
+        emit: Writes ``checkpoint`` events.
+    """
 
     def __init__(self, run: Run, attempt: int, emit: Emit) -> None:
         self._run, self._attempt, self._emit = run, attempt, emit
         self._last_full = time.monotonic()
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Save what is due."""
+        """Save the checkpoints that are due.
+
+        Args:
+            state: State after the step.
+            result: What the step measured.
+        """
         keep = state.config.checkpoint
         if keep.save_best and state.best_step == state.step:
-            self._save(state, BEST, _weights(state), full=False)
+            self._save(state, BEST, _parameters(state), full=False)
         if state.step % state.config.evaluation.checkpoint_every == 0:
             self._save(state, periodic_name(state.step), state.full(), full=True)
             self._run.prune(state.config.evaluation.max_checkpoints_to_keep)
@@ -194,10 +256,15 @@ class Checkpoints(Callback):
             self._save_latest(state)
 
     def on_end(self, state: TrainState, *, stopped: bool) -> None:
-        """Save the state to go on from, and the final weights if this is the end."""
+        """Save the state to continue from, and the final parameters if the run is complete.
+
+        Args:
+            state: State after the last step taken.
+            stopped: Whether the run ends before its last step.
+        """
         self._save_latest(state)
         if state.config.checkpoint.save_final and not stopped:
-            self._save(state, FINAL, _weights(state), full=False)
+            self._save(state, FINAL, _parameters(state), full=False)
 
     def _save_latest(self, state: TrainState) -> None:
         self._save(state, LATEST, state.full(), full=True, keep_as=PREVIOUS)
@@ -214,31 +281,16 @@ class Checkpoints(Callback):
         log.info("checkpoint saved run=%s file=%s step=%d", self._run.name, file, state.step)
 
 
-def size_bytes(state: State) -> int:
-    """How large the file of a state will be at most: numbers, shared ones once, texts, and a little around them."""
-    numbers: dict[int, int] = {}
-    texts, waiting = 0, [state]
-    while waiting:
-        value: Any = waiting.pop()
-        if isinstance(value, torch.Tensor):
-            storage = value.untyped_storage()
-            numbers[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(value, str):
-            texts += len(value) + _AROUND_TEXT
-        elif isinstance(value, dict | list | tuple):
-            waiting.extend(value.values() if isinstance(value, dict) else value)
-    return sum(numbers.values()) + texts + _AROUND_TENSORS
-
-
-def _weights(state: TrainState) -> State:
-    return parameters_state(state.model, state.config, state.tokenizer, state.step)
-
-
 class LogLines(Callback):
-    """A line for people, every log_interval steps."""
+    """Logs one line every ``log_interval`` steps."""
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Write the line when it is due."""
+        """Log the line when it is due.
+
+        Args:
+            state: State after the step.
+            result: What the step measured.
+        """
         if state.step % state.config.logging.log_interval == 0:
             log.info(
                 "step=%d/%d loss=%.4f lr=%.3e grad_norm=%.3f tokens_per_s=%.0f",
@@ -247,7 +299,7 @@ class LogLines(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar on the terminal."""
+    """Shows a progress bar on the terminal."""
 
     def __init__(self) -> None:
         columns = (
@@ -260,18 +312,54 @@ class ProgressBar(Callback):
         self._progress = Progress(*columns, console=Console(stderr=True))
 
     def on_start(self, state: TrainState) -> None:
-        """Show the bar."""
+        """Show the bar.
+
+        Args:
+            state: State before the step.
+        """
         self._progress.start()
         self._task = self._progress.add_task(
             "train", total=state.max_steps, completed=state.step, loss="-", val="-", speed="-"
         )
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Move it."""
+        """Advance the bar.
+
+        Args:
+            state: State after the step.
+            result: What the step measured.
+        """
         val = "-" if state.val_loss is None else f"{state.val_loss:.3f}"
         speed = f"{result.tokens_per_s:,.0f}"
         self._progress.update(self._task, completed=state.step, loss=f"{result.loss:.3f}", val=val, speed=speed)
 
     def close(self) -> None:
-        """Leave it as it stands."""
+        """Stop the bar and leave its last state on the terminal."""
         self._progress.stop()
+
+
+def size_bytes(state: State) -> int:
+    """Estimate the size of a state's file: the tensors, shared ones once, the texts, and a constant.
+
+    Args:
+        state: Content of the checkpoint.
+
+    Returns:
+        An upper bound in bytes.
+    """
+    numbers: dict[int, int] = {}
+    texts, waiting = 0, [state]
+    while waiting:
+        value: Any = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            numbers[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, str):
+            texts += len(value) + _TEXT_OVERHEAD_BYTES
+        elif isinstance(value, dict | list | tuple):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return sum(numbers.values()) + texts + _OVERHEAD_BYTES
+
+
+def _parameters(state: TrainState) -> State:
+    return parameters_state(state.model, state.config, state.tokenizer, state.step)

@@ -90,7 +90,7 @@ def begin(state: TrainState, run: Run, layout: Layout, emit: Emit, init: InitRef
     if state.step == 0 and (init := init or find_init_checkpoint(state.config, layout)):
         init_from(state, load_init_checkpoint(init, state.config.model), emit)
         state.resize(state.config.training.batch_size)  # what did not fit elsewhere may fit here
-    state.ranks.check_that_all_begin_alike(state.model, state.step)
+    state.process_group.check_that_all_begin_alike(state.model, state.step)
 
 
 def resume(state: TrainState, run: Run, emit: Emit) -> None:
@@ -121,11 +121,10 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
         raise CheckpointMismatch(f"{info.file} and config.yaml differ: {'; '.join(different)}")
     check_tokenizer(state, saved, info.file)
     state.restore(saved)
-    if (before := saved.get("processes", 1)) != state.ranks.world_size:
-        detail = (
-            f"{info.file} is of {before} processes, and {state.ranks.world_size} go on from it: no text is skipped or"
-        )
-        emit("warning", code="processes_changed", detail=f"{detail} repeated, and the last bits of losses are others")
+    if (before := saved.get("processes", 1)) != state.process_group.world_size:
+        change = f"{info.file} is of {before} processes, and {state.process_group.world_size} go on from it"
+        detail = f"{change}: no text is skipped or repeated, and the last bits of losses are others"
+        emit("warning", code="processes_changed", detail=detail)
     emit("resumed", file=info.file, step=info.step)
     log.info("resumed run=%s file=%s step=%d", run.name, info.file, info.step)
 

@@ -34,12 +34,12 @@ from model_core.training.trainer import TrainState
 log = logging.getLogger(__name__)
 
 
-def runtime_of(config: ExperimentConfig, place: DistEnv, gpu: int | None = None) -> device.Runtime:
+def runtime_of(config: ExperimentConfig, env: DistEnv, gpu: int | None = None) -> device.Runtime:
     """Choose the hardware of one process.
 
     Args:
         config: Requested hardware.
-        place: Rank of the process. One of several takes the GPU of its local rank and a share of the cores.
+        env: Rank of the process. One of several takes the GPU of its local rank and a share of the cores.
         gpu: Index among the visible GPUs from the command line.
 
     Returns:
@@ -49,19 +49,19 @@ def runtime_of(config: ExperimentConfig, place: DistEnv, gpu: int | None = None)
         DeviceUnavailable: The requested device does not exist, or processes cannot share it.
     """
     machine = describe_machine()
-    if place.world_size == 1:
+    if env.world_size == 1:
         return device.decide(config, machine, gpu)
     if machine.gpus and config.device.device in {"auto", "cuda"}:
-        gpu = place.local_rank
-    machine = replace(machine, cores=max(1, machine.cores // place.local_world))
+        gpu = env.local_rank
+    machine = replace(machine, cores=max(1, machine.cores // env.local_world))
     runtime = device.decide(config, machine, gpu)
     if runtime.device_type == "mps":
-        raise DeviceUnavailable(f"{place.world_size} processes cannot share a Metal device; set device.device to cpu")
+        raise DeviceUnavailable(f"{env.world_size} processes cannot share a Metal device; set device.device to cpu")
     return runtime
 
 
 def build_train_state(
-    config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit: Emit, ranks: ProcessGroup | None = None
+    config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit: Emit, process_group: ProcessGroup | None = None
 ) -> TrainState:
     """Build model, optimizer and loader from the seed.
 
@@ -70,7 +70,7 @@ def build_train_state(
         runtime: Hardware to use.
         dataset: Dataset with the training split and the tokenizer.
         emit: Writes ``warning`` events.
-        ranks: Processes that train together; None means this process alone.
+        process_group: Processes that train together; None means this process alone.
 
     Returns:
         The state before step 0.
@@ -78,8 +78,8 @@ def build_train_state(
     Raises:
         InvalidConfig: The rows of a step cannot be divided among the processes.
     """
-    training, ranks = config.training, ranks or ProcessGroup()
-    if problems := tuple(check_batch_divides(training, ranks.world_size)):
+    training, process_group = config.training, process_group or ProcessGroup()
+    if problems := tuple(check_batch_divides(training, process_group.world_size)):
         raise InvalidConfig(problems)
     torch.manual_seed(config.device.seed)
     model = GPT(config.model).to(runtime.device)
@@ -90,8 +90,8 @@ def build_train_state(
         config.data.shuffle,
         config.device.seed,
         config.model.vocab_size,
-        ranks.place.rank,
-        ranks.world_size,
+        process_group.env.rank,
+        process_group.world_size,
     )
     return TrainState(
         config=config,
@@ -104,7 +104,7 @@ def build_train_state(
             load_tokens(dataset.train), loader, device=runtime.device, pinned=runtime.pinned, name=dataset.train.name
         ),
         forward=compiled(model, runtime.compile_mode, emit) if runtime.compile_mode else model,
-        ranks=ranks,
+        process_group=process_group,
     )
 
 

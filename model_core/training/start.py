@@ -53,7 +53,7 @@ class OpenedRun:
 
 
 def create_or_open_run(
-    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: DistEnv
+    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, env: DistEnv
 ) -> OpenedRun:
     """Create the run, or open the one to resume.
 
@@ -61,7 +61,7 @@ def create_or_open_run(
         arguments: Arguments of the program: ``resume``, ``overrides``, ``job_id``, ``gpu``, ``token``.
         config: Requested configuration.
         layout: Directories of the data root.
-        place: Rank of this process.
+        env: Rank of this process.
 
     Returns:
         The run; a new one is complete on disk.
@@ -83,7 +83,7 @@ def create_or_open_run(
         return OpenedRun(Run.open(path))
     if path.exists():
         raise RunExists(path.name, next_free_name(path))
-    config, init = _check_and_resolve(arguments, config, layout, place)
+    config, init = _check_and_resolve(arguments, config, layout, env)
     return OpenedRun(Run.create(path, config, arguments.job_id), config, init)
 
 
@@ -164,7 +164,7 @@ def ignored_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def _check_and_resolve(
-    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, place: DistEnv
+    arguments: argparse.Namespace, config: ExperimentConfig, layout: Layout, env: DistEnv
 ) -> tuple[ExperimentConfig, InitReference | None]:
     """Refuse what would fail at once, so that no run is created and the name stays free."""
     dataset = dataset_of(config, layout)
@@ -180,7 +180,7 @@ def _check_and_resolve(
     from model_core.training.setup import runtime_of
     from model_core.training.tracking import require_trackers
 
-    runtime = runtime_of(config, place, arguments.gpu)
+    runtime = runtime_of(config, env, arguments.gpu)
     require_trackers(config)
     init = find_init_checkpoint(config, layout)
     if init is not None:

@@ -1,7 +1,7 @@
-"""The curves of a run for TensorBoard and for Weights & Biases: the numbers of events.jsonl, in their files.
+"""Curves of a run for TensorBoard and for Weights & Biases, with the numbers of events.jsonl.
 
-Each is a package of its own that is imported only where the configuration turns it on. A later attempt goes on in the
-same series. A tracker that fails is left with a warning: no training ends for it.
+Each of the two packages is imported only if the configuration enables it. A later attempt continues the same series. A
+logger that fails is dropped with a warning, and the training continues.
 """
 
 from __future__ import annotations
@@ -27,20 +27,28 @@ _ONLINE_TIMEOUT_S = 30.0
 
 
 class ExperimentLogger(Protocol):
-    """Where a tracker writes."""
+    """Writes time series, by step."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to each series."""
+        """Add one point to each series.
+
+        Args:
+            step: Step of the values.
+            values: Value by name of the series.
+        """
 
     def close(self) -> None:
-        """Put everything on disk."""
+        """Write everything to disk."""
 
 
 def require_trackers(config: ExperimentConfig) -> None:
-    """Refuse a configuration whose trackers are not installed.
+    """Refuse a configuration whose loggers are not installed.
+
+    Args:
+        config: Section `logging` enables them.
 
     Raises:
-        PackageMissing: It names the key, and what to install.
+        PackageMissing: A package is missing; the message names the key and what to install.
     """
     chosen = {"tensorboard": config.logging.tensorboard, "wandb": config.logging.wandb != "off"}
     for name, is_on in chosen.items():
@@ -49,7 +57,20 @@ def require_trackers(config: ExperimentConfig) -> None:
 
 
 def trackers(config: ExperimentConfig, run: Run, *, dataset: Dataset, emit: Emit) -> list[Callback]:
-    """The trackers that the configuration turns on."""
+    """Build the callbacks of the loggers that the configuration enables.
+
+    Args:
+        config: Section `logging` enables them.
+        run: Directory of the run, for their files.
+        dataset: Dataset, for bits per byte.
+        emit: Writes warnings.
+
+    Returns:
+        The callbacks.
+
+    Raises:
+        PackageMissing: See `require_trackers`.
+    """
     require_trackers(config)
     mode, present = config.logging.wandb, []
     if config.logging.tensorboard:
@@ -60,44 +81,52 @@ def trackers(config: ExperimentConfig, run: Run, *, dataset: Dataset, emit: Emit
 
 
 class Tracker(Callback):
-    """Tells a book what the events tell of losses and speed."""
+    """Passes losses and speed to a logger.
 
-    def __init__(self, begin: Callable[[int], ExperimentLogger], dataset: Dataset, emit: Emit) -> None:
-        """Prepare to.
+    Args:
+        open_logger: Opens the logger, given the first step that will be written.
+        dataset: Dataset, for bits per byte.
+        emit: Writes a warning when the logger fails.
+    """
 
-        Args:
-            begin: Opens the book, given the first step that will be told.
-            dataset: For bits a byte.
-            emit: Told ``warning`` when the book fails.
-        """
-        self._begin, self._dataset, self._emit = begin, dataset, emit
-        self._book: ExperimentLogger | None = None
+    def __init__(self, open_logger: Callable[[int], ExperimentLogger], dataset: Dataset, emit: Emit) -> None:
+        self._open_logger, self._dataset, self._emit = open_logger, dataset, emit
+        self._logger: ExperimentLogger | None = None
 
     def on_start(self, state: TrainState) -> None:
-        """Open the book; before the first step it holds the validation loss of the untrained model."""
+        """Open the logger, and write the validation loss of the untrained model at step 0.
+
+        Args:
+            state: State before the step.
+        """
 
         def begin() -> None:
-            self._book = self._begin(state.step + 1 if state.step else 0)
+            self._logger = self._open_logger(state.step + 1 if state.step else 0)
             if state.step == 0:
-                self._book.write(0, self._validation(state))
+                self._logger.write(0, self._validation(state))
 
         self._try(begin)
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Add what the step measured."""
+        """Write what the step measured.
+
+        Args:
+            state: State after the step.
+            result: What the step measured.
+        """
         values = {
             "loss": result.loss,
             "lr": result.lr,
             "grad_norm": result.grad_norm,
             "tokens_per_s": round(result.tokens_per_s, 1),
         }
-        if book := self._book:
-            self._try(lambda: book.write(state.step, values | self._validation(state)))
+        if logger := self._logger:
+            self._try(lambda: logger.write(state.step, values | self._validation(state)))
 
     def close(self) -> None:
-        """Close the book."""
-        if book := self._book:
-            self._try(book.close)
+        """Close the logger."""
+        if logger := self._logger:
+            self._try(logger.close)
 
     def _validation(self, state: TrainState) -> dict[str, float]:
         if state.val_loss is None or state.val_step != state.step:
@@ -109,26 +138,30 @@ class Tracker(Callback):
         try:
             action()
         except Exception as error:  # noqa: BLE001 - a program of others: whatever breaks there, the training goes on
-            self._book = None
+            self._logger = None
             self._emit("warning", code="tracking_stopped", detail=f"{type(error).__name__}: {str(error)[:300]}")
 
 
 class TensorBoard:
-    """Event files for `tensorboard --logdir`."""
+    """Event files for `tensorboard --logdir`, beside those of earlier attempts.
+
+    Args:
+        directory: Directory of the files.
+        first: First step of this attempt; what earlier attempts wrote from it on is void.
+    """
 
     def __init__(self, directory: Path, first: int) -> None:
-        """Open a file beside those of earlier attempts.
-
-        Args:
-            directory: Where the files lie.
-            first: What earlier attempts told of this step and later ones is void.
-        """
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(directory), purge_step=first)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to each series."""
+        """Add one point to each series.
+
+        Args:
+            step: Step of the values.
+            values: Value by name of the series.
+        """
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()  # a kill loses no step that events.jsonl has
@@ -139,17 +172,18 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run for `wandb sync`, or one that is sent while it grows."""
+    """A run of Weights & Biases, which is sent while it grows, or later by `wandb sync`.
+
+    It continues the one of earlier attempts.
+
+    Args:
+        run: Directory of the run, for the files.
+        config: Configuration to show, without paths of this machine.
+        mode: ``offline`` only writes files; ``online`` also sends them, and falls back to ``offline``.
+        emit: Writes a warning about a fallback.
+    """
 
     def __init__(self, run: Run, config: ExperimentConfig, mode: Mode, emit: Emit) -> None:
-        """Begin, or go on with what earlier attempts began.
-
-        Args:
-            run: Its directory holds the files.
-            config: Shown beside the curves, without paths of this machine.
-            mode: ``offline`` writes files alone; ``online`` sends them too, and writes them alone where it cannot.
-            emit: Told ``warning`` in that case.
-        """
         import wandb
 
         def begin(mode: Mode) -> Any:
@@ -176,7 +210,12 @@ class WeightsAndBiases:
             self._run = begin("offline")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to each series."""
+        """Add one point to each series.
+
+        Args:
+            step: Step of the values.
+            values: Value by name of the series.
+        """
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
@@ -185,7 +224,7 @@ class WeightsAndBiases:
 
 
 def _identity(directory: Path) -> str:
-    """The run's name over there: made by the first attempt, kept for all later ones."""
+    """Return the run's id at Weights & Biases, which the first attempt draws."""
     file = directory / "id"
     if not file.exists():
         directory.mkdir(exist_ok=True)

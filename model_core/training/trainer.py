@@ -2,7 +2,7 @@
 
 The loop knows nothing of files, logs or pictures. `TrainState` holds everything that a step changes or the next one
 depends on, so a full state continues exactly. After each step an ordered list of callbacks gets the state and the
-measured result; losses do not depend on them. A step that fails, for lack of memory, because its loss is not a number
+measured result; losses do not depend on them. A step that fails, for lack of memory, because its loss is not finite
 or because another process was lost, leaves the state as it was before.
 """
 
@@ -30,21 +30,7 @@ from model_core.schedule import get_lr
 from model_core.tokenizer import Tokenizer
 from model_core.training.distributed import ProcessGroup, RankLost
 
-
-def rng_state(device: str) -> dict[str, Any]:
-    """Where the generators are, the CPU's and the device's."""
-    cuda = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
-    mps = torch.mps.get_rng_state() if device == "mps" else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda, "mps": mps}
-
-
-def restore_rng(state: dict[str, Any], device: str) -> None:
-    """Go on from there; a device that the state does not know keeps its own numbers."""
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and device.startswith("cuda"):
-        torch.cuda.set_rng_state(state["cuda"], device)
-    if state.get("mps") is not None and device == "mps":
-        torch.mps.set_rng_state(state["mps"])
+_LEAST_SCALE = 1.0  # gradients that overflow float16 at a smaller scale do not overflow because they were scaled
 
 
 @dataclass
@@ -52,14 +38,25 @@ class TrainState:
     """Everything that a step changes, or that the next one depends on.
 
     Attributes:
-        forward: What a micro batch goes through: the model, or what a compiler made of it.
-        batch_size: Rows of a micro batch; less than configured after memory ran out.
-        ranks: The processes that take each step together.
-        pace: What the steps of this process took.
+        config: Resolved configuration of the run.
+        runtime: Hardware of this process.
+        model: The model.
+        tokenizer: Tokenizer of the dataset.
+        optimizer: AdamW with its moments.
+        scaler: Gradient scaler, which is disabled unless the number format is float16.
+        loader: Batches of the training split, with their position.
+        forward: Forward pass of a micro batch: the model, or its compiled version.
         step: Optimizer updates done.
         loss: Training loss of the last step.
-        val_loss: Last validation loss, and `val_step` when it was measured.
-        best_val_loss: Lowest so far, and `best_step` when it was measured.
+        grad_norm: Norm of the last step's gradients, before clipping.
+        val_loss: Last validation loss, measured at `val_step`.
+        val_step: -1 before the first validation.
+        best_val_loss: Lowest validation loss, measured at `best_step`.
+        best_step: -1 before the first validation.
+        seconds: Duration of all steps, over all attempts.
+        throughput: Speed of the steps of this process.
+        process_group: Processes that take each step together.
+        batch_size: Rows of a micro batch; smaller than configured after memory ran out.
     """
 
     config: ExperimentConfig
@@ -78,8 +75,8 @@ class TrainState:
     best_val_loss: float = math.inf
     best_step: int = -1
     seconds: float = 0.0
-    pace: ThroughputMeter = field(default_factory=ThroughputMeter)
-    ranks: ProcessGroup = field(default_factory=ProcessGroup)
+    throughput: ThroughputMeter = field(default_factory=ThroughputMeter)
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
     batch_size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,22 +84,30 @@ class TrainState:
 
     @property
     def max_steps(self) -> int:
-        """Where the run ends: resolved before step 0."""
+        """Number of steps of the run, which is resolved before step 0."""
         return self.config.training.max_steps
 
     @property
     def accumulation(self) -> int:
         """Micro batches that each process computes in one step."""
         training = self.config.training
-        return training.total_batch_size // (self.batch_size * training.sequence_length * self.ranks.world_size)
+        return training.total_batch_size // (self.batch_size * training.sequence_length * self.process_group.world_size)
 
     def resize(self, batch_size: int) -> None:
-        """Take a step's rows in micro batches of another size."""
+        """Change the size of micro batches; a step has as many rows as before.
+
+        Args:
+            batch_size: Rows of a micro batch.
+        """
         self.batch_size = batch_size
         self.loader.resize(batch_size)
 
     def full(self) -> State:
-        """Everything needed to go on exactly."""
+        """Collect everything that is needed to continue exactly.
+
+        Returns:
+            The full state, whose tensors are those of the model and the optimizer.
+        """
         return {
             **parameters_state(self.model, self.config, self.tokenizer, self.step),
             "optimizer": self.optimizer.state_dict(),
@@ -110,7 +115,7 @@ class TrainState:
             "rng": rng_state(self.runtime.device),
             "position": self.loader.position,
             "batch_size": self.batch_size,
-            "processes": self.ranks.world_size,
+            "processes": self.process_group.world_size,
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "val_loss": self.val_loss,
@@ -121,7 +126,11 @@ class TrainState:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from a full state."""
+        """Continue from a full state.
+
+        Args:
+            state: Content of a checkpoint, as `full` returned it.
+        """
         self.model.load_state_dict(clean(state["model"]))
         load_moments(self.optimizer, state["optimizer"])
         if state["scaler"]:
@@ -135,13 +144,10 @@ class TrainState:
         self.seconds = state["seconds"]
 
     def _fitting(self, batch_size: int) -> int:
-        """A micro batch that another number of processes came to, unless a step is no whole number of those here."""
+        """Keep another run's micro batch, unless a step is no whole number of them here."""
         training = self.config.training
-        rows = training.total_batch_size // (training.sequence_length * self.ranks.world_size)
+        rows = training.total_batch_size // (training.sequence_length * self.process_group.world_size)
         return training.batch_size if rows % batch_size else batch_size
-
-
-_LEAST_SCALE = 1.0  # gradients that overflow float16 without being scaled up are not the scaler's doing
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,11 @@ class StepResult:
     """What one step measured.
 
     Attributes:
-        overflowed_scale: With float16, the scale at which the gradients overflowed, so that nothing was updated.
+        loss: Mean training loss in nats per token.
+        lr: Learning rate of the step.
+        grad_norm: Norm of the gradients, before clipping.
+        tokens_per_s: Tokens of all processes per second.
+        overflowed_scale: With float16, the scale at which the gradients overflowed, so that the step updated nothing.
     """
 
     loss: float
@@ -160,7 +170,10 @@ class StepResult:
 
 
 class Callback:
-    """Base class of what listens to the training loop: it may read the state, never what the next step computes."""
+    """Base class of what observes the training loop.
+
+    A callback may read the state, and must change nothing on which the next step depends.
+    """
 
     def on_start(self, state: TrainState) -> None:
         """Run before the first step of the attempt.
@@ -202,26 +215,26 @@ def train(state: TrainState, callbacks: Sequence[Callback], should_stop: Callabl
 
     Args:
         state: Where to begin; it is changed.
-        callbacks: Told in this order.
-        should_stop: Asked between steps; all processes stop at the same one.
+        callbacks: Called in this order.
+        should_stop: Checked between steps; all processes stop at the same one.
 
     Returns:
         Whether the run reached its last step.
 
     Raises:
         RankLost: Another process is gone; the callbacks were told that the run stops, so the state is saved.
-        NonFiniteLoss: The loss is not a number; the state is that of the step before.
-        OutOfMemory: A step does not fit, and may not or cannot be cut smaller; likewise.
+        NonFiniteLoss: The loss is not finite; the state is that of the step before.
+        OutOfMemory: A step does not fit, and the micro batch must not or cannot be smaller; likewise.
     """
     try:
         for callback in callbacks:
             callback.on_start(state)
-        stopped = state.ranks.any(should_stop())
+        stopped = state.process_group.any(should_stop())
         while not stopped and state.step < state.max_steps:
             result = _fitting_step(state, callbacks)
             for callback in callbacks:
                 callback.on_step(state, result)
-            stopped = state.ranks.any(should_stop()) and state.step < state.max_steps
+            stopped = state.process_group.any(should_stop()) and state.step < state.max_steps
         for callback in callbacks:
             callback.on_end(state, stopped=stopped)
     except RankLost:
@@ -234,27 +247,16 @@ def train(state: TrainState, callbacks: Sequence[Callback], should_stop: Callabl
     return not stopped
 
 
-def _fitting_step(state: TrainState, callbacks: Sequence[Callback]) -> StepResult:
-    """Take a step, with fewer rows at once for as long as memory runs out and the configuration allows it."""
-    while True:
-        try:
-            return take_step(state)
-        except OutOfMemory:
-            smaller = fewer_rows(per_process_config(state.config, state.ranks.world_size), state.batch_size)
-            if state.config.training.on_oom == "fail" or smaller is None:
-                raise
-        before = state.batch_size  # only here, without the error, is its memory free
-        state.resize(smaller)
-        if state.runtime.device_type == "cuda":
-            torch.cuda.empty_cache()
-        for callback in callbacks:
-            callback.on_halved(state, before)
-
-
 def take_step(state: TrainState) -> StepResult:
     """Accumulate gradients over the micro batches of all processes and update once.
 
     With float16, gradients that overflow are no error: the scaler skips the update and lowers its scale.
+
+    Args:
+        state: State before the step; it is changed.
+
+    Returns:
+        What the step measured.
 
     Raises:
         NonFiniteLoss: The loss, or the gradient, is not finite; the state is as before.
@@ -274,7 +276,7 @@ def take_step(state: TrainState) -> StepResult:
         raise
     if not fits:
         _undo(state, position, rng)
-        share = per_process_config(config, state.ranks.world_size)
+        share = per_process_config(config, state.process_group.world_size)
         raise out_of_memory(share, state.runtime, step=state.step + 1, batch_size=state.batch_size)
     state.scaler.unscale_(state.optimizer)
     grad_norm, scale = clip_gradients(state.model, config.training.grad_clip), state.scaler.get_scale()
@@ -288,27 +290,72 @@ def take_step(state: TrainState) -> StepResult:
     state.loss, state.grad_norm = loss, grad_norm
     elapsed = time.perf_counter() - began
     state.seconds += elapsed
-    state.pace.add(config.training.total_batch_size, elapsed, waiting_s)
+    state.throughput.add(config.training.total_batch_size, elapsed, waiting_s)
     speed = config.training.total_batch_size / elapsed
     return StepResult(loss, lr, grad_norm, speed, scale if is_skipped else None)
+
+
+def rng_state(device: str) -> dict[str, Any]:
+    """Read the states of the random number generators.
+
+    Args:
+        device: Device of the model, in PyTorch's notation.
+
+    Returns:
+        The states of ``cpu``, ``cuda`` and ``mps``; None for a device that is not used.
+    """
+    cuda = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
+    mps = torch.mps.get_rng_state() if device == "mps" else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda, "mps": mps}
+
+
+def restore_rng(state: dict[str, Any], device: str) -> None:
+    """Restore the states of the random number generators.
+
+    Args:
+        state: States from `rng_state`; a device without a state keeps its own.
+        device: Device of the model.
+    """
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and device.startswith("cuda"):
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if state.get("mps") is not None and device == "mps":
+        torch.mps.set_rng_state(state["mps"])
+
+
+def _fitting_step(state: TrainState, callbacks: Sequence[Callback]) -> StepResult:
+    """Take a step, with smaller micro batches for as long as memory runs out and the configuration allows it."""
+    while True:
+        try:
+            return take_step(state)
+        except OutOfMemory:
+            smaller = fewer_rows(per_process_config(state.config, state.process_group.world_size), state.batch_size)
+            if state.config.training.on_oom == "fail" or smaller is None:
+                raise
+        before = state.batch_size  # only here, without the error, is its memory free
+        state.resize(smaller)
+        if state.runtime.device_type == "cuda":
+            torch.cuda.empty_cache()
+        for callback in callbacks:
+            callback.on_halved(state, before)
 
 
 def _accumulate_together(state: TrainState) -> tuple[float, float, bool]:
     """Average loss and gradients over all processes, if the rows of each fit in its memory.
 
     Returns:
-        The loss, the seconds spent on waiting for data, and whether all fitted; if not, the gradients are of no use.
+        The loss, the seconds spent on waiting for data, and whether all fitted; if not, the gradients are useless.
     """
-    state.ranks.seed_rank(state.config.device.seed, state.step)
+    state.process_group.seed_rank(state.config.device.seed, state.step)
     try:
         loss, waiting_s, fits = *_accumulate(state), True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         loss, waiting_s, fits = 0.0, 0.0, False
-    loss, fits = state.ranks.all_agree(loss, fits=fits)
+    loss, fits = state.process_group.all_agree(loss, fits=fits)
     if fits:
-        state.ranks.all_reduce_grads(state.model)
+        state.process_group.all_reduce_grads(state.model)
     return loss, waiting_s, fits
 
 
@@ -329,7 +376,7 @@ def _accumulate(state: TrainState) -> tuple[float, float]:
 
 
 def _undo(state: TrainState, position: int, rng: dict[str, Any]) -> None:
-    """Put back what a step that did not update has changed."""
+    """Restore what a step without an update has changed."""
     state.optimizer.zero_grad(set_to_none=True)
     state.loader.position = position
     restore_rng(rng, state.runtime.device)

@@ -26,7 +26,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     started: list[subprocess.Popen[str]] = []
 
     def start(script: str) -> subprocess.Popen[str]:
-        head = "import os, pathlib, signal, sys\nfrom model_core.launch import dist_env\nplace = dist_env(os.environ)\n"
+        head = "import os, pathlib, signal, sys\nfrom model_core.launch import dist_env\nenv = dist_env(os.environ)\n"
         (tmp_path / "rank.py").write_text(f"{head}{script}")
         path = os.pathsep.join((str(REPOSITORY), str(tmp_path)))
         command = [sys.executable, "-m", "model_core.launch", "--processes", "2", "--", "rank"]
@@ -51,19 +51,19 @@ def ranks_of(launcher: subprocess.Popen[str], directory: Path) -> list[psutil.Pr
     return [psutil.Process(int((directory / f"up{rank}").read_text())) for rank in (0, 1)]
 
 
-UP = "up = pathlib.Path(f'.up{place.rank}')\nup.write_text(str(os.getpid()))\nup.rename(up.name[1:])\n"
-LEAVE_75 = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75 if place.is_main else 3))\n"
+UP = "up = pathlib.Path(f'.up{env.rank}')\nup.write_text(str(os.getpid()))\nup.rename(up.name[1:])\n"
+LEAVE_75 = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75 if env.is_main else 3))\n"
 
 
 @needs_signals
 def test_the_exit_code_is_that_of_rank_0(launch: Launch) -> None:
-    assert launch("sys.exit(0 if place.rank else 76)").wait(60) == 76
+    assert launch("sys.exit(0 if env.rank else 76)").wait(60) == 76
 
 
 @needs_signals
 def test_each_rank_is_told_its_own_place_and_the_first_inherits_the_socket(launch: Launch, tmp_path: Path) -> None:
-    told = "import socket\nport = place.listener and socket.socket(fileno=place.listener).getsockname()[1]\n"
-    launch(f"{told}pathlib.Path(str(place.rank)).write_text(f'{{place.world_size}} {{port == place.port}}')").wait(60)
+    told = "import socket\nport = env.listener and socket.socket(fileno=env.listener).getsockname()[1]\n"
+    launch(f"{told}pathlib.Path(str(env.rank)).write_text(f'{{env.world_size}} {{port == env.port}}')").wait(60)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 True", "2 False"]
 
 
@@ -117,7 +117,7 @@ OURS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "env"),
     [
         ({}, DistEnv()),
         ({"WORLD_SIZE": "8"}, DistEnv()),
@@ -126,8 +126,8 @@ OURS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "
         ({**OURS, "RANK": "1", "LOCAL_RANK": "1"}, DistEnv(1, 2, 1, 2, port=9, launched=True)),
     ],
 )
-def test_a_place_is_read_from_the_variables_of_a_launcher(environment: dict[str, str], place: DistEnv) -> None:
-    assert dist_env(environment) == place
+def test_a_rank_is_read_from_the_variables_of_a_launcher(environment: dict[str, str], env: DistEnv) -> None:
+    assert dist_env(environment) == env
 
 
 @pytest.mark.parametrize(

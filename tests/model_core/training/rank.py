@@ -46,9 +46,9 @@ def state_of(ranks, *, rows=4, forward=None, on_oom="fail"):
         tokenizer=train_bpe(["some text"], 300),
         optimizer=make_optimizer(model, config.training, fused=True),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loader=TokenLoader(tokens, LoaderConfig(rows, 16, "block", 0, 300, ranks.place.rank, ranks.world_size)),
+        loader=TokenLoader(tokens, LoaderConfig(rows, 16, "block", 0, 300, ranks.env.rank, ranks.world_size)),
         forward=forward(model) if forward else model,
-        ranks=ranks,
+        process_group=ranks,
     )
 
 
@@ -60,7 +60,7 @@ def gradients_of_a_step(state):
 
 
 def _on_the_second(ranks, faulty):
-    return lambda model: model if ranks.place.is_main else faulty(model)
+    return lambda model: model if ranks.env.is_main else faulty(model)
 
 
 def _short_of_memory(model):
@@ -96,7 +96,7 @@ def main(directory):
     rendezvous = Rendezvous(dist_env(os.environ))
     ranks = ProcessGroup.join(rendezvous, "cpu")
     loss, gradients = gradients_of_a_step(state_of(ranks))
-    torch.save(gradients, directory / f"gradients{ranks.place.rank}.pt")
+    torch.save(gradients, directory / f"gradients{ranks.env.rank}.pt")
     ranks.seed_rank(7, 3)
     seen = {
         "loss": loss,
@@ -104,9 +104,9 @@ def main(directory):
         "non_finite": _end_of(state_of(ranks, forward=_on_the_second(ranks, _not_a_number))),
         "short": _end_of(state_of(ranks, forward=_on_the_second(ranks, _short_of_memory))),
         "halved": _end_of(state_of(ranks, forward=_on_the_second(ranks, _short_of_memory), on_oom="halve")),
-        "stopped": [train(state := state_of(ranks), (), lambda: not ranks.place.is_main), state.step],
+        "stopped": [train(state := state_of(ranks), (), lambda: not ranks.env.is_main), state.step],
     }
-    (directory / f"seen{ranks.place.rank}.json").write_text(json.dumps(seen))
+    (directory / f"seen{ranks.env.rank}.json").write_text(json.dumps(seen))
     ranks.close()
 
 

@@ -274,5 +274,5 @@ def test_waiting_for_data_is_counted() -> None:
     run = state(1)
     run.loader = SlowLoader(TOKENS, LoaderConfig(1, 16))
     take_step(run)
-    assert run.pace.tokens == 64
-    assert 4 * 0.02 <= run.pace.waiting_s < run.pace.seconds
+    assert run.throughput.tokens == 64
+    assert 4 * 0.02 <= run.throughput.waiting_s < run.throughput.seconds

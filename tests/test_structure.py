@@ -1,9 +1,11 @@
 """The program behind `make structure`, on small trees, and the rules that hold for the real one."""
 
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -218,6 +220,24 @@ def test_no_rooms_import_each_other() -> None:
 
 def test_every_function_fits_on_a_screen() -> None:
     assert paths(real()["functions"]) == []
+
+
+@cache
+def import_rules() -> dict[str, Any]:
+    """Settings and contracts of the import linter."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+
+
+def test_the_import_linter_counts_imports_for_type_checking() -> None:
+    assert import_rules()["exclude_type_checking_imports"] is False
+
+
+def test_the_service_may_import_nothing_of_the_worker_but_its_jobs() -> None:
+    (contract,) = (one for one in import_rules()["contracts"] if one.get("source_modules") == ["service"])
+    modules = {path.stem for path in (ROOT / "worker").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(contract["forbidden_modules"]) == {
+        f"worker.{name}" for name in modules - {"jobs", "__init__", "__pycache__"}
+    }
 
 
 def module_exists(test: Path) -> bool:

@@ -1,1 +1,1 @@
-"""Pictures of attention weights, drawn without torch."""
+"""Attention: capture, statistics and pictures. Only `capture` loads torch."""

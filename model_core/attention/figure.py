@@ -1,7 +1,7 @@
-"""What matplotlib draws: whole figures for SVG, PDF and notebooks, and the parts that PNGs are pasted from.
+"""Drawing with matplotlib: whole figures for SVG, PDF and notebooks, and the parts that PNGs are composed of.
 
-Only `Figure` and the Agg canvas, never pyplot: it keeps every figure it made, and its state is shared by all
-threads. What remains of matplotlib's global state is guarded by one lock.
+It uses `Figure` and the Agg canvas, never pyplot, which keeps every figure and shares its state between threads. One
+lock guards what remains of matplotlib's global state.
 
 Shapes: T tokens, S pixels of a panel's side.
 """
@@ -25,14 +25,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from model_core.attention.layout import Box, Caption, Margins, Page, PictureStyle
-from model_core.attention.record import restored
+from model_core.attention.record import dequantize
 
 Greys = NDArray[np.uint8]
 Array = NDArray[Any]
 
-FUTURE = 29 / 31  # grey of the upper triangle; one of the 32 greys that a PNG's palette has
+FUTURE = 29 / 31  # grey of the upper triangle; one of the 32 greys of a PNG's palette
 _FONT = "DejaVu Sans"
-_LABEL_LENGTH = 10
+_LABEL_LENGTH = 10  # characters
 _VISIBLE = {"\n": "↵", "\t": "⇥"}
 _lock = threading.RLock()
 
@@ -41,28 +41,41 @@ def figure(page: Page, panels: Iterable[Array], tokens: Sequence[str], style: Pi
     """Draw a page as a matplotlib figure.
 
     Args:
-        page: Where everything lies.
-        panels: uint8 of the square root of the weights, (T, T), one a panel, lower triangle.
-        tokens: One label a token.
-        style: Colours, and whether labels are written.
+        page: Layout of the page.
+        panels: Quantized attention of each panel, (T, T); only the lower triangle is drawn.
+        tokens: Label of every token.
+        style: Color map, and the most tokens to label.
+
+    Returns:
+        The figure.
     """
     canvas = Figure(figsize=(page.width / page.dpi, page.height / page.dpi), dpi=page.dpi, facecolor="white")
     FigureCanvasAgg(canvas)
     if page.margins is None:
-        _small_panels(canvas, page, panels, style)
+        _draw_small_panels(canvas, page, panels, style)
     else:
         for box, levels in zip(page.panels, panels, strict=True):
             axes = _axes(canvas, box, page.width, page.height)
-            _show(axes, levels, box.width, style, (-0.5, len(levels) - 0.5, len(levels) - 0.5, -0.5))
-            _dress(axes, len(levels), token_labels(tokens, style), box.width / page.dpi)
+            _draw_panel(axes, levels, box.width, style, (-0.5, len(levels) - 0.5, len(levels) - 0.5, -0.5))
+            _style_axes(axes, len(levels), axis_labels(tokens, style), box.width / page.dpi)
     for caption in page.captions:
-        _write(canvas, caption, page.width, page.height)
-    _dress_bar(_axes(canvas, page.bar, page.width, page.height), style.cmap)
+        _draw_text(canvas, caption, page.width, page.height)
+    _style_bar(_axes(canvas, page.bar, page.width, page.height), style.cmap)
     return canvas
 
 
 def vector(page: Page, panels: Iterable[Array], tokens: Sequence[str], style: PictureStyle) -> bytes:
-    """Draw a page as SVG or PDF; the same page gives the same bytes."""
+    """Draw a page as SVG or PDF; the same page gives the same bytes.
+
+    Args:
+        page: Layout of the page.
+        panels: Quantized attention of each panel, (T, T); only the lower triangle is drawn.
+        tokens: Label of every token.
+        style: Format, color map, and the most tokens to label.
+
+    Returns:
+        The file.
+    """
     buffer = io.BytesIO()
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}[style.format]
     with _lock, matplotlib.rc_context({"svg.hashsalt": "attention", "image.composite_image": False}):
@@ -73,21 +86,41 @@ def vector(page: Page, panels: Iterable[Array], tokens: Sequence[str], style: Pi
 
 @lru_cache(maxsize=8)
 def empty_panel(tokens: int, labels: tuple[str, ...] | None, side: int, margins: Margins, dpi: int) -> Greys:
-    """Draw a panel without its data: ticks, labels, axis names; (top + S + bottom, left + S + right)."""
+    """Draw a panel without its data: ticks, labels and axis names.
+
+    Args:
+        tokens: Number of tokens, T.
+        labels: Label of every token; None numbers the ticks.
+        side: Side of the panel in pixels, S.
+        margins: Space around the panel.
+        dpi: Pixels per inch.
+
+    Returns:
+        Grey levels, (top + S + bottom, left + S + right).
+    """
     width, height = margins.left + side + margins.right, margins.top + side + margins.bottom
     with _lock:
         canvas = _canvas(width, height, dpi)
         axes = _axes(canvas, Box(margins.left, margins.top, side, side), width, height)
-        _dress(axes, tokens, labels, side / dpi)
+        _style_axes(axes, tokens, labels, side / dpi)
         return _greys(canvas)
 
 
 @lru_cache(maxsize=8)
 def empty_bar(bar: Box, frame: Box, dpi: int) -> Greys:
-    """Draw the colour bar without its colours, as large as its frame."""
+    """Draw the color bar without its colors.
+
+    Args:
+        bar: Gradient of the color bar.
+        frame: The color bar with its ticks and name.
+        dpi: Pixels per inch.
+
+    Returns:
+        Grey levels, (frame.height, frame.width).
+    """
     with _lock:
         canvas = _canvas(frame.width, frame.height, dpi)
-        _dress_bar(
+        _style_bar(
             _axes(canvas, Box(bar.x - frame.x, bar.y - frame.y, bar.width, bar.height), frame.width, frame.height)
         )
         return _greys(canvas)
@@ -97,15 +130,23 @@ def empty_bar(bar: Box, frame: Box, dpi: int) -> Greys:
 def render_text(text: str, points: float, bold: bool, color: str, dpi: int) -> tuple[int, int, Greys]:
     """Draw a line of text.
 
+    Args:
+        text: The text.
+        points: Font size.
+        bold: Whether it is bold.
+        color: Grey as matplotlib writes it, from ``0`` to ``1``.
+        dpi: Pixels per inch.
+
     Returns:
-        How far right of, and below, its point the rendered text begins, and the text itself.
+        How many pixels to the right of its origin and below it the rendered text begins, and its grey levels,
+        (height, width).
     """
-    width = round((len(text) + 2) * points / 72 * dpi * 1.2) + 2  # more than any text takes
+    width = round((len(text) + 2) * points / 72 * dpi * 1.2) + 2  # more than any text needs
     rise = round(points / 72 * dpi * 2) + 2
-    start = rise // 2  # italic and accented letters may reach left of their point
+    start = rise // 2  # italic and accented letters may begin left of the origin
     with _lock:
         canvas = _canvas(start + width, 2 * rise, dpi)
-        _write(canvas, Caption(start, rise, text, points, bold, color), start + width, 2 * rise)
+        _draw_text(canvas, Caption(start, rise, text, points, bold, color), start + width, 2 * rise)
         greys = _greys(canvas)
     rows, columns = np.nonzero((greys < 255).any(axis=1))[0], np.nonzero((greys < 255).any(axis=0))[0]
     if not rows.size:
@@ -114,37 +155,52 @@ def render_text(text: str, points: float, bold: bool, color: str, dpi: int) -> t
     return int(columns[0]) - start, int(rows[0]) - rise, cut
 
 
-def token_labels(tokens: Sequence[str], style: PictureStyle) -> tuple[str, ...] | None:
-    """What is written at the axes, or None when there are too many tokens to write."""
+def axis_labels(tokens: Sequence[str], style: PictureStyle) -> tuple[str, ...] | None:
+    """Shorten and escape the labels of the axes.
+
+    Args:
+        tokens: Label of every token.
+        style: Its `label_max_tokens` is the most tokens to label.
+
+    Returns:
+        Label of every token; None if there are too many.
+    """
     return tuple(map(_label, tokens)) if len(tokens) <= style.label_max_tokens else None
 
 
-def readable(text: str) -> str:
-    """Text that the font can draw: what it lacks, and what cannot be seen, is escaped."""
+def escape(text: str) -> str:
+    """Escape what the font lacks and what is invisible.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Text that the font can draw.
+    """
     return "".join(_VISIBLE.get(character) or _drawable(character) for character in text)
 
 
-def shrunk(levels: Array, side: int) -> Array:
-    """Fit a panel with more tokens than pixels: a pixel shows the largest weight that falls on it.
+def max_pool(levels: Array, side: int) -> Array:
+    """Fit a panel with more tokens than pixels: a pixel shows the largest value that falls on it.
 
     Args:
-        levels: (T, T).
-        side: Pixels, S.
+        levels: Quantized attention, (T, T).
+        side: Side of the panel in pixels, S.
 
     Returns:
-        (min(T, S), min(T, S)).
+        Quantized attention, (min(T, S), min(T, S)).
     """
     tokens = len(levels)
     if tokens <= side:
         return levels
     starts = np.arange(side) * tokens // side  # (S,)
-    last = np.append(starts[1:], tokens) - 1  # (S,) of the tokens that fall on one pixel
+    last = np.append(starts[1:], tokens) - 1  # (S,) last token of each pixel
     rows = levels[starts]  # (S, T)
     for step in range(1, -(-tokens // side)):
-        rows = np.maximum(rows, levels[np.minimum(starts + step, last)])
+        rows = np.maximum(rows, levels[np.minimum(starts + step, last)])  # (S, T)
     columns = rows[:, starts]  # (S, S)
     for step in range(1, -(-tokens // side)):
-        columns = np.maximum(columns, rows[:, np.minimum(starts + step, last)])
+        columns = np.maximum(columns, rows[:, np.minimum(starts + step, last)])  # (S, S)
     return columns
 
 
@@ -161,7 +217,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def _label(token: str) -> str:
-    text = readable(token.strip(" ") or "␣" * len(token))
+    text = escape(token.strip(" ") or "␣" * len(token))
     return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"
 
 
@@ -172,12 +228,12 @@ def _canvas(width: int, height: int, dpi: int) -> Figure:
 
 
 def _greys(canvas: Figure) -> Greys:
-    """One channel of what is drawn: all parts are grey."""
+    """One channel of what is drawn, (height, width): all parts are grey."""
     agg = canvas.canvas
     assert isinstance(agg, FigureCanvasAgg)
     agg.draw()  # type: ignore[no-untyped-call]
     greys = np.asarray(agg.buffer_rgba())[..., 0].copy()  # type: ignore[no-untyped-call]
-    greys.flags.writeable = False  # it is cached
+    greys.flags.writeable = False  # cached
     return greys
 
 
@@ -186,34 +242,36 @@ def _axes(canvas: Figure, box: Box, width: int, height: int) -> Axes:
     return canvas.add_axes((box.x / width, bottom / height, box.width / width, box.height / height))
 
 
-def _write(canvas: Figure, caption: Caption, width: int, height: int) -> None:
+def _draw_text(canvas: Figure, caption: Caption, width: int, height: int) -> None:
     canvas.text(
-        caption.x / width, 1 - caption.y / height, readable(caption.text), fontsize=caption.points,
+        caption.x / width, 1 - caption.y / height, escape(caption.text), fontsize=caption.points,
         fontweight="bold" if caption.bold else "normal", color=caption.color, ha="left", va="baseline",
         fontfamily=_FONT, parse_math=False,
     )  # fmt: skip
 
 
-def _show(axes: Axes, levels: Array, side: int, style: PictureStyle, extent: tuple[float, float, float, float]) -> None:
-    small = shrunk(levels, side)
+def _draw_panel(
+    axes: Axes, levels: Array, side: int, style: PictureStyle, extent: tuple[float, float, float, float]
+) -> None:
+    small = max_pool(levels, side)
     future = np.triu(np.ones(small.shape, dtype=bool), k=1)
     colors = matplotlib.colormaps[style.cmap].with_extremes(bad=str(FUTURE))
     axes.imshow(
-        np.ma.masked_array(restored(small), mask=future), cmap=colors, vmin=0.0, vmax=1.0,
+        np.ma.masked_array(dequantize(small), mask=future), cmap=colors, vmin=0.0, vmax=1.0,
         interpolation="nearest", extent=extent, aspect="auto",
     )  # fmt: skip
 
 
-def _small_panels(canvas: Figure, page: Page, panels: Iterable[Array], style: PictureStyle) -> None:
-    axes = canvas.add_axes((0, 0, 1, 1))  # one for all of them: axes are slow to make
+def _draw_small_panels(canvas: Figure, page: Page, panels: Iterable[Array], style: PictureStyle) -> None:
+    axes = canvas.add_axes((0, 0, 1, 1))  # one for all panels: creating axes is slow
     axes.axis("off")
     for box, levels in zip(page.panels, panels, strict=True):
-        _show(axes, levels, box.width, style, (box.x, box.x + box.width, box.y + box.height, box.y))
+        _draw_panel(axes, levels, box.width, style, (box.x, box.x + box.width, box.y + box.height, box.y))
     axes.set_xlim(0, page.width)
     axes.set_ylim(page.height, 0)
 
 
-def _dress(axes: Axes, tokens: int, labels: tuple[str, ...] | None, side_in: float) -> None:
+def _style_axes(axes: Axes, tokens: int, labels: tuple[str, ...] | None, side_in: float) -> None:
     axes.set_xlim(-0.5, tokens - 0.5)
     axes.set_ylim(tokens - 0.5, -0.5)
     axes.spines[:].set_visible(False)
@@ -231,12 +289,12 @@ def _dress(axes: Axes, tokens: int, labels: tuple[str, ...] | None, side_in: flo
     name: dict[str, Any] = {"fontsize": 8, "color": "0.42", "fontfamily": _FONT}
     axes.set_xlabel("Key", **name)
     axes.set_ylabel("Query", **name)
-    reach = (0.74 if labels else 0.36) / side_in  # at one place, whatever the length of the labels
-    axes.xaxis.set_label_coords(0.5, -reach)
-    axes.yaxis.set_label_coords(-reach, 0.5)
+    offset = (0.74 if labels else 0.36) / side_in  # the same for labels of any length
+    axes.xaxis.set_label_coords(0.5, -offset)
+    axes.yaxis.set_label_coords(-offset, 0.5)
 
 
-def _dress_bar(axes: Axes, cmap: str | None = None) -> None:
+def _style_bar(axes: Axes, cmap: str | None = None) -> None:
     if cmap is not None:
         ramp = np.linspace(1, 0, 256)[:, None]
         axes.imshow(ramp, cmap=cmap, vmin=0.0, vmax=1.0, aspect="auto", extent=(0, 1, 0, 1))

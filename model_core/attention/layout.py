@@ -1,7 +1,7 @@
-"""Where everything lies on a picture, in pixels, before anything is drawn.
+"""Layout of a picture: the position of everything, in pixels, before anything is drawn.
 
-A page is square panels (one a head), captions and a colour bar. Both ways of drawing it, numpy for PNG and
-matplotlib for SVG and PDF, follow the same page, so they cannot disagree.
+A page has square panels (one per head), captions and a color bar. Both renderers, numpy for PNG and matplotlib for SVG
+and PDF, draw the same page, so they cannot disagree.
 
 Shapes: H heads of one layer, T tokens.
 """
@@ -17,21 +17,24 @@ from model_core.config import TestingConfig
 from model_core.errors import InvalidParameter
 
 FORMATS = ("png", "svg", "pdf")
-COLUMNS, SHEET_COLUMNS = 4, 16
+COLUMNS, ALL_LAYERS_COLUMNS = 4, 16
 MAX_PIXELS = 2**26
 _MIN_DPI, _MAX_DPI = 10, 600
-_INK, _MUTED = "0.10", "0.42"
+_TEXT, _MUTED = "0.10", "0.42"  # greys
 
 
 @dataclass(frozen=True)
 class PictureStyle:
-    """How a picture looks; refuses what cannot be drawn.
+    """Format and style of a picture.
 
     Attributes:
-        format: png, svg or pdf.
-        cmap: Name of a matplotlib colour map.
-        dpi: Pixels an inch.
-        label_max_tokens: Up to so many tokens are written at the axes; more are counted.
+        format: ``png``, ``svg`` or ``pdf``.
+        cmap: Name of a matplotlib color map.
+        dpi: Pixels per inch, 10 to 600.
+        label_max_tokens: Most tokens to label at the axes; the axes of longer texts have numbers.
+
+    Raises:
+        InvalidParameter: A value cannot be drawn. The message names the nearest one that can.
     """
 
     format: str = "png"
@@ -42,8 +45,8 @@ class PictureStyle:
     def __post_init__(self) -> None:
         from matplotlib import colormaps  # heavy: loaded when something is drawn
 
-        _refuse_unknown("format", self.format, FORMATS)
-        _refuse_unknown("cmap", self.cmap, tuple(colormaps))
+        _check_known("format", self.format, FORMATS)
+        _check_known("cmap", self.cmap, tuple(colormaps))
         if not _MIN_DPI <= self.dpi <= _MAX_DPI:
             near = min(max(self.dpi, _MIN_DPI), _MAX_DPI)
             raise InvalidParameter(f"dpi {self.dpi} is not {_MIN_DPI} to {_MAX_DPI}; the nearest is {near}")
@@ -52,21 +55,26 @@ class PictureStyle:
 
     @classmethod
     def of(cls, testing: TestingConfig) -> PictureStyle:
-        """The style that a configuration asks for."""
+        """Read the style from a configuration.
+
+        Args:
+            testing: Section `testing`.
+
+        Returns:
+            The style.
+        """
         return cls(testing.format, testing.cmap, testing.dpi, testing.label_max_tokens)
 
     def with_dpi(self, dpi: int) -> PictureStyle:
-        """The same at another resolution."""
+        """Change the resolution.
+
+        Args:
+            dpi: Pixels per inch.
+
+        Returns:
+            A copy with this resolution.
+        """
         return replace(self, dpi=dpi)
-
-
-def _refuse_unknown(what: str, value: str, known: Sequence[str]) -> None:
-    if value in known:
-        return
-    by_name = {name.lower(): name for name in known}
-    near = [by_name[name] for name in get_close_matches(str(value).lower(), by_name, n=1, cutoff=0.0)]
-    offer = f"; there are {', '.join(known)}" if len(known) < 10 else ""
-    raise InvalidParameter(f"{what} {value!r} is not known; the nearest is {near[0]!r}{offer}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Caption:
     text: str
     points: float
     bold: bool = False
-    color: str = _INK
+    color: str = _TEXT
 
 
 @dataclass(frozen=True)
@@ -103,17 +111,17 @@ class Margins:
 
 @dataclass(frozen=True)
 class Page:
-    """One picture.
+    """Layout of one picture.
 
     Attributes:
-        width: Pixels.
-        height: Pixels.
-        dpi: Pixels an inch.
+        width: Width in pixels.
+        height: Height in pixels.
+        dpi: Pixels per inch.
         panels: Squares of one size, in the order of the heads.
-        captions: Every text that is no axis label.
-        bar: The colour bar's gradient.
-        bar_frame: The bar with its ticks and name.
-        margins: Room around each panel for its axes; None where panels have none.
+        captions: Every text but the axis labels.
+        bar: Gradient of the color bar.
+        bar_frame: The color bar with its ticks and name.
+        margins: Space around each panel for its axes; None if panels have no axes.
     """
 
     width: int
@@ -127,14 +135,17 @@ class Page:
 
     @property
     def fitting_dpi(self) -> int:
-        """Its resolution, or the largest at which it is not too many pixels."""
+        """The largest resolution, up to its own, that keeps the page within MAX_PIXELS."""
         return min(self.dpi, int(self.dpi * math.sqrt(MAX_PIXELS / (self.width * self.height))))
 
     def checked(self) -> Page:
-        """Itself.
+        """Check the number of pixels.
+
+        Returns:
+            The same page.
 
         Raises:
-            InvalidParameter: Too many pixels; the message names a resolution that fits.
+            InvalidParameter: More than MAX_PIXELS. The message names a resolution that fits.
         """
         if self.fitting_dpi < self.dpi:
             raise InvalidParameter(
@@ -147,15 +158,18 @@ class Page:
 def layer_page(
     heads: Sequence[int], *, title: str, notes: Sequence[str], dpi: int, labelled: bool, side_in: float = 3.2
 ) -> Page:
-    """Lay out the heads of a layer in at most four columns and as many rows as they need.
+    """Lay out the heads of a layer in at most four columns.
 
     Args:
-        heads: Numbers of the heads.
-        title: Top line.
-        notes: What stands below it, in as many lines as it takes.
-        dpi: Pixels an inch.
-        labelled: Whether tokens are written at the axes, which takes more room.
-        side_in: Inches of a panel.
+        heads: Indices of the heads.
+        title: Title of the page.
+        notes: Notes below the title, broken into lines between each other.
+        dpi: Pixels per inch.
+        labelled: Whether the axes have token labels, which take more space.
+        side_in: Side of a panel in inches.
+
+    Returns:
+        The page; its size is not checked.
     """
     columns = min(COLUMNS, len(heads))
     rows = math.ceil(len(heads) / columns)
@@ -179,16 +193,19 @@ def layer_page(
     )  # fmt: skip
 
 
-def sheet_page(heads: Sequence[int], *, title: str, notes: Sequence[str], dpi: int) -> Page:
-    """Lay out every head of every layer small: a row a layer, broken after sixteen heads.
+def all_layers_page(heads: Sequence[int], *, title: str, notes: Sequence[str], dpi: int) -> Page:
+    """Lay out every head of every layer in small panels: one row per layer, broken after sixteen heads.
 
     Args:
         heads: Head count of every layer.
-        title: Top line.
-        notes: What stands below it.
-        dpi: Pixels an inch.
+        title: Title of the page.
+        notes: Notes below the title, broken into lines between each other.
+        dpi: Pixels per inch.
+
+    Returns:
+        The page, without axes; its size is not checked.
     """
-    columns = min(SHEET_COLUMNS, max(heads))
+    columns = min(ALL_LAYERS_COLUMNS, max(heads))
     left, name, gap, between = (_px(inches, dpi) for inches in (1.0, 0.2, 0.09, 0.12))
     side = _px(min(1.7, max(0.62, 11.0 / columns - 0.09)), dpi)
     right = left + columns * (side + gap)
@@ -209,17 +226,26 @@ def sheet_page(heads: Sequence[int], *, title: str, notes: Sequence[str], dpi: i
     return Page(frame.x + frame.width, y + _px(0.12, dpi), dpi, tuple(panels), tuple(captions), bar, frame)
 
 
+def _check_known(what: str, value: str, known: Sequence[str]) -> None:
+    if value in known:
+        return
+    by_name = {name.lower(): name for name in known}
+    near = [by_name[name] for name in get_close_matches(str(value).lower(), by_name, n=1, cutoff=0.0)]
+    offer = f"; there are {', '.join(known)}" if len(known) < 10 else ""
+    raise InvalidParameter(f"{what} {value!r} is not known; the nearest is {near[0]!r}{offer}")
+
+
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 class _Header:
-    """Title and notes; the notes break between each other, not inside, unless one alone is too long."""
+    """Title and notes. Lines break between notes; a note longer than a line is cut."""
 
     def __init__(self, title: str, notes: Sequence[str], x: int, right: int, dpi: int) -> None:
         self._title, self._x, self._dpi = title, x, dpi
-        room = max(20, int((right - x) / dpi * 72 / (9 * 0.58)))  # characters of 9 points, a bit wide
-        self._lines = list(_packed(notes, room))
+        width = max(20, int((right - x) / dpi * 72 / (9 * 0.58)))  # characters of 9 points, a bit wide
+        self._lines = list(_packed(notes, width))
         self.height = _px(0.62 + 0.19 * len(self._lines), dpi)
 
     def captions(self) -> Iterator[Caption]:
@@ -228,11 +254,11 @@ class _Header:
             yield Caption(self._x, _px(0.66 + 0.19 * number, self._dpi), line, 9, color=_MUTED)
 
 
-def _packed(notes: Sequence[str], room: int) -> Iterator[str]:
+def _packed(notes: Sequence[str], width: int) -> Iterator[str]:
     line = ""
     for note in notes:
-        short = note if len(note) <= room else note[: room - 1] + "…"
-        if line and len(line) + 3 + len(short) > room:
+        short = note if len(note) <= width else note[: width - 1] + "…"
+        if line and len(line) + 3 + len(short) > width:
             yield line
             line = ""
         line = f"{line} · {short}" if line else short

@@ -1,9 +1,9 @@
-"""Attention as PNG, SVG or PDF: arrays or a record in, bytes out, without torch.
+"""Attention as PNG, SVG or PDF, from arrays or a record, without torch.
 
-One heat map per head: x is the key, y the query, the color runs from 0 to 1, and the upper triangle, the future, is
+One heat map per head: x is the key, y the query, the color map covers 0 to 1, and the upper triangle, the future, is
 masked. PNG files are composed without drawing a figure: labels are rendered once and pasted, and heads go through a
-lookup table of 224 steps of the color map and 32 greys for text. That is tens of times faster than one matplotlib
-figure per layer and looks the same.
+lookup table of 224 colors, beside 32 greys for text. That is tens of times faster than one matplotlib figure per layer
+and looks the same.
 
 Shapes: H heads of one layer, T tokens, S pixels of a panel's side.
 """
@@ -25,16 +25,16 @@ from PIL import Image
 
 from model_core.attention.figure import (
     FUTURE,
+    axis_labels,
     empty_bar,
     empty_panel,
     figure,
+    max_pool,
     render_text,
-    shrunk,
-    token_labels,
     vector,
 )
-from model_core.attention.layout import Box, Page, PictureStyle, layer_page, sheet_page
-from model_core.attention.record import AttentionRecord, layer_name, quantized
+from model_core.attention.layout import Box, Page, PictureStyle, all_layers_page, layer_page
+from model_core.attention.record import AttentionRecord, layer_file, quantize
 from model_core.config import TestingConfig
 from model_core.errors import InvalidParameter
 from model_core.storage.files import read_json, replacing, write_json
@@ -42,83 +42,133 @@ from model_core.storage.files import read_json, replacing, write_json
 log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
+Canvas = NDArray[np.uint8]  # indices into the palette
 
-PICTURES = "pictures.json"  # the settings that the pictures of a directory were drawn with
+PICTURES = "pictures.json"  # settings of the pictures in a directory
 _DEFAULT = PictureStyle()
 _HEAD_SIDE_IN = 5.5
+_STEPS, _GREYS = 224, 32
+_LEVEL_COLORS = np.rint(np.square(np.arange(256) / 255) * (_STEPS - 1)).astype(np.uint8)  # level -> palette
+_GREY_COLORS = (_STEPS + np.rint(np.arange(256) / 255 * (_GREYS - 1))).astype(np.uint8)  # grey -> palette
+_WHITE = int(_GREY_COLORS[255])
+_FUTURE = np.uint8(_STEPS + round(FUTURE * (_GREYS - 1)))
 
 
 def layer_picture(
-    weights: Array, tokens: Sequence[str], *, layer: int, style: PictureStyle = _DEFAULT, notes: Sequence[str] = ()
+    attention: Array, tokens: Sequence[str], *, layer: int, style: PictureStyle = _DEFAULT, notes: Sequence[str] = ()
 ) -> bytes:
     """Draw all heads of a layer in four columns.
 
     Args:
-        weights: (H, T, T), weights or their stored form.
-        tokens: One label a token.
-        layer: Its number, for the title.
-        style: Format, colours, resolution, labels.
-        notes: What the line below the title says, besides the number of heads.
+        attention: Attention of the layer, exact or quantized, (H, T, T).
+        tokens: Label of every token.
+        layer: Index of the layer, for the title.
+        style: Format, color map, resolution and labels.
+        notes: Notes below the title, after the number of heads.
+
+    Returns:
+        The picture's file.
+
+    Raises:
+        ValueError: The shapes do not match.
+        InvalidParameter: The picture has too many pixels.
     """
-    page = _layer_page(weights, tokens, layer, style, notes).checked()
-    return _drawn(page, _panels(weights), tokens, style)
+    page = _layer_page(attention, tokens, layer, style, notes).checked()
+    return _draw(page, _panels(attention), tokens, style)
 
 
-plot_layer_attention = layer_picture  # the name that the first version of this program used
+plot_layer_attention = layer_picture  # the public name of model_core
 
 
 def layer_figure(
-    weights: Array, tokens: Sequence[str], *, layer: int, style: PictureStyle = _DEFAULT, notes: Sequence[str] = ()
+    attention: Array, tokens: Sequence[str], *, layer: int, style: PictureStyle = _DEFAULT, notes: Sequence[str] = ()
 ) -> Figure:
-    """The same as a matplotlib figure, for a notebook that wants to add to it."""
-    page = _layer_page(weights, tokens, layer, style, notes).checked()
-    return figure(page, _panels(weights), tokens, style)
+    """Draw all heads of a layer as a matplotlib figure, for a notebook.
+
+    Args:
+        attention: Attention of the layer, exact or quantized, (H, T, T).
+        tokens: Label of every token.
+        layer: Index of the layer, for the title.
+        style: Color map, resolution and labels.
+        notes: Notes below the title, after the number of heads.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: The shapes do not match.
+        InvalidParameter: The picture has too many pixels.
+    """
+    page = _layer_page(attention, tokens, layer, style, notes).checked()
+    return figure(page, _panels(attention), tokens, style)
 
 
 def head_picture(
-    weights: Array, tokens: Sequence[str], *, layer: int, head: int, style: PictureStyle = _DEFAULT,
+    attention: Array, tokens: Sequence[str], *, layer: int, head: int, style: PictureStyle = _DEFAULT,
     notes: Sequence[str] = (),
 ) -> bytes:  # fmt: skip
     """Draw one head large.
 
     Args:
-        weights: (T, T), weights or their stored form.
-        tokens: One label a token.
-        layer: For the title.
-        head: For the title.
-        style: Format, colours, resolution, labels.
-        notes: What the line below the title says.
+        attention: Attention of the head, exact or quantized, (T, T).
+        tokens: Label of every token.
+        layer: Index of the layer, for the title.
+        head: Index of the head, for the title.
+        style: Format, color map, resolution and labels.
+        notes: Notes below the title.
+
+    Returns:
+        The picture's file.
+
+    Raises:
+        ValueError: The shapes do not match.
+        InvalidParameter: The picture has too many pixels.
     """
-    _check(weights[None], tokens)
+    _check(attention[None], tokens)
     labelled = len(tokens) <= style.label_max_tokens
     page = layer_page(
         [head], title=f"Layer {layer}", notes=notes, dpi=style.dpi, labelled=labelled, side_in=_HEAD_SIDE_IN
     )
-    return _drawn(page.checked(), _panels(weights[None]), tokens, style)
+    return _draw(page.checked(), _panels(attention[None]), tokens, style)
 
 
 def all_layers_image(
     layers: Iterable[Array], *, heads: Sequence[int], style: PictureStyle = _DEFAULT, notes: Sequence[str] = ()
 ) -> bytes:
-    """Draw every head of every layer small: a row a layer.
+    """Draw every head of every layer in small panels, one row per layer.
 
     Args:
-        layers: One (H, T, T) a layer, weights or their stored form; read one at a time.
+        layers: Attention of each layer, exact or quantized, (H, T, T) with its own H; read one at a time.
         heads: Head count of every layer.
-        style: Format, colours and resolution; tokens are never written here.
-        notes: What the lines below the title say.
+        style: Format, color map and resolution; tokens have no labels here.
+        notes: Notes below the title.
+
+    Returns:
+        The picture's file.
+
+    Raises:
+        InvalidParameter: The picture has too many pixels.
     """
-    page = sheet_page(heads, title="Every head of every layer", notes=notes, dpi=style.dpi).checked()
-    return _drawn(page, (panel for weights in layers for panel in _panels(weights)), (), style)
+    page = all_layers_page(heads, title="Every head of every layer", notes=notes, dpi=style.dpi).checked()
+    return _draw(page, (panel for attention in layers for panel in _panels(attention)), (), style)
 
 
 def record_picture(
     record: AttentionRecord, *, layer: int | None = None, head: int | None = None, style: PictureStyle = _DEFAULT
 ) -> bytes:
-    """Draw what was captured: one head, one layer, or without either every layer.
+    """Draw a record: one head, one layer, or every layer.
+
+    Args:
+        record: The captured attention.
+        layer: Index of the layer; None draws every layer.
+        head: Index of the head; None draws every head of the layer.
+        style: Format, color map, resolution and labels.
+
+    Returns:
+        The picture's file.
 
     Raises:
-        InvalidParameter: No such layer or head, or a head without a layer.
+        InvalidParameter: There is no such layer or head, a head without a layer, or too many pixels.
     """
     notes = _notes(record, len(record.tokens))
     if layer is None:
@@ -128,29 +178,28 @@ def record_picture(
         return all_layers_image(layers, heads=record.heads, style=style, notes=notes)
     if head is None:
         return layer_picture(record.layer(layer), record.tokens, layer=layer, style=style, notes=notes)
-    weights = record.head(layer, head)
-    return head_picture(weights, record.tokens, layer=layer, head=head, style=style, notes=notes)
+    attention = record.head(layer, head)
+    return head_picture(attention, record.tokens, layer=layer, head=head, style=style, notes=notes)
 
 
 def write_layer_pictures(
     record: AttentionRecord, directory: Path | None = None, *, testing: TestingConfig
 ) -> list[Path]:
-    """Draw one file a layer, as a configuration asks for; files already drawn so are left alone.
+    """Draw one file per layer, as configured; files that were drawn with the same settings are kept.
 
     Args:
-        record: What was captured. No more than `testing.max_seq_len_viz` tokens of it are drawn, and the picture
-            says how many there are.
-        directory: Where the files go; None: into the record's own directory.
-        testing: Format, colours, resolution, labels, tokens.
+        record: The captured attention; at most `testing.max_seq_len_viz` tokens of it are drawn.
+        directory: Directory of the files; None takes the record's own.
+        testing: Format, color map, resolution, labels and tokens.
 
     Returns:
         The files in the order of the layers, layer00.png first.
     """
-    place = directory or record.path
+    folder = directory or record.path
     shown = min(len(record.tokens), testing.max_seq_len_viz)
     style = PictureStyle.of(testing)
-    _forget_others(place, record, style, shown)
-    files = [place / layer_name(layer, record.n_layer, style.format) for layer in range(record.n_layer)]
+    _remove_stale(folder, record, style, shown)
+    files = [folder / layer_file(layer, record.n_layer, style.format) for layer in range(record.n_layer)]
     for layer, file in enumerate(files):
         if not file.is_file():
             picture = _fitting_picture(record, layer, style, shown)
@@ -159,77 +208,17 @@ def write_layer_pictures(
     return files
 
 
-def _fitting_picture(record: AttentionRecord, layer: int, style: PictureStyle, shown: int) -> bytes:
-    weights, tokens, notes = record.layer(layer, first=shown), record.tokens[:shown], _notes(record, shown)
-    fitting = _layer_page(weights, tokens, layer, style, notes).fitting_dpi
-    if fitting < style.dpi:
-        log.warning("picture too large at the wanted resolution layer=%d dpi=%d used=%d", layer, style.dpi, fitting)
-    return layer_picture(weights, tokens, layer=layer, style=style.with_dpi(fitting), notes=notes)
-
-
-def _forget_others(place: Path, record: AttentionRecord, style: PictureStyle, shown: int) -> None:
-    """Remove pictures of this format that were drawn with other settings, then note the present ones."""
-    settings = {
-        "sha256": record.manifest["sha256"], "tokens": shown, "cmap": style.cmap, "dpi": style.dpi,
-        "label_max_tokens": style.label_max_tokens,
-    }  # fmt: skip
-    known = read_json(place / PICTURES) if (place / PICTURES).is_file() else {}
-    if known.get(style.format) == settings:
-        return
-    for stale in place.glob(f"layer*.{style.format}"):
-        stale.unlink()
-    write_json(place / PICTURES, {**known, style.format: settings})
-
-
-def _notes(record: AttentionRecord, shown: int) -> list[str]:
-    facts = record.manifest
-    whole = facts["truncated_from"] or len(record.tokens)
-    tokens = f"{whole} tokens" if shown == whole else f"first {shown} of {whole} tokens"
-    what = f"text {facts['id']}" if facts["id"].startswith("t_") else f"example {facts['id']}"
-    return [facts["run"], f"{facts['checkpoint']}, step {facts['step']}", what, tokens]
-
-
-def _layer_page(weights: Array, tokens: Sequence[str], layer: int, style: PictureStyle, notes: Sequence[str]) -> Page:
-    _check(weights, tokens)
-    count = len(weights)
-    lines = [f"{count} head" if count == 1 else f"{count} heads", *notes]
-    labelled = len(tokens) <= style.label_max_tokens
-    return layer_page(range(count), title=f"Layer {layer}", notes=lines, dpi=style.dpi, labelled=labelled)
-
-
-def _check(weights: Array, tokens: Sequence[str]) -> None:
-    if weights.ndim != 3 or not weights.size or weights.shape[1] != weights.shape[2]:
-        raise ValueError(f"expected weights of shape (H, T, T), got {weights.shape}")
-    if len(tokens) != weights.shape[1]:
-        raise ValueError(f"{len(tokens)} labels for {weights.shape[1]} tokens")
-
-
-def _panels(weights: Array) -> Iterable[Array]:
-    return (quantized(np.asarray(one)) for one in weights)
-
-
-def _drawn(page: Page, panels: Iterable[Array], tokens: Sequence[str], style: PictureStyle) -> bytes:
-    draw = png if style.format == "png" else vector
-    return draw(page, panels, tokens, style)
-
-
-Canvas = NDArray[np.uint8]
-
-_STEPS, _GREYS = 224, 32
-_OF_LEVEL = np.rint(np.square(np.arange(256) / 255) * (_STEPS - 1)).astype(np.uint8)  # weight's root -> palette
-_OF_GREY = (_STEPS + np.rint(np.arange(256) / 255 * (_GREYS - 1))).astype(np.uint8)  # grey -> palette
-_WHITE = int(_OF_GREY[255])
-_FUTURE = np.uint8(_STEPS + round(FUTURE * (_GREYS - 1)))
-
-
 def png(page: Page, panels: Iterable[NDArray[Any]], tokens: Sequence[str], style: PictureStyle) -> bytes:
-    """Draw a page.
+    """Draw a page as PNG.
 
     Args:
-        page: Where everything lies.
-        panels: uint8 of the square root of the weights, (T, T), one a panel, lower triangle.
-        tokens: One label a token.
-        style: Colours, and whether labels are written.
+        page: Layout of the page.
+        panels: Quantized attention of each panel, (T, T); only the lower triangle is drawn.
+        tokens: Label of every token.
+        style: Color map, and the most tokens to label.
+
+    Returns:
+        The file.
     """
     canvas = np.full((page.height, page.width), _WHITE, dtype=np.uint8)
     around, axes = page.margins, _empty_panel(page, tokens, style)
@@ -245,34 +234,88 @@ def png(page: Page, panels: Iterable[NDArray[Any]], tokens: Sequence[str], style
     return _encoded(canvas, style)
 
 
+def _fitting_picture(record: AttentionRecord, layer: int, style: PictureStyle, shown: int) -> bytes:
+    attention, tokens, notes = record.layer(layer, first=shown), record.tokens[:shown], _notes(record, shown)
+    fitting = _layer_page(attention, tokens, layer, style, notes).fitting_dpi
+    if fitting < style.dpi:
+        log.warning("picture too large at the wanted resolution layer=%d dpi=%d used=%d", layer, style.dpi, fitting)
+    return layer_picture(attention, tokens, layer=layer, style=style.with_dpi(fitting), notes=notes)
+
+
+def _remove_stale(folder: Path, record: AttentionRecord, style: PictureStyle, shown: int) -> None:
+    """Remove pictures of this format that were drawn with other settings, and store the present settings."""
+    settings = {
+        "sha256": record.manifest["sha256"], "tokens": shown, "cmap": style.cmap, "dpi": style.dpi,
+        "label_max_tokens": style.label_max_tokens,
+    }  # fmt: skip
+    known = read_json(folder / PICTURES) if (folder / PICTURES).is_file() else {}
+    if known.get(style.format) == settings:
+        return
+    for stale in folder.glob(f"layer*.{style.format}"):
+        stale.unlink()
+    write_json(folder / PICTURES, {**known, style.format: settings})
+
+
+def _notes(record: AttentionRecord, shown: int) -> list[str]:
+    manifest = record.manifest
+    whole = manifest["truncated_from"] or len(record.tokens)
+    tokens = f"{whole} tokens" if shown == whole else f"first {shown} of {whole} tokens"
+    source = f"text {manifest['id']}" if manifest["id"].startswith("t_") else f"example {manifest['id']}"
+    return [manifest["run"], f"{manifest['checkpoint']}, step {manifest['step']}", source, tokens]
+
+
+def _layer_page(attention: Array, tokens: Sequence[str], layer: int, style: PictureStyle, notes: Sequence[str]) -> Page:
+    _check(attention, tokens)
+    count = len(attention)
+    lines = [f"{count} head" if count == 1 else f"{count} heads", *notes]
+    labelled = len(tokens) <= style.label_max_tokens
+    return layer_page(range(count), title=f"Layer {layer}", notes=lines, dpi=style.dpi, labelled=labelled)
+
+
+def _check(attention: Array, tokens: Sequence[str]) -> None:
+    if attention.ndim != 3 or not attention.size or attention.shape[1] != attention.shape[2]:
+        raise ValueError(f"expected attention of shape (H, T, T), got {attention.shape}")
+    if len(tokens) != attention.shape[1]:
+        raise ValueError(f"{len(tokens)} labels for {attention.shape[1]} tokens")
+
+
+def _panels(attention: Array) -> Iterable[Array]:
+    return (quantize(np.asarray(one)) for one in attention)
+
+
+def _draw(page: Page, panels: Iterable[Array], tokens: Sequence[str], style: PictureStyle) -> bytes:
+    draw = png if style.format == "png" else vector
+    return draw(page, panels, tokens, style)
+
+
 def _empty_panel(page: Page, tokens: Sequence[str], style: PictureStyle) -> Canvas:
     if page.margins is None:
         return np.zeros((0, 0), dtype=np.uint8)
-    labels = token_labels(tokens, style)
+    labels = axis_labels(tokens, style)
     return _in_palette(empty_panel(len(tokens), labels, page.panels[0].width, page.margins, page.dpi))
 
 
 def _in_palette(greys: Canvas) -> Canvas:
-    return np.take(_OF_GREY, greys)
+    return np.take(_GREY_COLORS, greys)
 
 
 def _panel(levels: NDArray[Any], side: int) -> Canvas:
-    small = shrunk(levels, side)  # (T, T), or (S, S) if T > S
-    colors = np.where(_future(len(small)), _FUTURE, np.take(_OF_LEVEL, small))
+    small = max_pool(levels, side)  # (T, T), or (S, S) if T > S
+    colors = np.where(_future(len(small)), _FUTURE, np.take(_LEVEL_COLORS, small))  # as small
     if len(small) == side:
         return colors
-    nearest = (2 * np.arange(side) + 1) * len(colors) // (2 * side)  # (S,) the token under a pixel's centre
+    nearest = (2 * np.arange(side) + 1) * len(colors) // (2 * side)  # (S,) token at the center of a pixel
     return np.take(np.take(colors, nearest, axis=1), nearest, axis=0)  # (S, S)
 
 
 @lru_cache(maxsize=8)
 def _future(size: int) -> NDArray[np.bool_]:
-    return np.triu(np.ones((size, size), dtype=bool), k=1)
+    return np.triu(np.ones((size, size), dtype=bool), k=1)  # (size, size)
 
 
 def _ramp(bar: Box) -> Canvas:
-    steps = np.rint(np.linspace(_STEPS - 1, 0, bar.height)).astype(np.uint8)
-    return np.repeat(steps[:, None], bar.width, axis=1)
+    steps = np.rint(np.linspace(_STEPS - 1, 0, bar.height)).astype(np.uint8)  # (height,)
+    return np.repeat(steps[:, None], bar.width, axis=1)  # (height, width)
 
 
 def _paste(canvas: Canvas, x: int, y: int, part: Canvas) -> None:
@@ -291,7 +334,7 @@ def _encoded(canvas: Canvas, style: PictureStyle) -> bytes:
 
 
 def _palette(cmap: str) -> bytes:
-    colors = matplotlib.colormaps[cmap](np.linspace(0, 1, _STEPS))[:, :3]
-    greys = np.repeat(np.linspace(0, 1, _GREYS)[:, None], 3, axis=1)
+    colors = matplotlib.colormaps[cmap](np.linspace(0, 1, _STEPS))[:, :3]  # (224, 3)
+    greys = np.repeat(np.linspace(0, 1, _GREYS)[:, None], 3, axis=1)  # (32, 3)
     rgb: Canvas = np.rint(np.concatenate([colors, greys]) * 255).astype(np.uint8)  # (256, 3)
     return rgb.tobytes()

@@ -1,11 +1,10 @@
-"""Attention on disk: the weights of one text under one checkpoint, readable with numpy alone.
+"""Attention on disk: what every head computed for one text under one checkpoint, readable with numpy alone.
 
-A record is a directory: weights/layer00.npy ... (uint8 of the square root of the weight, so that faint weights
-keep their detail), statistics.json (from the exact weights), manifest.json (written last: without it there is no
-record) and the pictures drawn from it. The first captured checkpoint's record lies in ``<run>/<id>/``, another's
-below it.
+A record is a directory: weights/layer00.npy ... (uint8 of the square root of the attention, so that faint values keep
+their detail), statistics.json (from the exact values), manifest.json (written last: without it there is no record) and
+the pictures drawn from it. The record of the first captured checkpoint is ``<run>/<id>/``, others are below it.
 
-Attention is causal, so the weights of a text's beginning are the beginning of its weights: pictures of fewer
+Attention is causal, so the attention of the beginning of a text is the beginning of its attention: pictures of fewer
 tokens are drawn from the same record.
 
 Shapes: H heads of one layer, T tokens.
@@ -32,29 +31,7 @@ Array = NDArray[Any]
 Manifest = dict[str, Any]
 
 SCHEMA_VERSION = 1
-MANIFEST, STATISTICS, WEIGHTS, TEXT = "manifest.json", "statistics.json", "weights", "text.txt"
-
-
-def quantized(weights: Array) -> NDArray[np.uint8]:
-    """Weights from 0 to 1 as uint8 of their square root; what is uint8 already is returned as it is."""
-    if weights.dtype == np.uint8:
-        return weights
-    levels = np.empty(weights.shape, dtype=np.uint8)
-    for head in np.ndindex(weights.shape[:-2]):  # one at a time: a whole layer can be half a gigabyte
-        levels[head] = np.rint(np.sqrt(np.clip(weights[head], 0.0, 1.0)) * 255)
-    return levels
-
-
-def restored(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Weights from their stored form; the error is at most 0.004."""
-    weights: NDArray[np.float32] = np.square(levels.astype(np.float32) / 255)
-    return weights
-
-
-def layer_name(layer: int, n_layer: int = 0, suffix: str = "png") -> str:
-    """File name of a layer: two digits, more where the model has more layers, so that names sort."""
-    digits = max(2, len(str(max(layer, n_layer - 1))))
-    return f"layer{layer:0{digits}d}.{suffix}"
+MANIFEST, STATISTICS, ATTENTION, TEXT = "manifest.json", "statistics.json", "weights", "text.txt"
 
 
 @dataclass(frozen=True)
@@ -62,7 +39,7 @@ class AttentionRecord:
     """One captured text.
 
     Attributes:
-        path: Its directory.
+        path: Directory of the record.
         manifest: ``{schema_version, run, id, checkpoint, step, sha256, text, tokens, token_ids, max_tokens,
             truncated_from, block_size, created_at, layers: [{layer, n_head, head_dim, png}]}``. `tokens` are
             readable labels; `truncated_from` is the length of the text in tokens, or None when nothing was cut.
@@ -73,41 +50,48 @@ class AttentionRecord:
 
     @classmethod
     def open(cls, path: Path) -> AttentionRecord | None:
-        """Open a record; None if there is none, or if a file of it is gone."""
+        """Open a record.
+
+        Args:
+            path: Directory of the record.
+
+        Returns:
+            The record; None if there is none, or if one of its files is missing.
+        """
         if not (path / MANIFEST).is_file():
             return None
         record = cls(path, read_json(path / MANIFEST))
-        parts = [path / STATISTICS, *(record._weights_file(layer) for layer in range(record.n_layer))]
+        parts = [path / STATISTICS, *(record._layer_path(layer) for layer in range(record.n_layer))]
         return record if all(part.is_file() for part in parts) else None
 
     @classmethod
     def find(
         cls, layout: Layout, run: str, id: str, sha256: str, *, max_tokens: int | None = None  # noqa: A002 - the name in the address
     ) -> AttentionRecord | None:  # fmt: skip
-        """Find what was captured.
+        """Find what was captured of a text under a checkpoint.
 
         Args:
-            layout: Where runs and records lie.
+            layout: Paths of the data root.
             run: Name of the run.
             id: Number of a test example, or the id of a text.
-            sha256: Of the checkpoint's file, hex.
-            max_tokens: The longest text wanted; None: as many as the run's own configuration draws.
+            sha256: Hash of the checkpoint's file, hex.
+            max_tokens: Most tokens to capture; None takes the run's `default_max_tokens`.
 
         Returns:
-            The record that holds just these tokens, or None: it has to be captured first.
+            The record with exactly the tokens that a capture would store; None if there is none.
         """
-        home = home_of(layout, run, id)
-        if not home.is_dir():
+        directory = text_directory(layout, run, id)
+        if not directory.is_dir():
             return None
-        wanted = max_tokens if max_tokens is not None else default_max_tokens(layout, run)
-        for record in records_in(home):
-            if record.manifest["sha256"] == sha256 and record._holds(wanted):
+        limit = max_tokens if max_tokens is not None else default_max_tokens(layout, run)
+        for record in list_records(directory):
+            if record.manifest["sha256"] == sha256 and record._has_length(limit):
                 return record
         return None
 
     @property
     def n_layer(self) -> int:
-        """Layers of the model."""
+        """Number of layers."""
         return len(self.manifest["layers"])
 
     @property
@@ -117,118 +101,240 @@ class AttentionRecord:
 
     @property
     def tokens(self) -> list[str]:
-        """One readable label a token."""
+        """Readable label of every token."""
         labels: list[str] = self.manifest["tokens"]
         return labels
 
     def layer(self, layer: int, *, first: int | None = None) -> NDArray[np.uint8]:
-        """Read one layer, and nothing of the others.
+        """Read one layer.
 
         Args:
-            layer: Its number.
-            first: Tokens from the beginning of the text; None: all.
+            layer: Index of the layer.
+            first: Number of tokens from the beginning of the text; None reads all.
 
         Returns:
-            uint8 of the square root of the weights, (H, T, T). `restored` gives the weights.
+            Quantized attention, (H, T, T); see `quantize`.
 
         Raises:
             InvalidParameter: There is no such layer.
         """
-        mapped = np.load(self._weights_file(self._checked(layer)), mmap_mode="r")
-        return np.array(mapped[:, :first, :first])
+        mapped = np.load(self._layer_path(self._checked(layer)), mmap_mode="r")  # (H, T, T)
+        return np.array(mapped[:, :first, :first])  # (H, first, first)
 
     def head(self, layer: int, head: int, *, first: int | None = None) -> NDArray[np.uint8]:
-        """Read one head, and nothing of the others: (T, T), otherwise as `layer`."""
-        mapped = np.load(self._weights_file(self._checked(layer)), mmap_mode="r")
+        """Read one head.
+
+        Args:
+            layer: Index of the layer.
+            head: Index of the head in its layer.
+            first: Number of tokens from the beginning of the text; None reads all.
+
+        Returns:
+            Quantized attention, (T, T); see `quantize`.
+
+        Raises:
+            InvalidParameter: There is no such layer or head.
+        """
+        mapped = np.load(self._layer_path(self._checked(layer)), mmap_mode="r")  # (H, T, T)
         if not 0 <= head < len(mapped):
             raise InvalidParameter(f"layer {layer} has no head {head}; its heads are 0 to {len(mapped) - 1}")
-        return np.array(mapped[head, :first, :first])
+        return np.array(mapped[head, :first, :first])  # (first, first)
 
     def statistics(self) -> dict[str, Any]:
-        """Numbers by layer and head, with what they mean."""
-        numbers: dict[str, Any] = read_json(self.path / STATISTICS)
-        return numbers
+        """Read the statistics.
+
+        Returns:
+            The content of statistics.json; see `statistics_record`.
+        """
+        content: dict[str, Any] = read_json(self.path / STATISTICS)
+        return content
 
     def _checked(self, layer: int) -> int:
         if not 0 <= layer < self.n_layer:
             raise InvalidParameter(f"the model has no layer {layer}; its layers are 0 to {self.n_layer - 1}")
         return layer
 
-    def _weights_file(self, layer: int) -> Path:
-        return self.path / WEIGHTS / layer_name(layer, self.n_layer, "npy")
+    def _layer_path(self, layer: int) -> Path:
+        return self.path / ATTENTION / layer_file(layer, self.n_layer, "npy")
 
-    def _holds(self, wanted: int) -> bool:
-        have = len(self.manifest["token_ids"])
-        whole = self.manifest["truncated_from"] or have
-        return bool(have == min(whole, wanted, self.manifest["block_size"]))
+    def _has_length(self, max_tokens: int) -> bool:
+        captured = len(self.manifest["token_ids"])
+        whole = self.manifest["truncated_from"] or captured
+        return bool(captured == min(whole, max_tokens, self.manifest["block_size"]))
 
 
 class RecordWriter:
-    """Writes a record layer by layer; it exists once `finish` has written the manifest."""
+    """Writes a record layer by layer; it exists once `finish` has written the manifest.
+
+    Args:
+        path: Directory of the record.
+        n_layer: Number of layers.
+    """
 
     def __init__(self, path: Path, n_layer: int) -> None:
         self._path, self._n_layer = path, n_layer
         self._statistics: list[dict[str, Any]] = []
         (path / MANIFEST).unlink(missing_ok=True)  # a record that lost a file is no record while it is rewritten
 
-    def add(self, weights: Array) -> None:
-        """Store and measure the exact weights of the next layer, (H, T, T)."""
-        layer = len(self._statistics)
-        with replacing(self._path / WEIGHTS / layer_name(layer, self._n_layer, "npy")) as file:
-            np.save(file, quantized(weights))
-        self._statistics.append(layer_statistics(layer, weights))
-
-    def finish(self, facts: Manifest) -> AttentionRecord:
-        """Make it a record.
+    def add(self, attention: Array) -> None:
+        """Store and measure the next layer.
 
         Args:
-            facts: The manifest's fields, but for its version and time.
+            attention: Exact attention, (H, T, T).
+        """
+        layer = len(self._statistics)
+        with replacing(self._path / ATTENTION / layer_file(layer, self._n_layer, "npy")) as file:
+            np.save(file, quantize(attention))
+        self._statistics.append(layer_statistics(layer, attention))
+
+    def finish(self, fields: Manifest) -> AttentionRecord:
+        """Write the statistics and the manifest.
+
+        Args:
+            fields: Fields of the manifest, without its version and time.
+
+        Returns:
+            The record.
         """
         assert len(self._statistics) == self._n_layer
         write_json(self._path / STATISTICS, statistics_record(self._statistics))
-        manifest = {"schema_version": SCHEMA_VERSION, **facts, "created_at": now()}
+        manifest = {"schema_version": SCHEMA_VERSION, **fields, "created_at": now()}
         write_json(self._path / MANIFEST, manifest)
         return AttentionRecord(self._path, manifest)
 
 
-def home_of(layout: Layout, run: str, id: str) -> Path:  # noqa: A002 - the name that clients see
-    """Directory of everything captured of a text."""
+def quantize(attention: Array) -> NDArray[np.uint8]:
+    """Quantize attention to uint8 of its square root.
+
+    Args:
+        attention: Values from 0 to 1, (..., T, T); uint8 is returned as it is.
+
+    Returns:
+        Levels from 0 to 255, (..., T, T).
+    """
+    if attention.dtype == np.uint8:
+        return attention
+    levels = np.empty(attention.shape, dtype=np.uint8)
+    for head in np.ndindex(attention.shape[:-2]):  # one at a time: a whole layer can be half a gigabyte
+        levels[head] = np.rint(np.sqrt(np.clip(attention[head], 0.0, 1.0)) * 255)
+    return levels
+
+
+def dequantize(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Restore attention from its levels.
+
+    Args:
+        levels: As `quantize` returns them.
+
+    Returns:
+        Values from 0 to 1, of the same shape; the error is at most 0.004.
+    """
+    attention: NDArray[np.float32] = np.square(levels.astype(np.float32) / 255)
+    return attention
+
+
+def layer_file(layer: int, n_layer: int = 0, suffix: str = "png") -> str:
+    """Return the file name of a layer.
+
+    Args:
+        layer: Index of the layer.
+        n_layer: Number of layers.
+        suffix: Suffix of the file.
+
+    Returns:
+        ``layer00.png``, with more digits where the model has more layers, so that names sort.
+    """
+    digits = max(2, len(str(max(layer, n_layer - 1))))
+    return f"layer{layer:0{digits}d}.{suffix}"
+
+
+def text_directory(layout: Layout, run: str, id: str) -> Path:  # noqa: A002 - the name that clients see
+    """Return the directory of everything captured of a text.
+
+    Args:
+        layout: Paths of the data root.
+        run: Name of the run.
+        id: Number of a test example, or the id of a text.
+
+    Returns:
+        The directory.
+    """
     return layout.attention_of(run) / checked_name("example", id)
 
 
-def records_in(home: Path) -> Iterator[AttentionRecord]:
-    """Every record of a text, the first captured first."""
-    for path in (home, *sorted(child for child in home.iterdir() if child.is_dir())):
+def list_records(directory: Path) -> Iterator[AttentionRecord]:
+    """Iterate over the records of a text.
+
+    Args:
+        directory: The text's directory.
+
+    Yields:
+        Its records, the first captured first.
+    """
+    for path in (directory, *sorted(child for child in directory.iterdir() if child.is_dir())):
         if record := AttentionRecord.open(path):
             yield record
 
 
-def free_place(home: Path, sha256: str, tokens: int) -> Path:
-    """Where the record of a checkpoint goes when it is not there yet: the first free of three places."""
-    places = (home, home / sha256[:8], home / f"{sha256[:8]}-{tokens}")
-    return next((place for place in places if AttentionRecord.open(place) is None), places[-1])
+def free_directory(directory: Path, sha256: str, tokens: int) -> Path:
+    """Choose the directory of a new record.
+
+    Args:
+        directory: The text's directory.
+        sha256: Hash of the checkpoint's file, hex.
+        tokens: Number of captured tokens.
+
+    Returns:
+        The first without a record of: the text's directory, ``<sha256[:8]>/`` and ``<sha256[:8]>-<tokens>/`` in it.
+    """
+    candidates = (directory, directory / sha256[:8], directory / f"{sha256[:8]}-{tokens}")
+    return next((path for path in candidates if AttentionRecord.open(path) is None), candidates[-1])
 
 
 def default_max_tokens(layout: Layout, run: str) -> int:
-    """How many tokens are captured when nobody says: what the run's configuration draws."""
+    """Return how many tokens are captured when a request gives no limit.
+
+    Args:
+        layout: Paths of the data root.
+        run: Name of the run.
+
+    Returns:
+        The smaller of `testing.max_seq_len_viz` and `testing.test_sample_length`.
+    """
     testing = Run.open(layout.run(run)).config().testing
     return min(testing.max_seq_len_viz, testing.test_sample_length)
 
 
-def keep_text(home: Path, text: str) -> None:
-    """Remember the whole of a text, so that another checkpoint can look at it too."""
-    write_text(home / TEXT, text)
+def save_text(directory: Path, text: str) -> None:
+    """Store the whole of a text, so that it can be captured under another checkpoint.
+
+    Args:
+        directory: The text's directory.
+        text: The text.
+    """
+    write_text(directory / TEXT, text)
 
 
-def kept_text(home: Path) -> str | None:
-    """The text that `keep_text` stored there."""
-    file = home / TEXT
+def load_text(directory: Path) -> str | None:
+    """Load the text that `save_text` stored.
+
+    Args:
+        directory: The text's directory.
+
+    Returns:
+        The text; None if none was stored.
+    """
+    file = directory / TEXT
     return file.read_bytes().decode() if file.is_file() else None
 
 
 @contextmanager
-def capturing(home: Path) -> Iterator[None]:
-    """Let one at a time, of all threads and processes, capture a text."""
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"):
+def capture_lock(directory: Path) -> Iterator[None]:
+    """Hold the lock of a text: one thread of all processes captures it at a time.
+
+    Args:
+        directory: The text's directory; created if necessary.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / ".lock"):
         yield

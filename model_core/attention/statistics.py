@@ -1,9 +1,10 @@
-"""What a head does, in numbers: the reading guide of attention pictures, computed.
+"""Statistics of a head's attention: entropy, sparsity, distance, and the diagonal, vertical and horizontal patterns.
 
-Every number is a mean over the queries that can show it, so that short and long texts compare. `FORMULAS` says
-in one line each what is measured; the same lines travel in statistics.json.
+Every number is a mean over the queries that can show it, so that texts of different lengths compare. `FORMULAS` defines
+each in one line, and is stored in statistics.json. The patterns are those of Vig and Belinkov, "Analyzing the
+Structure of Attention in a Transformer Language Model", 2019, and Clark et al., "What Does BERT Look At?", 2019.
 
-Shapes: H heads of one layer, T tokens. Query i is a row and sees the keys j <= i, so it has i + 1 of them.
+Shapes: H heads of one layer, T tokens. Query i is a row and sees the i + 1 keys j <= i.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 LOCAL_REACH = 3  # keys at most this far back count as local
-FAINT = 0.1  # of an even share: below it a key counts as ignored
+FAINT = 0.1  # of uniform attention: below it a key counts as ignored
 
 FORMULAS = {
     "entropy": "bits: mean over queries i >= 1 of -sum_j p log2 p; 0 looks at one key, log2(i + 1) at all alike",
@@ -38,7 +39,7 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class HeadStatistics:
-    """Numbers of one head, each as `FORMULAS` says; None where the text is too short to show it."""
+    """Statistics of one head, as defined in `FORMULAS`; None where the text is too short."""
 
     entropy: float | None
     entropy_relative: float | None
@@ -54,51 +55,54 @@ class HeadStatistics:
     long_range: float | None
 
 
-def head_statistics(weights: Array) -> HeadStatistics:
+def head_statistics(attention: Array) -> HeadStatistics:
     """Measure one head.
 
     Args:
-        weights: Rows that sum to 1 with zeros after the diagonal, (T, T).
+        attention: Rows that sum to 1, with zeros after the diagonal, (T, T).
+
+    Returns:
+        Its statistics.
     """
-    tokens = weights.shape[0]
+    tokens = attention.shape[0]
     if tokens < 2:
         return HeadStatistics(*(None for _ in fields(HeadStatistics)))
-    rows = np.asarray(weights, dtype=np.float64)[1:]  # (T-1, T); the first query has nothing to choose
-    seen = np.arange(2.0, tokens + 1)  # (T-1,) visible keys of each query
+    rows = np.asarray(attention, dtype=np.float64)[1:]  # (T-1, T); the first query sees one key
+    n_keys = np.arange(2.0, tokens + 1)  # (T-1,) visible keys of each query
     entropy = _entropy(rows)  # (T-1,)
-    back = np.arange(1, tokens)[:, None] - np.arange(tokens)  # (T-1, T) how far back a key lies
-    visible = back >= 0
-    key, vertical = _vertical(weights)
-    query, horizontal = _horizontal(entropy, seen)
-    local = np.where(visible & (back <= LOCAL_REACH), rows, 0).sum(axis=1)[LOCAL_REACH:]  # (T-1-reach,)
-    far = np.arange(tokens) < np.arange(1, tokens)[:, None] / 2  # (T-1, T)
+    distance = np.arange(1, tokens)[:, None] - np.arange(tokens)  # (T-1, T) from query back to key
+    visible = distance >= 0  # (T-1, T)
+    key, vertical = _vertical(attention)
+    query, horizontal = _horizontal(entropy, n_keys)
+    local = np.where(visible & (distance <= LOCAL_REACH), rows, 0).sum(axis=1)[LOCAL_REACH:]  # (T-1-reach,)
+    is_far = np.arange(tokens) < np.arange(1, tokens)[:, None] / 2  # (T-1, T)
     return HeadStatistics(
         entropy=float(entropy.mean()),
-        entropy_relative=float((entropy / np.log2(seen)).mean()),
-        sparsity=float(((visible & (rows < FAINT / seen[:, None])).sum(axis=1) / seen).mean()),
-        mean_distance=float((rows * back * visible).sum(axis=1).mean()),
-        diagonal=float(np.diagonal(weights)[1:].mean()),
-        previous=float(np.diagonal(weights, offset=-1).mean()),
+        entropy_relative=float((entropy / np.log2(n_keys)).mean()),
+        sparsity=float(((visible & (rows < FAINT / n_keys[:, None])).sum(axis=1) / n_keys).mean()),
+        mean_distance=float((rows * distance * visible).sum(axis=1).mean()),
+        diagonal=float(np.diagonal(attention)[1:].mean()),
+        previous=float(np.diagonal(attention, offset=-1).mean()),
         vertical=vertical,
         vertical_key=key,
         horizontal=horizontal,
         horizontal_query=query,
         local=float(local.mean()) if local.size else None,
-        long_range=float(np.where(far, rows, 0).sum(axis=1).mean()),
+        long_range=float(np.where(is_far, rows, 0).sum(axis=1).mean()),
     )
 
 
-def layer_statistics(layer: int, weights: Array) -> dict[str, Any]:
+def layer_statistics(layer: int, attention: Array) -> dict[str, Any]:
     """Measure every head of a layer.
 
     Args:
-        layer: Its number.
-        weights: (H, T, T).
+        layer: Index of the layer.
+        attention: Attention of the layer, (H, T, T).
 
     Returns:
-        ``{layer, heads: [{head, ...}], mean: {...}}``; the mean leaves out what names a token.
+        ``{layer, mean: {...}, heads: [{head, ...}]}``; the mean has no `vertical_key` and no `horizontal_query`.
     """
-    heads = [head_statistics(one) for one in weights]
+    heads = [head_statistics(head) for head in attention]
     return {
         "layer": layer,
         "mean": _mean(heads),
@@ -107,34 +111,48 @@ def layer_statistics(layer: int, weights: Array) -> dict[str, Any]:
 
 
 def model_statistics(layers: Iterable[Array]) -> dict[str, Any]:
-    """Measure a whole model, one (H, T, T) a layer: the content of statistics.json."""
-    return statistics_record([layer_statistics(number, weights) for number, weights in enumerate(layers)])
+    """Measure a whole model.
+
+    Args:
+        layers: Attention of each layer, (H, T, T) with its own H.
+
+    Returns:
+        As `statistics_record`.
+    """
+    return statistics_record([layer_statistics(layer, attention) for layer, attention in enumerate(layers)])
 
 
 def statistics_record(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Put measured layers together with what the numbers mean."""
+    """Build the content of statistics.json.
+
+    Args:
+        layers: Statistics of each layer, as `layer_statistics` returns them.
+
+    Returns:
+        ``{schema_version, formulas, layers}``.
+    """
     return {"schema_version": 1, "formulas": FORMULAS, "layers": list(layers)}
 
 
 def _entropy(rows: Array) -> Array:
-    logs = np.zeros_like(rows)
+    logs = np.zeros_like(rows)  # (T-1, T)
     np.log2(rows, out=logs, where=rows > 0)
     entropy: Array = -(rows * logs).sum(axis=1)  # (T-1,)
     return entropy
 
 
-def _vertical(weights: Array) -> tuple[int, float]:
-    tokens = weights.shape[0]
-    keys = np.arange((tokens + 1) // 2)  # the later half has too few queries below it to make a line
-    below = np.tril(weights, k=-1).sum(axis=0, dtype=np.float64)[keys] / (tokens - 1 - keys)  # (T/2,)
+def _vertical(attention: Array) -> tuple[int, float]:
+    tokens = attention.shape[0]
+    keys = np.arange((tokens + 1) // 2)  # (T/2,); later keys have too few queries below them to make a line
+    below = np.tril(attention, k=-1).sum(axis=0, dtype=np.float64)[keys] / (tokens - 1 - keys)  # (T/2,)
     key = int(below.argmax())
     return key, float(below[key])
 
 
-def _horizontal(entropy: Array, seen: Array) -> tuple[int, float]:
+def _horizontal(entropy: Array, n_keys: Array) -> tuple[int, float]:
     tokens = entropy.size + 1
-    first = max(1, tokens // 2)  # an early query sees so few keys that it always looks at many of them
-    spread = (2**entropy / seen)[first - 1 :]
+    first = max(1, tokens // 2)  # an earlier query sees so few keys that it always attends to many of them
+    spread = (2**entropy / n_keys)[first - 1 :]  # (T - first,)
     row = int(spread.argmax())
     return first + row, float(spread[row])
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model_core.attention.capture import attention_weights
+from model_core.attention.capture import causal_attention
 from model_core.config import ModelConfig, divisors
 from model_core.gpt import GPT, CausalSelfAttention
 
@@ -83,7 +83,7 @@ def test_the_fused_kernel_is_attention_written_out_for_every_head_count(heads: i
     attention = CausalSelfAttention(24, heads, 768 // heads, dropout=0.0).to(dtype)
     x = torch.randn(2, 7, 24, dtype=dtype, requires_grad=True)  # (B, T, C)
     q, k, v = attention.qkv(x)  # 3 x (B, H, T, D)
-    written_out = attention.merge(attention_weights(q, k) @ v)  # (B, T, C)
+    written_out = attention.merge(causal_attention(q, k) @ v)  # (B, T, C)
     torch.testing.assert_close(
         outcome(x, attention(x), attention), outcome(x, written_out, attention), **TOLERANCE[dtype]
     )

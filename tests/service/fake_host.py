@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from model_core.attention.record import AttentionRecord, RecordWriter, home_of
+from model_core.attention.record import AttentionRecord, RecordWriter, text_directory
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from tests.polling import eventually
@@ -104,7 +104,7 @@ def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 
     """Write a record of made-up weights."""
     tokens = ["One", "·day", ",", "·a", "·cat"][:most]
     cut_from = 5 if most < 5 else None
-    writer = RecordWriter(home_of(layout, run, example) / sha256[:8], len(HEADS))
+    writer = RecordWriter(text_directory(layout, run, example) / sha256[:8], len(HEADS))
     generator = np.random.default_rng(0)
     for heads in HEADS:
         weights = np.tril(generator.random((heads, len(tokens), len(tokens)))).astype(np.float32)

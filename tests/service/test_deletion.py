@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from model_core.attention.record import home_of
+from model_core.attention.record import text_directory
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.storage.trash import empty_trash, lock_for_deletion, move_to_trash
@@ -21,7 +21,7 @@ def over(site: Any, name: str = "tiny", result: str = "succeeded") -> dict[str, 
     run = site.make_run(name, job_id=job["id"])
     run.log.parent.mkdir()
     run.log.write_text("one\n")
-    fill(home_of(site.layout, name, "0") / "layer00.png")
+    fill(text_directory(site.layout, name, "0") / "layer00.png")
     fill(site.layout.jobs / job["id"] / "child.log")
     site.finish(claim, result)
     return job

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from model_core.attention.capture import (
-    MAX_LAYER_WEIGHTS,
+    MAX_LAYER_ELEMENTS,
     attention_layers,
-    attention_weights,
     capture,
     capture_example,
+    causal_attention,
     extract_attention_patterns,
 )
 from model_core.attention.record import AttentionRecord
@@ -76,14 +76,14 @@ def look(layout, *, checkpoint="best", text=TEXT, id=None, max_tokens=None, data
 def test_weights_times_values_are_what_the_fused_kernel_returns(head_dim):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 9, head_dim)  # three of (B, H, T, D)
-    weights = attention_weights(q, k)
+    weights = causal_attention(q, k)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(weights @ v, expected, atol=1e-5, rtol=0)
 
 
 def test_weights_never_look_ahead_and_sum_to_one():
     q, k = torch.randn(2, 1, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 30  # two of (B, H, T, D)
-    weights = attention_weights(q, k)
+    weights = causal_attention(q, k)
     assert not weights.triu(diagonal=1).any()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(1, 3, 5))
 
@@ -128,7 +128,7 @@ def test_too_many_weights_are_refused_before_anything_is_computed():
     tokens = 2**17
     with pytest.raises(AttentionTooLarge, match=r"131072 tokens .* max_tokens=2896 fits") as refused:
         capture(model, torch.zeros(1, tokens, dtype=torch.long))
-    assert f"{MAX_LAYER_WEIGHTS:,}" in str(refused.value)
+    assert f"{MAX_LAYER_ELEMENTS:,}" in str(refused.value)
 
 
 def test_a_text_becomes_a_record(layout):

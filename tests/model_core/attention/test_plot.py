@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_core.attention.layout import PictureStyle, layer_page, sheet_page
+from model_core.attention.layout import PictureStyle, all_layers_page, layer_page
 from model_core.attention.plot import all_layers_image, head_picture, layer_figure, layer_picture, plot_layer_attention
-from model_core.attention.record import quantized
+from model_core.attention.record import quantize
 from model_core.errors import InvalidParameter
 
 WORDS = [" One", " day", ",", " a$b", "\n", " 中文", "🙂", "\x00", " ", "", "é", "\u202e", "$x_1$", "\\", " %s", "<&>"]
 
 
 def random_weights(heads, tokens, seed=0):
-    scores = np.random.default_rng(seed).standard_normal((heads, tokens, tokens)) * 2
-    scores[:, np.triu(np.ones((tokens, tokens), bool), 1)] = -np.inf
-    weights = np.exp(scores)
+    logits = np.random.default_rng(seed).standard_normal((heads, tokens, tokens)) * 2
+    logits[:, np.triu(np.ones((tokens, tokens), bool), 1)] = -np.inf
+    weights = np.exp(logits)
     return weights / weights.sum(-1, keepdims=True)
 
 
@@ -123,7 +123,7 @@ def test_any_text_can_be_a_label_in_every_format(format):  # noqa: A002
 
 def test_weights_and_their_stored_form_give_the_same_picture():
     weights = random_weights(2, 9)
-    stored = layer_picture(quantized(weights), numbers(9), layer=0)
+    stored = layer_picture(quantize(weights), numbers(9), layer=0)
     assert plot_layer_attention(weights, numbers(9), layer=0) == stored
 
 
@@ -144,7 +144,7 @@ def test_one_head_is_drawn_alone_under_its_own_number():
 
 @pytest.mark.parametrize("heads", [[1], [12, 8, 6, 4], [100, 1, 17], [3] * 30])
 def test_an_all_layers_image_holds_every_head_of_every_layer(heads):
-    page = sheet_page(heads, title="", notes=[], dpi=30)
+    page = all_layers_page(heads, title="", notes=[], dpi=30)
     assert len(page.panels) == sum(heads)
     assert len({(panel.x, panel.y) for panel in page.panels}) == sum(heads)
     layers = (random_weights(count, 10, seed) for seed, count in enumerate(heads))

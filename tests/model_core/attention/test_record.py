@@ -8,11 +8,11 @@ from model_core.attention.plot import record_picture, write_layer_pictures
 from model_core.attention.record import (
     AttentionRecord,
     RecordWriter,
-    free_place,
-    home_of,
-    layer_name,
-    quantized,
-    restored,
+    dequantize,
+    free_directory,
+    layer_file,
+    quantize,
+    text_directory,
 )
 from model_core.config import ExperimentConfig, TestingConfig
 from model_core.errors import InvalidParameter
@@ -29,10 +29,10 @@ def attention(heads, tokens, seed):
 
 
 def write(layout, *, sha256=A, tokens=6, whole=None, block_size=64, example="0"):
-    writer = RecordWriter(free_place(home_of(layout, "tiny", example), sha256, tokens), len(HEADS))
+    writer = RecordWriter(free_directory(text_directory(layout, "tiny", example), sha256, tokens), len(HEADS))
     for seed, heads in enumerate(HEADS):
         writer.add(attention(heads, tokens, seed))
-    layers = [{"layer": n, "n_head": h, "head_dim": 4, "png": layer_name(n, 2)} for n, h in enumerate(HEADS)]
+    layers = [{"layer": n, "n_head": h, "head_dim": 4, "png": layer_file(n, 2)} for n, h in enumerate(HEADS)]
     labels = [f"w{n}" for n in range(tokens)]
     return writer.finish(
         {
@@ -104,8 +104,8 @@ def test_a_shorter_text_is_the_beginning_of_a_longer_one(layout):
 
 def test_storing_keeps_the_future_empty_and_faint_weights_alive():
     weights = np.array([0.0, 1e-5, 0.5, 1.0], dtype=np.float32)
-    assert quantized(weights).tolist() == [0, 1, 180, 255]
-    np.testing.assert_allclose(restored(quantized(weights)), weights, atol=0.004)
+    assert quantize(weights).tolist() == [0, 1, 180, 255]
+    np.testing.assert_allclose(dequantize(quantize(weights)), weights, atol=0.004)
 
 
 def test_statistics_come_from_the_exact_weights(layout):
@@ -127,8 +127,8 @@ def test_what_is_not_there_is_named(layout):
 
 
 def test_names_of_layers_sort():
-    assert layer_name(3) == "layer03.png"
-    names = [layer_name(layer, 1000, "npy") for layer in range(1000)]
+    assert layer_file(3) == "layer03.png"
+    names = [layer_file(layer, 1000, "npy") for layer in range(1000)]
     assert names == sorted(names)
     assert names[7] == "layer007.npy"
 

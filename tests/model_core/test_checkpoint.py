@@ -82,12 +82,10 @@ def test_missing_damaged_and_unfit_are_three_codes(run: Run, tokenizer: Tokenize
     publish(run, state_of(GPT(tiny(n_embd=32).model), tiny(), tokenizer))
     with pytest.raises(CheckpointNotFound) as missing:
         load_model(run, "final")
-    with pytest.raises(
-        CheckpointMismatch, match=r"model_best\.pt does not fit the model: transformer\.wte.* 32\)"
-    ) as unfit:
+    with pytest.raises(CheckpointMismatch, match=r"model_best\.pt.* transformer\.wte.* 32\)") as unfit:
         load_model(run)
     (run.path / "model_best.pt").write_bytes(b"other bytes")
-    with pytest.raises(CheckpointDamaged, match="its sha256 is") as damaged:
+    with pytest.raises(CheckpointDamaged) as damaged:
         load_model(run)
     codes = [error.value.code for error in (missing, damaged, unfit)]
     assert codes == ["checkpoint_not_found", "checkpoint_damaged", "checkpoint_mismatch"]
@@ -98,9 +96,7 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = {f"{name}": torch.ones_like(tensor) for name, tensor in before.items()}
     weights["transformer.extra"] = weights.pop("transformer.h.1.mlp.c_fc.bias")
-    with pytest.raises(
-        CheckpointMismatch, match=r"it lacks transformer\.h\.1\.mlp\.c_fc\.bias; transformer\.extra is no"
-    ):
+    with pytest.raises(CheckpointMismatch, match=r"transformer\.h\.1\.mlp\.c_fc\.bias.* transformer\.extra"):
         load_parameters(model, weights, "x.pt")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -117,16 +113,14 @@ def test_a_file_that_pickles_an_object_is_refused_with_the_way_to_convert_it(hel
     file = io.BytesIO()
     torch.save({"model": {}, "config": held}, file)
     file.seek(0)
-    with pytest.raises(
-        CheckpointRefused, match=f"a pickled {type(held).__module__}.{type(held).__qualname__}"
-    ) as refused:
+    with pytest.raises(CheckpointRefused, match=f"{type(held).__module__}.{type(held).__qualname__}") as refused:
         load_file(file, "old.pt")
     assert "torch.save({'model': model.state_dict(), 'model_args': {'n_layer'" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 and no more", b"\x80\x02}q\x00(X\x05\x00\x00\x00mo", bytes(100)])
 def test_what_is_no_file_of_torch_is_damaged(data: bytes) -> None:
-    with pytest.raises(CheckpointDamaged, match=r"'x\.pt' is damaged: torch cannot read it"):
+    with pytest.raises(CheckpointDamaged, match=r"'x\.pt'"):
         load_file(io.BytesIO(data), "x.pt")
 
 

@@ -134,5 +134,5 @@ def test_attention_weights_are_dropped_in_training() -> None:
 
 
 def test_more_tokens_than_positions_are_refused() -> None:
-    with pytest.raises(ValueError, match="17 tokens, but block_size is 16"):
+    with pytest.raises(ValueError, match=r"17.* 16"):
         build(TINY)(torch.zeros(1, 17, dtype=torch.long))

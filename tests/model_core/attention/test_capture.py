@@ -126,7 +126,7 @@ def test_too_many_weights_are_refused_before_anything_is_computed():
     with torch.device("meta"):
         model = GPT(config(block_size=2**17, n_head_list=(16, 1, 2)).model)
     tokens = 2**17
-    with pytest.raises(AttentionTooLarge, match=r"131072 tokens .* max_tokens=2896 fits") as refused:
+    with pytest.raises(AttentionTooLarge, match=r"131072 .* max_tokens=2896") as refused:
         capture(model, torch.zeros(1, tokens, dtype=torch.long))
     assert f"{MAX_LAYER_ELEMENTS:,}" in str(refused.value)
 

@@ -116,11 +116,11 @@ def test_statistics_come_from_the_exact_weights(layout):
 
 def test_what_is_not_there_is_named(layout):
     record = write(layout)
-    with pytest.raises(InvalidParameter, match="no layer 2; its layers are 0 to 1"):
+    with pytest.raises(InvalidParameter, match=r"layer 2.* 0 to 1"):
         record.layer(2)
-    with pytest.raises(InvalidParameter, match="layer 1 has no head 1; its heads are 0 to 0"):
+    with pytest.raises(InvalidParameter, match=r"layer 1.* head 1.* 0 to 0"):
         record.head(1, 1)
-    with pytest.raises(InvalidParameter, match="which layer"):
+    with pytest.raises(InvalidParameter, match="layer"):
         record_picture(record, head=0)
     with pytest.raises(InvalidParameter, match="example"):
         AttentionRecord.find(layout, "tiny", "../0", A)

@@ -90,9 +90,9 @@ def test_a_prepared_dataset_is_left_as_it_is_and_another_recipe_is_refused(corpu
     before = prepared.train.stat().st_mtime_ns
     source = f"file:{corpus}"
     assert prepare(source, prepared.directory, name="mine", tokenizer=BPE, seed=3).train.stat().st_mtime_ns == before
-    with pytest.raises(InvalidData, match=r"tokenizer 'bpe:400', not 'gpt2'"):
+    with pytest.raises(InvalidData, match=r"tokenizer.* 'bpe:400'.* 'gpt2'"):
         prepare(source, prepared.directory, name="mine", seed=3)
-    with pytest.raises(InvalidData, match="seed 3, not 4"):
+    with pytest.raises(InvalidData, match=r"seed.* 3.* 4"):
         prepare(source, prepared.directory, name="mine", tokenizer=BPE, seed=4)
     corpus.write_text("Other text.\n\nAltogether.")
     with pytest.raises(InvalidData, match="revision"):
@@ -113,7 +113,7 @@ def test_files_of_the_user_are_never_overwritten(corpus, tmp_path):
     own = tmp_path / "mine" / "mine_train.npy"
     own.parent.mkdir()
     own.write_bytes(b"mine")
-    with pytest.raises(InvalidData, match=r"mine_train\.npy .* would be overwritten"):
+    with pytest.raises(InvalidData, match=r"mine_train\.npy"):
         prepare(f"file:{corpus}", own.parent, name="mine")
     assert own.read_bytes() == b"mine"
     for split in ("val", "test"):
@@ -125,7 +125,7 @@ def test_files_of_the_user_are_never_overwritten(corpus, tmp_path):
 def test_a_source_too_small_for_its_split_is_refused(tmp_path):
     path = tmp_path / "small.txt"
     path.write_text("One.\n\nTwo.")
-    with pytest.raises(InvalidData, match=r"2 documents are too few .* none falls to val"):
+    with pytest.raises(InvalidData, match=r"2 documents.* val"):
         prepare(f"file:{path}", tmp_path / "small", name="small")
     assert list((tmp_path / "small").glob("[!.]*")) == []
 
@@ -167,7 +167,7 @@ def test_a_missing_dataset_names_its_path_and_the_command_that_makes_it(tmp_path
 
 def test_a_configuration_with_another_tokenizer_is_refused(prepared):
     tree = {"data_dir": str(prepared.directory), "dataset": "mine"}
-    with pytest.raises(InvalidData, match="made with tokenizer 'bpe:400', not 'gpt2'"):
+    with pytest.raises(InvalidData, match=r"tokenizer.* 'bpe:400'.* 'gpt2'"):
         ensure_dataset(config(tree), Layout.of(config(tree)))
     asked = {**tree, "tokenizer": {"type": "bpe", "vocab_size": 400}}
     assert ensure_dataset(config(asked), Layout.of(config(asked))) == prepared

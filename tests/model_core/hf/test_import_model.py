@@ -44,24 +44,24 @@ def test_the_folder_itself_is_accepted(folder: Path, layout: Layout) -> None:
 
 
 WRONG_CONFIGS: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "llama"}, r'config\.json: model_type is "llama"; only gpt2'),
-    ({"activation_function": "relu"}, r'activation_function is "relu"; ours is gelu_new'),
-    ({"activation_function": "gelu"}, r'activation_function is "gelu"'),
-    ({"layer_norm_epsilon": 1e-6}, r"layer_norm_epsilon is 1e-06; ours is 1e-05"),
-    ({"n_inner": 48}, r"n_inner is 48; ours is 4 x n_embd, which is 16"),
-    ({"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx is true; ours is false"),
-    ({"reorder_and_upcast_attn": True}, r"reorder_and_upcast_attn is true"),
-    ({"scale_attn_weights": False}, r"scale_attn_weights is false; ours is true"),
-    ({"add_cross_attention": True}, r"add_cross_attention is true"),
-    ({"n_head": 5}, r"5 heads do not divide n_embd 16"),
-    ({"n_head": "4"}, r"n_head: .*got 4"),
-    ({"n_layer": 4}, r"transformer\.h\.3\.ln_1\.weight is missing"),
-    ({"n_layer": 2}, r"stores transformer\.h\.2\.\S+, which a GPT-2 does not have"),
-    ({"n_embd": 32}, r"c_attn\.weight is \(16, 48\), and config\.json asks for \(32, 96\)"),
-    ({"vocab_size": 280}, r"has \d+ ids, and the model's vocab_size is 280"),
-    ({"tie_word_embeddings": False}, r"tie_word_embeddings is false, and the folder has no lm_head"),
-    ({"model_type": "headcount"}, r"n_head_list is null; a head count for each layer"),
-    ({"resid_pdrop": "x", "embd_pdrop": "x", "attn_pdrop": "x"}, r"dropout: .*got x"),
+    ({"model_type": "llama"}, r'config\.json.* model_type.* "llama".* gpt2'),
+    ({"activation_function": "relu"}, r'activation_function.* "relu".* gelu_new'),
+    ({"activation_function": "gelu"}, r'activation_function.* "gelu"'),
+    ({"layer_norm_epsilon": 1e-6}, r"layer_norm_epsilon.* 1e-06.* 1e-05"),
+    ({"n_inner": 48}, r"n_inner.* 48.* 16"),
+    ({"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx.* true.* false"),
+    ({"reorder_and_upcast_attn": True}, r"reorder_and_upcast_attn.* true"),
+    ({"scale_attn_weights": False}, r"scale_attn_weights.* false.* true"),
+    ({"add_cross_attention": True}, r"add_cross_attention.* true"),
+    ({"n_head": 5}, r"5 heads.* 16"),
+    ({"n_head": "4"}, r"n_head.* 4"),
+    ({"n_layer": 4}, r"transformer\.h\.3\.ln_1\.weight"),
+    ({"n_layer": 2}, r"transformer\.h\.2\."),
+    ({"n_embd": 32}, r"c_attn\.weight.* \(16, 48\).* \(32, 96\)"),
+    ({"vocab_size": 280}, r"vocab_size.* 280"),
+    ({"tie_word_embeddings": False}, r"tie_word_embeddings.* false.* lm_head"),
+    ({"model_type": "headcount"}, r"n_head_list.* null"),
+    ({"resid_pdrop": "x", "embd_pdrop": "x", "attn_pdrop": "x"}, r"dropout.* x"),
 ]  # fmt: skip
 
 
@@ -90,22 +90,22 @@ def rewrite(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 WTE, LN = "transformer.wte.weight", "transformer.ln_f.weight"
 DAMAGE: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("config.json", Path.unlink, r"folder/config\.json is missing"),
-    ("config.json", lambda path: path.write_text("{"), r"config\.json is not JSON"),
-    ("config.json", lambda path: path.write_bytes(b"\xff\x00"), r"config\.json is not JSON"),
-    ("config.json", lambda path: path.write_text("[1]"), r"config\.json holds list, not an object"),
-    ("model.safetensors", Path.unlink, r"has no weights: it should hold one of model\.safetensors"),
-    ("model.safetensors", truncate, r"model\.safetensors is damaged"),
-    ("model.safetensors", flip_the_header, r"model\.safetensors is damaged"),
-    ("model.safetensors", lambda path: path.write_bytes(b""), r"model\.safetensors is damaged"),
-    ("model.safetensors", rewrite(lambda t: {n: t[n] for n in t if n != LN}), r"ln_f\.weight is missing"),
-    ("model.safetensors", rewrite(lambda t: t | {"score.weight": t[LN].clone()}), r"stores transformer\.score\.weight"),
-    ("model.safetensors", rewrite(lambda t: t | {LN: t[LN][:3].clone()}), r"ln_f\.weight is \(3,\), and"),
-    ("model.safetensors", rewrite(lambda t: t | {LN: t[LN] / 0}), r"ln_f\.weight holds values that are not finite"),
-    ("model.safetensors", rewrite(lambda t: t | {LN: t[LN].long()}), r"ln_f\.weight holds torch\.int64"),
-    ("model.safetensors", rewrite(lambda t: t | {"lm_head.weight": t[WTE] + 1}), r"lm_head\.weight is not transformer"),
-    ("model.safetensors", rewrite(lambda t: t | {"ln_f.weight": t[LN].clone()}), r"is there already"),
-    ("tokenizer.json", lambda path: path.write_text("no"), r"tokenizer\.json is not JSON"),
+    ("config.json", Path.unlink, r"folder/config\.json"),
+    ("config.json", lambda path: path.write_text("{"), r"config\.json.* JSON"),
+    ("config.json", lambda path: path.write_bytes(b"\xff\x00"), r"config\.json.* JSON"),
+    ("config.json", lambda path: path.write_text("[1]"), r"config\.json.* list"),
+    ("model.safetensors", Path.unlink, r"model\.safetensors"),
+    ("model.safetensors", truncate, r"model\.safetensors.* damaged"),
+    ("model.safetensors", flip_the_header, r"model\.safetensors.* damaged"),
+    ("model.safetensors", lambda path: path.write_bytes(b""), r"model\.safetensors.* damaged"),
+    ("model.safetensors", rewrite(lambda t: {n: t[n] for n in t if n != LN}), r"ln_f\.weight.* missing"),
+    ("model.safetensors", rewrite(lambda t: t | {"score.weight": t[LN].clone()}), r"transformer\.score\.weight"),
+    ("model.safetensors", rewrite(lambda t: t | {LN: t[LN][:3].clone()}), r"ln_f\.weight.* \(3,\)"),
+    ("model.safetensors", rewrite(lambda t: t | {LN: t[LN] / 0}), r"ln_f\.weight.* finite"),
+    ("model.safetensors", rewrite(lambda t: t | {LN: t[LN].long()}), r"ln_f\.weight.* torch\.int64"),
+    ("model.safetensors", rewrite(lambda t: t | {"lm_head.weight": t[WTE] + 1}), r"lm_head\.weight.* transformer\.wte"),
+    ("model.safetensors", rewrite(lambda t: t | {"ln_f.weight": t[LN].clone()}), r"ln_f\.weight"),
+    ("tokenizer.json", lambda path: path.write_text("no"), r"tokenizer\.json.* JSON"),
 ]  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def test_an_index_names_files_of_the_folder_alone(folder: Path, layout: Layout, 
     shutil.copy(folder / "model.safetensors", folder.parent / "secret.safetensors")
     (folder / "model.safetensors").unlink()
     write_json(folder / "model.safetensors.index.json", {"weight_map": {WTE: named}})
-    refused(folder, layout, r"index\.json names the file .*, which is not in the folder")
+    refused(folder, layout, r"index\.json")
 
 
 def tokenizer_with(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -162,16 +162,16 @@ def tokenizer_with(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Non
 
 
 OTHER_TOKENIZERS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-    (lambda t: t["model"].update(type="WordPiece"), r"model\.type is 'WordPiece'.*byte-level BPE"),
-    (lambda t: t.update(normalizer={"type": "Lowercase"}), r"normalizer is \{'type': 'Lowercase'\}"),
-    (lambda t: t["pre_tokenizer"].update(type="Metaspace"), r"pre_tokenizer\.type is 'Metaspace'"),
-    (lambda t: t["pre_tokenizer"].update(add_prefix_space=True), r"pre_tokenizer\.add_prefix_space is True"),
-    (lambda t: t["model"].update(byte_fallback=True), r"model\.byte_fallback is True"),
-    (lambda t: t["model"]["merges"].reverse(), r"merge 0 is .*, and the ids ask for"),
-    (lambda t: t["model"]["merges"].pop(), r"merges for \d+ tokens of more than a byte"),
-    (lambda t: t["model"]["vocab"].update({"!": 7}), r"tokens stand before <\|endoftext\|>"),
-    (lambda t: t["model"]["vocab"].update({"日": 0}), r"without a gap|stands for no byte"),
-    (lambda t: t["model"]["vocab"].update({"new": 310}), r"'new' has the id 310, and <\|endoftext\|> the id \d+"),
+    (lambda t: t["model"].update(type="WordPiece"), r"model\.type.* 'WordPiece'.* BPE"),
+    (lambda t: t.update(normalizer={"type": "Lowercase"}), r"normalizer.* \{'type': 'Lowercase'\}"),
+    (lambda t: t["pre_tokenizer"].update(type="Metaspace"), r"pre_tokenizer\.type.* 'Metaspace'"),
+    (lambda t: t["pre_tokenizer"].update(add_prefix_space=True), r"pre_tokenizer\.add_prefix_space.* True"),
+    (lambda t: t["model"].update(byte_fallback=True), r"model\.byte_fallback.* True"),
+    (lambda t: t["model"]["merges"].reverse(), r"merge 0 "),
+    (lambda t: t["model"]["merges"].pop(), r"merges"),
+    (lambda t: t["model"]["vocab"].update({"!": 7}), r"<\|endoftext\|>"),
+    (lambda t: t["model"]["vocab"].update({"日": 0}), r"日|gap"),
+    (lambda t: t["model"]["vocab"].update({"new": 310}), r"'new'.* 310.* <\|endoftext\|>"),
 ]  # fmt: skip
 
 
@@ -186,8 +186,9 @@ def test_a_tokenizer_of_another_kind_is_named(
 def test_a_taken_name_is_refused_before_anything_is_read(folder: Path, layout: Layout) -> None:
     import_folder(folder, "name", layout)
     shutil.rmtree(folder)
-    with pytest.raises(RunExists, match="the next free name is 'name-2'"):
+    with pytest.raises(RunExists) as refused:
         import_folder(folder, "name", layout)
+    assert refused.value.next_free == "name-2"
 
 
 def test_vocabulary_and_merges_alone_are_enough(folder: Path, layout: Layout) -> None:

@@ -47,19 +47,19 @@ def test_without_a_folder_an_export_goes_to_its_place_in_the_data_root(
 
 
 WRONG = [
-    (["export", "--run", "nobody", "--out", "new"], "no run 'nobody'"),
-    (["export", "--run", "mine", "--out", "data"], "'data' is there already; name a folder that is not, or is empty"),
+    (["export", "--run", "nobody", "--out", "new"], "'nobody'"),
+    (["export", "--run", "mine", "--out", "data"], "'data'"),
     (
         ["export", "--run", "mine", "--checkpoint", "step=3", "--out", "new"],
-        "has no checkpoint 'step=3'; it has: model_b",
+        "'step=3'",
     ),
-    (["export", "--run", "mine", "--licence", "a: b", "--out", "new"], "licence 'a: b' is no name such as mit"),
-    (["export", "--run", "../mine", "--out", "new"], "run name '../mine' does not match"),
-    (["import", "absent", "--run", "new"], "there is no folder 'absent'"),
-    (["import", "data", "--run", "new"], "data/config.json is missing"),
-    (["import", "data", "--run", "mine"], "run 'mine' exists; the next free name is 'mine-2'"),
-    (["import", "data"], "required: --run"),
-    (["sideways"], "invalid choice: 'sideways'"),
+    (["export", "--run", "mine", "--licence", "a: b", "--out", "new"], "'a: b'"),
+    (["export", "--run", "../mine", "--out", "new"], "'../mine'"),
+    (["import", "absent", "--run", "new"], "'absent'"),
+    (["import", "data", "--run", "new"], "data/config.json"),
+    (["import", "data", "--run", "mine"], "'mine-2'"),
+    (["import", "data"], "--run"),
+    (["sideways"], "'sideways'"),
 ]
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_leaves_no_folder(root: Path, tmp_path: Path, capsy
     weights = root / "exp" / "mine" / "model_best.pt"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     code = main(["export", "--run", "mine", "--out", str(tmp_path / "out"), "--data-root", str(root)])
-    assert (code, "is damaged" in capsys.readouterr().err) == (1, True)
+    assert (code, "model_best.pt" in capsys.readouterr().err) == (1, True)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 

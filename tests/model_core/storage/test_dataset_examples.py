@@ -55,10 +55,10 @@ def test_an_index_of_another_file_is_made_anew(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is empty"),
-        ('{"text": "a"}', "is no JSON array"),
+        ("", "empty"),
+        ('{"text": "a"}', "JSON"),
         ('[{"text": "a", "tokens": [1]}, {"text', "cut off"),
-        ('[{"words": "a"}]', "example 0, at byte 1, is no object with text and tokens"),
+        ('[{"words": "a"}]', "example 0.* byte 1"),
     ],
 )
 def test_a_file_of_something_else_is_named(tmp_path, text, said):
@@ -70,5 +70,5 @@ def test_a_file_of_something_else_is_named(tmp_path, text, said):
 def test_a_prepared_index_that_does_not_fit_is_named(tmp_path):
     write(tmp_path, 3, "text")
     np.save(tmp_path / "test_examples_index.npy", np.array([[5, 9]], "<u8"))
-    with pytest.raises(InvalidData, match="example 0, at byte 5"):
+    with pytest.raises(InvalidData, match=r"example 0.* byte 5"):
         ExampleFile(tmp_path).read(0)

@@ -57,7 +57,7 @@ def test_a_name_is_taken_once_and_the_next_free_one_is_offered(run: Run) -> None
 
 
 def test_a_name_cannot_leave_its_directory(tmp_path: Path) -> None:
-    with pytest.raises(InvalidParameter, match=r"'\.\./x' does not match"):
+    with pytest.raises(InvalidParameter, match=r"'\.\./x'"):
         Layout.under(tmp_path).run("../x")
 
 

@@ -148,8 +148,9 @@ def test_a_halved_training_validates_with_as_few_rows(bench: Callable[..., Bench
 def test_validation_without_memory_ends_the_run_unless_told_otherwise(bench: Callable[..., Bench]) -> None:
     full = bench()
     less_memory(full.state.model, rows=1)
-    with pytest.raises(OutOfMemory, match="cpu ran out of memory at step 0 with batch_size 2"):
+    with pytest.raises(OutOfMemory) as refused:
         train(full.state, full.listeners(), lambda: False)
+    assert (refused.value.step, refused.value.facts["batch_size"]) == (0, 2)
 
 
 def test_a_skipped_step_is_warned_about(bench: Callable[..., Bench]) -> None:
@@ -176,7 +177,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_not_begun(
     short = bench(training={"max_steps": 10})
     free = iter([10**9, 1000])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
-    with pytest.raises(DiskFull, match=r"'model_best\.pt': \d+ bytes are needed, 1000 are free"):
+    with pytest.raises(DiskFull, match=r"'model_best\.pt'.* 1000"):
         train(short.state, short.listeners(), lambda: False)
     assert not list(short.run.path.glob(".*.tmp"))
     (info,) = short.run.full_states()

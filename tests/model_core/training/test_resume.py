@@ -107,16 +107,16 @@ def test_arguments_without_a_list_of_heads_are_a_uniform_model_and_with_one_they
 def test_a_head_of_its_own_is_refused(source: GPT) -> None:
     content = nanogpt(source)
     content["model"]["lm_head.weight"] = torch.zeros(384, 16)
-    with pytest.raises(CheckpointMismatch, match=r"lm_head\.weight and transformer\.wte\.weight are one"):
+    with pytest.raises(CheckpointMismatch, match=r"lm_head\.weight.* transformer\.wte\.weight"):
         nanogpt_state_dict(content, source, "ckpt.pt")
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"model": {}, "model_args": {**ARGS, "n_head": 5}}, r"model_args.*5 heads do not divide n_embd 16"),
-        ({"weights": {}}, "it holds weights, and not 'model' beside 'model_args'"),
-        ([1, 2], "it holds list, and not"),
+        ({"model": {}, "model_args": {**ARGS, "n_head": 5}}, r"model_args.*5 heads.* 16"),
+        ({"weights": {}}, "weights.* 'model'.* 'model_args'"),
+        ([1, 2], "list"),
     ],
 )
 def test_a_file_that_holds_no_model_is_refused(saved: Any, content: object, says: str, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_file_that_holds_no_model_is_refused(saved: Any, content: object, says
 
 
 def test_nothing_at_the_place_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointFileNotFound, match=r"'gone/ckpt\.pt': no run has that name, and no file lies there"):
+    with pytest.raises(CheckpointFileNotFound, match=r"'gone/ckpt\.pt'"):
         loaded(tiny_config("gone/ckpt.pt"), Layout.under(tmp_path))
 
 
@@ -177,7 +177,7 @@ def test_a_nanogpt_checkpoint_begins_a_run_by_hand(source: GPT, saved: Any, tiny
     file, run = tiny("ours", **as_first_step(SHAPE, reference)), tmp_path / "exp" / "ours"
     assert main(["--config", str(file)]) == 0
     (warning,) = [event for event in read_events(run / "events.jsonl") if event.get("code") == "weights_only"]
-    assert warning["detail"] == f"{reference} holds weights alone: a new optimizer begins at step 0"
+    assert reference in warning["detail"]
     source.load_state_dict(nanogpt_state_dict(nanogpt(source, bias=False), source, "ckpt.pt"))
     tokens = load_tokens(tmp_path / "text_data" / "text_val.npy")
     runtime = decide(parse_config({"device": {"dtype": "float32"}}).config, Machine("Linux", cores=1))
@@ -189,7 +189,8 @@ def test_a_nanogpt_checkpoint_begins_a_run_by_hand(source: GPT, saved: Any, tiny
 def test_what_does_not_fit_takes_no_name(source: GPT, saved: Any, tiny: Any, tmp_path: Path, capsys: Any) -> None:
     file = tiny("unfit", **as_first_step({**SHAPE, "n_head": 2}, saved(nanogpt(source))))
     assert main(["--config", str(file)]) == 2
-    assert "model.n_head_list is [2, 2] here and [4, 4] in" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert all(value in said for value in ("model.n_head_list", "[2, 2]", "[4, 4]"))
     assert not (tmp_path / "exp" / "unfit").exists()
 
 
@@ -197,7 +198,8 @@ def test_a_pickled_configuration_is_refused_on_one_line(saved: Any, tiny: Any, t
     file = tiny("old", **as_first_step(SHAPE, saved({"model": {}, "config": tmp_path})))
     assert main(["--config", str(file)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "ckpt.pt' is refused: it holds a pickled pathlib" in line
+    assert "ckpt.pt'" in line
+    assert "pathlib" in line
     assert "torch.save({'model': model.state_dict(), 'model_args'" in line
 
 

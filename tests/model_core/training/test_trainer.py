@@ -110,8 +110,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     broken = state()
     before = [p.detach().clone() for p in broken.model.parameters()]
     broken.model.transformer["ln_f"].weight.register_hook(lambda grad: grad * math.inf)
-    with pytest.raises(NonFiniteLoss, match="at step 1"):
+    with pytest.raises(NonFiniteLoss) as caught:
         take_step(broken)
+    assert caught.value.step == 1
     assert all(torch.equal(old, new) for old, new in zip(before, broken.model.parameters(), strict=True))
     assert (broken.step, broken.loader.position) == (0, 0)
 
@@ -127,7 +128,7 @@ def test_a_loss_that_is_not_a_number_stops_at_its_step_with_the_state_before_it(
         return logits, loss * (math.nan if next(calls) >= 2 else 1)
 
     bad.forward = nan_in_the_third_step
-    with pytest.raises(NonFiniteLoss, match="the loss is nan at step 3, the gradient norm nan") as caught:
+    with pytest.raises(NonFiniteLoss) as caught:
         run_to_end(bad)
     assert (caught.value.step, bad.step, bad.loader.position) == (3, 2, good.loader.position)
     assert math.isnan(caught.value.facts["grad_norm"])
@@ -171,10 +172,11 @@ def test_memory_that_runs_out_with_one_row_ends_the_run_as_it_was() -> None:
     run = state(4, on_oom="halve")
     run.forward = Device(run.model, rows=0)
     before, record = parameters(run), Record()
-    with pytest.raises(OutOfMemory, match="cpu ran out of memory at step 1 with batch_size 1") as caught:
+    with pytest.raises(OutOfMemory) as caught:
         train(run, [record], lambda: False)
     assert record.halved == [(4, 2), (2, 1)]
-    assert (caught.value.facts["batch_size"], caught.value.facts["fitting_batch_size"]) == (1, None)
+    assert (caught.value.step, caught.value.facts["batch_size"]) == (1, 1)
+    assert caught.value.facts["fitting_batch_size"] is None
     assert (run.step, run.loader.position) == (0, 0)
     assert same(before, parameters(run))
 
@@ -254,8 +256,9 @@ def test_gradients_that_overflow_at_any_scale_end_the_run() -> None:
     run = state(dtype="float16", init_scale=2.0)
     run.model.transformer["ln_f"].weight.register_hook(lambda grad: grad * math.inf)
     assert [take_step(run).overflowed_scale for _ in range(2)] == [2.0, 1.0]
-    with pytest.raises(NonFiniteLoss, match="at step 3"):
+    with pytest.raises(NonFiniteLoss) as caught:
         take_step(run)
+    assert caught.value.step == 3
 
 
 def test_the_scale_and_a_skipped_step_survive_a_resume() -> None:

@@ -62,38 +62,38 @@ def line_17(text):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": "a"', "not JSON: Expecting ',' delimiter at column 13"),
-        ('["a"]', "a list, not an object"),
-        ('{"txt": "a", "id": 1}', "no column 'text'; there is: 'txt', 'id'"),
-        ("{}", "no column 'text'; there is: nothing"),
-        ('{"text": 3}', "'text' is a number, not text"),
-        ('{"text": ["a"]}', "'text' is a list, not text"),
-        ('{"text": "\\ud800"}', "half of a surrogate pair"),
-        ("[" * 100_000, "not JSON"),
-        ("9" * 5000, "not JSON that can be read"),
-        ('{"text": "' + "x" * 2**24 + '"}', "longer than 16 MiB"),
+        ('{"text": "a"', "JSON.* 13"),
+        ('["a"]', "list"),
+        ('{"txt": "a", "id": 1}', "'text'.* 'txt', 'id'"),
+        ("{}", "'text'"),
+        ('{"text": 3}', "'text'.* number"),
+        ('{"text": ["a"]}', "'text'.* list"),
+        ('{"text": "\\ud800"}', "surrogate"),
+        ("[" * 100_000, "JSON"),
+        ("9" * 5000, "JSON"),
+        ('{"text": "' + "x" * 2**24 + '"}', "16 MiB"),
     ],
 )
 def test_a_broken_line_of_json_is_named(tmp_path, line, said):
     (tmp_path / "rows.jsonl").write_text(line_17(line))
-    with pytest.raises(InvalidData, match=f"rows.jsonl, line 17: .*{said}"):
+    with pytest.raises(InvalidData, match=f"rows.jsonl, line 17.*{said}"):
         read(tmp_path / "rows.jsonl")
 
 
 def test_json_that_is_not_utf_8_is_named_with_its_byte(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(line_17('{"text": "caf\xe9"}').encode("latin-1"))
-    with pytest.raises(InvalidData, match=r"rows\.jsonl, line 17: not UTF-8 \(byte 0xe9 at position 13\)"):
+    with pytest.raises(InvalidData, match=r"rows\.jsonl, line 17.* UTF-8 .*0xe9.* 13"):
         read(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"story": ["a"]}, "has no column 'text'; there is: 'story'; name one as text_column"),
-        ({"text": [1, 2]}, "column 'text' holds int64, not text"),
+        ({"story": ["a"]}, "'text'.* 'story'.* text_column"),
+        ({"text": [1, 2]}, "'text'.* int64"),
         ({"text": pa.array(["", None], pa.string())}, "is empty"),
         ({"text": pa.array([], pa.string())}, "is empty"),
-        ({"text": ["x" * (2**24 + 1)]}, "row group 0: a text longer than 16 MiB"),
+        ({"text": ["x" * (2**24 + 1)]}, "row group 0.* 16 MiB"),
         ({"text": pa.array([b"a\xffb"]).view(pa.binary()).cast(pa.string(), safe=False)}, "not UTF-8|UTF8"),
     ],
 )
@@ -108,7 +108,7 @@ def test_parquet_that_cannot_be_read_is_named(tmp_path, damage):
     path = tmp_path / "rows.parquet"
     write(path, ROWS)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InvalidData, match=r"rows\.parquet: not parquet that can be read"):
+    with pytest.raises(InvalidData, match=r"rows\.parquet"):
         read(path)
 
 
@@ -118,14 +118,14 @@ def test_a_damaged_part_of_parquet_is_named(tmp_path):
     whole = bytearray(path.read_bytes())
     whole[4:60] = bytes(56)
     path.write_bytes(whole)
-    with pytest.raises(InvalidData, match=r"rows\.parquet, row group 0: not parquet that can be read"):
+    with pytest.raises(InvalidData, match=r"rows\.parquet, row group 0"):
         read(path)
 
 
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
-    with pytest.raises(InvalidData, match=r"there is no file .*nowhere\.txt"):
+    with pytest.raises(InvalidData, match=r"nowhere\.txt"):
         read(tmp_path / "nowhere.txt")
     (tmp_path / "notes.md").write_text("Text.")
     (tmp_path / ".hidden.txt").write_text("Text.")
-    with pytest.raises(InvalidData, match=r"has no file that ends in \.txt, .*; there is: \.hidden\.txt, notes\.md"):
+    with pytest.raises(InvalidData, match=r"\.hidden\.txt, notes\.md"):
         read(tmp_path)

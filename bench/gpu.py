@@ -1,11 +1,11 @@
-"""How fast a GPU trains baseline.yaml's model, one acceleration after the other.
+"""Training speed of baseline.yaml's model on a GPU, with one more acceleration in each row.
 
     make bench NAME=gpu
 
-Random tokens, a minute a rung. Each rung keeps what the ones above it turned on, and the last is what a run does. Then
-variable_heads and its narrow form beside the baseline, and the five most expensive kernels of ten steps. A line whose
-compiler failed was taken without one, and ends with `compile_failed`. Without a GPU it exits 2;
-`--device cpu --seconds 1 --set model.n_layer=3 --set model.n_embd=24 ...` shows that it works.
+Random tokens, a minute per row. A row keeps the accelerations of the rows above it, and the last of them equals a run.
+Then follow variable_heads and its variant with head_dim 64, and the five most expensive kernels of ten steps. A row
+whose compilation failed was measured without it, and ends with `compile_failed`. Exits 2 without a GPU;
+`--device cpu --seconds 1 --set model.n_layer=3 --set model.n_embd=24 ...` is a quick trial.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody uses
-from parts.steps import BASELINE, Emit, median_seconds, resident_mib, state_of
+import torch.nn.functional as F  # noqa: N812 - the usual name
+from harness.training_steps import BASELINE, Emit, median_seconds, resident_mib, state_of
 from torch import Tensor
 
 from model_core.budget import budget_of
@@ -34,14 +34,14 @@ from model_core.optim import make_optimizer
 from model_core.training.setup import with_eager_fallback
 from model_core.training.trainer import TrainState, take_step
 
-TARGET = 460_000  # tokens a second of 124M at T=1024 on an H200
-HEADS = (12, 8, 6)  # of variable_heads: a third of the layers each
+TARGET = 460_000  # tokens/s of 124M at T=1024 on an H200
+HEADS = (12, 8, 6)  # of variable_heads, for a third of the layers each
 PROFILED_STEPS, KERNELS = 10, 5
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A step of the ladder: what is on there."""
+class Stage:
+    """A row of the table: the accelerations that are on."""
 
     name: str
     dtype: str = "float32"
@@ -52,16 +52,16 @@ class Rung:
     chunked: bool = False
 
     def settings(self) -> list[str]:
-        """As keys of a configuration."""
+        """Configuration keys of this stage."""
         return [
             f"device.dtype={self.dtype}", f"device.tf32={str(self.tf32).lower()}",
             f"device.attention_backend={self.attention}", f"execution.use_compile={str(self.compiled).lower()}",
         ]  # fmt: skip
 
 
-def ladder() -> list[Rung]:
-    """From nothing to everything."""
-    rungs = [Rung("float32")]
+def stages() -> list[Stage]:
+    """List the stages, from plain float32 to all accelerations."""
+    chain = [Stage("float32")]
     for name, changes in {
         "TF32": {"tf32": True},
         "bfloat16": {"dtype": "bfloat16"},
@@ -70,32 +70,32 @@ def ladder() -> list[Rung]:
         "fused AdamW": {"fused": True},
         "chunked cross entropy": {"chunked": True},
     }.items():
-        rungs.append(replace(rungs[-1], name=name, **changes))
-    return rungs
+        chain.append(replace(chain[-1], name=name, **changes))
+    return chain
 
 
 class Warnings:
-    """What a training warned of, for the end of its line: a figure of another thing than the line says is no figure."""
+    """Collects the warnings of a training for the end of its row, since a warning may change what was measured."""
 
     def __init__(self) -> None:
-        self._heard: list[str] = []
+        self._texts: list[str] = []
 
-    def __call__(self, kind: str, **facts: object) -> None:
-        """Listen as a run's events are listened to."""
+    def __call__(self, kind: str, **fields: object) -> None:
+        """Receive an event of the training."""
         if kind == "warning":
-            self._heard.append(f"{facts.get('code')}: {' '.join(str(facts.get('detail')).split())}")
+            self._texts.append(f"{fields.get('code')}: {' '.join(str(fields.get('detail')).split())}")
 
-    def told(self) -> str:
-        """All of it, or nothing."""
-        return "".join(f"  {warning}" for warning in self._heard)
+    def text(self) -> str:
+        """Join the warnings; empty without any."""
+        return "".join(f"  {warning}" for warning in self._texts)
 
 
-def prepare(rung: Rung, settings: Sequence[str], directory: Path, emit: Emit) -> TrainState:
-    """A training about to begin, with what the rung has not turned on put back; `emit` is told as by a run."""
-    state = state_of([*settings, *rung.settings()], directory, emit)
-    if not rung.fused:
+def prepare(stage: Stage, settings: Sequence[str], directory: Path, emit: Emit) -> TrainState:
+    """Build a training state, and undo the accelerations that the stage lacks; `emit` receives its events."""
+    state = state_of([*settings, *stage.settings()], directory, emit)
+    if not stage.fused:
         state.optimizer = make_optimizer(state.model, state.config.training, fused=False)
-    if not rung.chunked:
+    if not stage.chunked:
         whole = _all_logits(state.model)
         mode = state.runtime.compile_mode
         state.forward = with_eager_fallback(torch.compile(whole, mode=mode), whole, emit) if mode else whole
@@ -111,7 +111,7 @@ def _all_logits(model: GPT) -> Forward:
 
 
 def row(name: str, state: TrainState, seconds: float) -> str:
-    """Tokens a second, MFU and memory of a training."""
+    """Measure tokens per second, MFU and memory of a training."""
     runtime, tokens = state.runtime, state.config.training.total_batch_size
     if runtime.device_type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -123,49 +123,49 @@ def row(name: str, state: TrainState, seconds: float) -> str:
 
 
 def rows(settings: Sequence[str], seconds: float, directory: Path) -> Iterator[str]:
-    """The ladder, then the shapes with everything on."""
-    rungs = ladder()
-    for rung in rungs:
-        yield line_of(rung, rung.name, settings, seconds, directory)
+    """Measure the stages, then the unequal models with all accelerations."""
+    chain = stages()
+    for stage in chain:
+        yield measured_row(stage, stage.name, settings, seconds, directory)
     unequal = _unequal(load_config(BASELINE, settings).model.n_layer)
     for name, shape in {"variable_heads": [unequal], "... head_dim 64": [unequal, "model.head_dim=64"]}.items():
-        yield line_of(rungs[-1], name, [*settings, *shape], seconds, directory)
+        yield measured_row(chain[-1], name, [*settings, *shape], seconds, directory)
 
 
 def _unequal(layers: int) -> str:
     return f"model.n_head_list={[HEADS[len(HEADS) * layer // layers] for layer in range(layers)]}"
 
 
-def line_of(rung: Rung, name: str, settings: Sequence[str], seconds: float, directory: Path) -> str:
-    """A line of the table: figures, or that memory ran out; and what the training warned of."""
-    gc.collect()  # the rung before gives its memory back
+def measured_row(stage: Stage, name: str, settings: Sequence[str], seconds: float, directory: Path) -> str:
+    """Measure a row: figures, or an out-of-memory error, and the warnings."""
+    gc.collect()  # frees the memory of the previous stage
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     warnings = Warnings()
     try:
-        return row(name, prepare(rung, settings, directory, warnings), seconds) + warnings.told()
+        return row(name, prepare(stage, settings, directory, warnings), seconds) + warnings.text()
     except OutOfMemory as error:
-        return f"{name:<28}{'out of memory':>12}: {error}{warnings.told()}"
+        return f"{name:<28}{'out of memory':>12}: {error}{warnings.text()}"
 
 
 def kernels(settings: Sequence[str], directory: Path) -> Iterator[str]:
-    """The most expensive kernels of a micro batch's steps, with their share of the time."""
-    last = ladder()[-1]
+    """Profile steps of one micro batch: the most expensive kernels, with their share of the time."""
+    last = stages()[-1]
     one = _one_micro_batch(state_of(settings, directory).config)
     warnings = Warnings()
     state = prepare(last, [*settings, one], directory, warnings)
     take_step(state)
-    if warnings.told():
-        yield warnings.told().strip()
+    if warnings.text():
+        yield warnings.text().strip()
     on_gpu = state.runtime.device_type == "cuda"
-    watched = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])]
-    with torch.profiler.profile(activities=watched) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])]
+    with torch.profiler.profile(activities=activities) as profile:
         for _ in range(PROFILED_STEPS):
             take_step(state)
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    found = sorted(profile.key_averages(), key=lambda event: getattr(event, key), reverse=True)
-    total = sum(getattr(event, key) for event in found) or 1
-    for event in found[:KERNELS]:
+    events = sorted(profile.key_averages(), key=lambda event: getattr(event, key), reverse=True)
+    total = sum(getattr(event, key) for event in events) or 1
+    for event in events[:KERNELS]:
         yield f"{100 * getattr(event, key) / total:5.1f} %  {event.key[:100]}"
 
 
@@ -174,18 +174,18 @@ def _one_micro_batch(config: ExperimentConfig) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the ladder; the exit code."""
+    """Print the table and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of a rung")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of a row")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="K=V")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("error: this bench needs an NVIDIA GPU, and none is visible", file=sys.stderr)
+        print("error: this benchmark needs an NVIDIA GPU, and none is visible", file=sys.stderr)
         return 2
     settings = [*arguments.settings, f"device.device={arguments.device}"]
-    print(torch.cuda.get_device_name() if arguments.device == "cuda" else "a CPU, to see that the bench works")
-    print(f"{'':<28}{'tokens/s':>12}{'ms a step':>12}{'MFU':>8}{'memory, MiB':>12}")
+    print(torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU: a trial of the benchmark")
+    print(f"{'':<28}{'tokens/s':>12}{'ms per step':>12}{'MFU':>8}{'memory, MiB':>12}")
     with tempfile.TemporaryDirectory() as directory:
         for line in rows(settings, arguments.seconds, Path(directory)):
             print(line, flush=True)

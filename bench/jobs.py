@@ -1,10 +1,10 @@
-"""How fast jobs go in, are looked at and begin, beside GET /healthz of the same server in the same run.
+"""Speed of submitting, reading and starting jobs, compared with GET /healthz of the same server in the same run.
 
     make bench NAME=jobs
 
-A real Redis, a real uvicorn and, for the last figure, a real worker, as `headcount up` starts them; the client is
-this process. Every figure is measured in turns with /healthz by the same clients, and the ratio is the median over
-the turns, because a machine is never quiet. Exits 1 when a target is missed or an answer is not what it should be.
+It starts Redis, uvicorn and, for the last figure, a worker, as `headcount up` does; this process is the client.
+Each measurement alternates with /healthz by the same clients, and the ratio is the median over the rounds, because the
+load of a machine varies. Exits 1 when a target is missed or a reply is unexpected.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from parts.clients import Round, exchange, request
-from parts.line import Line
+from harness.http_clients import Round, exchange, request
+from harness.table import Row, header, print_rows
 
 from headcount import embedded_redis
 from headcount.processes import ProcessGroup, Program
@@ -36,15 +36,19 @@ from worker.jobs.spec import parse_spec
 from worker.jobs.store import JobStore
 
 REPOSITORY = Path(__file__).parents[1]
-CLIENTS, SUBMITS, TURNS = 200, 2000, 5
-JOBS, LIMIT, LOOKS, LOOK_TURNS = 10_000, 50, 300, 6
+CLIENTS, SUBMITS, SUBMIT_ROUNDS = 200, 2000, 5
+JOBS, LIMIT, READS, READ_ROUNDS = 10_000, 50, 300, 6
 STARTS = 10
 BASELINE = "/healthz"
 START_TIMEOUT_S = 60.0
 
 
-class Site:
-    """Redis, the API and a worker on a data root of their own, as `headcount up` starts them."""
+class Installation:
+    """Redis, the API and a worker on their own data root, as `headcount up` starts them.
+
+    Args:
+        data: Data root.
+    """
 
     def __init__(self, data: Path) -> None:
         self._data, self._group = data, ProcessGroup(print)
@@ -55,7 +59,7 @@ class Site:
             "HEADCOUNT_KIND_MODULES": json.dumps({"train": "first_statement"}),
             "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "bench" / "child"))),
         }  # fmt: skip
-        # the data is there: a submission is one round trip
+        # with the dataset prepared, a submission is one round trip
         ensure_dataset(parse_spec(tree_of(0)).config, JobSettings(data=data).layout)
         self._start("redis", embedded_redis.arguments(embedded_redis.server_binary(), socket_file), cwd=data)
         _until(lambda: embedded_redis.answers(self.redis_url), "Redis")
@@ -67,7 +71,7 @@ class Site:
         self._group.start(Program(name, tuple(argv), self._environment, self._data / f"{name}.log", cwd))
 
     def start_api(self) -> tuple[str, int]:
-        """Start uvicorn; its address."""
+        """Start uvicorn and return its address."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address: tuple[str, int] = probe.getsockname()
@@ -77,13 +81,13 @@ class Site:
         return address
 
     def start_worker(self) -> None:
-        """Start a worker with one slot, whose child only says when it began."""
+        """Start a worker with one slot; its child processes only record when they started."""
         options = ("-P", "threads", "-c", "1", "-l", "INFO", "--without-gossip", "--without-mingle")
         self._start("worker", (sys.executable, "-m", "celery", "-A", "worker.tasks", "worker", *options))
         _until(lambda: self.registry.alive("workers"), "the worker")
 
     def stop(self) -> None:
-        """End everything by its pid; Redis goes last."""
+        """Stop all processes, Redis last."""
         for names in (("api", "worker"), ("redis",)):
             self._group.stop(names, 15, lambda: False)
         self._group.close()
@@ -104,37 +108,37 @@ def _until(condition: Callable[[], Any], what: str) -> None:
 
 
 def tree_of(number: int) -> dict[str, Any]:
-    """A request as the documentation shows it."""
+    """Build the configuration of a job, as in the documentation."""
     training = {"max_steps": 60, "warmup_steps": 10}
     job = {"preset": "quickstart", "metadata": {"why": "to see how fast it goes"}}
     return {"experiment_name": f"run-{number}", "training": training, "job": job}
 
 
 def submission(number: int) -> bytes:
-    """POST /jobs of a run of its own."""
+    """Build the request that submits job number `number`."""
     body = json.dumps(tree_of(number)).encode()
     return request("POST", "/jobs", body, Content_Type="application/json", Idempotency_Key=f"bench-{number}")
 
 
-def measure_submits(address: tuple[str, int]) -> Iterator[Line]:
-    """Many clients at once, in turns with the same clients at /healthz."""
-    each = SUBMITS // TURNS
-    calm, rounds = [], []
+def measure_submits(address: tuple[str, int]) -> Iterator[Row]:
+    """Measure submissions by many clients at once."""
+    each = SUBMITS // SUBMIT_ROUNDS
+    baselines, rounds = [], []
     exchange(address, [request("GET", BASELINE)] * each, 200, clients=CLIENTS)  # warms up
     exchange(address, [submission(-n) for n in range(1, 21)], 202, clients=1)
-    for turn in range(TURNS):
-        calm.append(exchange(address, [request("GET", BASELINE)] * each, 200, clients=CLIENTS))
-        messages = [submission(n) for n in range(turn * each, (turn + 1) * each)]
+    for index in range(SUBMIT_ROUNDS):
+        baselines.append(exchange(address, [request("GET", BASELINE)] * each, 200, clients=CLIENTS))
+        messages = [submission(n) for n in range(index * each, (index + 1) * each)]
         rounds.append(exchange(address, messages, 202, clients=CLIENTS))
-    ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in zip(rounds, calm, strict=True))
-    rate, best = (statistics.median(r.rate for r in some) for some in (rounds, calm))
+    ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in zip(rounds, baselines, strict=True))
+    rate, best = (statistics.median(r.rate for r in some) for some in (rounds, baselines))
     what = f"{CLIENTS} clients submit {SUBMITS:,} jobs"
-    yield Line(what, f"{rate:,.0f}/s", f"{best:,.0f}/s", ratio, 0.3, higher_is_better=True)
-    yield _errors("errors", rounds + calm)
+    yield Row(what, f"{rate:,.0f}/s", f"{best:,.0f}/s", ratio, 0.3, higher_is_better=True)
+    yield _errors("errors", rounds + baselines)
 
 
 def fill(store: JobStore) -> None:
-    """Up to 10,000 jobs; every other one has a history."""
+    """Add jobs up to 10,000; every other one is cancelled."""
     for number in range(SUBMITS, JOBS):
         call = commands.submission(
             parse_spec(tree_of(number)), key=None, fingerprint=str(number), taken="", max_queued=JOBS + SUBMITS
@@ -144,74 +148,70 @@ def fill(store: JobStore) -> None:
             store.request_action(made.id, "cancel")
 
 
-def measure_looks(address: tuple[str, int], store: JobStore) -> Iterator[Line]:
-    """One client, one request after the other, in turns with /healthz."""
+def measure_reads(address: tuple[str, int], store: JobStore) -> Iterator[Row]:
+    """Measure the list and the status of jobs, by one client with one request at a time."""
     some = store.run(commands.page(limit=LIMIT)).jobs()
     messages = {
         f"list of {LIMIT} among {JOBS:,} jobs, p50": ([request("GET", f"/jobs?limit={LIMIT}")], 6.0),
         f"status of one of {JOBS:,} jobs, p50": ([request("GET", f"/jobs/{job.id}") for job in some], 2.0),
     }
-    each = LOOKS // LOOK_TURNS
+    each = READS // READ_ROUNDS
     for what, (kinds, target) in messages.items():
-        calm, rounds = [], []
-        for _ in range(LOOK_TURNS):
-            calm.append(exchange(address, [request("GET", BASELINE)] * each, 200, clients=1))
+        baselines, rounds = [], []
+        for _ in range(READ_ROUNDS):
+            baselines.append(exchange(address, [request("GET", BASELINE)] * each, 200, clients=1))
             rounds.append(exchange(address, (kinds * each)[:each], 200, clients=1))
-        ratio = statistics.median(ours.p50_ms / theirs.p50_ms for ours, theirs in zip(rounds, calm, strict=True))
-        figure, plain = (statistics.median(r.p50_ms for r in some) for some in (rounds, calm))
-        yield Line(what, f"{figure:.2f} ms", f"{plain:.2f} ms", ratio, target)
-        yield _errors("errors", rounds + calm)
+        ratio = statistics.median(ours.p50_ms / theirs.p50_ms for ours, theirs in zip(rounds, baselines, strict=True))
+        figure, plain = (statistics.median(r.p50_ms for r in some) for some in (rounds, baselines))
+        yield Row(what, f"{figure:.2f} ms", f"{plain:.2f} ms", ratio, target)
+        yield _errors("errors", rounds + baselines)
 
 
-def _errors(what: str, rounds: list[Round]) -> Line:
+def _errors(what: str, rounds: list[Round]) -> Row:
     errors = [error for one in rounds for error in one.errors]
     for error in errors[:3]:
         print(error, file=sys.stderr)
-    return Line(f"  {what} of {sum(len(one.latencies_s) for one in rounds):,}", "", "", len(errors), 0)
+    return Row(f"  {what} of {sum(len(one.latencies_s) for one in rounds):,}", "", "", len(errors), 0)
 
 
-def measure_starts(address: tuple[str, int], site: Site) -> Iterator[Line]:
-    """From the 202 to the first statement of the child, on an idle worker."""
+def measure_starts(address: tuple[str, int], installation: Installation) -> Iterator[Row]:
+    """Measure the time from the 202 to the first statement of the child, on an idle worker."""
     waits = []
     for number in range(STARTS):
         reply = httpx.post(f"http://{address[0]}:{address[1]}/jobs", json=tree_of(JOBS + number), trust_env=False)
-        told_ns, job_id = time.time_ns(), reply.raise_for_status().json()["id"]
-        _until(lambda job_id=job_id: site.store.get(job_id).terminal, job_id)
-        began_ns = int((site.settings.data / "jobs" / job_id / "began_ns").read_text())
-        waits.append((began_ns - told_ns) / 1e9)
+        accepted_ns, job_id = time.time_ns(), reply.raise_for_status().json()["id"]
+        _until(lambda job_id=job_id: installation.store.get(job_id).terminal, job_id)
+        began_ns = int((installation.settings.data / "jobs" / job_id / "began_ns").read_text())
+        waits.append((began_ns - accepted_ns) / 1e9)
         time.sleep(0.3)  # the worker is idle again
     figure = statistics.median(waits)
     spread = f"{min(waits):.2f}-{max(waits):.2f} s"
-    yield Line(f"202 to the child's first statement, of {STARTS}", f"{figure:.2f} s", spread, figure, 1.2, unit=" s")
+    yield Row(f"202 to the child's first statement, of {STARTS}", f"{figure:.2f} s", spread, figure, 1.2, unit=" s")
 
 
 def main() -> int:
-    """Print the table; the exit code."""
+    """Print the table and return the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    print(f"{'':<44}{'figure':>14}{'healthz':>14}{'ratio':>8}{'target':>11}")
-    lines = []
+    print(header("figure", "healthz"))
     with tempfile.TemporaryDirectory(prefix="hc-bench-", ignore_cleanup_errors=True) as directory:
-        site = Site(Path(directory))
+        installation = Installation(Path(directory))
         try:
-            for line in _lines(site):
-                print(line, flush=True)
-                lines.append(line)
+            return print_rows(_rows(installation))
         finally:
-            site.stop()
-    return 0 if all(line.is_met for line in lines) else 1
+            installation.stop()
 
 
-def _lines(site: Site) -> Iterator[Line]:
-    address = site.start_api()
-    facts = {"host": "bench", "pid": 0, "slots": 1, "busy": 0, "gpus": [], "memory_bytes": 64 << 30}
-    site.registry.register("workers", "bench", facts, 3600)
+def _rows(installation: Installation) -> Iterator[Row]:
+    address = installation.start_api()
+    info = {"host": "bench", "pid": 0, "slots": 1, "busy": 0, "gpus": [], "memory_bytes": 64 << 30}
+    installation.registry.register("workers", "bench", info, 3600)
     yield from measure_submits(address)
-    fill(site.store)
-    yield from measure_looks(address, site.store)
-    site.registry.deregister("workers", "bench")
-    connect(site.redis_url, for_api=False).flushall()
-    site.start_worker()
-    yield from measure_starts(address, site)
+    fill(installation.store)
+    yield from measure_reads(address, installation.store)
+    installation.registry.deregister("workers", "bench")
+    connect(installation.redis_url, for_api=False).flushall()
+    installation.start_worker()
+    yield from measure_starts(address, installation)
 
 
 if __name__ == "__main__":

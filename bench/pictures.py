@@ -1,8 +1,8 @@
-"""How fast a layer's attention picture is drawn, beside a plain grid of matplotlib's imshow.
+"""Time to draw a layer's attention picture, compared with a plain grid of matplotlib's imshow.
 
     make bench NAME=pictures
 
-Both draw the same twelve heads and write a PNG in memory, taking turns; the ratio is the median over pairs.
+Both draw the same twelve heads and write a PNG to memory, alternating; the ratio is the median over pairs.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from model_core.attention.plot import layer_picture
 HEADS, LENGTHS, PAIRS, COLUMNS, DPI = 12, (20, 50, 512), 5, 4, 150
 
 
-def weights_of(tokens: int) -> NDArray[np.float32]:
-    """Random causal attention, (H, T, T)."""
-    scores = np.random.default_rng(0).normal(scale=2, size=(HEADS, tokens, tokens))  # (H, T, T)
-    scores[:, np.triu(np.ones((tokens, tokens), bool), 1)] = -np.inf
-    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+def random_attention(tokens: int) -> NDArray[np.float32]:
+    """Draw random causal attention, (H, T, T)."""
+    logits = np.random.default_rng(0).normal(scale=2, size=(HEADS, tokens, tokens))  # (H, T, T)
+    logits[:, np.triu(np.ones((tokens, tokens), bool), 1)] = -np.inf
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     return (exponentials / exponentials.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def plain_grid(weights: NDArray[np.float32]) -> bytes:
-    """What a first version does: subplots, imshow, tight_layout, savefig."""
+def plain_grid(attention: NDArray[np.float32]) -> bytes:
+    """Draw the same with subplots, imshow, tight_layout and savefig."""
     rows = -(-HEADS // COLUMNS)
     figure = Figure(figsize=(4 * COLUMNS, 4 * rows))
     FigureCanvasAgg(figure)
     for head, axes in enumerate(figure.subplots(rows, COLUMNS).flat):
-        axes.imshow(weights[head], cmap="viridis", vmin=0, vmax=1)
+        axes.imshow(attention[head], cmap="viridis", vmin=0, vmax=1)
         axes.set_title(f"Head {head}")
     figure.tight_layout()
     file = io.BytesIO()
@@ -53,11 +53,11 @@ def seconds(draw: Callable[[], bytes]) -> float:
 
 
 def main() -> None:
-    """Print a row a length."""
-    print(f"{'tokens':>6} {'plain ms':>9} {'ours ms':>8} {'ratio':>6}  (medians of {PAIRS} pairs, first drawing apart)")
+    """Print a row for each length."""
+    print(f"{'tokens':>6} {'plain ms':>9} {'ours ms':>8} {'ratio':>6}  (medians of {PAIRS} pairs, warmed up)")
     for length in LENGTHS:
-        weights, tokens = weights_of(length), [f"t{i}" for i in range(length)]
-        ours, plain = partial(layer_picture, weights, tokens, layer=0), partial(plain_grid, weights)
+        attention, tokens = random_attention(length), [f"t{i}" for i in range(length)]
+        ours, plain = partial(layer_picture, attention, tokens, layer=0), partial(plain_grid, attention)
         ours(), plain()
         pairs = [(seconds(plain), seconds(ours)) for _ in range(PAIRS)]
         ratio = statistics.median(a / b for a, b in pairs)

@@ -1,12 +1,11 @@
-"""How fast a dataset is prepared, beside `datasets.map` with the same tokenizer, and in how much memory.
+"""Speed and memory of dataset preparation, compared with `datasets.map` and the same tokenizer.
 
     make bench NAME=prepare
 
-Both read the same documents and give the same ids (asserted). Each runs in a process of its own, in turns, since a
-machine is never quiet; the ratio is the median over the rounds. Ours is the whole of `prepare`: reading the file,
-splitting, tokenizing, writing, hashing. Theirs is `map` and the writing, after the file was loaded. Both have their
-tokenizer ready. A document is five stories, about two kilobytes. Memory is the sum of PSS over the tree of processes.
-Exits 1 when a target is missed.
+Both read the same documents and give the same ids (checked). They alternate, each in its own process; the ratio is the
+median over the rounds. Headcount's time is that of the whole `prepare`: reading, splitting, tokenizing, writing,
+hashing. The other time is `map` and writing, after the file was loaded. Both have loaded their tokenizer. A document is
+five stories, about two kilobytes. Memory is the sum of PSS over the process tree. Exits 1 when a target is missed.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from parts.line import Line
+from harness.table import Row, header, print_rows
 
 from model_core.data.encoder import bulk_encoder
 from model_core.data.ensure import prepare
@@ -38,7 +37,7 @@ from model_core.tokenizer import gpt2_tokenizer
 REPOSITORY = Path(__file__).parents[1]
 TEXT_BYTES, LARGE = 12_000_000, 10
 ROUNDS = 5
-STORIES = 5  # in a document
+STORIES = 5  # per document
 PROCESSES = 2
 BATCH = 1000
 RATIO, GOAL, GROWTH = 3.5, 4.5, 1.1
@@ -46,18 +45,18 @@ SAMPLE_S = 0.02
 
 
 def write_corpus(path: Path, text_bytes: int, copies: int) -> None:
-    """Write stories, one JSON object a line; each copy of them is numbered, so no two documents are equal."""
-    told, size, source = [], 0, stories(1, 10**9)
+    """Write stories as JSON lines. Each copy has a number, so that no two documents are equal."""
+    documents, size, source = [], 0, stories(1, 10**9)
     while size < text_bytes:
-        told.append(" ".join(islice(source, STORIES)))
-        size += len(told[-1])
+        documents.append(" ".join(islice(source, STORIES)))
+        size += len(documents[-1])
     with path.open("w", encoding="utf-8") as file:
         for copy in range(copies):
-            file.writelines(json.dumps({"text": f"{copy}. {story}"}) + "\n" for story in told)
+            file.writelines(json.dumps({"text": f"{copy}. {story}"}) + "\n" for story in documents)
 
 
 def ours(corpus: Path, directory: Path) -> dict[str, Any]:
-    """Prepare the corpus; seconds, and the hash of its ids."""
+    """Prepare the corpus with Headcount; return the seconds, and the hash of the ids."""
     bulk_encoder(gpt2_tokenizer())
     began = time.perf_counter()
     dataset = prepare(f"file:{corpus}", directory, name="ours", split=(1.0, 0.0, 0.0))
@@ -66,7 +65,7 @@ def ours(corpus: Path, directory: Path) -> dict[str, Any]:
 
 
 def theirs(corpus: Path, directory: Path) -> dict[str, Any]:
-    """Do it with `datasets`, as many do; likewise."""
+    """Prepare the corpus with `datasets.map`; return the same."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -94,7 +93,7 @@ def _encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
 
 
 def _hash(path: Path, size: int) -> str:
-    """Of the last bytes of a file, which are its ids."""
+    """Hash the last bytes of a file, which are its ids."""
     with path.open("rb") as file:
         file.seek(-size, os.SEEK_END)
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -104,7 +103,7 @@ SIDES = {"ours": ours, "theirs": theirs}
 
 
 def run(side: str, corpus: Path, *, sampled: bool = False) -> dict[str, Any]:
-    """Run one side in a process of its own; with its peak memory, if that is sampled."""
+    """Run one side in its own process; return its figures, with the peak of its memory if `sampled`."""
     with tempfile.TemporaryDirectory(prefix="hc-bench-") as directory:
         command = [sys.executable, __file__, "--side", side, "--corpus", str(corpus), "--directory", directory]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "HF_HOME": directory}
@@ -120,7 +119,7 @@ def run(side: str, corpus: Path, *, sampled: bool = False) -> dict[str, Any]:
 
 
 def _pss_bytes(pid: int) -> int:
-    """Of a process and all that it started."""
+    """Sum the PSS of a process and its descendants."""
     total = 0
     with contextlib.suppress(psutil.Error, OSError):
         root = psutil.Process(pid)
@@ -131,8 +130,8 @@ def _pss_bytes(pid: int) -> int:
     return total
 
 
-def measure(small: Path, large: Path) -> Iterator[Line]:
-    """The lines of the table."""
+def measure(small: Path, large: Path) -> Iterator[Row]:
+    """Measure both rows of the table."""
     rounds = [(run("ours", small), run("theirs", small)) for _ in range(ROUNDS)]
     if len({side["sha256"] for pair in rounds for side in pair}) != 1:
         raise SystemExit("the two sides gave different ids")
@@ -140,34 +139,30 @@ def measure(small: Path, large: Path) -> Iterator[Line]:
     speeds = [statistics.median(TEXT_BYTES / 1e6 / pair[n]["seconds"] for pair in rounds) for n in (0, 1)]
     spread = f"({ratios[0]:.2f}-{ratios[-1]:.2f})"
     figures = [f"{speed:.1f} MB/s" for speed in speeds]
-    what = f"12 MB beside datasets.map {spread}"
-    yield Line(what, *figures, statistics.median(ratios), RATIO, higher_is_better=True)
+    what = f"12 MB, compared with datasets.map {spread}"
+    yield Row(what, *figures, statistics.median(ratios), RATIO, higher_is_better=True)
     before, after = (run("ours", corpus, sampled=True)["peak"] for corpus in (small, large))
     figures = [f"{peak / 2**20:.0f} MiB" for peak in (after, before)]
-    yield Line("PSS at 120 MB beside 12 MB", *figures, after / before, GROWTH)
+    yield Row("PSS at 120 MB, compared with 12 MB", *figures, after / before, GROWTH)
 
 
 def main() -> int:
-    """Print the table; the exit code."""
-    parser = argparse.ArgumentParser(description="measure the preparation of a dataset")
+    """Print the table and return the exit code."""
+    parser = argparse.ArgumentParser(description="Measure dataset preparation.")
     for name in ("--side", "--corpus", "--directory"):
-        parser.add_argument(name, help=argparse.SUPPRESS)  # of the processes that it starts
+        parser.add_argument(name, help=argparse.SUPPRESS)  # for its own child processes
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(SIDES[arguments.side](Path(arguments.corpus), Path(arguments.directory))))
         return 0
-    lines = []
     with tempfile.TemporaryDirectory(prefix="hc-bench-") as directory:
         small, large = Path(directory) / "small.jsonl", Path(directory) / "large.jsonl"
         write_corpus(small, TEXT_BYTES, 1)
         write_corpus(large, TEXT_BYTES, LARGE)
         load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-        print(f"{ROUNDS} rounds, {os.cpu_count()} cores, {PROCESSES} processes beside, load {load}")
-        print(f"{'':<44}{'ours':>14}{'beside':>14}{'ratio':>8}{'target':>11}  (goal {GOAL:g})")
-        for line in measure(small, large):
-            print(line, flush=True)
-            lines.append(line)
-    return 0 if all(line.is_met for line in lines) else 1
+        print(f"{ROUNDS} rounds, {os.cpu_count()} cores, {PROCESSES} processes for datasets.map, load {load}")
+        print(f"{header('Headcount', 'baseline')}  (goal {GOAL:g})")
+        return print_rows(measure(small, large))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A job's process that does nothing but say when it began: its clock is read before any import that costs."""
+"""Child process of a job that only records when it started; it reads the clock before its imports."""
 
 import time
 
@@ -10,7 +10,7 @@ from pathlib import Path  # noqa: E402
 
 
 def main() -> None:
-    """Say when this process began to run, and that its work is done."""
+    """Record the start time, and success as the outcome."""
     given = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     directory = Path(given["--data-root"]) / "jobs" / given["--job-id"]
     (directory / "began_ns").write_text(str(BEGAN_NS))

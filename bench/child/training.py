@@ -1,4 +1,4 @@
-"""One measurement in a process of its own; prints it as JSON. `bench/train.py` and `bench/cross_entropy.py` start it.
+"""Runs one measurement and prints its figures as JSON. Other benchmarks start it, so that each has its own process.
 
 python bench/child/training.py ours|transformers|pairs|matmul|plain|chunked '{"settings": [...], "seconds": 5}'
 """
@@ -20,58 +20,62 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from parts.hollow import without_products  # noqa: E402 - found only now
-from parts.steps import BASELINE, median_seconds, resident_mib, state_of  # noqa: E402 - found only now
+from harness.training_steps import BASELINE, median_seconds, resident_mib, state_of  # noqa: E402 - needs sys.path
+from harness.without_matmuls import skip_matmuls  # noqa: E402 - needs sys.path
 
 from model_core.config_loader import load_config  # noqa: E402
 
-IMPORTED_MIB = resident_mib("VmRSS")  # what follows is counted from here
+IMPORTED_MIB = resident_mib("VmRSS")  # subtracted from the peak
+MATMUL_SIZE, MATMULS = 4096, 10
+ROWS, WIDTH, VOCABULARY = 3072, 384, 50304
+_UNEQUAL = "[12,12,12,12,8,8,8,8,6,6,6,6]"
+_EQUAL = "[12,12,12,12,12,12,12,12,12,12,12,12]"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How to measure: keys that differ from the baseline's, for how long, and a directory for tokens.
+class Options:
+    """Options of a measurement.
 
-    `hollow` leaves the matrix products out.
+    Attributes:
+        settings: Configuration keys that differ from the baseline.
+        seconds: Duration.
+        directory: Directory for token files.
+        matmuls: False skips matmuls and attention.
     """
 
     settings: list[str]
     seconds: float
     directory: Path
-    hollow: bool = False
+    matmuls: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of the products."""
+        """Number format of matmuls."""
         name = next(s.partition("=")[2] for s in self.settings if s.startswith("device.dtype="))
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
     def autocast(self) -> torch.autocast:
-        """Context in which products use it."""
+        """Context in which matmuls use `dtype`."""
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
-SIDE, PRODUCTS = 4096, 10
-ROWS, WIDTH, VOCABULARY = 3072, 384, 50304
-
-
-def ours(asked: Asked) -> dict[str, float]:
-    """Our loop, as a run takes its steps."""
+def ours(options: Options) -> dict[str, float]:
+    """Measure Headcount's training loop."""
     from model_core.budget import budget_of
     from model_core.training.trainer import take_step
 
-    state = state_of(asked.settings, asked.directory)
+    state = state_of(options.settings, options.directory)
     tokens = state.config.training.total_batch_size
-    took = median_seconds(lambda: take_step(state), asked.seconds)
+    took = median_seconds(lambda: take_step(state), options.seconds)
     flops = float(budget_of(state.config).flops_per_token)
     return {**_speed(tokens, took), "flops_per_token": flops, "memory_mib": _peak_mib()}
 
 
-def transformers(asked: Asked) -> dict[str, float]:
-    """GPT2LMHeadModel of the same shape, with the optimizer that its Trainer takes."""
+def transformers(options: Options) -> dict[str, float]:
+    """Measure GPT2LMHeadModel of the same shape, with the fused AdamW of transformers' Trainer."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = load_config(BASELINE, [*asked.settings, "training.warmup_steps=0"])
+    shape = load_config(BASELINE, [*options.settings, "training.warmup_steps=0"])
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=shape.model.vocab_size, n_positions=shape.model.block_size, n_embd=shape.model.n_embd,
@@ -85,7 +89,7 @@ def transformers(asked: Asked) -> dict[str, float]:
 
     def step() -> None:
         idx = torch.randint(50257, (rows, length))  # (B, T)
-        with asked.autocast():
+        with options.autocast():
             loss = model(input_ids=idx, labels=idx).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -93,20 +97,20 @@ def transformers(asked: Asked) -> dict[str, float]:
         optimizer.zero_grad()
         loss.item()
 
-    return {**_speed(rows * length, median_seconds(step, asked.seconds)), "memory_mib": _peak_mib()}
+    return {**_speed(rows * length, median_seconds(step, options.seconds)), "memory_mib": _peak_mib()}
 
 
-def pairs(asked: Asked) -> dict[str, float]:
-    """Two steps of the layers' own heads beside two of equal ones, in turns; the median ratio of their times."""
+def pairs(options: Options) -> dict[str, float]:
+    """Compare step times of unequal and equal heads, alternating in one process; the median ratio."""
     from model_core.training.trainer import take_step
 
     states = [
-        state_of([*asked.settings, f"model.n_head_list={heads}"], asked.directory) for heads in (_UNEQUAL, _EQUAL)
+        state_of([*options.settings, f"model.n_head_list={heads}"], options.directory) for heads in (_UNEQUAL, _EQUAL)
     ]
     ratios = []
     for _ in range(8):
         took = [0.0, 0.0]
-        for which in (0, 1, 1, 0):  # what drifts cancels
+        for which in (0, 1, 1, 0):  # cancels a drift
             began = time.perf_counter()
             take_step(states[which])
             took[which] += time.perf_counter() - began
@@ -115,47 +119,43 @@ def pairs(asked: Asked) -> dict[str, float]:
     return {"ratio": statistics.median(measured), "least": min(measured), "most": max(measured)}
 
 
-_UNEQUAL = "[12,12,12,12,8,8,8,8,6,6,6,6]"
-_EQUAL = "[12,12,12,12,12,12,12,12,12,12,12,12]"
-
-
-def matmul(asked: Asked) -> dict[str, float]:
-    """What this machine can multiply, FLOP/s: best of ten."""
-    a, b = torch.randn(2, SIDE, SIDE).to(asked.dtype)
+def matmul(options: Options) -> dict[str, float]:
+    """Measure the matmul rate of this machine, FLOP/s: the best of ten."""
+    a, b = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE).to(options.dtype)
     took = []
-    for _ in range(PRODUCTS):
+    for _ in range(MATMULS):
         began = time.perf_counter()
         a @ b
         took.append(time.perf_counter() - began)
-    return {"flops": 2 * SIDE**3 / min(took)}
+    return {"flops": 2 * MATMUL_SIZE**3 / min(took)}
 
 
-def plain(asked: Asked) -> dict[str, float]:
-    """Head and cross entropy, one after the other."""
-    import torch.nn.functional as F  # noqa: N812 - the name everybody uses
+def plain(options: Options) -> dict[str, float]:
+    """Measure PyTorch's linear map and cross entropy, one after the other."""
+    import torch.nn.functional as F  # noqa: N812 - the usual name
 
-    return _head(lambda x, w, y: F.cross_entropy(F.linear(x, w).float(), y), asked)
+    return _head(lambda x, w, y: F.cross_entropy(F.linear(x, w).float(), y), options)
 
 
-def chunked(asked: Asked) -> dict[str, float]:
-    """Head and cross entropy in chunks."""
+def chunked(options: Options) -> dict[str, float]:
+    """Measure Headcount's linear map and cross entropy in chunks."""
     from model_core.cross_entropy import linear_cross_entropy
 
-    return _head(linear_cross_entropy, asked)
+    return _head(linear_cross_entropy, options)
 
 
-def _head(loss_of: Callable[..., torch.Tensor], asked: Asked) -> dict[str, float]:
+def _head(loss_of: Callable[..., torch.Tensor], options: Options) -> dict[str, float]:
     x, w = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(VOCABULARY, WIDTH, requires_grad=True)
     y = torch.randint(VOCABULARY, (ROWS,))
     before = resident_mib("VmRSS")
 
     def step() -> None:
         x.grad = w.grad = None
-        with asked.autocast():
+        with options.autocast():
             loss = loss_of(x, w, y)
         loss.backward()
 
-    took = median_seconds(step, asked.seconds)
+    took = median_seconds(step, options.seconds)
     return {"seconds": took, "memory_mib": resident_mib("VmHWM") - before}
 
 
@@ -168,15 +168,15 @@ def _peak_mib() -> float:
 
 
 def main() -> None:
-    """Measure, and print it."""
-    roles: dict[str, Callable[..., dict[str, Any]]] = {
+    """Print the figures of the measurement that the command line names."""
+    measurements: dict[str, Callable[..., dict[str, Any]]] = {
         "ours": ours, "transformers": transformers, "pairs": pairs, "matmul": matmul, "plain": plain,
         "chunked": chunked,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        asked = Asked(**json.loads(sys.argv[2]), directory=Path(directory))
-        with without_products() if asked.hollow else contextlib.nullcontext():
-            print(json.dumps(roles[sys.argv[1]](asked)))
+        options = Options(**json.loads(sys.argv[2]), directory=Path(directory))
+        with contextlib.nullcontext() if options.matmuls else skip_matmuls():
+            print(json.dumps(measurements[sys.argv[1]](options)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bench of a GPU, on a CPU and a tiny model: what its lines say."""
+"""Rows of the GPU benchmark, on a CPU with a tiny model."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ PROGRAM = f"""
 import pathlib, sys
 sys.path.insert(0, {str(BENCH)!r})
 import gpu
-for rung in gpu.ladder()[3:]:
-    print(gpu.line_of(rung, rung.name, {TINY!r}, 0.01, pathlib.Path(sys.argv[1])))
+for stage in gpu.stages()[3:]:
+    print(gpu.measured_row(stage, stage.name, {TINY!r}, 0.01, pathlib.Path(sys.argv[1])))
 """
 
 
 @pytest.mark.slow
-def test_a_line_says_that_its_compiler_failed(tmp_path: Path) -> None:
+def test_a_row_ends_with_the_failure_of_its_compilation(tmp_path: Path) -> None:
     environment = {**os.environ, "CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
-    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert [" compile_failed: " in line for line in told] == [False, True, True, True]
+    rows = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [" compile_failed: " in row for row in rows] == [False, True, True, True]

@@ -1,4 +1,4 @@
-"""HTTP clients that cost next to nothing: raw sockets, one request under way on each, all on one thread."""
+"""Cheap HTTP clients: raw sockets on one thread, with one request in flight on each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Round:
-    """Requests of one kind: how long each took and all of them together, and every reply that was not as expected."""
+    """Result of a batch of requests.
+
+    Attributes:
+        seconds: Time of the whole batch.
+        latencies_s: Time of each request.
+        errors: Start of each reply with an unexpected status.
+    """
 
     seconds: float
     latencies_s: list[float]
@@ -21,7 +27,7 @@ class Round:
 
     @property
     def rate(self) -> float:
-        """Replies a second."""
+        """Replies per second."""
         return len(self.latencies_s) / self.seconds
 
     @property
@@ -31,33 +37,43 @@ class Round:
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
-    """A request as bytes."""
+    """Serialize a request.
+
+    Args:
+        method: HTTP method.
+        path: Path with query.
+        body: Body; empty sends none.
+        headers: Header fields, with underscores instead of hyphens.
+
+    Returns:
+        Bytes of the request.
+    """
     lines = [f"{method} {path} HTTP/1.1", "Host: bench", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
     lines += [f"Content-Length: {len(body)}"] if body else []
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-class _Line:
-    """A connection and what it waits for."""
+class _Connection:
+    """A connection and the part of its reply that has arrived."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.began, self.received = 0.0, b""
 
-    def ask(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         self.received, self.began = b"", time.perf_counter()
         self.socket.sendall(message)
 
     def reply(self) -> bytes | None:
-        """The whole reply, once it is there."""
+        """The reply, once it is complete."""
         piece = self.socket.recv(1 << 18)
         self.received += piece
         head, end, body = self.received.partition(b"\r\n\r\n")
         length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
         is_whole = bool(end) and len(body) >= int(length or 0)
         if not piece and not is_whole:
-            raise ConnectionError("the server closed a connection before it had answered")
+            raise ConnectionError("the server closed a connection before its reply was complete")
         return self.received if is_whole else None
 
 
@@ -65,32 +81,35 @@ def exchange(address: tuple[str, int], messages: Sequence[bytes], status: int, *
     """Send every message and wait for every reply.
 
     Args:
-        address: Of the server.
+        address: Host and port of the server.
         messages: Requests; each is sent once.
-        status: What the replies should have.
-        clients: Connections, each with one request under way; opened before the clock starts.
+        status: Expected status of the replies.
+        clients: Number of connections, each with one request in flight; they are opened before the clock starts.
+
+    Returns:
+        Times and errors.
     """
-    lines = [_Line(address) for _ in range(clients)]
+    connections = [_Connection(address) for _ in range(clients)]
     waiting, latencies, errors = iter(messages), [], []
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        for line in lines:
-            stack.enter_context(line.socket)
-            selector.register(line.socket, selectors.EVENT_READ, line)
+        for connection in connections:
+            stack.enter_context(connection.socket)
+            selector.register(connection.socket, selectors.EVENT_READ, connection)
         began, missing = time.perf_counter(), len(messages)
-        for line, message in zip(lines, waiting, strict=False):
-            line.ask(message)
+        for connection, message in zip(connections, waiting, strict=False):
+            connection.send(message)
         while missing:
             for key, _ in selector.select():
-                line = key.data
-                reply = line.reply()
+                connection = key.data
+                reply = connection.reply()
                 if reply is None:
                     continue
-                latencies.append(time.perf_counter() - line.began)
+                latencies.append(time.perf_counter() - connection.began)
                 missing -= 1
                 if not reply.startswith(b"HTTP/1.1 %d " % status):
                     errors.append(reply[:300].decode(errors="replace"))
                 if message := next(waiting, None):
-                    line.ask(message)
+                    connection.send(message)
                 else:
-                    selector.unregister(line.socket)  # the server closes what it has not heard of for a while
+                    selector.unregister(connection.socket)  # the server closes idle connections
         return Round(time.perf_counter() - began, latencies, errors)

@@ -1,4 +1,4 @@
-"""Training steps to be timed: our own loop on random tokens, and what they cost in memory."""
+"""Builds a training on random tokens, and measures the time and the memory of its steps."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ _TOKENS, _GPT2_IDS = 2_000_000, 50257
 
 
 def state_of(settings: Sequence[str], directory: Path, emit: Emit = lambda *_, **__: None) -> TrainState:
-    """A training of the baseline about to begin, on random tokens.
+    """Build the training state of the baseline configuration, on random tokens.
 
     Args:
-        settings: Keys that differ, for example ``model.n_layer=6``.
-        directory: Where the tokens are written.
-        emit: Told what the run's events would tell, such as a compiler that failed.
+        settings: Keys that differ from the baseline, for example ``model.n_layer=6``.
+        directory: Directory for the token files.
+        emit: Receives events such as a failed compilation.
+
+    Returns:
+        The state before the first step.
     """
     ids = np.random.default_rng(0).integers(0, _GPT2_IDS, _TOKENS).astype(np.uint16)
     for split, count in {"train": _TOKENS, "val": 2000, "test": 2000}.items():
@@ -42,7 +45,16 @@ def state_of(settings: Sequence[str], directory: Path, emit: Emit = lambda *_, *
 
 
 def median_seconds(step: Callable[[], object], seconds: float, least: int = 3) -> float:
-    """Take one step to warm up, then more for so many seconds; the median of what they took."""
+    """Time a step repeatedly, after one that warms up.
+
+    Args:
+        step: Runs one step.
+        seconds: Total time of the steps.
+        least: Minimum number of steps.
+
+    Returns:
+        Median seconds per step.
+    """
     step()
     took: list[float] = []
     while len(took) < least or sum(took) < seconds:
@@ -55,7 +67,14 @@ def median_seconds(step: Callable[[], object], seconds: float, least: int = 3) -
 
 
 def resident_mib(name: str) -> float:
-    """Memory of this process: ``VmRSS`` now, ``VmHWM`` at most so far."""
+    """Read the memory of this process.
+
+    Args:
+        name: ``VmRSS`` for the current size, ``VmHWM`` for the peak so far.
+
+    Returns:
+        Mebibytes; nan where the system does not report it.
+    """
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(rf"{name}:\s+(\d+) kB", status)
-    return int(found[1]) / 1024 if found else float("nan")
+    match = re.search(rf"{name}:\s+(\d+) kB", status)
+    return int(match[1]) / 1024 if match else float("nan")

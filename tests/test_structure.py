@@ -1,4 +1,4 @@
-"""The program behind `make structure`, on small trees, and the rules that hold for the real one."""
+"""The program behind `make structure`, on small trees, and the rules of the real source."""
 
 import tomllib
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def test_a_package_is_a_file_of_its_own_in_a_circle(measured: Measure) -> None:
     assert paths(rules["circles"]) == [("worker/jobs/__init__.py", "worker/jobs/a.py")]
 
 
-def test_rooms_are_compared_where_their_paths_part(measured: Measure) -> None:
+def test_packages_are_compared_below_their_common_parent(measured: Measure) -> None:
     rules = measured({
         "model_core/data/sources/hub.py": "import model_core.records.run",
         "model_core/records/events.py": "from model_core.data import spec",
@@ -96,7 +96,7 @@ def test_rooms_are_compared_where_their_paths_part(measured: Measure) -> None:
     assert not rules["circles"].findings
 
 
-def test_a_file_and_a_room_beside_it_make_a_pair_only_both_ways(measured: Measure) -> None:
+def test_a_module_and_a_package_are_a_pair_only_when_both_import_each_other(measured: Measure) -> None:
     rules = measured({
         "model_core/gpt.py": "import model_core.data.spec",
         "model_core/data/spec.py": "",
@@ -214,7 +214,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     assert paths(real()["circles"]) == []
 
 
-def test_no_rooms_import_each_other() -> None:
+def test_no_packages_import_each_other() -> None:
     assert paths(real()["pairs"]) == []
 
 

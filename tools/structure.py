@@ -1,7 +1,7 @@
 """Measures the structure of the source: `make structure`, or `python tools/structure.py [PATH_PREFIX ...] [--all]`.
 
-Every rule is a function from the parsed sources to a `Rule`: what breaks it, and what is exempt by name. Imports inside
-functions and under `if TYPE_CHECKING:` count. Exits 1 when a rule is broken.
+Every rule is a function from the parsed sources to a `Rule`. Imports inside functions and under `if TYPE_CHECKING:`
+count. Exits 1 when a rule is broken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PACKAGES = ("headcount", "service", "worker", "model_core")
 FILES_PER_FOLDER = 16
 WIDE_FOLDERS = {"service", "model_core"}
 RESOURCE_FOLDERS = {"service/routes", "headcount/commands"}  # their files carry the name of their resource
-CONVENTIONAL_STEMS = {"app", "errors", "schemas", "settings"}  # a part that every package has, not a subject
+CONVENTIONAL_STEMS = {"app", "errors", "schemas", "settings"}  # parts of every package
 LINES_PER_FUNCTION = 50
 LONG_FUNCTIONS = {("model_core/training/trainer.py", "train"): 80}  # read from top to bottom
 USER_FACING = {"get", "post", "put", "patch", "delete", "head", "command", "callback", "exception_handler", "task"}
@@ -45,14 +45,14 @@ class Source(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One line of the report, and the paths that it concerns."""
+    """One line of the report, and its paths."""
 
     paths: tuple[str, ...]
     text: str
 
 
 class Rule(NamedTuple):
-    """What breaks a rule, and what would but is exempt."""
+    """Findings of a rule, and its exemptions."""
 
     title: str
     findings: list[Finding]
@@ -60,7 +60,7 @@ class Rule(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """A function or a class. It is public when it and all that encloses it are, and no function encloses it."""
+    """A function or a class. It is public when its name and all enclosing classes are, and no function encloses it."""
 
     name: str
     node: Function | ast.ClassDef
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _limited(rule: Rule, prefixes: list[str]) -> Rule:
-    """Keep the findings about paths that begin in one of these ways; all when there are none."""
+    """Keep the findings about paths with one of these prefixes; all without prefixes."""
     wanted = tuple(prefixes) or ("",)
     return rule._replace(findings=[one for one in rule.findings if any(path.startswith(wanted) for path in one.paths)])
 
@@ -145,7 +145,7 @@ def _report(rule: Rule, most: int | None) -> Iterator[str]:
 
 
 def _imports(sources: list[Source]) -> Imports:
-    """Resolve every import of one source by another; a package is its `__init__`."""
+    """Resolve imports between sources; a package is its `__init__`."""
     modules = {_stem(source.path): source.path for source in sources if source.path.endswith(".py")}
     imports: Imports = {path: {} for path in modules.values()}
     for source in sources:
@@ -157,7 +157,7 @@ def _imports(sources: list[Source]) -> Imports:
 
 
 def _imported_names(source: Source) -> Iterator[tuple[str, int]]:
-    """Full dotted name and line of everything that is imported, be it a module or something in one."""
+    """Full dotted name and line of each imported module or name."""
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -168,14 +168,14 @@ def _imported_names(source: Source) -> Iterator[tuple[str, int]]:
 
 
 def _candidates(name: str) -> Iterator[str]:
-    """The modules that may be meant by `a.b.c`, longest first: a/b/c, its package, then the home of the name c."""
+    """Possible modules of `a.b.c`, longest first: a/b/c, its package, then the module that defines c."""
     path = PurePosixPath(*name.split("."))
     for module in (path, *path.parents):
         yield from (str(module), str(module / "__init__"))
 
 
 def _circles(imports: Imports) -> Rule:
-    """Groups of files of which each reaches every other."""
+    """Groups of files in which each imports every other, directly or through others."""
     reached = {path: _reachable(path, imports) for path in imports}
     groups = {tuple(b for b in sorted(reached[a]) if a in reached[b]) for a in imports if a in reached[a]}
     findings = []
@@ -186,7 +186,7 @@ def _circles(imports: Imports) -> Rule:
 
 
 def _reachable(start: str, imports: Imports) -> set[str]:
-    """Every file that one imports, directly or through others; itself only when it is on a circle."""
+    """Files that a file imports, directly or through others; includes itself only on a circle."""
     reached: set[str] = set()
     waiting = [start]
     while waiting:
@@ -197,7 +197,7 @@ def _reachable(start: str, imports: Imports) -> set[str]:
 
 
 def _mutual_pairs(imports: Imports) -> Rule:
-    """Rooms, or a room and a file beside it, that import each other; two files are left to the rule about circles."""
+    """Packages, or a package and a module beside it, that import each other. Two modules are left to the circles."""
     arrows: dict[tuple[str, str], str] = {}
     for a, targets in imports.items():
         for b, line in targets.items():
@@ -207,11 +207,11 @@ def _mutual_pairs(imports: Imports) -> Rule:
         for (a, b), example in sorted(arrows.items())
         if a < b and (b, a) in arrows and (a.endswith("/") or b.endswith("/"))
     ]
-    return Rule("mutual pairs of rooms", findings)
+    return Rule("mutual pairs of packages", findings)
 
 
 def _parting(a: str, b: str) -> tuple[str, str]:
-    """The room, or the file, in which each of two paths goes on below the last folder that they share."""
+    """Package or module of each path directly below the last folder that both share."""
     pairs = zip(a.split("/"), b.split("/"), strict=False)
     depth = next(i for i, (here, there) in enumerate(pairs) if here != there)
     cut = ["/".join(path.split("/")[: depth + 1]) for path in (a, b)]
@@ -312,7 +312,7 @@ def _exempts(decorator: ast.expr) -> bool:
 
 
 def _parameters(node: Function, is_method: bool) -> list[str]:
-    """Names of the parameters without `self`, `cls` and those that are not used (`_name`)."""
+    """Names of the parameters without `self`, `cls` and unused ones (`_name`)."""
     positional = [*node.args.posonlyargs, *node.args.args]
     is_static = any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
     own = positional[1:] if is_method and not is_static else positional
@@ -321,7 +321,7 @@ def _parameters(node: Function, is_method: bool) -> list[str]:
 
 
 def _raises(node: Function) -> bool:
-    """Whether it raises an error of its own, not only one that it has caught."""
+    """Whether it raises an error other than one that it has caught."""
     nodes = list(_own_nodes(node))
     caught = {one.name for one in nodes if isinstance(one, ast.ExceptHandler)}
     raised = (one.exc.func if isinstance(one.exc, ast.Call) else one.exc for one in nodes if isinstance(one, ast.Raise))
@@ -329,7 +329,7 @@ def _raises(node: Function) -> bool:
 
 
 def _own_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """What is below a node, without the insides of functions and classes."""
+    """Descendants of a node, without those inside functions and classes."""
     for child in ast.iter_child_nodes(node):
         yield child
         if not isinstance(child, Function | ast.ClassDef | ast.Lambda):

@@ -230,20 +230,31 @@ def _sound_sections(tree: Mapping[str, Any]) -> dict[str, Config]:
 
 def field_errors(error: ValidationError, model: type[BaseModel]) -> Iterator[FieldProblem]:
     """Turn pydantic's errors into ours, with pointers and the nearest known keys."""
-    for item in error.errors(include_url=False):
-        context = item.get("ctx", {})
-        path = [*item["loc"], *([context["field"]] if "field" in context else [])]
-        path = [part for part in path if part not in _TAGS]
-        pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
-        if item["type"] == "extra_forbidden":
-            near = _nearest_keys(model, path)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            yield FieldProblem(pointer, f"unknown key {path[-1]!r}{hint}", _short(item["input"]), near)
-        elif item["type"] == "misfit":
-            yield FieldProblem(pointer, item["msg"], context["value"], tuple(context["nearest"]))
-        else:
-            value = _short(item["input"])
-            yield FieldProblem(pointer, f"{item['msg']}, got {value!r}", value)
+    return (field_error(item, model) for item in error.errors(include_url=False))
+
+
+def field_error(item: Mapping[str, Any], model: type[BaseModel]) -> FieldProblem:
+    """Turn one of pydantic's errors into ours.
+
+    Args:
+        item: The error, as `ValidationError.errors` lists it.
+        model: The model that refused the values, for the nearest known keys.
+
+    Returns:
+        The wrong value with its JSON pointer.
+    """
+    context = item.get("ctx", {})
+    path = [*item["loc"], *([context["field"]] if "field" in context else [])]
+    path = [part for part in path if part not in _TAGS]
+    pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+    if item["type"] == "extra_forbidden":
+        near = _nearest_keys(model, path)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return FieldProblem(pointer, f"unknown key {path[-1]!r}{hint}", _short(item["input"]), near)
+    if item["type"] == "misfit":
+        return FieldProblem(pointer, item["msg"], context["value"], tuple(context["nearest"]))
+    value = _short(item["input"])
+    return FieldProblem(pointer, f"{item['msg']}, got {value!r}", value)
 
 
 _TAGS = ("gpt2", "bpe")  # of the tokenizer's two forms; they stand in pydantic's places, not in the file

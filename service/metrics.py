@@ -33,7 +33,9 @@ _THREADS = 2
 
 
 def _split(value: Any) -> Any:
-    return tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
+    """Split a parameter at its commas; FastAPI reads a parameter of several values as a list of texts."""
+    texts = [value] if isinstance(value, str) else value
+    return tuple(dict.fromkeys(name for text in texts for name in text.split(",")))
 
 
 Names = Annotated[tuple[Metric, ...], Field(min_length=1)]
@@ -43,7 +45,9 @@ class MetricsQuery(Config):
     """Which curves, and how many points of each."""
 
     name: Annotated[Names | None, BeforeValidator(_split)] = Field(
-        default=None, description="names with commas between them; else all that the job has told"
+        default=None,
+        description="names with commas between them; else all that the job has told",
+        json_schema_extra={"explode": False, "example": ["loss", "val_loss"]},
     )
     max_points: int = Field(
         default=1000,

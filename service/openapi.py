@@ -92,9 +92,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for operations in schema["paths"].values():
             for operation in operations.values():
                 operation["responses"] = _answers(operation["responses"])
-                operation["parameters"] = [
-                    _parameter(part) for part in operation.get("parameters", ()) if _is_told(part)
-                ]
+                operation["parameters"] = _parameters(operation)
         for path in _TAKES_A_CONFIG:
             schema["paths"][path]["post"]["requestBody"] = _config_body()
         app.openapi_schema = schema
@@ -119,19 +117,32 @@ def _answers(responses: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **({"422": wrong} if wrong else {}), "default": unexpected}
 
 
-def _is_told(parameter: Mapping[str, Any]) -> bool:
-    """Accept is told by the media types of the answers; as a parameter OpenAPI ignores it."""
-    return (parameter["in"], parameter["name"]) != ("header", "accept")
+def _parameters(operation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Parameters of an operation, without those that mean nothing there."""
+    parameters = operation.get("parameters", ())
+    in_path = {part["name"] for part in parameters if part["in"] == "path"}
+    return [
+        _parameter(part)
+        for part in parameters
+        if not (part["in"] == "query" and part["name"] in in_path)  # the path decides
+        and (part["in"], part["name"]) != ("header", "accept")  # media types are listed with the replies
+    ]
 
 
-def _parameter(parameter: dict[str, Any]) -> dict[str, Any]:
-    """Null is said by leaving a parameter out."""
+def _parameter(parameter: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a parameter: null means that it is left out, a list of texts includes one text."""
     schema = dict(parameter["schema"])
     choices = [choice for choice in schema.pop("anyOf", ()) if choice != {"type": "null"}]
-    return {
-        **parameter,
-        "schema": {**schema, **(choices[0] if len(choices) == 1 else {"anyOf": choices} if choices else {})},
-    }
+    schema |= choices[-1] if choices else {}
+    if parameter["in"] != "query":
+        return {**parameter, "schema": schema}
+    for redundant in ("title", "description"):
+        schema.pop(redundant, None)
+    if schema.get("default", ...) is None:
+        del schema["default"]
+    described = {key: parameter[key] for key in ("name", "in", "required", "description") if key in parameter}
+    own = {key: schema.pop(key) for key in ("explode", "example") if key in schema}
+    return {**described, "schema": schema, **own}
 
 
 def dataset_body() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, urlencode
 
 from anyio import to_thread
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from matplotlib import colormaps
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
@@ -37,7 +37,7 @@ from service.inference_client import while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable
 from service.protocol.negotiation import choose, etag_matches
-from service.protocol.parsing import JSON, parameters_of, query_model, validate
+from service.protocol.parsing import JSON, QueryRoute, validate
 from service.schemas import View
 
 
@@ -214,7 +214,7 @@ def _find(layout: Layout, look: AttentionRequest, sha256: str) -> AttentionRecor
     return AttentionRecord.find(layout, look.run, look.id, sha256, max_tokens=look.max_tokens)
 
 
-router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"])
+router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"], route_class=QueryRoute)
 
 _PICTURES: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
 _ERRORS = problems(404, 406, 409, 422, 503)
@@ -230,12 +230,11 @@ _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The clie
         **_NOT_MODIFIED,
         **_ERRORS,
     },
-    openapi_extra={"parameters": parameters_of(PictureQuery)},
 )
 async def attention(
     run: Name,
     example: ExampleId,
-    wanted: Annotated[PictureQuery, query_model(PictureQuery)],
+    wanted: Annotated[PictureQuery, Query()],
     services: ServicesDep,
     request: Request,
 ) -> Response:
@@ -251,14 +250,13 @@ async def attention(
     summary="Picture of one layer",
     response_class=Response,
     responses={200: {"content": _PICTURES}, **_NOT_MODIFIED, **_ERRORS},
-    openapi_extra={"parameters": parameters_of(PictureQuery, leave_out=("layer", "format"))},
 )
 async def layer(
     run: Name,
     example: ExampleId,
     layer: Index,
     format: Literal["png", "svg", "pdf"],  # noqa: A002 - the suffix of the address
-    wanted: Annotated[PictureQuery, query_model(PictureQuery)],
+    wanted: Annotated[PictureQuery, Query()],
     services: ServicesDep,
     request: Request,
 ) -> Response:

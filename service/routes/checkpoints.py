@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
@@ -21,7 +21,7 @@ from model_core.storage.run import Run
 from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import ByteRange, parse_range
-from service.protocol.parsing import parameters_of, query_model
+from service.protocol.parsing import QueryRoute
 from service.routes.runs import CheckpointView, checkpoint_view, job_statuses, run_status
 from service.schemas import Listed
 from worker.jobs.states import TERMINAL
@@ -157,7 +157,7 @@ def _blocks(path: Path, etag: str, part: ByteRange) -> Iterator[bytes]:
             yield block
 
 
-router = APIRouter(prefix="/runs/{run}/checkpoints", tags=["runs"])
+router = APIRouter(prefix="/runs/{run}/checkpoints", tags=["runs"], route_class=QueryRoute)
 
 
 class ContentQuery(Config):
@@ -191,12 +191,11 @@ async def checkpoint(run: Name, checkpoint: str, services: ServicesDep) -> Check
     summary="The bytes of a checkpoint: whole or a part",
     response_class=Response,
     responses={200: {"content": _FILE}, 206: _PART, **problems(404, 409, 416, 422)},
-    openapi_extra={"parameters": parameters_of(ContentQuery)},
 )
 async def content(
     run: Name,
     checkpoint: str,
-    wanted: Annotated[ContentQuery, query_model(ContentQuery)],
+    wanted: Annotated[ContentQuery, Query()],
     services: ServicesDep,
     byte_range: Annotated[str | None, Header(alias="Range", description="one range: `bytes=1000-`")] = None,
     if_range: Annotated[str | None, Header(alias="If-Range", description="an ETag; else the whole is sent")] = None,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from model_core.config import Config
 from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import problems
-from service.protocol.parsing import parameters_of, query_model
+from service.protocol.parsing import QueryRoute
 from service.schemas import Listed, View
 from worker.jobs.schemas import QueueState
 
-router = APIRouter(tags=["cluster"])
+router = APIRouter(tags=["cluster"], route_class=QueryRoute)
 
 
 class QueueQuery(Config):
@@ -126,8 +126,7 @@ async def gpus(services: ServicesDep) -> Listed[GpuView]:
     "/queue",
     summary="Look at the queue",
     responses=problems(422, 503),
-    openapi_extra={"parameters": parameters_of(QueueQuery)},
 )
-async def queue(wanted: Annotated[QueueQuery, query_model(QueueQuery)], services: ServicesDep) -> QueueReport:
+async def queue(wanted: Annotated[QueueQuery, Query()], services: ServicesDep) -> QueueReport:
     """How many jobs wait and run, and which will be taken next."""
     return QueueReport.of(await services.ask(services.store.queue, wanted.limit))

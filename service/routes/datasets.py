@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from model_core.config import Config, Name
@@ -14,10 +14,10 @@ from service.datasets import DatasetDetail, DatasetStatistics, DatasetView, Exam
 from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import dataset_body, problems
-from service.protocol.parsing import KEY_PARAMETER, idempotency_key, is_multipart, parameters_of, query_model, read_tree
+from service.protocol.parsing import KEY_PARAMETER, QueryRoute, idempotency_key, is_multipart, read_tree
 from service.schemas import Listed
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=QueryRoute)
 
 Number = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -70,10 +70,9 @@ async def make(
     "",
     summary="List datasets by name",
     responses=problems(422),
-    openapi_extra={"parameters": parameters_of(DatasetsQuery)},
 )
 async def datasets(
-    wanted: Annotated[DatasetsQuery, query_model(DatasetsQuery)],
+    wanted: Annotated[DatasetsQuery, Query()],
     services: ServicesDep,
     request: Request,
     response: Response,
@@ -106,11 +105,10 @@ async def statistics(name: Name, services: ServicesDep) -> DatasetStatistics:
     "/{name}/examples",
     summary="List documents of the test split",
     responses=problems(404, 409, 422, 503),
-    openapi_extra={"parameters": parameters_of(ExamplesQuery)},
 )
 async def examples(
     name: Name,
-    wanted: Annotated[ExamplesQuery, query_model(ExamplesQuery)],
+    wanted: Annotated[ExamplesQuery, Query()],
     services: ServicesDep,
     request: Request,
     response: Response,

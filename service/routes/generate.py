@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import httpx
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
-from model_core.schemas import GenerateRequest, GenerateResult
+from model_core.schemas import MAX_PROMPT_CHARACTERS, GenerateRequest, GenerateResult
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
@@ -26,7 +27,7 @@ from service.inference_client import while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, problem_document, request_id_of
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, ConfigTree, parameters_of, query_model, validate
+from service.protocol.parsing import JSON, ConfigTree, QueryRoute, validate
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": GenerateResult, "content": {JSON: {}, TEXT: _TEXT, EVENT_STREAM: _TEXT}},
     **problems(404, 406, 409, 422, 503),
 }
-_SHORT = {"prompt": {"maxLength": MAX_QUERY_PROMPT}}
-_PARAMETERS = [
-    {**part, "schema": part["schema"] | _SHORT.get(part["name"], {})} for part in parameters_of(GenerateRequest)
-]
 _BODY: dict[str, Any] = {
     "required": True,
     "content": {
@@ -52,7 +49,13 @@ _BODY: dict[str, Any] = {
     },
 }
 
-router = APIRouter(prefix="/generate", tags=["generate"])
+router = APIRouter(prefix="/generate", tags=["generate"], route_class=QueryRoute)
+
+
+class GenerateQuery(GenerateRequest):
+    """A generation request in a query string, which holds a shorter prompt."""
+
+    prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS, json_schema_extra={"maxLength": MAX_QUERY_PROMPT})
 
 
 @router.get(
@@ -60,10 +63,9 @@ router = APIRouter(prefix="/generate", tags=["generate"])
     summary="Continue a text",
     response_class=Response,
     responses=_RESPONSES | problems(414),
-    openapi_extra={"parameters": _PARAMETERS},
 )
 async def generate(
-    wanted: Annotated[GenerateRequest, query_model(GenerateRequest, lists=("stop",))],
+    wanted: Annotated[GenerateQuery, Query()],
     services: ServicesDep,
     request: Request,
 ) -> Response:

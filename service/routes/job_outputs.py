@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -20,10 +20,10 @@ from service.logs import POSITION_PATTERN, TEXT, LogPosition, LogReader, follow_
 from service.metrics import CSV, MEDIA_TYPES, MetricsQuery, MetricsView, render
 from service.openapi import problems
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, parameters_of, query_model
+from service.protocol.parsing import JSON, QueryRoute
 from service.schemas import Listed
 
-router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
+router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=QueryRoute)
 
 
 class EventsQuery(Config):
@@ -54,7 +54,6 @@ _PART = {
 _CSV: dict[str, Any] = {
     CSV: {"schema": {"type": "string"}, "example": "step,loss,val_loss\r\n1,6.25,\r\n2,6.125,6.5\r\n"}
 }
-_WITH_COMMAS: dict[str, dict[str, Any]] = {"name": {"explode": False, "example": ["loss", "val_loss"]}}
 
 
 @router.get(
@@ -62,11 +61,10 @@ _WITH_COMMAS: dict[str, dict[str, Any]] = {"name": {"explode": False, "example":
     summary="What a job has told",
     response_model=Listed[EventView],
     responses={200: {"content": _STREAM}, **problems(404, 406, 422, 503)},
-    openapi_extra={"parameters": parameters_of(EventsQuery)},
 )
 async def events(
     job_id: str,
-    wanted: Annotated[EventsQuery, query_model(EventsQuery)],
+    wanted: Annotated[EventsQuery, Query()],
     services: ServicesDep,
     accept: Annotated[str | None, Header()] = None,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63)] = None,
@@ -87,11 +85,10 @@ async def events(
     summary="A log: whole, a part, or while it grows",
     response_class=Response,
     responses={200: {"content": {**_TEXT, **_STREAM}}, 206: _PART, **problems(404, 406, 416, 422, 503)},
-    openapi_extra={"parameters": parameters_of(LogsQuery)},
 )
 async def logs(
     job_id: str,
-    wanted: Annotated[LogsQuery, query_model(LogsQuery)],
+    wanted: Annotated[LogsQuery, Query()],
     services: ServicesDep,
     accept: Annotated[str | None, Header()] = None,
     byte_range: Annotated[str | None, Header(alias="Range", description="one range: `bytes=-1000`")] = None,
@@ -123,11 +120,10 @@ async def logs(
     summary="A job's curves",
     response_class=Response,
     responses={200: {"model": MetricsView, "content": _CSV}, **problems(404, 406, 422, 503)},
-    openapi_extra={"parameters": [part | _WITH_COMMAS.get(part["name"], {}) for part in parameters_of(MetricsQuery)]},
 )
 async def metrics(
     job_id: str,
-    wanted: Annotated[MetricsQuery, query_model(MetricsQuery)],
+    wanted: Annotated[MetricsQuery, Query()],
     services: ServicesDep,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:

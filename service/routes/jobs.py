@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from model_core.config import Config, Name
@@ -22,10 +22,8 @@ from service.protocol.parsing import (
     JSON,
     KEY_PARAMETER,
     ConfigTree,
+    QueryRoute,
     idempotency_key,
-    parameters_of,
-    query_model,
-    read_query,
     read_tree,
     validate,
 )
@@ -36,7 +34,7 @@ from worker.jobs.schemas import ActionResult
 from worker.jobs.spec import MOST_METADATA, Label, Text
 from worker.jobs.states import Status
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=QueryRoute)
 
 
 _ANSWERS: dict[str, Any] = {
@@ -142,11 +140,10 @@ async def resume(job_id: str, services: ServicesDep, response: Response) -> JobV
     "/jobs/{job_id}/retry",
     summary="Run a failed job again",
     **_ANSWERS,
-    openapi_extra={"parameters": parameters_of(RetryQuery)},
 )
 async def retry(
     job_id: str,
-    wanted: Annotated[RetryQuery, query_model(RetryQuery)],
+    wanted: Annotated[RetryQuery, Query()],
     services: ServicesDep,
     response: Response,
 ) -> JobView:
@@ -162,14 +159,14 @@ async def retry(
     summary="Submit a job",
     response_model=JobView,
     responses={200: {"model": JobView | Validation}, **problems(400, 404, 409, 413, 415, 422, 429, 503)},
-    openapi_extra={"parameters": [*parameters_of(SubmitQuery), KEY_PARAMETER]},
+    openapi_extra={"parameters": [KEY_PARAMETER]},
 )
-async def submit(request: Request) -> Response:
+async def submit(request: Request, wanted: Annotated[SubmitQuery, Query()]) -> Response:
     """Do what the body configures: the YAML file's tree, as YAML or as JSON.
 
     202 with the job and its Location. The same Idempotency-Key with the same body answers 200 with the same job.
     """
-    services, wanted, key = services_of(request), validate(SubmitQuery, read_query(request)), idempotency_key(request)
+    services, key = services_of(request), idempotency_key(request)
     prepared = await submission.prepare(services, await read_tree(request), run=wanted.run)
     if wanted.validate_only:
         found = await submission.warnings(services, prepared)
@@ -186,11 +183,8 @@ async def submit(request: Request) -> Response:
     summary="List jobs, newest first",
     response_model=Listed[JobView],
     responses=problems(404, 422, 503),
-    openapi_extra={"parameters": parameters_of(JobsQuery)},
 )
-async def jobs(
-    wanted: Annotated[JobsQuery, query_model(JobsQuery)], services: ServicesDep, request: Request
-) -> Response:
+async def jobs(wanted: Annotated[JobsQuery, Query()], services: ServicesDep, request: Request) -> Response:
     """One page; `last_id` is the next page's `after`."""
     found = await services.async_store.run(commands.page(**wanted.__dict__))
     body, last_id = render_page(found)
@@ -229,8 +223,7 @@ async def amend(job_id: str, tree: ConfigTree, services: ServicesDep, if_match: 
     status_code=204,
     summary="Delete a job that is over",
     responses=problems(404, 409, 422, 503),
-    openapi_extra={"parameters": parameters_of(DeleteQuery)},
 )
-async def delete(job_id: str, wanted: Annotated[DeleteQuery, query_model(DeleteQuery)], services: ServicesDep) -> None:
+async def delete(job_id: str, wanted: Annotated[DeleteQuery, Query()], services: ServicesDep) -> None:
     """Its record; with `artifacts=true` also its directory, and the run with its pictures, dataset or export."""
     await deletion.delete(services, job_id, artifacts=wanted.artifacts)

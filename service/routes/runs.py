@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
@@ -28,7 +28,7 @@ from model_core.storage.run import Run, runs_in
 from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, parameters_of, query_model
+from service.protocol.parsing import JSON, QueryRoute
 from service.schemas import Listed, View
 from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Warned
@@ -276,7 +276,7 @@ def render(layout: Layout, name: str, media_type: str) -> Response:
     return Response(json.dumps(body, allow_nan=False), media_type=JSON, headers=headers)
 
 
-router = APIRouter(tags=["runs"])
+router = APIRouter(tags=["runs"], route_class=QueryRoute)
 _MARKDOWN: dict[str, Any] = {MARKDOWN: {"schema": {"type": "string"}}}
 
 
@@ -291,10 +291,9 @@ class RunsQuery(Config):
     "/runs",
     summary="List runs by name",
     responses=problems(422),
-    openapi_extra={"parameters": parameters_of(RunsQuery)},
 )
 async def runs(
-    wanted: Annotated[RunsQuery, query_model(RunsQuery)], services: ServicesDep, request: Request, response: Response
+    wanted: Annotated[RunsQuery, Query()], services: ServicesDep, request: Request, response: Response
 ) -> Listed[RunView]:
     """One page; `last_id` is the next page's `after`."""
     page = await page_of_runs(services, after=wanted.after, limit=wanted.limit)
@@ -314,11 +313,10 @@ async def run(run: Name, services: ServicesDep) -> RunDetail:
     summary="What a run costs, layer by layer, beside the uniform model",
     response_class=Response,
     responses={200: {"model": ReportView, "content": _MARKDOWN}, **problems(404, 406, 422)},
-    openapi_extra={"parameters": parameters_of(ReportQuery)},
 )
 async def report(
     run: Name,
-    wanted: Annotated[ReportQuery, query_model(ReportQuery)],
+    wanted: Annotated[ReportQuery, Query()],
     services: ServicesDep,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:

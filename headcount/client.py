@@ -25,7 +25,6 @@ from model_core.storage.files import portable
 
 Json = dict[str, Any]
 
-
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 _RECONNECT_S, _GIVE_UP_S = 0.5, 120.0
@@ -48,7 +47,7 @@ class Refused(ModelCoreError):
 
 
 class Unreachable(ModelCoreError):
-    """Nobody answers at the service's address."""
+    """No server answers at the service's address."""
 
     def __init__(self, url: str, reason: str) -> None:
         start = "start one with: headcount up" if url == DEFAULT_URL else "is HEADCOUNT_URL right?"
@@ -88,7 +87,7 @@ class Client:
     # --- jobs --------------------------------------------------------------------------------------------------
 
     def submit(self, body: bytes, content_type: str, run: str | None = None) -> Json:
-        """Submit a configuration; a lost answer is retried under the same idempotency key, so it makes one job.
+        """Submit a configuration; a lost reply is retried with the same idempotency key, so it creates one job.
 
         Args:
             body: Configuration, as JSON or YAML.
@@ -99,13 +98,13 @@ class Client:
             The job.
         """
         headers = {"Content-Type": content_type, "Idempotency-Key": uuid.uuid4().hex}
-        ask = {"content": body, "headers": headers, "params": _given(run=run)}
+        options = {"content": body, "headers": headers, "params": _given(run=run)}
         try:
-            return self._json("POST", "/jobs", **ask)
+            return self._json("POST", "/jobs", **options)
         except Unreachable as error:
             if isinstance(error.__cause__, httpx.ConnectError):
                 raise
-            return self._json("POST", "/jobs", **ask)
+            return self._json("POST", "/jobs", **options)
 
     def jobs(self, **filters: Any) -> Json:
         """List jobs, newest first.
@@ -203,8 +202,8 @@ class Client:
         Returns:
             The job that exports, or the export if it exists.
         """
-        wanted = {"checkpoint": checkpoint} | ({"licence": licence} if licence else {})
-        return self._json("POST", f"/runs/{_segment(run)}/exports", json=wanted)
+        body = {"checkpoint": checkpoint} | ({"licence": licence} if licence else {})
+        return self._json("POST", f"/runs/{_segment(run)}/exports", json=body)
 
     def queue(self, *, limit: int = 20) -> Json:
         """Get the numbers of waiting and running jobs, and the next ready jobs.
@@ -312,17 +311,17 @@ class Client:
             Unreachable: The connection broke.
         """
         headers = {"Accept": "text/event-stream"}
-        ask = {**request, "stream": True}
+        body = {**request, "stream": True}
         try:
-            with self._http.stream("POST", "/generate", json=ask, headers=headers, timeout=600) as reply:
+            with self._http.stream("POST", "/generate", json=body, headers=headers, timeout=600) as reply:
                 checked(reply)
                 for message in messages(reply.iter_lines()):
-                    body: Json = json.loads(message.data)
+                    piece: Json = json.loads(message.data)
                     if message.event == "error":
-                        raise Refused(int(body.get("status", httpx.codes.INTERNAL_SERVER_ERROR)), body)
+                        raise Refused(int(piece.get("status", httpx.codes.INTERNAL_SERVER_ERROR)), piece)
                     if message.event == "end":
                         return
-                    yield body
+                    yield piece
         except httpx.TransportError as error:
             raise Unreachable(self.url, type(error).__name__) from error
 
@@ -475,12 +474,12 @@ def _segment(text: str) -> str:
 
 def _one_line(status: int, problem: Json) -> str:
     entries = [_entry(entry) for entry in problem.get("errors") or ()]
-    said = problem.get("detail") or problem.get("title") or f"HTTP {status}"
-    return f"{problem.get('code', f'http_{status}')}: {'; '.join(entries) if entries else said}"
+    detail = problem.get("detail") or problem.get("title") or f"HTTP {status}"
+    return f"{problem.get('code', f'http_{status}')}: {'; '.join(entries) if entries else detail}"
 
 
 def _entry(entry: Json) -> str:
     nearest = [str(value) for value in entry.get("nearest") or ()]
-    told = entry.get("detail", "")
-    advice = f" (nearest: {', '.join(nearest)})" if nearest and not all(value in told for value in nearest) else ""
-    return f"{entry.get('pointer') or 'body'}: {told}{advice}"
+    detail = entry.get("detail", "")
+    advice = f" (nearest: {', '.join(nearest)})" if nearest and not all(value in detail for value in nearest) else ""
+    return f"{entry.get('pointer') or 'body'}: {detail}{advice}"

@@ -48,7 +48,7 @@ def demo(data: Path, console: Console) -> int:
         DemoFailed: The service did not start, or the job did not succeed.
     """
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended stops everything, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops everything, as Ctrl-C does
     with _service(data, console) as client:
         job = submit_quickstart(client)
         run = job["run"]
@@ -64,7 +64,7 @@ def demo(data: Path, console: Console) -> int:
 
 @contextlib.contextmanager
 def _service(data: Path, console: Console) -> Iterator[Client]:
-    """A service of our own for as long as the block runs."""
+    """Run a service for the block."""
     port = _free_port()
     log = data.resolve() / "logs" / "up.log"
     environment = {name: value for name, value in os.environ.items() if name != "HEADCOUNT_REDIS_URL"}
@@ -102,7 +102,7 @@ def _await(client: Client, group: ProcessGroup, log: Path) -> None:
     deadline = time.monotonic() + _START_S
     while not client.ready():
         if "up" not in group.pids or time.monotonic() > deadline:
-            raise DemoFailed(f"the service did not start: {group.programs['up'].last_words()} (all of it in {log})")
+            raise DemoFailed(f"the service did not start: {group.programs['up'].last_line()} (full log: {log})")
         time.sleep(0.2)
 
 
@@ -164,7 +164,7 @@ def write(client: Client, run: str) -> str:
 
 
 def _look(client: Client, run: str, data: Path) -> list[Path]:
-    """The pictures of the first test example; the trainer drew them into the data root."""
+    """Find the pictures of the first test example, which the trainer drew in the data root."""
     manifest = client.attention(run, _EXAMPLE)
     directory = Layout.under(data).attention_of(run) / _EXAMPLE
     pictures = [directory / Path(layer["png"]).name for layer in manifest["layers"]]
@@ -175,7 +175,7 @@ def _look(client: Client, run: str, data: Path) -> list[Path]:
 
 
 def _summary(console: Console, data: Path, run: str, view: ProgressView, pictures: list[Path], seconds: float) -> None:
-    bits = f", {view.bits_per_byte:.3f} bits a byte" if view.bits_per_byte is not None else ""
+    bits = f", {view.bits_per_byte:.3f} bits per byte" if view.bits_per_byte is not None else ""
     _say(console, f"\nrun {run}: {view.step} steps in {data / 'exp' / run}, all in {seconds:.0f} s")
     _say(console, f"validation loss {number(view.first_val_loss)} -> {number(view.val_loss)}{bits}")
     _say(console, "attention of test example 0, one picture per layer, one panel per head:")
@@ -186,7 +186,7 @@ def _summary(console: Console, data: Path, run: str, view: ProgressView, picture
 
 
 def _command() -> str:
-    """The command as it can be typed here."""
+    """The command as it can be typed in this directory."""
     script = Path(sys.executable).parent / "headcount"
     found = shutil.which("headcount")
     if found and Path(found).samefile(script):

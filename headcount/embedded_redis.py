@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import redis
 
 _LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
-_PLAIN = re.compile(r"[A-Za-z0-9_./-]+")  # what needs no quoting in a Redis or Celery URL
+_PLAIN = re.compile(r"[A-Za-z0-9_./-]+")  # needs no quoting in a Redis or Celery URL
 
 
 class NoRedis(ModelCoreError):
@@ -32,7 +32,7 @@ class NoRedis(ModelCoreError):
 
 
 class CannotStart(ModelCoreError):
-    """The service cannot start; the message tells the remedy."""
+    """The service cannot start; the message names the remedy."""
 
 
 class InUse(CannotStart):
@@ -149,8 +149,8 @@ def socket_path(directory: Path) -> Path:
         if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH and _PLAIN.fullmatch(str(path)):
             break
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    facts = path.parent.lstat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o777 != 0o700:
+    stat = path.parent.lstat()
+    if stat.st_uid != os.getuid() or stat.st_mode & 0o777 != 0o700:
         raise NoRedis(f"{path.parent} is not a private directory of this user; remove it")
     return path
 

@@ -21,7 +21,7 @@ Event = Mapping[str, Any]
 _PLAIN_EVERY_S = 3.0
 _POLL_S = 0.5
 _COPIED = ("step", "max_steps", "loss", "val_loss", "tokens_per_s", "bits_per_byte")
-_TOLD_WITH_REASON = {"queued", "stopping", "cancelled"}
+_SHOWN_WITH_REASON = {"queued", "stopping", "cancelled"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ProgressView:
     """Progress of a job according to its events so far. A `max_steps` of None is not known yet."""
 
     status: str = ""
-    error: Event | None = None  # of a job that failed
+    error: Event | None = None  # of a failed job
     step: int = 0
     max_steps: int | None = None
     loss: float | str | None = None
@@ -39,10 +39,10 @@ class ProgressView:
     bits_per_byte: float | None = None
     eta_s: float | None = None
     activity: str = ""
-    done: int | None = None  # of what the activity is about
+    done: int | None = None  # of the activity, such as a preparation
     of: int | None = None
     last: tuple[datetime, int] | None = None  # time and number of the attempt's last step
-    pace_s: float | None = None  # seconds a step, the recent ones counting most
+    pace_s: float | None = None  # seconds per step, a moving average
 
     def after(self, event: Event) -> ProgressView:
         """Apply an event.
@@ -55,7 +55,7 @@ class ProgressView:
         """
         kind = event["type"]
         if kind == "status":
-            return self._now(event)
+            return self._with_status(event)
         known: dict[str, Any] = {key: event[key] for key in _COPIED if event.get(key) is not None}
         if kind in {"progress", "waiting"}:
             known |= {"activity": _activity(event), "done": event.get("done"), "of": event.get("of")}
@@ -66,14 +66,14 @@ class ProgressView:
         if kind == "validation" and self.first_val_loss is None:
             known["first_val_loss"] = event.get("val_loss")
         view = replace(self, **known)
-        return view._timed(event) if kind == "step" else view
+        return view._with_pace(event) if kind == "step" else view
 
-    def _now(self, event: Event) -> ProgressView:
+    def _with_status(self, event: Event) -> ProgressView:
         status = event.get("status", self.status)
         last, eta_s = (None, None) if status in {"queued", "paused"} else (self.last, self.eta_s)
         return replace(self, status=status, error=event.get("error"), last=last, eta_s=eta_s)
 
-    def _timed(self, event: Event) -> ProgressView:
+    def _with_pace(self, event: Event) -> ProgressView:
         here = (datetime.fromisoformat(event["time"]), int(event["step"]))
         if self.last is None or here[1] <= self.last[1]:
             return replace(self, last=here)
@@ -129,7 +129,7 @@ def follow_from_queue(client: Client, job: Json) -> Iterator[Json]:
             time.sleep(_POLL_S)
             job = client.job(job["id"])
     except (Unreachable, Refused):
-        pass  # its own events come when the service is back, or say what is wrong
+        pass  # following its events reconnects, or raises the error
     yield from client.follow(job["id"])
 
 
@@ -146,7 +146,7 @@ def describe(event: Event) -> str | None:
     if kind == "status":
         return f"job is {event.get('status')}{_why(event)}"
     if kind == "validation":
-        bits = f"  {event['bits_per_byte']:.3f} bits a byte" if event.get("bits_per_byte") is not None else ""
+        bits = f"  {event['bits_per_byte']:.3f} bits per byte" if event.get("bits_per_byte") is not None else ""
         return f"step {event.get('step')}  validation loss {number(event.get('val_loss'))}{bits}"
     if kind == "sample":
         return f"step {event.get('step')}  sample: " + " | ".join(str(text) for text in event.get("texts", ())[:1])
@@ -175,11 +175,11 @@ def log_line(event: Event) -> str:
     """
     if event["type"] == "step":
         rate = f"  {event['tokens_per_s']:,.0f} tokens/s" if event.get("tokens_per_s") else ""
-        said = f"step {event['step']}  loss {number(event.get('loss'))}  lr {number(event.get('lr'))}{rate}"
+        text = f"step {event['step']}  loss {number(event.get('loss'))}  lr {number(event.get('lr'))}{rate}"
     else:
         rest = {k: v for k, v in event.items() if k not in {"seq", "time", "attempt", "type"}}
-        said = describe(event) or f"{event['type']} " + " ".join(f"{key}={value}" for key, value in rest.items())
-    return f"{event.get('time', '')}  {said}".replace("\n", " ").strip()
+        text = describe(event) or f"{event['type']} " + " ".join(f"{key}={value}" for key, value in rest.items())
+    return f"{event.get('time', '')}  {text}".replace("\n", " ").strip()
 
 
 def number(value: Any) -> str:
@@ -219,7 +219,7 @@ def made_by(job: Json) -> str:
 
 
 def _activity(event: Event) -> str:
-    """What happens besides steps: the progress of a preparation, or the job that is waited for."""
+    """Progress of a preparation, or the job that this one waits for."""
     done, of = event.get("done"), event.get("of")
     parts = [f"{event.get('unit') or 'done'} {done:,}" + (f"/{of:,}" if of else "")] if isinstance(done, int) else []
     parts += [f"ETA {duration(event['eta_s'])}"] if isinstance(event.get("eta_s"), int | float) else []
@@ -234,20 +234,20 @@ def _why(event: Event) -> str:
     if isinstance(error, Mapping):
         return f": {error.get('detail')}"
     if event.get("status") == "paused":
-        return "; headcount resume ID goes on with it"
-    return f" ({event['reason']})" if event.get("status") in _TOLD_WITH_REASON and event.get("reason") else ""
+        return "; continue it with headcount resume ID"
+    return f" ({event['reason']})" if event.get("status") in _SHOWN_WITH_REASON and event.get("reason") else ""
 
 
 def _worth_a_line(events: Iterable[Event], view: ProgressView) -> Iterator[tuple[ProgressView, str | None]]:
     for event in events:
         before, view = view, view.after(event)
-        repeated = event["type"] == "status" and view.status == before.status  # the stream was taken up again
+        repeated = event["type"] == "status" and view.status == before.status  # the stream has reconnected
         yield view, None if repeated else describe(event)
 
 
 def _print(events: Iterable[Event], console: Console, view: ProgressView) -> ProgressView:
     printed, last = 0.0, ""
-    for view, line in _worth_a_line(events, view):  # noqa: B020 - the view is what is folded
+    for view, line in _worth_a_line(events, view):  # noqa: B020 - a fold over the view
         now = view.activity or view.line()
         if line:
             _say(console, line)
@@ -258,9 +258,9 @@ def _print(events: Iterable[Event], console: Console, view: ProgressView) -> Pro
 
 
 def _draw(events: Iterable[Event], console: Console, view: ProgressView) -> ProgressView:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=False) as progress:
-        task = progress.add_task(view.status or "queued", total=view.max_steps, completed=view.step, facts="")
+        task = progress.add_task(view.status or "queued", total=view.max_steps, completed=view.step, text="")
         for view, line in _worth_a_line(events, view):  # noqa: B020 - as above
             if line:
                 _say(progress.console, line)
@@ -269,9 +269,9 @@ def _draw(events: Iterable[Event], console: Console, view: ProgressView) -> Prog
 
 
 def _update(progress: Progress, task: TaskID, view: ProgressView) -> None:
-    facts = view.activity or view.line()
+    text = view.activity or view.line()
     total, completed = (view.of, view.done or 0) if view.activity else (view.max_steps, view.step)
-    progress.update(task, description=view.status or "queued", total=total, completed=completed, facts=facts)
+    progress.update(task, description=view.status or "queued", total=total, completed=completed, text=text)
 
 
 def _say(console: Console, text: str) -> None:
@@ -280,6 +280,6 @@ def _say(console: Console, text: str) -> None:
 
 def _waiting(awaited: Json) -> Json:
     progress = awaited["progress"]
-    told = {key: progress.get(key) for key in ("done", "of", "unit", "eta_s")}
-    facts = {key: awaited[key] for key in ("kind", "run", "dataset", "status")}
-    return {"type": "waiting", "job": awaited["id"], **facts, **told}
+    counts = {key: progress.get(key) for key in ("done", "of", "unit", "eta_s")}
+    known = {key: awaited[key] for key in ("kind", "run", "dataset", "status")}
+    return {"type": "waiting", "job": awaited["id"], **known, **counts}

@@ -32,7 +32,7 @@ def run(parent: int, command: Sequence[str]) -> None:
         import ctypes
 
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # it died before prctl
         os._exit(1)
     os.execv(command[0], list(command))
 
@@ -66,19 +66,19 @@ def kill(groups: Collection[int]) -> None:
     Args:
         groups: Ids of the process groups.
     """
-    family = _descendants(groups)
+    descendants = _descendants(groups)
     _signal(groups, signal.SIGKILL)
-    for pid in family:
+    for pid in descendants:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
 
 
 def _descendants(groups: Collection[int]) -> set[int]:
     rows = _processes()
-    family = {pid for pid, _, group in rows if group in groups}
-    while more := {pid for pid, parent, _ in rows if parent in family} - family:
-        family |= more
-    return family
+    found = {pid for pid, _, group in rows if group in groups}
+    while more := {pid for pid, parent, _ in rows if parent in found} - found:
+        found |= more
+    return found
 
 
 def _processes() -> list[tuple[int, int, int]]:
@@ -89,8 +89,8 @@ def _processes() -> list[tuple[int, int, int]]:
     rows = []
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            facts = (directory / "stat").read_bytes().rpartition(b")")[2].split()  # a name may hold spaces
-            rows.append((int(directory.name), int(facts[1]), int(facts[2])))
+            fields = (directory / "stat").read_bytes().rpartition(b")")[2].split()  # a name may hold spaces
+            rows.append((int(directory.name), int(fields[1]), int(fields[2])))
     return rows
 
 

@@ -1,8 +1,8 @@
 """`headcount up`: Redis, train worker, inference process and API on one machine, under one parent.
 
-The parent holds the data directory by a lock, starts everything, restarts what dies, and on Ctrl-C stops API,
-inference and worker (a training saves its state first) and Redis last. Nothing of it outlives the parent: see
-`guard.py`. What is heavy is imported in the functions that need it, so `headcount --help` stays quick.
+The parent locks the data directory, starts the processes and restarts those that die. On Ctrl-C it stops API,
+inference and worker (a training saves its state first), then Redis. No process outlives the parent: see `guard.py`.
+Heavy modules are imported in the functions that need them, so `headcount --help` stays quick.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _TICK_S = 0.1
 
 @dataclass(frozen=True)
 class UpOptions:
-    """Where to serve and what from.
+    """Options of `headcount up`.
 
     Attributes:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        data: The data root; made if missing.
-        slots: Jobs at a time; None: one a GPU, at least one.
+        data: The data root; created if missing.
+        slots: Jobs at a time; None: one per GPU, at least one.
     """
 
     host: str = "127.0.0.1"
@@ -50,24 +50,24 @@ def up(options: UpOptions, say: Callable[[str], None]) -> int:
     """Serve until asked to stop.
 
     Args:
-        options: Where and what.
-        say: Tells the person something.
+        options: Address, data root and slots.
+        say: Prints a message for the person at the terminal.
 
     Returns:
         The exit code: 0, or 130 if it was interrupted while starting.
 
     Raises:
-        CannotStart: The port or the data directory is taken, or something does not come up.
-        NoRedis: There is no Redis to use.
+        CannotStart: The port or the data directory is in use, or a process does not start.
+        NoRedis: No Redis server is installed, or the given one does not answer.
     """
-    asked = _Asked()
+    signals = _StopSignals()
     data = options.data.resolve()
-    with lock_data_root(data), asked.listening():
+    with lock_data_root(data), signals.listening():
         port = _free_port(options.host, options.port)
-        service = _Service(data, options.host, port, options.slots or default_slots(), _audible(say), asked)
+        service = _Service(data, options.host, port, options.slots or default_slots(), _safe(say), signals)
         try:
             ready = service.start()
-            while not asked.to_stop:
+            while not signals.to_stop:
                 service.group.tend()
                 time.sleep(_TICK_S)
         finally:
@@ -86,8 +86,8 @@ def default_slots() -> int:
     return max(1, len(find_gpus()))
 
 
-class _Asked:
-    """Which signals came: one asks to stop, a second Ctrl-C asks not to wait."""
+class _StopSignals:
+    """The received signals: the first requests a stop, a second Ctrl-C skips the waiting."""
 
     def __init__(self) -> None:
         self._times: list[int] = []
@@ -100,12 +100,12 @@ class _Asked:
     def to_hurry(self) -> bool:
         return len(self._times) > 1 and self._times[-1] == signal.SIGINT
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         self._times.append(number)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {n: signal.signal(n, self._record) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             yield
         finally:
@@ -120,7 +120,7 @@ class _Service:
     port: int
     slots: int
     say: Callable[[str], None]
-    asked: _Asked
+    signals: _StopSignals
 
     def __post_init__(self) -> None:
         self.group = ProcessGroup(self.say)
@@ -129,12 +129,12 @@ class _Service:
         self.url = f"http://[{shown}]:{self.port}" if ":" in shown else f"http://{shown}:{self.port}"
 
     def start(self) -> bool:
-        """Start everything; whether it became ready before somebody asked to stop."""
+        """Start everything; False if a signal arrived before it was ready."""
         began = time.monotonic()
         redis_url = self._start_redis()
-        if self.asked.to_stop:
+        if self.signals.to_stop:
             return False
-        self._tell_of_lost_jobs(redis_url)
+        self._report_lost_jobs(redis_url)
         for program in self._programs(redis_url):
             self.group.start(program)
         if not self._await("the service", lambda: _missing(self.url)):
@@ -143,18 +143,18 @@ class _Service:
         self.say(f"data in {self.data}, logs in {self.data / 'logs'}, {self.slots} slot(s); Ctrl-C stops")
         return True
 
-    def _tell_of_lost_jobs(self, redis_url: str) -> None:
+    def _report_lost_jobs(self, redis_url: str) -> None:
         from headcount.reindex import lost_jobs
 
         if lost := lost_jobs(self.data, redis_url):
             what = f"{self.data} has records of {lost} job(s), but Redis knows none"
-            self.say(f"{what}: to bring them back, say headcount reindex --data {self.data}")
+            self.say(f"{what}: to restore them, run headcount reindex --data {self.data}")
 
     def stop(self) -> None:
-        """Stop everything that was started; a training saves first, Redis goes last."""
+        """Stop everything that was started, Redis last; a training saves first."""
         if self.group.pids:
             self.say("stopping; a training saves its state first (Ctrl-C again does not wait)")
-        self.group.stop(("api", "inference", "worker"), _WORKER_GRACE_S, lambda: self.asked.to_hurry)
+        self.group.stop(("api", "inference", "worker"), _WORKER_GRACE_S, lambda: self.signals.to_hurry)
         self.group.stop(("redis",), _REDIS_GRACE_S, lambda: False)
         self.group.close()
         if self.socket is not None:
@@ -189,31 +189,31 @@ class _Service:
             yield Program(name, (*python, *argv), environment, self.data / "logs" / f"{name}.log")
 
     def _await(self, what: str, missing: Callable[[], list[str]]) -> bool:
-        """Wait until nothing is missing; False if somebody asks to stop first."""
-        deadline, told = time.monotonic() + _START_TIMEOUT_S, ""
+        """Wait until nothing is missing; False if a signal arrives first."""
+        deadline, printed = time.monotonic() + _START_TIMEOUT_S, ""
         while awaited := missing():
-            if self.asked.to_stop:
+            if self.signals.to_stop:
                 return False
-            self._give_up_on_the_dead(what)
+            self._raise_if_failing(what)
             if time.monotonic() > deadline:
-                raise CannotStart(f"{what} was not ready in time; still awaited: {', '.join(awaited)}")
+                raise CannotStart(f"{what} was not ready in time; still missing: {', '.join(awaited)}")
             message = f"waiting for {', '.join(awaited)}"
-            if message != told:
+            if message != printed:
                 self.say(message)
-                told = message
+                printed = message
             self.group.tend()
             time.sleep(_TICK_S)
         return True
 
-    def _give_up_on_the_dead(self, what: str) -> None:
+    def _raise_if_failing(self, what: str) -> None:
         for name, program in self.group.programs.items():
             if self.group.deaths(name) >= _DEATHS_AT_START:
-                said = f"{program.log} says: {program.last_words()}"
-                raise CannotStart(f"{what} did not start: {name} keeps ending; {said}")
+                last = f"last line of {program.log}: {program.last_line()}"
+                raise CannotStart(f"{what} did not start: {name} keeps ending; {last}")
 
 
 def _missing(url: str) -> list[str]:
-    """What the service says it still waits for."""
+    """Parts of the service that are not ready, according to `/readyz`."""
     import httpx
 
     try:
@@ -230,7 +230,7 @@ def _missing(url: str) -> list[str]:
 
 
 def _free_port(host: str, port: int) -> int:
-    """Check that the port can be had; 0 becomes a free one."""
+    """Check that the port is free; 0 chooses a free one."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -242,8 +242,8 @@ def _free_port(host: str, port: int) -> int:
         raise CannotStart(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from None
 
 
-def _audible(say: Callable[[str], None]) -> Callable[[str], None]:
-    """`say` that survives a closed terminal: a message nobody hears must not keep us from stopping."""
+def _safe(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Wrap `say` so that a closed terminal does not prevent the stop."""
 
     def attempt(message: str) -> None:
         with contextlib.suppress(OSError, ValueError):

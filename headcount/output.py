@@ -91,7 +91,7 @@ def worker_table(workers: Sequence[Json]) -> None:
         workers: The live workers.
     """
     if not workers:
-        _console().print("no worker is there")
+        _console().print("no worker is alive")
         return
     table = Table("worker", "busy", "GPUs", "jobs", box=None)
     for worker in workers:
@@ -177,7 +177,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _console() -> Console:
-    """A console wide enough for a row with a full job id, so that it can be copied."""
+    """Console wide enough for a row with a full job id, so that the id can be copied."""
     console = Console(highlight=False, markup=False)
     return console if console.width >= _WIDTH else Console(highlight=False, markup=False, width=_WIDTH)
 
@@ -199,7 +199,7 @@ def _steps(job: Json) -> str:
 
 
 def _when(eta_s: Sequence[float] | None) -> str:
-    return " to ".join(dict.fromkeys(duration(bound) for bound in eta_s)) if eta_s else "nobody knows"
+    return " to ".join(dict.fromkeys(duration(bound) for bound in eta_s)) if eta_s else "unknown"
 
 
 def _gpu(gpu: Json) -> str:
@@ -264,7 +264,7 @@ def _drawn(table: ReportTable) -> Table:
     drawn = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
     drawn.add_column(first)
     for name in others:
-        drawn.add_column(name, justify="right", overflow="fold")  # no digit is lost, however narrow the terminal
+        drawn.add_column(name, justify="right", overflow="fold")  # wraps in a narrow terminal instead of cutting digits
     for row in table.rows:
         drawn.add_row(*row)
     return drawn

@@ -40,7 +40,7 @@ class Program:
     log: Path
     cwd: Path | None = None
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """Read the last line of the log, for an error message.
 
         Returns:

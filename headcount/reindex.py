@@ -43,11 +43,11 @@ def reindex(data: Path, say: Say, warn: Say) -> int:
     Raises:
         InvalidParameter: There is no such directory.
         NoRedis: There is no Redis for the records.
-        QueueUnavailable: Redis stopped answering; another call does the rest.
+        QueueUnavailable: Redis stopped answering; another call continues.
     """
     root = data.resolve()
     if not root.is_dir():
-        raise InvalidParameter(f"there is no data directory {root}; --data or HEADCOUNT_DATA says where it is")
+        raise InvalidParameter(f"there is no data directory {root}; set it with --data or HEADCOUNT_DATA")
     with redis_of(root, warn) as url, _store(root, url) as store:
         counts = restore_all(store, Layout.under(root), say, warn)
     say(", ".join(f"{counts[what]} {what}" for what in ("restored", "there already", "skipped", "unreadable")))
@@ -108,11 +108,11 @@ def _restore(store: JobStore, layout: Layout, trace: JobOnDisk, say: Say, warn: 
     try:
         record = salvage(layout, trace)
     except RunBusy as error:
-        warn(f"{trace.id}: {error}; say headcount reindex again when it has ended")
+        warn(f"{trace.id}: {error}; run headcount reindex again when it has ended")
         return "skipped"
     if not store.run(commands.restore(record)):
         name = record.run or record.dataset
-        warn(f"{trace.id}: another job has its name, {name!r}; say headcount reindex again when that is over")
+        warn(f"{trace.id}: another job has its name, {name!r}; run headcount reindex again when that job has ended")
         return "skipped"
     say(f"{record.id}  {record.run or record.dataset}  {record.status}")
     return "restored"
@@ -129,9 +129,6 @@ def _known(store: JobStore, job_id: str) -> Job | None:
 def _store(data: Path, redis_url: str) -> Iterator[JobStore]:
     with connect(redis_url, for_api=False) as client:
         yield JobStore(client, JobSettings(data=data, redis_url=redis_url))
-
-
-# --- the Redis of a data root ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -162,13 +159,13 @@ def redis_of(data: Path, say: Say) -> Iterator[str]:
 
 def _is_served(stack: contextlib.ExitStack, data: Path, url: str) -> bool:
     """Whether another process serves Redis; if not, the stack locks the data root."""
-    deadline = time.monotonic() + _PATIENCE_S  # somebody may be starting it just now
+    deadline = time.monotonic() + _PATIENCE_S  # another process may be starting it
     while not embedded_redis.answers(url):
         try:
             stack.enter_context(lock_data_root(data))
         except InUse as error:
             if time.monotonic() > deadline:
-                advice = "if it uses another, set HEADCOUNT_REDIS_URL to that"
+                advice = "if it uses another Redis, set HEADCOUNT_REDIS_URL to its address"
                 raise embedded_redis.NoRedis(f"{error}, and its Redis does not answer; {advice}") from None
             time.sleep(_TICK_S)
         else:
@@ -185,6 +182,6 @@ def _serve(stack: contextlib.ExitStack, data: Path, socket: Path, say: Say) -> N
     deadline = time.monotonic() + _START_S
     while not embedded_redis.answers(embedded_redis.socket_url(socket)):
         if group.deaths("redis") >= _DEATHS or time.monotonic() > deadline:
-            raise embedded_redis.NoRedis(f"Redis does not start; {program.log} says: {program.last_words()}")
+            raise embedded_redis.NoRedis(f"Redis does not start; last line of {program.log}: {program.last_line()}")
         group.tend()
         time.sleep(_TICK_S)

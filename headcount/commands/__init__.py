@@ -1,1 +1,1 @@
-"""The commands, a module a panel of the help: each reads its arguments, makes one call and prints."""
+"""The commands, one module per panel of the help. A command reads its arguments, makes one call and prints."""

@@ -89,14 +89,14 @@ def _watch(client: Client, job: Json) -> int:
     try:
         return _ended(follow(follow_from_queue(client, job), Console()))
     except KeyboardInterrupt:
-        exit_codes.print_error(f"the job goes on; watch it with: headcount logs {job['id']} --follow")
+        exit_codes.print_error(f"the job continues; follow it with: headcount logs {job['id']} --follow")
         return INTERRUPTED
 
 
-def _ended(seen: ProgressView) -> int:
-    if seen.status == "failed":
-        error = seen.error or {}
+def _ended(view: ProgressView) -> int:
+    if view.status == "failed":
+        error = view.error or {}
         hint = f"; {error['hint']}" if error.get("hint") else ""
         exit_codes.print_error(f"{error.get('code', 'failed')}: {error.get('detail', 'see the log')}{hint}")
         return FAILED
-    return DONE if seen.status == "succeeded" else STOPPED
+    return DONE if view.status == "succeeded" else STOPPED

@@ -91,7 +91,7 @@ def _files(source: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir() or ("/" not in source and not source.startswith("file:")):
-        return []  # a word such as stories is a source, whatever lies here
+        return []  # a word such as stories is a source, even if a folder of that name exists
     found = sorted(one for one in path.iterdir() if one.suffix.lower() in _ENDINGS)
     if not found:
         raise InvalidParameter(f"{path} holds no text; files that can be sent end in {', '.join(_ENDINGS)}")

@@ -98,7 +98,7 @@ def delete(
     """Delete a job that has ended; with --artifacts, also the files that it produced."""
     with open_client() as client:
         client.delete(job_id, artifacts=artifacts)
-    print(f"{job_id}  deleted" + (" with everything that it made" if artifacts else ""))
+    print(f"{job_id}  deleted" + (", with everything that it produced" if artifacts else ""))
 
 
 def events(

@@ -13,7 +13,9 @@ from headcount.commands.common import AsJson, DataOption, FileArgument, Settings
 def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    data: Annotated[Path, typer.Option(envvar="HEADCOUNT_DATA", help="The data root; made if missing.")] = Path("data"),
+    data: Annotated[Path, typer.Option(envvar="HEADCOUNT_DATA", help="The data root; created if missing.")] = Path(
+        "data"
+    ),
     slots: Annotated[
         int | None,
         typer.Option(min=1, envvar="HEADCOUNT_SLOTS", help="Jobs at a time. Default: one per GPU, at least 1."),

@@ -45,7 +45,7 @@ def test_reindex_brings_back_what_a_lost_redis_knew(serving, make_data_root, tin
 
     with serving(data, log) as service:
         assert (
-            f"has records of 3 job(s), but Redis knows none: to bring them back, say headcount reindex --data {data}"
+            f"has records of 3 job(s), but Redis knows none: to restore them, run headcount reindex --data {data}"
             in (log.read_text())
         )
         assert service.client.get(f"/jobs/{done['id']}").status_code == 404

@@ -41,7 +41,7 @@ def test_plain_lines_tell_what_matters() -> None:
     view = follow(EVENTS, Console(file=out, force_terminal=False, width=200))
     text = out.getvalue()
     assert "job is running" in text
-    assert "step 3  validation loss 3.5  1.250 bits a byte" in text
+    assert "step 3  validation loss 3.5  1.250 bits per byte" in text
     assert "job is failed: it [died]" in text
     assert view.bits_per_byte == 1.25
 
@@ -58,7 +58,7 @@ def test_what_stands_still_has_no_time_left_and_says_how_to_go_on() -> None:
     out = io.StringIO()
     view = follow([*events, events[-1]], Console(file=out, force_terminal=False, width=200))
     assert (view.status, view.eta_s, view.step) == ("paused", None, 3)
-    assert out.getvalue().count("job is paused; headcount resume ID goes on with it") == 1
+    assert out.getvalue().count("job is paused; continue it with headcount resume ID") == 1
 
 
 def test_every_event_is_a_line_of_a_log() -> None:

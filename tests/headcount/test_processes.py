@@ -46,14 +46,14 @@ def test_each_restart_waits_longer(group: ProcessGroup, said: list[str], tmp_pat
     group.start(program(tmp_path, "print('last words'); raise SystemExit(3)"))
     eventually(lambda: group.tend() or group.deaths("child") >= 2)
     assert ["again in 0.5 s" in said[0], "again in 1 s" in said[1]] == [True, True]
-    assert group.programs["child"].last_words() == "last words"
+    assert group.programs["child"].last_line() == "last words"
 
 
 def test_a_child_that_will_not_stop_is_killed(group: ProcessGroup, said: list[str], tmp_path: Path) -> None:
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(600)"
     child = program(tmp_path, code)
     group.start(child)
-    eventually(lambda: child.last_words() == "on")
+    eventually(lambda: child.last_line() == "on")
     pid = group.pids["child"]
     group.stop(("child",), 0.3, lambda: False)
     assert not psutil.pid_exists(pid)
@@ -70,8 +70,8 @@ def test_a_child_that_is_killed_takes_what_it_started_in_other_sessions(group: P
     """
     child = program(tmp_path, code)
     group.start(child)
-    eventually(lambda: child.last_words().isdigit())
-    far = psutil.Process(int(child.last_words()))
+    eventually(lambda: child.last_line().isdigit())
+    far = psutil.Process(int(child.last_line()))
     group.stop(("child",), 0.3, lambda: False)
     eventually(lambda: is_over(far))
 

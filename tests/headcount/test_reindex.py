@@ -135,7 +135,7 @@ def test_a_run_that_a_process_holds_is_skipped_with_a_warning(data, given, told)
         assert told.reindex(data) == 0
     assert told.lines[-1] == "1 restored, 0 there already, 1 skipped, 0 unreadable"
     assert told.warnings == [
-        f"{CUT}: run 'cut' is held by another process; say headcount reindex again when it has ended"
+        f"{CUT}: run 'cut' is held by another process; run headcount reindex again when it has ended"
     ]
     told.reindex(data)
     assert told.lines[1] == f"{CUT}  cut  paused"

@@ -101,7 +101,7 @@ def test_the_queue_says_who_is_next_and_when(service, headcount) -> None:
     assert "2 running, 4 queued: 3 ready, 1 waiting for others" in out
     assert [line.split()[0] for line in out.splitlines() if "job_" in line] == ["1", "2"]
     assert "0:00:05" in out
-    assert "nobody knows" in out
+    assert "unknown" in out
     assert "there are more" in out
 
 
@@ -120,7 +120,7 @@ def test_workers_are_listed_with_their_gpus(service, headcount) -> None:
     assert "none" in out
     service.replies.clear()
     service.says("GET /workers", {"object": "list", "data": []})
-    assert headcount("workers")[1] == "no worker is there\n"
+    assert headcount("workers")[1] == "no worker is alive\n"
 
 
 @pytest.mark.parametrize("command", [("jobs",), ("queue",), ("workers",)])
@@ -142,7 +142,7 @@ def test_following_goes_on_through_a_pause_and_a_restart_of_the_service(service,
     assert [line for line in out.splitlines() if line.startswith("job is")] == [
         "job is running",
         "job is stopping (asked)",
-        "job is paused; headcount resume ID goes on with it",
+        "job is paused; continue it with headcount resume ID",
         "job is queued (asked)",
         "job is running",
         "job is succeeded",

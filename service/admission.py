@@ -1,7 +1,8 @@
 """Admission of job requests: everything that can be checked without the queue.
 
-Reads the request, looks up what the disk has of its run, dataset and source, and collects the reasons to refuse it. The
-status of a dataset is cached by the state of its directory, because many requests ask for the same one.
+Parses the request, looks up its run, dataset and source on disk, and finds the reason to refuse it. What is looked up
+for a kind of job is one function, named in its row of `kinds.KINDS`. The status of a dataset is cached by the state of
+its directory, because many requests ask for the same one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -40,44 +41,46 @@ from worker.jobs.commands import Taken
 from worker.jobs.kinds import KINDS
 from worker.jobs.spec import JobSpec, parse_spec
 
-_REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
+_CHECKPOINT_REFERENCE = re.compile(rf"{NAME_PATTERN[:-1]}(/[A-Za-z0-9_=.-]{{1,100}})?$")
+_CACHED_DATASETS = 256
+_OFFLINE_SOURCE = "stories"  # needs neither network nor file
 
 
 @dataclass(frozen=True)
 class PreparedSubmission:
-    """A request that is right in itself, and what the disk says of it.
+    """A valid job request, and what was found on disk for it.
 
     Attributes:
-        spec: What is asked for.
-        budget: What it costs; None of a preparation and of an export, which train nothing.
-        taken: Whether the disk has what the job makes.
-        missing: What the job needs and the disk does not have.
-        preparation: Of the dataset, where that is missing and its source is known.
-        differs: How the dataset that has the name differs from the one that is wanted.
+        spec: The request.
+        budget: What the model costs; None if the job uses none.
+        taken: Whether what the job makes exists already.
+        missing: What the job needs and the disk lacks.
+        preparation: Spec of the dataset, if it is missing and can be made first.
+        differs: How the dataset that has the name differs from the requested one.
     """
 
     spec: JobSpec
-    budget: Budget | None
-    taken: Taken
-    missing: tuple[ModelCoreError, ...]
+    budget: Budget | None = None
+    taken: Taken = ""
+    missing: ModelCoreError | None = None
     preparation: DatasetSpec | None = None
     differs: str | None = None
 
     @property
     def memory_bytes(self) -> int:
-        """What it needs of a worker, or of each of its GPUs; the budget is of one process of a training."""
+        """Memory that the worker needs, or each of its GPUs; the budget is that of one process."""
         if self.budget is None or not KINDS[self.spec.kind].makes_run:
             return 0
         return self.budget.memory.required_bytes * self.processes_per_memory
 
     @property
     def processes_per_memory(self) -> int:
-        """How many of its processes share one memory."""
+        """Number of processes that share one memory."""
         return 1 if self.spec.gpus else self.spec.processes
 
     @property
     def fingerprint(self) -> str:
-        """Equal for requests that ask for the same, however they are written."""
+        """Equal for equal requests, however they are written."""
         spec = self.spec
         job = json.dumps(spec.job.model_dump(mode="json"), sort_keys=True)
         asked = "\n".join((spec.kind, spec.run or "", spec.config.model_dump_json(), job))
@@ -85,73 +88,121 @@ class PreparedSubmission:
 
 
 def read_spec(tree: Tree, *, run: str | None, data_root: Path) -> JobSpec:
-    """Read a request.
+    """Parse a job request.
 
     Args:
-        tree: As the body has it.
-        run: Renames the run.
-        data_root: Below its ``uploads`` a ``file:`` source may lie.
+        tree: The tree of the body.
+        run: New name of the run.
+        data_root: Data root; a ``file:`` source must be below its ``uploads``.
+
+    Returns:
+        The request.
 
     Raises:
-        InvalidConfig: With every wrong value.
+        InvalidConfig: The tree is invalid; the error contains every problem.
     """
     spec = parse_spec(tree, run=run, data_root=data_root)
-    if refused := tuple(_reference_is_a_name(spec.config)):
-        raise InvalidConfig(refused)
+    reference = spec.config.checkpoint.load_checkpoint
+    if reference is not None and not _CHECKPOINT_REFERENCE.fullmatch(reference):
+        detail = f"{reference!r} is not RUN or RUN/FILE, for example quickstart/model_latest.pt"
+        raise InvalidConfig((FieldProblem("/checkpoint/load_checkpoint", detail, reference),))
     return spec
 
 
 def prepare_submissions(layout: Layout, specs: Sequence[JobSpec]) -> list[PreparedSubmission | Exception]:
-    """What the disk says of each request; what it cannot say is an error in its place."""
-    found: list[PreparedSubmission | Exception] = []
+    """Look up on disk what concerns each request.
+
+    Args:
+        layout: Paths of the data root.
+        specs: The requests.
+
+    Returns:
+        One result per request, in order; an exception if its lookup failed.
+    """
+    results: list[PreparedSubmission | Exception] = []
     for spec in specs:
+        check = KINDS[spec.kind].check
         try:
-            found.append(_prepare(layout, spec))
-        except Exception as error:  # noqa: BLE001 - it belongs to the one who asked
-            found.append(error)
-    return found
+            results.append(_CHECKS[check](layout, spec) if check is not None else PreparedSubmission(spec))
+        except Exception as error:  # noqa: BLE001 - it concerns this request alone
+            results.append(error)
+    return results
 
 
-def _prepare(layout: Layout, spec: JobSpec) -> PreparedSubmission:
-    if spec.kind == "prepare":
-        return _prepare_dataset_job(layout, spec)
-    if spec.kind == "export":
-        return _prepare_export(layout, spec)
-    run, status = _run_of(layout, spec), dataset_status(dataset_of(spec.config, layout))
+def not_ready(dataset: Dataset, config: ExperimentConfig) -> DatasetNotReady:
+    """Build the error about a missing dataset, with the request that makes it.
+
+    Args:
+        dataset: The dataset.
+        config: Configuration whose section `data` names it.
+
+    Returns:
+        The error.
+    """
+    lacking = [path.name for path in dataset.missing()] or [EXAMPLES]
+    body = _dataset_request(config)
+    advice = "POST /datasets makes it"
+    if config.data.source is None:
+        where = f"from {body['source']!r} or another source"
+        advice = f"{advice}, {where}; a training whose data.source is set has it made first"
+    error = DatasetNotReady(f"dataset {dataset.name!r} lacks {', '.join(lacking)}; {advice}")
+    error.request = {"method": "POST", "path": "/datasets", "body": body}
+    return error
+
+
+# --- one check a kind of job; what is missing is ignored if the job waits for others, which may make it -------------
+
+
+def _check_training(layout: Layout, spec: JobSpec) -> PreparedSubmission:
+    run, status = _run_of(layout, spec), _dataset_status(dataset_of(spec.config, layout))
     budget = budget_of(spec.config, train_tokens=status.train_tokens)
-    preparation = None
-    if KINDS[spec.kind].makes_run:
-        warnings = [*disk_shortage(budget.disk, run)]
-        if spec.config.data.source is not None and not status.is_ready:
-            preparation = DatasetSpec.of(spec.config.data)
-            warnings.append(_made_first(preparation))
-        if warnings:
-            spec = replace(spec, warnings=(*spec.warnings, *warnings))
-    elif spec.dataset is None:
-        spec = replace(spec, dataset=_dataset_of_run(run))
-    # What is missing now may be what it waits for.
-    missing = () if spec.job.depends_on else tuple(_missing(spec, layout, status))
-    return PreparedSubmission(spec, budget, "exists" if run.exists() else "", missing, preparation)
+    preparation, warnings = None, [*disk_shortage(budget.disk, run)]
+    if spec.config.data.source is not None and not status.is_ready:
+        preparation = DatasetSpec.of(spec.config.data)
+        warnings.append(_made_first(preparation))
+    return PreparedSubmission(
+        replace(spec, warnings=(*spec.warnings, *warnings)),
+        budget,
+        "exists" if run.exists() else "",
+        None if spec.job.depends_on else _missing_for_training(layout, spec.config, status),
+        preparation,
+    )
 
 
-def _prepare_dataset_job(layout: Layout, spec: JobSpec) -> PreparedSubmission:
-    dataset, wanted = dataset_of(spec.config, layout), DatasetSpec.of_job(spec.config)
+def _check_test(layout: Layout, spec: JobSpec) -> PreparedSubmission:
+    status = _dataset_status(dataset_of(spec.config, layout))
+    budget = budget_of(spec.config, train_tokens=status.train_tokens)
+    if spec.dataset is None:
+        spec = replace(spec, dataset=_dataset_of_run(_run_of(layout, spec)))
+    missing = None if spec.job.depends_on else _missing_for_test(layout, spec.config, status)
+    return PreparedSubmission(spec, budget, missing=missing)
+
+
+def _check_preparation(layout: Layout, spec: JobSpec) -> PreparedSubmission:
+    dataset = dataset_of(spec.config, layout)
     if dataset.missing():
-        lost = () if spec.job.depends_on else tuple(_lost(spec.config, layout))
-        return PreparedSubmission(spec, None, "", lost)
-    differs = difference(dataset, wanted, root_of(layout))
-    return PreparedSubmission(spec, None, "exists" if differs else "ready", (), differs=differs)
+        return PreparedSubmission(spec, missing=None if spec.job.depends_on else _missing_source(layout, spec.config))
+    differs = _difference(dataset, DatasetSpec.of_job(spec.config), _root_of(layout))
+    return PreparedSubmission(spec, taken="exists" if differs else "ready", differs=differs)
 
 
-def _prepare_export(layout: Layout, spec: JobSpec) -> PreparedSubmission:
+def _check_export(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     try:
         run = Run.open(_run_of(layout, spec))
         info = run.resolve(spec.config.testing.checkpoint_path)
-        there = export_at(layout, run, info)
+        found = export_at(layout, run, info)
     except ModelCoreError as error:
-        return PreparedSubmission(spec, None, "", () if spec.job.depends_on else (error,))
-    is_as_wanted = there is not None and spec.job.licence in {None, there.licence}
-    return PreparedSubmission(spec, None, "ready" if is_as_wanted else "", ())
+        return PreparedSubmission(spec, missing=None if spec.job.depends_on else error)
+    is_identical = found is not None and spec.job.licence in {None, found.licence}
+    return PreparedSubmission(spec, taken="ready" if is_identical else "")
+
+
+_CHECKS: Mapping[str, Callable[[Layout, JobSpec], PreparedSubmission]] = {  # by `JobKind.check`
+    "training": _check_training,
+    "test": _check_test,
+    "preparation": _check_preparation,
+    "export": _check_export,
+}
 
 
 def _run_of(layout: Layout, spec: JobSpec) -> Path:
@@ -159,12 +210,9 @@ def _run_of(layout: Layout, spec: JobSpec) -> Path:
     return layout.run(spec.run)
 
 
-def _dataset_of_run(run: Path) -> str | None:
-    """What a test reads that names no data; None while there is no such run."""
-    try:
-        return Run.open(run).config().data.dataset_name
-    except ModelCoreError:
-        return None
+def _root_of(layout: Layout) -> Path:
+    assert layout.datasets is not None
+    return layout.datasets.parent
 
 
 def _made_first(preparation: DatasetSpec) -> ConfigWarning:
@@ -172,84 +220,83 @@ def _made_first(preparation: DatasetSpec) -> ConfigWarning:
     return ConfigWarning("dataset_made_first", f"{detail}, and this one waits for it")
 
 
-def _missing(spec: JobSpec, layout: Layout, status: DatasetStatus) -> Iterator[ModelCoreError]:
-    """What the job needs and the disk does not have as it should be; `status` is of the dataset that it names."""
-    config = spec.config
+def _dataset_of_run(run: Path) -> str | None:
+    """Name of the dataset of a run; None if there is no such run."""
     try:
-        if spec.kind == "test":
-            config = _tested(config, layout)
-        if config.checkpoint.load_checkpoint is not None and KINDS[spec.kind].makes_run:
-            _continued(config, layout)
+        return Run.open(run).config().data.dataset_name
+    except ModelCoreError:
+        return None
+
+
+# --- what a job needs ------------------------------------------------------------------------------------------------
+
+
+def _missing_for_training(layout: Layout, config: ExperimentConfig, status: DatasetStatus) -> ModelCoreError | None:
+    try:
+        if config.checkpoint.load_checkpoint is not None:
+            _check_init_checkpoint(layout, config.checkpoint.load_checkpoint, config.model)
     except ModelCoreError as error:
-        yield error
-        return
+        return error
     dataset = dataset_of(config, layout)
-    found = status if config is spec.config else dataset_status(dataset)
-    if found.is_ready:
-        if (refusal := unlike(dataset, found.manifest, config)) is not None:
-            yield refusal
-    elif config.data.source is None or spec.kind == "test":
-        yield not_ready(dataset, config)
-    else:
-        yield from _lost(config, layout)
+    if status.is_ready:
+        return _unlike(dataset, status, config)
+    return not_ready(dataset, config) if config.data.source is None else _missing_source(layout, config)
 
 
-def _lost(config: ExperimentConfig, layout: Layout) -> Iterator[ModelCoreError]:
-    """A source that should lie on disk and does not."""
-    problem = lost_source(config, root_of(layout))
-    if problem is not None:
-        yield InvalidConfig((problem,))
+def _missing_for_test(layout: Layout, config: ExperimentConfig, status: DatasetStatus) -> ModelCoreError | None:
+    try:
+        trained = _config_of_tested_run(layout, config)
+    except ModelCoreError as error:
+        return error
+    if "data" not in config.model_fields_set:
+        config, status = trained, _dataset_status(dataset_of(trained, layout))
+    dataset = dataset_of(config, layout)
+    return _unlike(dataset, status, config) if status.is_ready else not_ready(dataset, config)
 
 
-def root_of(layout: Layout) -> Path:
-    """The data root of a service's layout."""
-    assert layout.datasets is not None
-    return layout.datasets.parent
-
-
-def _tested(written: ExperimentConfig, layout: Layout) -> ExperimentConfig:
-    """A test reads a run that exists, with the model of its checkpoint."""
-    run = Run.open(layout.run(written.experiment_name))
-    run.resolve(written.testing.checkpoint_path)
-    trained = run.config()
-    if "model" in written.model_fields_set:
-        _refuse_unlike(written.model, trained.model, f"run {run.name!r}", written.model.model_fields_set)
-    return trained if "data" not in written.model_fields_set else written
-
-
-def _continued(config: ExperimentConfig, layout: Layout) -> None:
-    """A training that begins with another run's checkpoint has its model."""
-    reference = config.checkpoint.load_checkpoint or ""
+def _check_init_checkpoint(layout: Layout, reference: str, model: ModelConfig) -> None:
+    """Refuse a training whose model is not that of the checkpoint with which it starts."""
     name, _, file = reference.partition("/")
     run = Run.open(layout.run(name))
     run.resolve(file or ("latest" if run.full_states() else "best"))
-    _refuse_unlike(config.model, run.config().model, f"checkpoint.load_checkpoint {reference!r}")
+    _refuse_unlike(model, run.config().model, f"checkpoint.load_checkpoint {reference!r}")
+
+
+def _config_of_tested_run(layout: Layout, config: ExperimentConfig) -> ExperimentConfig:
+    """Configuration of the run that is tested; refuses a test whose model is another one."""
+    run = Run.open(layout.run(config.experiment_name))
+    run.resolve(config.testing.checkpoint_path)
+    trained = run.config()
+    if "model" in config.model_fields_set:
+        _refuse_unlike(config.model, trained.model, f"run {run.name!r}", config.model.model_fields_set)
+    return trained
 
 
 def _refuse_unlike(ours: ModelConfig, theirs: ModelConfig, there: str, keys: Iterable[str] | None = None) -> None:
-    """Refuse a model that does not fit the one of a run."""
     if different := model_differences(ours, theirs, there=there, keys=keys):
         raise CheckpointMismatch("; ".join(different))
 
 
-def _reference_is_a_name(config: ExperimentConfig) -> Iterator[FieldProblem]:
-    reference = config.checkpoint.load_checkpoint
-    if reference is not None and not _REFERENCE.fullmatch(reference):
-        detail = f"{reference!r} is not RUN or RUN/FILE, for example quickstart/model_latest.pt"
-        yield FieldProblem("/checkpoint/load_checkpoint", detail, reference)
+def _missing_source(layout: Layout, config: ExperimentConfig) -> InvalidConfig | None:
+    """Error about a file from which a dataset is to be made, if there is no such file."""
+    source = config.data.source or ""
+    if not source.startswith("file:") or (_root_of(layout) / _path(source)).exists():
+        return None
+    detail = f"{source!r}: there is no such file below the data root; upload it with POST /datasets, or put it there"
+    return InvalidConfig((FieldProblem("/data/source", detail, source),))
 
 
-_MOST_DATASETS = 256
+# --- datasets on disk ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DatasetStatus:
-    """What there is of a dataset.
+    """Status of a dataset on disk.
 
     Attributes:
-        is_ready: Whether all its token files are there.
-        train_tokens: Tokens of its training split; None while it is not there.
-        manifest: What preparation recorded of it; None of files that were not prepared here.
+        is_ready: Whether all its token files exist.
+        train_tokens: Tokens of its training split; None if there is none.
+        manifest: Manifest that its preparation wrote; None if its files were made elsewhere.
     """
 
     is_ready: bool
@@ -257,18 +304,17 @@ class DatasetStatus:
     manifest: Mapping[str, Any] | None
 
 
-def dataset_status(dataset: Dataset) -> DatasetStatus:
-    """Look at a dataset."""
-    return _looked_at(dataset, *map(_state, (dataset.directory, dataset.train, dataset.directory / MANIFEST)))
+def _dataset_status(dataset: Dataset) -> DatasetStatus:
+    return _cached_status(dataset, *map(_state, (dataset.directory, dataset.train, dataset.directory / MANIFEST)))
 
 
-@lru_cache(_MOST_DATASETS)
-def _looked_at(dataset: Dataset, *_states: tuple[int, int] | None) -> DatasetStatus:
+@lru_cache(_CACHED_DATASETS)
+def _cached_status(dataset: Dataset, *_states: tuple[int, int] | None) -> DatasetStatus:
     return DatasetStatus(not dataset.missing(), train_tokens_of(dataset), dataset.manifest())
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """Changes when a file of a directory comes, goes or is replaced, and when a file is written over."""
+    """Changes when a file of a directory is added, removed or replaced, and when a file is overwritten."""
     try:
         state = path.stat()
     except OSError:
@@ -276,52 +322,29 @@ def _state(path: Path) -> tuple[int, int] | None:
     return state.st_mtime_ns, state.st_size
 
 
-_MADE_ANYWHERE = "stories"  # a source that needs neither network nor file
-
-
-def difference(dataset: Dataset, wanted: DatasetSpec, data_root: Path) -> str | None:
-    """How a dataset that is ready differs from what is wanted, as half a sentence; None: it does not.
-
-    Args:
-        dataset: What is there.
-        wanted: How it should be made.
-        data_root: Where a relative ``file:`` source lies.
-    """
-    try:
-        manifest = dataset.manifest()
-        if manifest is None:
-            return "its files were not prepared here, so nobody knows how they were made"
-        return _difference(manifest, wanted, data_root)
-    except InvalidData as error:
-        return str(error)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read ({error!r})"
-
-
-def _difference(manifest: Mapping[str, Any], wanted: DatasetSpec, data_root: Path) -> str | None:
-    if different := wanted.differences(manifest, read_files=False):
-        return f"it {different[0]}"
-    if _changed_since(wanted.source, manifest, data_root):  # to hash a large file would take too long
-        return f"its source has changed since it was made at {manifest['created_at']}"
-    return None
-
-
-def unlike(dataset: Dataset, manifest: Mapping[str, Any] | None, config: ExperimentConfig) -> DatasetExists | None:
-    """Why a job that reads a dataset would refuse it; None: it would not, as far as a quick look can tell.
-
-    Args:
-        dataset: One that is ready.
-        manifest: Its own.
-        config: Whose section `data` means it.
-    """
-    different = training_mismatch(manifest, config.data, read_files=False)
+def _unlike(dataset: Dataset, status: DatasetStatus, config: ExperimentConfig) -> DatasetExists | None:
+    """Error about a dataset that was not made as section `data` requires, without reading its files."""
+    different = training_mismatch(status.manifest, config.data, read_files=False)
     if different is None:
         return None
     return DatasetExists(dataset.name, next_free_name(dataset.directory), f"it {different}")
 
 
-def _path(source: str) -> Path:
-    return portable(source.removeprefix("file:"))
+def _difference(dataset: Dataset, wanted: DatasetSpec, data_root: Path) -> str | None:
+    """Clause about how a dataset differs from the requested one; None if it does not."""
+    try:
+        manifest = dataset.manifest()
+        if manifest is None:
+            return "its files were not prepared here, so nobody knows how they were made"
+        if different := wanted.differences(manifest, read_files=False):
+            return f"it {different[0]}"
+        if _changed_since(wanted.source, manifest, data_root):  # to hash a large file would take too long
+            return f"its source has changed since it was made at {manifest['created_at']}"
+    except InvalidData as error:
+        return str(error)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({error!r})"
+    return None
 
 
 def _changed_since(source: str, manifest: Mapping[str, Any], data_root: Path) -> bool:
@@ -332,39 +355,13 @@ def _changed_since(source: str, manifest: Mapping[str, Any], data_root: Path) ->
     return max(file.stat().st_mtime for file in files) > datetime.fromisoformat(manifest["created_at"]).timestamp()
 
 
-def lost_source(config: ExperimentConfig, data_root: Path) -> FieldProblem | None:
-    """A file that a dataset should be made from, if it is not there."""
-    source = config.data.source or ""
-    if not source.startswith("file:") or (data_root / _path(source)).exists():
-        return None
-    detail = f"{source!r}: there is no such file below the data root; upload it with POST /datasets, or put it there"
-    return FieldProblem("/data/source", detail, source)
+def _path(source: str) -> Path:
+    return portable(source.removeprefix("file:"))
 
 
-def not_ready(dataset: Dataset, config: ExperimentConfig) -> DatasetNotReady:
-    """Say that a dataset is missing, and which request would make it.
-
-    Args:
-        dataset: The dataset.
-        config: Whose section `data` means it.
-    """
-    lacking = [path.name for path in dataset.missing()] or [EXAMPLES]
-    body = request_body(config)
-    error = DatasetNotReady(f"dataset {dataset.name!r} lacks {', '.join(lacking)}; {_advice(config, body['source'])}")
-    error.request = {"method": "POST", "path": "/datasets", "body": body}
-    return error
-
-
-def _advice(config: ExperimentConfig, source: str) -> str:
-    if config.data.source is not None:
-        return "POST /datasets makes it"
-    where = f"POST /datasets makes it, from {source!r} or another source"
-    return f"{where}; a training whose data.source is set has it made first"
-
-
-def request_body(config: ExperimentConfig) -> dict[str, Any]:
-    """What POST /datasets would be given for the dataset that a configuration means."""
+def _dataset_request(config: ExperimentConfig) -> dict[str, Any]:
+    """Body of the POST /datasets that makes the dataset of a configuration."""
     data = config.data
     is_source = data.dataset_name in {*BUILTIN_SOURCES, *HUB_DATASETS}
-    source = data.source or (data.dataset_name if is_source else _MADE_ANYWHERE)
+    source = data.source or (data.dataset_name if is_source else _OFFLINE_SOURCE)
     return DatasetSpec.of(data.model_copy(update={"source": source})).as_request()

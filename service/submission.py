@@ -1,4 +1,7 @@
-"""What stands between a request for a job and the queue: everything that can be known before it runs."""
+"""Submission of a job: parse the request, check it against the disk and the workers, put the job into the queue.
+
+Everything that can be known before the job runs is refused here, with what would be accepted instead.
+"""
 
 from __future__ import annotations
 
@@ -20,40 +23,46 @@ from worker.jobs.errors import QueueUnavailable
 from worker.jobs.kinds import KINDS
 from worker.jobs.schemas import Capacity, Rejection, Submission
 
-_AT_ONCE_VALUES = 150  # a full configuration has a hundred; each wrong key costs up to half a millisecond
+_INLINE_VALUES = 150  # a full configuration has a hundred; each wrong key costs up to half a millisecond
 
 
 async def prepare(services: Services, tree: Tree, *, run: str | None) -> PreparedSubmission:
-    """Read a request, and look at the disk for it.
+    """Parse a request and check it against the disk.
 
     Args:
-        services: Where to look.
-        tree: As the body has it.
-        run: Renames the run.
+        services: Services of the process.
+        tree: The tree of the body.
+        run: New name of the run.
+
+    Returns:
+        The request, and what was found on disk.
 
     Raises:
-        InvalidConfig: With every wrong value.
+        InvalidConfig: The tree is invalid; the error contains every problem.
     """
     read = partial(read_spec, tree, run=run, data_root=services.settings.data)
-    if holds_more_than(tree, _AT_ONCE_VALUES):
+    if holds_more_than(tree, _INLINE_VALUES):
         spec = await to_thread.run_sync(read, limiter=services.checking)
-    else:  # quicker than the way to a thread, which would take the interpreter from everybody else
+    else:  # faster than a thread, which would compete with the event loop for the interpreter
         spec = read()
     return await services.admission.submit(spec)
 
 
 async def submit(services: Services, prepared: PreparedSubmission, *, key: str | None) -> Submission:
-    """Put a job into the queue; a request that came before gets its job, whatever has changed since.
+    """Put a job into the queue. A repeated request returns its job, whatever has changed since.
 
     Args:
-        services: Where to ask.
-        prepared: What to do.
-        key: The client's Idempotency-Key.
+        services: Services of the process.
+        prepared: The request.
+        key: Idempotency-Key of the client.
+
+    Returns:
+        The job, and whether this call created it.
 
     Raises:
-        ModelCoreError: Whatever stands against it.
+        ModelCoreError: The job cannot be queued.
     """
-    # A dataset or an export that is there already is made again at once: its job sees that it is there.
+    # A job is queued even if its dataset or export exists: it finds that out, and succeeds at once.
     taken = prepared.taken if prepared.taken != "ready" else ""
     submitted = await enqueue(services, prepared, key=key, taken=taken, fingerprint=prepared.fingerprint)
     if isinstance(submitted, Submission):
@@ -64,40 +73,60 @@ async def submit(services: Services, prepared: PreparedSubmission, *, key: str |
 async def enqueue(
     services: Services, prepared: PreparedSubmission, *, key: str | None, taken: Taken, fingerprint: str
 ) -> Submission | Rejection:
-    """Ask that a job is recorded, in one round trip.
+    """Record a job in the queue, in one round trip.
 
     Args:
-        services: Where to ask.
-        prepared: What to do.
-        key: The client's Idempotency-Key.
-        taken: Whether the disk has what the job makes.
+        services: Services of the process.
+        prepared: The request.
+        key: Idempotency-Key of the client.
+        taken: Whether what the job makes exists already.
         fingerprint: Equal for equal requests.
+
+    Returns:
+        The job, or why it was rejected.
     """
-    question = commands.submission(
+    call = commands.submission(
         prepared.spec,
         key=key,
         fingerprint=fingerprint,
         taken=taken,
         max_queued=services.settings.max_queued,
-        is_lacking=bool(prepared.missing),
+        is_lacking=prepared.missing is not None,
         memory_bytes=prepared.memory_bytes,
         preparation=prepared.preparation,
     )
-    return await services.async_store.run(question)
+    return await services.async_store.run(call)
 
 
-async def rejection_error(services: Services, prepared: PreparedSubmission, refusal: Rejection) -> ModelCoreError:
-    """Why a job was not recorded, and what would be possible."""
-    if refusal.why == "lacking":
-        return prepared.missing[0]
-    if refusal.capacity is not None:
-        return _unfit(prepared, refusal.capacity)
-    return await services.ask(services.store.name_conflict, prepared.spec, refusal, prepared.differs)
+async def rejection_error(services: Services, prepared: PreparedSubmission, rejection: Rejection) -> ModelCoreError:
+    """Build the error about a rejected job, with what would be accepted.
+
+    Args:
+        services: Services of the process.
+        prepared: The request.
+        rejection: Why the job was rejected.
+
+    Returns:
+        The error.
+    """
+    if prepared.missing is not None and rejection.why == "lacking":
+        return prepared.missing
+    if rejection.capacity is not None:
+        return _unfit(prepared, rejection.capacity)
+    return await services.ask(services.store.name_conflict, prepared.spec, rejection, prepared.differs)
 
 
 async def warnings(services: Services, prepared: PreparedSubmission) -> list[ConfigWarning]:
-    """What the author of a request should know, and what would stand against submitting it now."""
-    obstacles: list[ModelCoreError] = [*prepared.missing]
+    """Collect the warnings of a request, and the errors that submitting it now would raise.
+
+    Args:
+        services: Services of the process.
+        prepared: The request.
+
+    Returns:
+        The warnings.
+    """
+    obstacles: list[ModelCoreError] = [prepared.missing] if prepared.missing is not None else []
     try:
         capacity = await services.async_store.run(commands.shortage(prepared.spec.gpus or 0, prepared.memory_bytes))
         obstacles += [_unfit(prepared, capacity)] if capacity is not None else []
@@ -111,7 +140,7 @@ async def warnings(services: Services, prepared: PreparedSubmission) -> list[Con
 
 
 def _unfit(prepared: PreparedSubmission, capacity: Capacity) -> DoesNotFit:
-    """Why no known worker could run it, and what would fit."""
+    """Error about a job that no known worker could run, with what would fit."""
     asked = prepared.spec.gpus or 0
     if asked > capacity.gpus:
         return _too_many_gpus(asked, capacity.gpus)

@@ -198,14 +198,14 @@ def _reachable(start: str, imports: Imports) -> set[str]:
 
 def _mutual_pairs(imports: Imports) -> Rule:
     """Packages, or a package and a module beside it, that import each other. Two modules are left to the circles."""
-    arrows: dict[tuple[str, str], str] = {}
+    edges: dict[tuple[str, str], str] = {}
     for a, targets in imports.items():
         for b, line in targets.items():
-            arrows.setdefault(_parting(a, b), f"{a}:{line} -> {b}")
+            edges.setdefault(_parting(a, b), f"{a}:{line} -> {b}")
     findings = [
-        Finding((a, b), f"{a} <-> {b}: {example}, {arrows[b, a]}")
-        for (a, b), example in sorted(arrows.items())
-        if a < b and (b, a) in arrows and (a.endswith("/") or b.endswith("/"))
+        Finding((a, b), f"{a} <-> {b}: {example}, {edges[b, a]}")
+        for (a, b), example in sorted(edges.items())
+        if a < b and (b, a) in edges and (a.endswith("/") or b.endswith("/"))
     ]
     return Rule("mutual pairs of packages", findings)
 

@@ -17,7 +17,7 @@ TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 HOLDING: frozenset[Status] = frozenset({"running", "stopping"})  # a worker holds the job
 
 # Transitions, by a client or a worker.
-ARROWS: Mapping[Status, tuple[Status, ...]] = {
+TRANSITIONS: Mapping[Status, tuple[Status, ...]] = {
     "queued": ("running", "cancelled", "paused", "failed"),  # failed: a job that it waits for has failed
     "running": ("stopping", "succeeded", "failed", "queued"),
     "stopping": ("cancelled", "paused", "succeeded", "failed"),
@@ -59,14 +59,19 @@ def as_lua() -> str:
     """Render the tables for the Lua scripts.
 
     Returns:
-        Definitions of the local tables ARROWS, ACTIONS, TERMINAL and HOLDING.
+        Definitions of the local tables TRANSITIONS, ACTIONS, TERMINAL and HOLDING.
     """
-    arrows = ", ".join(f"['{old}>{new}']=true" for old, targets in ARROWS.items() for new in targets)
+    transitions = ", ".join(f"['{old}>{new}']=true" for old, targets in TRANSITIONS.items() for new in targets)
     actions = ", ".join(
         f"{action}={{{', '.join(f'{old}={new!r}' for old, new in table.items())}}}" for action, table in ACTIONS.items()
     )
     terminal, holding = (", ".join(f"{status}=true" for status in sorted(group)) for group in (TERMINAL, HOLDING))
     return "\n".join(
         f"local {name} = {{{table}}}"
-        for name, table in (("ARROWS", arrows), ("ACTIONS", actions), ("TERMINAL", terminal), ("HOLDING", holding))
+        for name, table in (
+            ("TRANSITIONS", transitions),
+            ("ACTIONS", actions),
+            ("TERMINAL", terminal),
+            ("HOLDING", holding),
+        )
     )

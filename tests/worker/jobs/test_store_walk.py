@@ -17,7 +17,7 @@ from tests.worker.harness import submit_job
 from worker.jobs.schemas import JobError, Outcome, WorkerView
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import parse_spec
-from worker.jobs.states import ACTIONS, ARROWS, HOLDING, STATUSES, TERMINAL
+from worker.jobs.states import ACTIONS, HOLDING, STATUSES, TERMINAL, TRANSITIONS
 from worker.jobs.worker_store import WorkerStore
 
 RESULTS = ("succeeded", "failed", "stopped", "crashed", "busy")
@@ -34,7 +34,7 @@ class Walk:
         self.redis, self.make_spec = client, make_spec
         self.store = WorkerStore(client, JobSettings(data=data, redis_url=redis_url, lease_s=0.02, beat_s=0.01))
         self.ids, self.claims, self.woken, self.names = [], [], [], itertools.count()
-        self.arrows = set()
+        self.transitions = set()
 
     def call(self, method, *args, **options):
         """As a client or a worker does: when the reply is lost, once more."""
@@ -166,7 +166,7 @@ class Walk:
 
     def note_arrows(self):
         for job_id in self.ids:
-            self.arrows |= {(change.from_, change.to) for change in self.store.get(job_id).history if change.from_}
+            self.transitions |= {(change.from_, change.to) for change in self.store.get(job_id).history if change.from_}
 
     def holders(self):
         """Claims by job that the store still accepts."""
@@ -195,14 +195,14 @@ def walked(connected, url, data, make_spec, seed, steps):
         walk.step()
     assert set(walk.holders().values()) <= {1}
     walk.note_arrows()
-    assert walk.arrows <= {(old, new) for old, targets in ARROWS.items() for new in targets}
+    assert walk.transitions <= {(old, new) for old, targets in TRANSITIONS.items() for new in targets}
     walk.lose()
     for job_id in walk.members("ready"):
         walk.redis.hset(f"headcount:job:{job_id}", "not_before", 0)
     walk.drain()
     walk.check()
     assert walk.members("ready") == []
-    return walk.arrows
+    return walk.transitions
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,5 +1,5 @@
 -- Shared by every command. commands.py renders constants in front of this file: P, the prefix of every key; RECORD_FIELDS
--- and DETAIL_FIELDS, the fields of a job that clients see; ARROWS, ACTIONS, TERMINAL and HOLDING of states.py; KINDS of
+-- and DETAIL_FIELDS, the fields of a job that clients see; TRANSITIONS, ACTIONS, TERMINAL and HOLDING of states.py; KINDS of
 -- kinds.py. Every command is a function of the table `commands`: it takes its arguments by name and returns a table, both as
 -- JSON. An absent argument is nil. Time is the server's.
 --
@@ -166,7 +166,7 @@ local notify_dependents
 local function move(id, to, reason)
   local from = get(id, 'status')
   if from == to then return end
-  if from and not ARROWS[from .. '>' .. to] then
+  if from and not TRANSITIONS[from .. '>' .. to] then
     error('no transition from ' .. from .. ' to ' .. to)
   end
   local t, seq = now(), number(id, 'seq')

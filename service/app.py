@@ -36,24 +36,31 @@ log = logging.getLogger(__name__)
 
 _ABOUT = "Train GPT-2 models whose layers have different numbers of attention heads, and see where every head looks."
 
+_ROUTES = (  # in the order of /docs
+    jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, attention, configs, health,
+)  # fmt: skip
+
 
 def create_app(settings: ServiceSettings) -> FastAPI:
-    """Build the application; nothing is connected before it starts.
+    """Build the application. It opens no connection before its first request.
 
     Args:
-        settings: What the machine decides.
+        settings: Settings of this machine.
+
+    Returns:
+        The application, with its `Services` in `app.state.services`.
     """
     services = Services.of(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        with contextlib.suppress(OSError):  # /readyz says it when the data root cannot be used
+        with contextlib.suppress(OSError):  # /readyz reports an unusable data root
             settings.data.mkdir(parents=True, exist_ok=True)
         tasks = [
             asyncio.create_task(services.changes.listen(), name="changes"),
             asyncio.create_task(services.wakeups.run(), name="wakeups"),
         ]
-        with _noticing_signals(services.changes.close):
+        with _on_exit_signal(services.changes.close):
             yield
         for task in tasks:
             task.cancel()
@@ -73,31 +80,30 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         RequestMiddleware, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes
     )
     middleware.redact_access_log()
-    errors.install(app)
-    openapi.install(app)
-    about_runs = (runs, checkpoints, exports, generate, attention)
-    for module in (jobs, cluster, job_outputs, datasets, *about_runs, configs, health):
+    errors.add_exception_handlers(app)
+    openapi.add_documentation(app)
+    for module in _ROUTES:
         app.include_router(module.router)
     return app
 
 
 @contextlib.contextmanager
-def _noticing_signals(leave: Callable[[], None]) -> Iterator[None]:
-    """End event streams as soon as the process is asked to leave: the server waits for them."""
+def _on_exit_signal(close_streams: Callable[[], None]) -> Iterator[None]:
+    """End event streams on SIGINT and SIGTERM, because uvicorn's shutdown waits for them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def notice(number: int, frame: Any) -> None:
-        loop.call_soon_threadsafe(leave)
-        server = before[signal.Signals(number)]
-        if callable(server):
-            server(number, frame)
+    def handle(number: int, frame: Any) -> None:
+        loop.call_soon_threadsafe(close_streams)
+        uvicorn_handler = before[signal.Signals(number)]
+        if callable(uvicorn_handler):
+            uvicorn_handler(number, frame)
 
     for number in before:
-        signal.signal(number, notice)
+        signal.signal(number, handle)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What routes are handed: one `Services` for the process, and the ways to wait without blocking others."""
+"""Dependencies of routes: one `Services` per process, and calls to Redis that block no other request."""
 
 from __future__ import annotations
 
@@ -27,21 +27,33 @@ from worker.jobs.store import JobStore
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _REDIS_THREADS = 32  # as many as the pool has connections
-_CHECKING_THREADS = 2  # more would only wait for the same interpreter
+_CHECKING_THREADS = 2  # more would wait for the interpreter lock
 
 
 class ThreadedStore:
-    """Asks the job store on threads of its own, so that a frozen Redis holds up nobody who only needs the disk."""
+    """Runs blocking calls of the job store on threads of its own, so a frozen Redis delays no request for files.
+
+    Args:
+        deadline_s: Longest wait for one call.
+    """
 
     def __init__(self, deadline_s: float) -> None:
         self._deadline_s = deadline_s
         self._threads = CapacityLimiter(_REDIS_THREADS)
 
     async def __call__(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Make one call.
+        """Run a call on a thread.
+
+        Args:
+            call: A method of the store or the registry.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The result of the call.
 
         Raises:
-            QueueUnavailable: No answer in time.
+            QueueUnavailable: The call took longer than the deadline.
         """
         with anyio.move_on_after(self._deadline_s):
             return await to_thread.run_sync(
@@ -52,14 +64,14 @@ class ThreadedStore:
 
 @dataclass(frozen=True)
 class Services:
-    """Everything that lives as long as the process.
+    """Objects that live as long as the process.
 
     Attributes:
         settings: Settings of this machine.
         layout: Paths of the data directory.
         store: The job store.
         registry: Workers and inference processes.
-        ask: Calls the two above on threads, with a deadline.
+        ask: Calls store and registry on threads, with a deadline.
         async_store: The most frequent commands, batched on the event loop.
         checking: Bounds the large configurations that are checked at the same time.
         admission: Checks submissions against the disk, in batches.
@@ -67,7 +79,7 @@ class Services:
         changes: Notifies followers of changed jobs.
         hosts: Inference processes, reached over HTTP.
         drawing: Bounds the pictures that are drawn at the same time.
-        series_cache: Event files that were read for their metrics.
+        series_cache: Metrics that were read from event files.
     """
 
     settings: ServiceSettings
@@ -87,7 +99,14 @@ class Services:
 
     @classmethod
     def of(cls, settings: ServiceSettings) -> Services:
-        """Build them; nothing is connected yet."""
+        """Build the services without connecting.
+
+        Args:
+            settings: Settings of this machine.
+
+        Returns:
+            The services; each connects on its first use.
+        """
         client = connect(settings.redis_url, for_api=True)
         registry, ask = Registry(client), ThreadedStore(settings.deadline_s)
         return cls(
@@ -108,7 +127,7 @@ class Services:
         )
 
     async def close(self) -> None:
-        """Leave: streams end, connections close."""
+        """End event streams and close connections."""
         self.changes.close()
         await self.hosts.close()
         await self.admission.close()
@@ -123,7 +142,14 @@ async def _prepare_submissions(
 
 
 def services_of(request: Request) -> Services:
-    """The process' services, without the price of a dependency: for what is asked most often."""
+    """Find the services of the process without a FastAPI dependency, whose cost matters in the busiest routes.
+
+    Args:
+        request: Any request.
+
+    Returns:
+        The services.
+    """
     services: Services = request.app.state.services
     return services
 

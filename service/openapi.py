@@ -1,7 +1,4 @@
-"""What the service says of itself: /openapi.json, and /docs from files of an installed wheel.
-
-No byte of the page comes from another host.
-"""
+"""/openapi.json, and /docs from files of an installed wheel, so that the page needs no other host."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ _SCHEMA = "#/components/schemas/{model}"
 _INPUT = "#/components/schemas/{model}-Input"
 _TAKES_A_CONFIG = ("/jobs", "/configs/validate")
 _STATIC = "/docs/static"
-_EVENTS = {  # each event of a stream, as OpenAPI 3.2 says it
+_EVENTS = {  # schema of one server-sent event (OpenAPI 3.2)
     "itemSchema": {
         "type": "object",
         "properties": {
@@ -56,13 +53,24 @@ class JobRequest(ExperimentConfig):
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route, for its documentation."""
+    """Describe error responses of a route.
+
+    Args:
+        *statuses: HTTP statuses.
+
+    Returns:
+        OpenAPI responses by status, all with a problem document.
+    """
     content = {PROBLEM_JSON: {"schema": {"$ref": _SCHEMA.format(model="Problem")}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
-def install(app: FastAPI) -> None:
-    """Serve the schema with its examples, and the page that shows it."""
+def add_documentation(app: FastAPI) -> None:
+    """Serve /openapi.json and /docs.
+
+    Args:
+        app: The application.
+    """
     spec = find_spec("fastapi_offline")
     assert spec is not None, "fastapi-offline is a dependency: its files are the page"
     assert spec.origin is not None
@@ -91,7 +99,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas |= _schemas(Problem, _SCHEMA) | _schemas(JobRequest, _INPUT) | _schemas(GenerateRequest, _INPUT)
         for operations in schema["paths"].values():
             for operation in operations.values():
-                operation["responses"] = _answers(operation["responses"])
+                operation["responses"] = _responses(operation["responses"])
                 operation["parameters"] = _parameters(operation)
         for path in _TAKES_A_CONFIG:
             schema["paths"][path]["post"]["requestBody"] = _config_body()
@@ -105,13 +113,12 @@ def _schemas(model: type[BaseModel], template: str) -> dict[str, Any]:
     return {template.format(model=name).rpartition("/")[2]: part for name, part in parts.items()}
 
 
-def _answers(responses: Mapping[str, Any]) -> dict[str, Any]:
-    """The declared responses, with FastAPI's own error shape replaced by the real one."""
-    kept = {status: answer for status, answer in responses.items() if "HTTPValidationError" not in str(answer)}
-    for answer in kept.values():
-        answer["content"] = {
-            kind: _EVENTS if kind == EVENT_STREAM else told for kind, told in answer.get("content", {}).items()
-        }
+def _responses(responses: Mapping[str, Any]) -> dict[str, Any]:
+    """The declared responses, with problem documents instead of FastAPI's own error model."""
+    kept = {status: response for status, response in responses.items() if "HTTPValidationError" not in str(response)}
+    for response in kept.values():
+        content = response.get("content", {})
+        response["content"] = {kind: _EVENTS if kind == EVENT_STREAM else content[kind] for kind in content}
     wrong = problems(422)[422] if len(kept) < len(responses) else None
     unexpected = problems(500)[500] | {"description": "Anything else"}
     return {**kept, **({"422": wrong} if wrong else {}), "default": unexpected}
@@ -146,7 +153,11 @@ def _parameter(parameter: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dataset_body() -> dict[str, Any]:
-    """What POST /datasets takes: values, or values and files."""
+    """Describe the body of POST /datasets: values, or values with files.
+
+    Returns:
+        An OpenAPI request body.
+    """
     schema = DatasetRequest.model_json_schema(ref_template=_INPUT)
     parts = schema.pop("$defs", {})
     inlined = _inlined(schema, parts)
@@ -165,7 +176,7 @@ def dataset_body() -> dict[str, Any]:
 
 
 def _inlined(part: Any, parts: Mapping[str, Any]) -> Any:
-    """A schema with what it refers to in its place: it belongs to no model that the routes name."""
+    """Resolve the references of a schema, because no route declares its models."""
     if isinstance(part, list):
         return [_inlined(item, parts) for item in part]
     if not isinstance(part, dict):

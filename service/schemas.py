@@ -1,4 +1,4 @@
-"""A part of an answer, and one page of a list."""
+"""Base classes of replies: a view, and one page of a list."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ class Listed(View, Generic[T]):
 
     @classmethod
     def of(cls, data: Sequence[T], ids: Sequence[str | int], *, has_more: bool) -> Self:
-        """A page with the ids of its ends."""
+        """Build a page.
+
+        Args:
+            data: Views of this page, in order.
+            ids: Ids of the views.
+            has_more: Whether another page follows.
+
+        Returns:
+            The page with the ids of its first and last view.
+        """
         return cls(
             data=list(data),
             first_id=ids[0] if ids else None,

@@ -1,4 +1,4 @@
-"""What this machine tells the API: the job store's settings and the limits of a request."""
+"""Settings of the API: those of the job store, and the limits of a request."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from worker.jobs.settings import JobSettings
 
 
 class ServiceSettings(JobSettings):
-    """Read from the environment at the entrance of the process, and passed down.
+    """Settings of one API process, read from the environment at its start and passed down.
 
     Attributes:
-        max_body_bytes: Longest request body.
-        max_upload_bytes: Longest body with files for a dataset.
+        max_body_bytes: Size limit of a request body.
+        max_upload_bytes: Size limit of a body with files for a dataset.
         deadline_s: Longest wait for the job store within one request.
-        ping_s: Silence after which an event stream says that it is still there.
-        drawing_threads: Pictures drawn at the same time.
+        ping_s: Silence after which an event stream sends a comment to keep the connection open.
+        drawing_threads: Number of pictures drawn at the same time.
     """
 
     max_body_bytes: int = Field(default=1 << 20, ge=1024)

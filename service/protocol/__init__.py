@@ -1,1 +1,1 @@
-"""What the service answers, resource by resource: these classes are also what /openapi.json says."""
+"""HTTP itself: parsing, content negotiation, problem documents, middleware."""

@@ -1,7 +1,7 @@
-"""Problem documents (RFC 9457), and the one table from error code to HTTP status.
+"""Problem documents (RFC 9457), and the only table from error codes to HTTP statuses.
 
-Routes contain no `try`: every `ModelCoreError` is answered by the table. An unexpected error is logged with its trace
-and answered without it.
+Exception handlers turn each `ModelCoreError` into a reply, so routes need no `try`. An unexpected error is logged with
+its traceback; the reply has only the request id.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from service.schemas import View
 log = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
-_LONGEST_DETAIL = 2000
+MAX_ERRORS = 100  # in one reply
+_MAX_DETAIL = 2000  # characters
 
-# What an error knows beyond its sentence, by the name it has in the problem document.
+# Attributes of an error that the problem document repeats, and their names there.
 _FACTS = {
     "run": "run",
     "dataset": "dataset",
@@ -44,135 +45,14 @@ _FACTS = {
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of an application as a problem document."""
-    app.add_exception_handler(ModelCoreError, _known)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _unexpected)
-
-
-def problem_document(error: ModelCoreError, request_id: str) -> dict[str, Any]:
-    """The problem document of an error."""
-    kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
-    problems: tuple[FieldProblem, ...] = getattr(error, "problems", ())
-    facts = {name: getattr(error, field) for field, name in _FACTS.items() if getattr(error, field, None) is not None}
-    detail = str(error)
-    body = {
-        "type": f"urn:headcount:problem:{error.code}",
-        "title": kind.title,
-        "status": kind.status,
-        "detail": detail if len(detail) <= _LONGEST_DETAIL else detail[:_LONGEST_DETAIL] + "...",
-        "code": error.code,
-        "errors": [_field(problem) for problem in problems[:MOST_ERRORS]],
-        "request_id": request_id,
-        **facts,
-    }
-    return json_safe(body | ({"hint": error.hint} if error.hint else {}))  # type: ignore[no-any-return]
-
-
-def json_safe(value: Any) -> Any:
-    """The same value with everything replaced that JSON or UTF-8 cannot hold."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, Mapping):
-        return {json_safe(str(key)): json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [json_safe(item) for item in value]
-    if isinstance(value, float):
-        return finite(value)
-    return value if value is None or isinstance(value, bool | int) else json_safe(str(value))
-
-
-def request_id_of(scope: Scope) -> str:
-    """The id that the edge gave to a request."""
-    return str(scope.get("state", {}).get("request_id", ""))
-
-
-def problem_response(error: ModelCoreError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
-    """An error as a response."""
-    kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
-    retry = {"Retry-After": str(kind.retry_after_s)} if kind.retry_after_s is not None else {}
-    return JSONResponse(
-        problem_document(error, request_id_of(scope)),
-        status_code=kind.status,
-        media_type=PROBLEM_JSON,
-        headers={"Cache-Control": "no-store", "X-Request-Id": request_id_of(scope), **retry, **(headers or {})},
-    )
-
-
-def _field(problem: FieldProblem) -> dict[str, Any]:
-    return {
-        "pointer": problem.pointer,
-        "detail": problem.detail,
-        "value": problem.value,
-        "nearest": list(problem.nearest),
-        "code": problem.code,
-    }
-
-
-async def _known(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ModelCoreError)
-    if error.code not in PROBLEMS:
-        log.error("error without a status code=%s detail=%s", error.code, error)
-    return problem_response(error, request.scope, getattr(error, "headers", None))
-
-
-async def _validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    problems = [
-        FieldProblem("".join(f"/{part}" for part in item["loc"][1:]), item["msg"], item.get("input"))
-        for item in error.errors()
-    ]
-    return problem_response(InvalidRequest(problems), request.scope)
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    code = _HTTP_CODES.get(error.status_code, "malformed_body" if error.status_code < 500 else "internal_error")
-    path, method = request.scope["path"], request.scope["method"]
-    if error.status_code == 405:
-        allowed = ", ".join(_methods(request))
-        return problem_response(
-            Upstream(code, f"{path} takes {allowed}, not {method}"), request.scope, {"Allow": allowed}
-        )
-    detail = f"there is nothing at {path}; see /docs" if error.status_code == 404 else str(error.detail)
-    return problem_response(Upstream(code, detail), request.scope, error.headers)
-
-
-def _methods(request: Request) -> list[str]:
-    """Every method that some route of the application takes at this path."""
-    known = ("GET", "POST", "PUT", "PATCH", "DELETE")
-    scope = {key: value for key, value in request.scope.items() if key not in {"route", "endpoint", "path_params"}}
-    routes = request.app.routes
-    found = [m for m in known if any(route.matches({**scope, "method": m})[0] is Match.FULL for route in routes)]
-    own = request.app.openapi()["paths"].get(scope["path"])  # /configs/validate is no /configs/{name}
-    found = [m for m in found if own is None or m.lower() in own]
-    return ["GET", "HEAD", *found[1:]] if found[:1] == ["GET"] else found
-
-
-async def _gone(request: Request, _error: Exception) -> Response:
-    log.info("client went away path=%s", request.scope["path"])
-    return Response(status_code=499)
-
-
-async def _unexpected(request: Request, _error: Exception) -> Response:
-    request_id = request_id_of(request.scope)  # the server logs the trace
-    return problem_response(Upstream("internal_error", f"the log has the rest under {request_id}"), request.scope)
-
-
-MOST_ERRORS = 100  # named in one answer
-
-
 @dataclass(frozen=True)
 class ProblemType:
-    """What a code means in HTTP.
+    """HTTP side of an error code.
 
     Attributes:
-        status: The HTTP status.
-        title: The same sentence for every error of this code.
-        retry_after_s: When trying again is worth it, if it is.
+        status: HTTP status.
+        title: Sentence that is the same for every error of this code.
+        retry_after_s: Value of Retry-After; None sends no such header.
     """
 
     status: int
@@ -199,11 +79,11 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "checkpoint_damaged": ProblemType(409, "The checkpoint is damaged"),
     "dataset_not_ready": ProblemType(409, "The dataset is not prepared"),
     "action_not_allowed": ProblemType(409, "The present state does not allow this"),
-    "precondition_failed": ProblemType(412, "The job has changed since it was looked at"),
+    "precondition_failed": ProblemType(412, "The job has changed since its ETag was read"),
     "body_too_large": ProblemType(413, "The body is too large"),
     "uri_too_long": ProblemType(414, "The address is too long"),
     "unsupported_media_type": ProblemType(415, "The body's type cannot be read"),
-    "range_not_satisfiable": ProblemType(416, "The range begins behind the end"),
+    "range_not_satisfiable": ProblemType(416, "The range begins after the end"),
     "invalid_config": ProblemType(422, "The configuration is wrong"),
     "not_available": ProblemType(422, "This version does not have that feature"),
     "does_not_fit": ProblemType(422, "No known worker has room for this"),
@@ -221,83 +101,6 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "not_ready": ProblemType(503, "The service is not complete yet", retry_after_s=2),
     "disk_full": ProblemType(507, "No space is left on the server"),
 }
-
-
-class MalformedBody(ModelCoreError):
-    """A body that is not what its type says."""
-
-    code = "malformed_body"
-
-
-class BodyTooLarge(ModelCoreError):
-    """A body above a limit; the message names it."""
-
-    code = "body_too_large"
-
-
-class UriTooLong(ModelCoreError):
-    """A query string longer than what an address should carry."""
-
-    code = "uri_too_long"
-
-
-class UnsupportedMediaType(ModelCoreError):
-    """A body of a type that is not read here."""
-
-    code = "unsupported_media_type"
-
-    def __init__(self, given: str, known: Iterable[str]) -> None:
-        super().__init__(f"Content-Type {given!r} is not read here; send {' or '.join(known)}")
-
-
-class NotAcceptable(ModelCoreError):
-    """The client accepts nothing that can be served."""
-
-    code = "not_acceptable"
-
-    def __init__(self, accept: str, offered: Iterable[str]) -> None:
-        super().__init__(f"Accept {accept!r} fits none of what can be served: {', '.join(offered)}")
-
-
-class InvalidRequest(ModelCoreError):
-    """Wrong values in a query string or a body, with the place of each."""
-
-    code = "invalid_parameter"
-
-    def __init__(self, problems: Iterable[FieldProblem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(f"{p.pointer}: {p.detail}" for p in self.problems[:MOST_ERRORS]))
-
-
-class DoesNotFit(ModelCoreError):
-    """More memory, or more GPUs, than any known worker has."""
-
-    code = "does_not_fit"
-
-
-class InferenceUnavailable(ModelCoreError):
-    """No inference process answers."""
-
-    code = "inference_unavailable"
-
-
-class Upstream(ModelCoreError):
-    """An error that an inference process found, passed on with its code."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code  # type: ignore[misc]  # known only now
-
-
-class NotReady(ModelCoreError):
-    """Something that the service needs is missing."""
-
-    code = "not_ready"
-
-    def __init__(self, checks: Mapping[str, Any]) -> None:
-        self.checks = checks
-        missing = [f"{name}: {check['detail']}" for name, check in checks.items() if not check["ok"]]
-        super().__init__("; ".join(missing))
 
 
 class ProblemField(View):
@@ -322,3 +125,233 @@ class Problem(BaseModel):
     code: str
     errors: list[ProblemField]
     request_id: str
+
+
+class MalformedBody(ModelCoreError):
+    """The body does not match its Content-Type."""
+
+    code = "malformed_body"
+
+
+class BodyTooLarge(ModelCoreError):
+    """The body exceeds a limit, which the message names."""
+
+    code = "body_too_large"
+
+
+class UriTooLong(ModelCoreError):
+    """A query string is too long; the same request works with a body."""
+
+    code = "uri_too_long"
+
+
+class UnsupportedMediaType(ModelCoreError):
+    """The Content-Type is none of those that the route reads."""
+
+    code = "unsupported_media_type"
+
+    def __init__(self, given: str, known: Iterable[str]) -> None:
+        super().__init__(f"Content-Type {given!r} is not read here; send {' or '.join(known)}")
+
+
+class NotAcceptable(ModelCoreError):
+    """The Accept header excludes every media type that the route offers."""
+
+    code = "not_acceptable"
+
+    def __init__(self, accept: str, offered: Iterable[str]) -> None:
+        super().__init__(f"Accept {accept!r} fits none of what can be served: {', '.join(offered)}")
+
+
+class InvalidRequest(ModelCoreError):
+    """Wrong values in a query string or a body, each with its JSON pointer."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, problems: Iterable[FieldProblem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{p.pointer}: {p.detail}" for p in self.problems[:MAX_ERRORS]))
+
+
+class DoesNotFit(ModelCoreError):
+    """The job needs more memory or GPUs than any known worker has."""
+
+    code = "does_not_fit"
+
+
+class InferenceUnavailable(ModelCoreError):
+    """No inference process answers."""
+
+    code = "inference_unavailable"
+
+
+class Upstream(ModelCoreError):
+    """An error of an inference process or of Starlette, passed on with its code."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code  # type: ignore[misc]  # known only now
+
+
+class NotReady(ModelCoreError):
+    """A dependency of the service is missing."""
+
+    code = "not_ready"
+
+    def __init__(self, checks: Mapping[str, Any]) -> None:
+        self.checks = checks
+        missing = [f"{name}: {check['detail']}" for name, check in checks.items() if not check["ok"]]
+        super().__init__("; ".join(missing))
+
+
+def add_exception_handlers(app: FastAPI) -> None:
+    """Make an application reply to every error with a problem document.
+
+    Args:
+        app: The application.
+    """
+    app.add_exception_handler(ModelCoreError, _handle_model_core_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
+    app.add_exception_handler(Exception, _handle_unexpected_error)
+
+
+def problem_document(error: ModelCoreError, request_id: str) -> dict[str, Any]:
+    """Describe an error as RFC 9457 does.
+
+    Args:
+        error: The error; its code selects status and title.
+        request_id: Id of the request that failed.
+
+    Returns:
+        The problem document, safe to serialize as JSON.
+    """
+    kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
+    problems: tuple[FieldProblem, ...] = getattr(error, "problems", ())
+    facts = {name: getattr(error, field) for field, name in _FACTS.items() if getattr(error, field, None) is not None}
+    detail = str(error)
+    body = {
+        "type": f"urn:headcount:problem:{error.code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail if len(detail) <= _MAX_DETAIL else detail[:_MAX_DETAIL] + "...",
+        "code": error.code,
+        "errors": [_field(problem) for problem in problems[:MAX_ERRORS]],
+        "request_id": request_id,
+        **facts,
+    }
+    return json_safe(body | ({"hint": error.hint} if error.hint else {}))  # type: ignore[no-any-return]
+
+
+def json_safe(value: Any) -> Any:
+    """Replace what JSON or UTF-8 cannot represent.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The same value with lone surrogates escaped, numbers that are not finite as text, and unknown types as text.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {json_safe(str(key)): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_safe(item) for item in value]
+    if isinstance(value, float):
+        return finite(value)
+    return value if value is None or isinstance(value, bool | int) else json_safe(str(value))
+
+
+def request_id_of(scope: Scope) -> str:
+    """Read the id that the middleware gave to a request.
+
+    Args:
+        scope: ASGI scope of the request.
+
+    Returns:
+        The id; empty outside the middleware.
+    """
+    return str(scope.get("state", {}).get("request_id", ""))
+
+
+def problem_response(error: ModelCoreError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+    """Build the response to an error.
+
+    Args:
+        error: The error.
+        scope: ASGI scope of the request.
+        headers: Further response headers.
+
+    Returns:
+        The problem document with its status, and Retry-After where retrying makes sense.
+    """
+    kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
+    retry = {"Retry-After": str(kind.retry_after_s)} if kind.retry_after_s is not None else {}
+    return JSONResponse(
+        problem_document(error, request_id_of(scope)),
+        status_code=kind.status,
+        media_type=PROBLEM_JSON,
+        headers={"Cache-Control": "no-store", "X-Request-Id": request_id_of(scope), **retry, **(headers or {})},
+    )
+
+
+def _field(problem: FieldProblem) -> dict[str, Any]:
+    return {
+        "pointer": problem.pointer,
+        "detail": problem.detail,
+        "value": problem.value,
+        "nearest": list(problem.nearest),
+        "code": problem.code,
+    }
+
+
+async def _handle_model_core_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ModelCoreError)
+    if error.code not in PROBLEMS:
+        log.error("error without a status code=%s detail=%s", error.code, error)
+    return problem_response(error, request.scope, getattr(error, "headers", None))
+
+
+async def _handle_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        FieldProblem("".join(f"/{part}" for part in item["loc"][1:]), item["msg"], item.get("input"))
+        for item in error.errors()
+    ]
+    return problem_response(InvalidRequest(problems), request.scope)
+
+
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _HTTP_CODES.get(error.status_code, "malformed_body" if error.status_code < 500 else "internal_error")
+    path, method = request.scope["path"], request.scope["method"]
+    if error.status_code == 405:
+        allowed = ", ".join(_methods(request))
+        return problem_response(
+            Upstream(code, f"{path} takes {allowed}, not {method}"), request.scope, {"Allow": allowed}
+        )
+    detail = f"there is nothing at {path}; see /docs" if error.status_code == 404 else str(error.detail)
+    return problem_response(Upstream(code, detail), request.scope, error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method that the application supports at this path."""
+    known = ("GET", "POST", "PUT", "PATCH", "DELETE")
+    scope = {key: value for key, value in request.scope.items() if key not in {"route", "endpoint", "path_params"}}
+    routes = request.app.routes
+    found = [m for m in known if any(route.matches({**scope, "method": m})[0] is Match.FULL for route in routes)]
+    own = request.app.openapi()["paths"].get(scope["path"])  # /configs/validate is no /configs/{name}
+    found = [m for m in found if own is None or m.lower() in own]
+    return ["GET", "HEAD", *found[1:]] if found[:1] == ["GET"] else found
+
+
+async def _handle_disconnect(request: Request, _error: Exception) -> Response:
+    log.info("client went away path=%s", request.scope["path"])
+    return Response(status_code=499)
+
+
+async def _handle_unexpected_error(request: Request, _error: Exception) -> Response:
+    request_id = request_id_of(request.scope)  # the server logs the trace
+    return problem_response(Upstream("internal_error", f"the log has the rest under {request_id}"), request.scope)

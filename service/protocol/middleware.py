@@ -1,7 +1,7 @@
-"""Middleware of every request: request id, HEAD, body limits; and the access log.
+"""Middleware of every request: request id, HEAD, body limits; and redaction of the access log.
 
-The access log shows the values of the API's own parameters only, because others may be tokens, and no text that people
-write. Uvicorn's access logger is global to the process, so the application filters it itself.
+The access log shows only values of the API's own parameters, because others may be tokens, and no prompts. Uvicorn's
+access logger is global to the process, so the application adds the filter itself.
 """
 
 from __future__ import annotations
@@ -18,28 +18,50 @@ from service.protocol.errors import BodyTooLarge, problem_response
 from service.protocol.parsing import is_multipart
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_MOST_DRAINED_BYTES = 64 << 20
+_MAX_DRAINED_BYTES = 64 << 20
 UPLOADS = frozenset({"/datasets"})  # paths that take files
+HIDDEN = "***"  # replaces other values in the log
+WRITTEN = frozenset({"prompt", "stop"})  # text that a person wrote
+SHOWN = frozenset(  # parameters whose values are harmless
+    {
+        "after", "artifacts", "checkpoint", "cmap", "dataset", "dpi", "format", "from", "head", "kind", "layer",
+        "limit", "logprobs", "max_new_tokens", "max_points", "max_tokens", "n", "name", "run", "seed", "source",
+        "status", "stream", "tail", "temperature", "top_k", "top_p", "validate_only",
+    }
+)  # fmt: skip
+_LOGGER = "uvicorn.access"
 
 
 class RequestMiddleware:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: The application.
+        max_body_bytes: Size limit of a body.
+        max_upload_bytes: Size limit of a body with files.
+    """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_upload_bytes: int) -> None:
         self._app, self._limit, self._upload_limit = app, max_body_bytes, max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request.
+
+        Args:
+            scope: ASGI scope; other types than http are passed on.
+            receive: Receives the body.
+            send: Sends the response.
+        """
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = _request_id(dict(scope["headers"]))
         scope.setdefault("state", {})["request_id"] = request_id
-        reply = _Named(send, request_id)
+        reply = _WithRequestId(send, request_id)
         if scope["method"] != "HEAD":
             await self._serve(scope, receive, reply)
             return
-        with CancelScope() as rest:  # a stream would go on for hours
+        with CancelScope() as rest:  # an event stream would last for hours
             await self._serve(_as_get(scope), receive, _HeadOnly(reply, rest))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,17 +75,35 @@ class RequestMiddleware:
                 await _drain(receive)
             await problem_response(_too_large(limit), scope)(scope, receive, send)
             return
-        await self._app(scope, _Counting(receive, limit), send)
+        await self._app(scope, _LimitedBody(receive, limit), send)
+
+
+def redact_access_log() -> None:
+    """Redact the access log of this process. Idempotent."""
+    logging.getLogger(_LOGGER).addFilter(_redact_record)
+
+
+def redact_address(address: str) -> str:
+    """Redact an address.
+
+    Args:
+        address: Path and query as sent, so names may be percent-encoded.
+
+    Returns:
+        The address with `***` for every value that is not known to be harmless.
+    """
+    path, mark, query = address.partition("?")
+    return path + mark + "&".join(map(_redact_parameter, query.split("&")))
 
 
 def _as_get(scope: Scope) -> Scope:
-    """A HEAD as the GET whose head it asks for; a range means nothing in it (RFC 9110, 14.2)."""
+    """Turn HEAD into GET, without Range, which RFC 9110 (14.2) defines for GET only."""
     headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
     return {**scope, "method": "GET", "headers": headers}
 
 
-class _Counting:
-    """A body that is refused once it is longer than it may be, whatever its header says."""
+class _LimitedBody:
+    """Receives a body and refuses it as soon as it exceeds the limit, whatever its header claims."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive, self._limit, self._seen = receive, limit, 0
@@ -80,8 +120,8 @@ def _too_large(limit_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"a body may have at most {limit_bytes:,} bytes")
 
 
-class _Named:
-    """Replies that carry the request's id."""
+class _WithRequestId:
+    """Adds X-Request-Id to the response."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send, self._id = send, request_id.encode()
@@ -96,7 +136,7 @@ class _Named:
 
 
 class _HeadOnly:
-    """A reply that is over with its head: what would make the body is cancelled."""
+    """Sends the head of a response and cancels what would produce its body."""
 
     def __init__(self, send: Send, rest: CancelScope) -> None:
         self._send, self._rest = send, rest
@@ -114,49 +154,22 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
 
 
 async def _drain(receive: Receive) -> None:
-    """Read what a client is already sending: closing on it would lose the answer on its way back."""
+    """Read what the client is already sending, because closing the connection early would lose the reply."""
     drained, more = 0, True
-    while more and drained < _MOST_DRAINED_BYTES:
+    while more and drained < _MAX_DRAINED_BYTES:
         message = await receive()
         drained += len(message.get("body", b""))
         more = message.get("more_body", False)
 
 
-HIDDEN = "***"
-WRITTEN = frozenset({"prompt", "stop"})  # text of a person
-SHOWN = frozenset(
-    {
-        "after", "artifacts", "checkpoint", "cmap", "dataset", "dpi", "format", "from", "head", "kind", "layer",
-        "limit", "logprobs", "max_new_tokens", "max_points", "max_tokens", "n", "name", "run", "seed", "source",
-        "status", "stream", "tail", "temperature", "top_k", "top_p", "validate_only",
-    }
-)  # fmt: skip
-_LOGGER = "uvicorn.access"
-
-
-def redact_access_log() -> None:
-    """Keep values that nobody should see out of the access log of this process."""
-    logging.getLogger(_LOGGER).addFilter(_without_values)  # a second time it changes nothing
-
-
-def redact_address(address: str) -> str:
-    """A path and its query, with only those values that are known to be harmless.
-
-    Args:
-        address: As it was sent, so that names may be written with percent signs.
-    """
-    path, mark, query = address.partition("?")
-    return path + mark + "&".join(map(_redacted_parameter, query.split("&")))
-
-
-def _redacted_parameter(parameter: str) -> str:
+def _redact_parameter(parameter: str) -> str:
     name, given, _ = parameter.partition("=")
     if not parameter or unquote_plus(name) in SHOWN:
         return parameter
     return f"{name}={HIDDEN}" if given else HIDDEN
 
 
-def _without_values(record: logging.LogRecord) -> bool:
-    if isinstance(record.args, tuple):  # changed in place: before Python 3.12 a filter cannot hand on another record
+def _redact_record(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):  # in place: before Python 3.12 a filter cannot return another record
         record.args = tuple(redact_address(value) if isinstance(value, str) else value for value in record.args)
     return True

@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dtype_of_this_cpu() -> str:
-    from model_core.hardware.device import multiplies_bfloat16
+    from model_core.hardware.device import has_bfloat16
 
-    return "bfloat16" if multiplies_bfloat16(CPUINFO) else "float32"
+    return "bfloat16" if has_bfloat16(CPUINFO) else "float32"
 
 
 if __name__ == "__main__":

@@ -242,14 +242,14 @@ def _test_trained(
 def _summary(state: TrainState) -> dict[str, Any]:
     """Collect the results of a training, however it ended."""
     from model_core.hardware.memory import peak_bytes
-    from model_core.hardware.throughput import summarise
+    from model_core.hardware.throughput import throughput_summary
 
     runtime, flops = (
         state.runtime,
         budget_of(state.config).flops_per_token // state.process_group.world_size,
     )  # of one device
     gpu = runtime.gpu.name if runtime.gpu else None
-    speed = summarise(state.throughput, flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
+    speed = throughput_summary(state.throughput, flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
     log.info("trained step=%d loss=%s %s", state.step, state.loss, " ".join(f"{k}={v!r}" for k, v in speed.items()))
     return {
         "step": state.step,

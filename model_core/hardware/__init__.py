@@ -1,1 +1,1 @@
-"""Which hardware a run uses and how well: decisions are pure functions of a description of the machine."""
+"""Hardware: device, number format, attention backend, memory and throughput of a run."""

@@ -1,7 +1,7 @@
-"""How the C library keeps memory that was freed: filling fresh pages costs seven times as much as memory in hand.
+"""Makes glibc keep freed memory: a page fault on fresh memory costs seven times as much as reused memory.
 
-glibc reads the settings when a process begins, so whoever starts a training gives them: the supervisor to its child,
-and a program started by hand to itself, by beginning once more.
+glibc reads the settings when a process starts. So the supervisor sets them for its child, and a program started by hand
+re-executes itself with them. See mallopt(3).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import sys
 from collections.abc import Mapping
 
 SETTINGS: Mapping[str, str] = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),  # take no block of a tensor's size from the system by itself
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),  # give none back
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),  # no mmap of its own for a tensor
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),  # return nothing to the system
     "MALLOC_TOP_PAD_": str(2**26),
 }
 
 
 def reexec_with_malloc_env() -> None:
-    """Begin this process once more with the settings, where they are missing and heeded; before torch is loaded.
+    """Re-execute this process with the settings, if they are missing and the C library is glibc.
 
-    It stays the same process to all others: process id, files, arguments. Whatever a person has set stays.
+    Call it before torch is loaded. Process id, open files and arguments stay, and so does what the user has set.
     """
     environment = {**SETTINGS, **os.environ}
     if environment == dict(os.environ) or not _is_glibc() or not sys.executable:
         return
-    with contextlib.suppress(OSError):  # slower, and no reason not to train
+    with contextlib.suppress(OSError):  # training without them is only slower
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

@@ -1,7 +1,7 @@
-"""When memory runs out: what is said, and how many rows would fit.
+"""Out of memory: the error, and how many rows of a micro batch would fit.
 
-A step's memory is a fixed part plus a part for each row of the micro batch. So fewer rows at a time, at a constant
-number of rows a step, are the first remedy.
+The memory of a step is a constant plus a part for each row of the micro batch. So the first remedy is fewer rows at a
+time, at the same number of rows per step.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from model_core.hardware.device import Runtime
 
 
 def fewer_rows(config: ExperimentConfig, batch_size: int) -> int | None:
-    """The next micro batch to try: half of this one, or the nearest below that divides a step's rows.
+    """Choose the next micro batch to try: half, or the nearest below that divides the rows of a step.
 
     Args:
-        config: Its total_batch_size stays.
+        config: The configuration; its total_batch_size stays the same.
         batch_size: Rows that did not fit.
 
     Returns:
-        None when that was one row.
+        Rows; None if one row did not fit.
     """
     return next(iter(batch_sizes(config, batch_size // 2)), None)
 
 
 def fitting_rows(config: ExperimentConfig, batch_size: int, capacity_bytes: int | None) -> int | None:
-    """The largest micro batch that should fit.
+    """Estimate the largest micro batch that fits.
 
     Args:
-        config: What trains.
-        batch_size: Rows that did not fit; the answer is at most half of them.
-        capacity_bytes: What the device could give; None if that is not known.
+        config: The configuration.
+        batch_size: Rows that did not fit; the result is at most half of them.
+        capacity_bytes: Memory that the device can provide; None if it is not known.
 
     Returns:
-        None when by the estimate not even one row fits, or when one row did not.
+        Rows; None if one row did not fit, or does not by the estimate.
     """
     if capacity_bytes is None or batch_size == 1:
         return fewer_rows(config, batch_size)
@@ -47,14 +47,31 @@ def fitting_rows(config: ExperimentConfig, batch_size: int, capacity_bytes: int 
 
 
 def out_of_memory(config: ExperimentConfig, runtime: Runtime, *, step: int, batch_size: int) -> OutOfMemory:
-    """The error to end with: what was reached, and what would help."""
+    """Create the error that ends a run.
+
+    Args:
+        config: The configuration.
+        runtime: Device of the run.
+        step: The step that did not fit.
+        batch_size: Rows that did not fit.
+
+    Returns:
+        The error, with the peak memory and the number of rows that would fit.
+    """
     fitting = fitting_rows(config, batch_size, _capacity_bytes(runtime))
     peak = peak_bytes(runtime)
     return OutOfMemory(runtime.device, step, batch_size, peak_bytes=peak, fitting=fitting)
 
 
 def peak_bytes(runtime: Runtime) -> int | None:
-    """The most that this process ever held: on the GPU that it uses, else in all; None where nobody counts."""
+    """Measure the peak memory of this process: on its GPU, or in total on other devices.
+
+    Args:
+        runtime: Device of the run.
+
+    Returns:
+        Bytes; None where the system does not count them.
+    """
     if runtime.device_type == "cuda":
         return torch.cuda.max_memory_allocated(runtime.device)
     if sys.platform == "win32":
@@ -66,7 +83,7 @@ def peak_bytes(runtime: Runtime) -> int | None:
 
 
 def _capacity_bytes(runtime: Runtime) -> int | None:
-    if runtime.gpu is not None:  # what others hold cannot be had
+    if runtime.gpu is not None:  # without what other processes hold
         free, _ = torch.cuda.mem_get_info(runtime.device)
         return free + torch.cuda.memory_reserved(runtime.device)
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:

@@ -1,7 +1,7 @@
-"""How fast a training was: tokens a second, share of the time spent waiting for data, and MFU.
+"""Throughput of a training: tokens per second, share of time spent waiting for data, and MFU.
 
-MFU, model FLOPs utilisation (Chowdhery et al., "PaLM", 2022, appendix B), is the work that the model needs by
-`budget.py`'s formula against what the GPU could do at its published peak.
+MFU, model FLOPs utilization (Chowdhery et al., "PaLM", 2022, appendix B), is the ratio of the model's FLOPs, by the
+formula of `budget.py`, to the published peak of the GPU.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 _MIG = re.compile(r"\bMIG\b")
 
-# Dense peaks in TFLOP/s as (bfloat16 and float16 with float32 sums, TF32, float32), None where there are no such units.
-# From NVIDIA's data sheets of V100, T4, A10, A100, L4, L40S, H100, H200 and HGX B200, halved where they count sparse
-# products; AWS for A10G; the GA102 and Ada architecture papers for the RTX cards. The first name that fits counts.
+# Dense peaks in TFLOP/s as (bfloat16 and float16 with float32 sums, TF32, float32), None without such units. Sources:
+# NVIDIA's data sheets of V100, T4, A10, A100, L4, L40S, H100, H200 and HGX B200, halved if they count sparse matmuls;
+# AWS for A10G; the GA102 and Ada architecture papers for the RTX cards. The first pattern that matches counts.
 _PEAKS: tuple[tuple[str, tuple[float, float | None, float]], ...] = (
     (r"B200", (2250.0, 1125.0, 75.0)),
     (r"H200 NVL", (835.5, 417.5, 60.0)),
@@ -37,14 +37,26 @@ _PEAKS: tuple[tuple[str, tuple[float, float | None, float]], ...] = (
 
 @dataclass
 class ThroughputMeter:
-    """What the steps of this process took so far."""
+    """Accumulates the steps of this process.
+
+    Attributes:
+        tokens: Tokens trained on.
+        seconds: Time of the steps.
+        waiting_s: Part of that time spent waiting for the loader.
+    """
 
     tokens: int = 0
     seconds: float = 0.0
-    waiting_s: float = 0.0  # of those, for the loader
+    waiting_s: float = 0.0
 
     def add(self, tokens: int, seconds: float, waiting_s: float) -> None:
-        """Count one step."""
+        """Add one step.
+
+        Args:
+            tokens: Tokens of the step.
+            seconds: Its time.
+            waiting_s: Part of that time spent waiting for the loader.
+        """
         self.tokens, self.seconds, self.waiting_s = (
             self.tokens + tokens,
             self.seconds + seconds,
@@ -53,12 +65,15 @@ class ThroughputMeter:
 
 
 def peak_flops(gpu: str, dtype: str, *, tf32: bool) -> float | None:
-    """Published dense peak of a GPU, FLOP/s; None where it is not known, as for a slice of one.
+    """Look up the published dense peak of a GPU.
 
     Args:
-        gpu: Its name, as the driver tells it.
-        dtype: Number format of the matrix products.
-        tf32: Whether float32 products may round to TF32.
+        gpu: Name of the GPU, as the driver reports it.
+        dtype: Number format of the matmuls.
+        tf32: Whether float32 matmuls may round to TF32.
+
+    Returns:
+        FLOP/s; None if it is not known, as for a MIG slice.
     """
     if _MIG.search(gpu):
         return None
@@ -67,33 +82,33 @@ def peak_flops(gpu: str, dtype: str, *, tf32: bool) -> float | None:
     return chosen * 1e12 if chosen is not None else None
 
 
-def summarise(
+def throughput_summary(
     meter: ThroughputMeter, flops_per_token: int, *, gpu: str | None, dtype: str, tf32: bool
 ) -> dict[str, Any]:
-    """The facts at the end of a training.
+    """Summarize the throughput of a training for its `end` event.
 
     Args:
-        meter: What was measured.
-        flops_per_token: Forward and backward, of the model.
-        gpu: Its name; None on another device.
-        dtype: Number format of the matrix products.
-        tf32: Whether float32 products may round to TF32.
+        meter: Measured steps.
+        flops_per_token: FLOPs of the model, forward and backward.
+        gpu: Name of the GPU; None on other devices.
+        dtype: Number format of the matmuls.
+        tf32: Whether float32 matmuls may round to TF32.
 
     Returns:
-        ``tokens_per_s``, ``data_wait_share`` and ``mfu``, which is None with an ``mfu_reason`` where no peak is known.
+        ``tokens_per_s``, ``data_wait_share`` and ``mfu``, which is None with an ``mfu_reason`` if no peak is known.
     """
     if not meter.seconds:
         reason = "no step was taken"
         return {"tokens_per_s": None, "data_wait_share": None, "mfu": None, "mfu_reason": reason}
-    speed = meter.tokens / meter.seconds
-    facts: dict[str, Any] = {
-        "tokens_per_s": round(speed, 1),
+    tokens_per_s = meter.tokens / meter.seconds
+    result: dict[str, Any] = {
+        "tokens_per_s": round(tokens_per_s, 1),
         "data_wait_share": round(meter.waiting_s / meter.seconds, 4),
         "mfu": None,
     }
     if gpu is None:
-        return {**facts, "mfu_reason": "the peak of this device is not known; MFU is told for NVIDIA GPUs"}
+        return {**result, "mfu_reason": "the peak of this device is not known; MFU is only reported for NVIDIA GPUs"}
     peak = peak_flops(gpu, dtype, tf32=tf32)
     if peak is None:
-        return {**facts, "mfu_reason": f"no published peak is on file for {gpu!r} in {dtype}"}
-    return {**facts, "mfu": round(speed * flops_per_token / peak, 4)}
+        return {**result, "mfu_reason": f"no published peak is on file for {gpu!r} in {dtype}"}
+    return {**result, "mfu": round(tokens_per_s * flops_per_token / peak, 4)}

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model_core.config import ModelConfig
-from model_core.hardware.attention_backend import Hardware, layer_kernels, summary, unsupported_reason
+from model_core.hardware.attention_backend import Hardware, fallback_summary, layer_kernels, unsupported_reason
 
 A100 = Hardware("cuda", "bfloat16", (8, 0))
 RTX_4090 = Hardware("cuda", "bfloat16", (8, 9))
@@ -87,9 +87,9 @@ def test_metal_and_the_cpu_say_what_they_lack() -> None:
 
 def test_equal_reasons_are_told_together() -> None:
     model = ModelConfig(n_layer=6, n_head_list=(2, 2, 2, 12, 1, 2), n_embd=768)
-    told = summary(layer_kernels(model, A100, "auto"))
+    told = fallback_summary(layer_kernels(model, A100, "auto"))
     assert told == "layers 0-2, 5: head size 384 is above 256; layer 4: head size 768 is above 256"
-    assert summary(layer_kernels(ModelConfig(), A100, "flash")) is None
+    assert fallback_summary(layer_kernels(ModelConfig(), A100, "flash")) is None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

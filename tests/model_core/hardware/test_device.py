@@ -11,7 +11,7 @@ from model_core.config import ExperimentConfig, ModelConfig
 from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.errors import DeviceUnavailable
 from model_core.gpt import GPT
-from model_core.hardware.device import Gpu, Machine, Runtime, apply, decide, describe_machine, multiplies_bfloat16
+from model_core.hardware.device import Gpu, Machine, Runtime, apply, decide, describe_machine, has_bfloat16
 
 A100 = Gpu("A100", (8, 0), 40 << 30, "GPU-a")
 T4 = Gpu("T4", (7, 5), 16 << 30, "GPU-b")
@@ -130,11 +130,11 @@ def test_instructions_for_bfloat16_are_looked_up_in_what_the_kernel_tells(
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(text)
-    assert multiplies_bfloat16(cpuinfo) is known
+    assert has_bfloat16(cpuinfo) is known
 
 
 def test_where_the_kernel_tells_nothing_no_instructions_for_bfloat16_are_assumed(tmp_path: Path) -> None:
-    assert not multiplies_bfloat16(tmp_path / "cpuinfo")
+    assert not has_bfloat16(tmp_path / "cpuinfo")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -4,7 +4,7 @@ import pytest
 
 from model_core.budget import budget_of
 from model_core.config import ExperimentConfig
-from model_core.hardware.throughput import ThroughputMeter, peak_flops, summarise
+from model_core.hardware.throughput import ThroughputMeter, peak_flops, throughput_summary
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,11 @@ def test_a_card_that_is_not_on_file_has_no_peak(gpu: str) -> None:
 
 
 def test_a_summary_tells_speed_waiting_and_use_of_the_gpu() -> None:
-    pace = ThroughputMeter()
-    pace.add(tokens=400_000, seconds=1.0, waiting_s=0.1)
-    pace.add(tokens=600_000, seconds=1.0, waiting_s=0.2)
+    meter = ThroughputMeter()
+    meter.add(tokens=400_000, seconds=1.0, waiting_s=0.1)
+    meter.add(tokens=600_000, seconds=1.0, waiting_s=0.2)
     flops = budget_of(ExperimentConfig()).flops_per_token
-    told = summarise(pace, flops, gpu="NVIDIA H200", dtype="bfloat16", tf32=True)
+    told = throughput_summary(meter, flops, gpu="NVIDIA H200", dtype="bfloat16", tf32=True)
     assert told == {"tokens_per_s": 500_000.0, "data_wait_share": 0.15, "mfu": pytest.approx(0.4344, abs=0.005)}
 
 
@@ -48,11 +48,11 @@ def test_a_summary_tells_speed_waiting_and_use_of_the_gpu() -> None:
     ("gpu", "says"), [(None, "told for NVIDIA GPUs"), ("Other", "no published peak is on file for 'Other' in bfloat16")]
 )
 def test_without_a_peak_the_use_is_null_with_a_reason(gpu: str | None, says: str) -> None:
-    told = summarise(ThroughputMeter(1000, 2.0, 0.0), 10**9, gpu=gpu, dtype="bfloat16", tf32=False)
+    told = throughput_summary(ThroughputMeter(1000, 2.0, 0.0), 10**9, gpu=gpu, dtype="bfloat16", tf32=False)
     assert (told["tokens_per_s"], told["mfu"]) == (500.0, None)
     assert says in told["mfu_reason"]
 
 
 def test_without_a_step_there_is_no_speed() -> None:
-    told = summarise(ThroughputMeter(), 10**9, gpu="NVIDIA H200", dtype="bfloat16", tf32=True)
+    told = throughput_summary(ThroughputMeter(), 10**9, gpu="NVIDIA H200", dtype="bfloat16", tf32=True)
     assert (told["tokens_per_s"], told["mfu"], told["mfu_reason"]) == (None, None, "no step was taken")

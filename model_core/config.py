@@ -1,7 +1,7 @@
 """The configuration of an experiment: one frozen tree, section by section the YAML file.
 
-Every key has a default, so a preset states only what differs. A section checks what it can know alone; what
-two sections must agree on is in `config_validation.py`; `config_loader.py` applies both.
+Every key has a default, so a preset states only what differs. A section validates what it can know alone;
+`config_validation.py` has the rules between sections, and `config_loader.py` applies both.
 """
 
 from __future__ import annotations
@@ -25,26 +25,35 @@ GPT2_VOCABULARY = 50257
 
 
 def _no_flag(value: Any) -> Any:
-    if isinstance(value, bool):  # what YAML 1.1 makes of `no`
+    if isinstance(value, bool):  # YAML 1.1 reads `no` as false
         raise PydanticCustomError("float_type", "Input should be a valid number")
     return value
 
 
 Name = Annotated[str, StringConstraints(strict=True, pattern=NAME_PATTERN)]
-Whole = Annotated[int, Field(strict=True)]  # true and "3" are not numbers
-Flag = Annotated[bool, Field(strict=True)]  # nor is 0 false
+Whole = Annotated[int, Field(strict=True)]  # refuses true and "3"
+Flag = Annotated[bool, Field(strict=True)]  # refuses 0 and 1
 Heads = Annotated[int, Field(strict=True, ge=1, le=65_536)]
-Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_flag)]  # YAML 1.1 reads 1e-8 as text: a number
+Real = Annotated[
+    float, Field(allow_inf_nan=False), BeforeValidator(_no_flag)
+]  # accepts text, since YAML 1.1 reads 1e-8 as text
 
 
 class Config(BaseModel):
-    """A frozen section that refuses keys it does not know."""
+    """A frozen section that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def divisors(n: int) -> tuple[int, ...]:
-    """Every head count that divides a width of `n`, ascending."""
+    """List the head counts that divide a width.
+
+    Args:
+        n: The width, at least 1.
+
+    Returns:
+        The divisors, ascending.
+    """
     small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
     return tuple(sorted({*small, *(n // d for d in small)}))
 
@@ -73,7 +82,7 @@ class ModelConfig(Config):
 
     @property
     def shape(self) -> dict[str, int | list[int]]:
-        """What two models must share for the weights of one to mean the same in the other; dropout is not of it."""
+        """Values that two models must share so that the parameters of one fit the other; without dropout."""
         sizes = {name: getattr(self, name) for name in ("n_layer", "n_embd", "vocab_size", "block_size")}
         return {**sizes, "n_head_list": list(self.heads), "head_dim": list(self.head_dims)}
 
@@ -112,7 +121,7 @@ def _misfit(field: str, detail: str, value: object, nearest: tuple[int, ...] = (
 
 
 class TrainingConfig(Config):
-    """One optimizer update and how many of them."""
+    """One optimizer step, and the number of steps."""
 
     batch_size: Whole = Field(default=16, ge=1, le=2**20)  # rows of one micro batch
     sequence_length: Whole = Field(default=1024, ge=1, le=2**17)
@@ -147,7 +156,7 @@ TokenizerChoice = Annotated[
 
 
 class DataConfig(Config):
-    """Which tokens, and where they come from when they are missing."""
+    """The tokens to train on, and their source when they are missing."""
 
     data_dir: str = "./babylm_data"
     train_file: str = "babylm_train.npy"
@@ -164,7 +173,7 @@ class DataConfig(Config):
 
     @property
     def dataset_name(self) -> str:
-        """The dataset's name: given, or what stands before ``_train.npy``."""
+        """Name of the dataset: the stated one, or what precedes ``_train.npy``."""
         return self.dataset or self.train_file.removesuffix(".npy").removesuffix("_train")
 
 
@@ -177,7 +186,7 @@ class ExecutionConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """What happens every so many steps."""
+    """Validation, samples and periodic checkpoints, each after a number of steps."""
 
     val_loss_every: Whole = Field(default=250, ge=1)
     val_max_steps: Whole = Field(default=20, ge=1)
@@ -191,14 +200,14 @@ class EvaluationConfig(Config):
 
 
 class OutputConfig(Config):
-    """Where runs and pictures go when there is no data root."""
+    """Directories of runs and pictures when there is no data root."""
 
     exp_dir: str = "./exp"
     attention_dir: str = "./attention_outputs"
 
 
 class DeviceConfig(Config):
-    """The hardware asked for; the run's `start` event says what was used."""
+    """The requested hardware; the run's `start` event states what is used."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
@@ -209,7 +218,7 @@ class DeviceConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """Which states of a run are kept."""
+    """Which states of a run are kept, and from which one it starts."""
 
     save_best: Flag = True
     save_final: Flag = True
@@ -233,7 +242,7 @@ class TestingConfig(Config):
 
 
 class LoggingConfig(Config):
-    """What is written while a run goes on."""
+    """What is logged during a run."""
 
     log_interval: Whole = Field(default=1, ge=1)
     log_to_file: Flag = True
@@ -243,7 +252,7 @@ class LoggingConfig(Config):
 
 
 class ExperimentConfig(Config):
-    """Everything that decides what a run is. `config_loader.parse_config` builds it and applies every rule."""
+    """The configuration of a run. `config_loader.parse_config` builds it and applies every rule."""
 
     schema_version: Literal[1] = 1
     experiment_name: Name = "baseline"

@@ -1,6 +1,6 @@
-"""Loads configurations: the only place where text becomes an `ExperimentConfig`.
+"""Loads configurations: the only module that turns text into an `ExperimentConfig`.
 
-Later layers win: field default, YAML file, override. One pass finds all errors of a file, each with its place, its
+Later layers win: field default, YAML file, override. One pass finds all errors of a file, each with its pointer, its
 value and the nearest valid one. Presets are looked up in ./configs, or in the package when that folder is missing.
 """
 
@@ -28,9 +28,22 @@ _DEPRECATED = {"val_interval": "val_loss_every", "val_loss_steps": "val_max_step
 _SMALL_HEAD = 16  # below it the fused kernels lose speed
 
 
+_UNION_TAGS = ("gpt2", "bpe")  # pydantic adds the tag of the tokenizer's form to the path of an error
+_SECTIONS: Mapping[str, type[Config]] = {
+    name: field.annotation
+    for name, field in ExperimentConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+}
+
+
 @dataclass(frozen=True)
 class ConfigWarning:
-    """Something to know about a configuration that is right."""
+    """A warning about a valid configuration.
+
+    Attributes:
+        code: Identifies the kind of warning for programs.
+        detail: The message.
+    """
 
     code: str
     detail: str
@@ -38,7 +51,12 @@ class ConfigWarning:
 
 @dataclass(frozen=True)
 class ParsedConfig:
-    """A configuration and what its author should know about it."""
+    """A valid configuration with its warnings.
+
+    Attributes:
+        config: The configuration.
+        warnings: What its author should know.
+    """
 
     config: ExperimentConfig
     warnings: tuple[ConfigWarning, ...]
@@ -48,24 +66,49 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentCo
     """Read a configuration file.
 
     Args:
-        path: A YAML file.
+        path: Path of a YAML file.
         overrides: ``section.key=value`` each, the value in YAML; they win over the file.
+
+    Returns:
+        The configuration.
 
     Raises:
         ConfigFileNotFound: There is no such file.
         MalformedConfig: The text is not a YAML mapping; the message has line and column.
-        InvalidConfig: Values are wrong; all of them are named.
+        InvalidConfig: Values are wrong; the error has all of them.
     """
     return read_config(path, overrides).config
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> ParsedConfig:
-    """`load_config`, with the warnings."""
+    """Read a configuration file, with its warnings.
+
+    Args:
+        path: See `load_config`.
+        overrides: See `load_config`.
+
+    Returns:
+        The configuration and its warnings.
+
+    Raises:
+        ModelCoreError: See `load_config`.
+    """
     return parse_config(override(read_tree(path), overrides))
 
 
 def read_tree(path: str | Path) -> Tree:
-    """Read the tree of a YAML file, unchecked."""
+    """Read the tree of a YAML file without validating it.
+
+    Args:
+        path: Path of the file; a backslash separates folders like a slash.
+
+    Returns:
+        Values by section and key.
+
+    Raises:
+        ConfigFileNotFound: There is no such file.
+        MalformedConfig: The text is not a YAML mapping.
+    """
     file = Path(str(path).replace("\\", "/"))
     if not file.is_file():
         raise ConfigFileNotFound(file)
@@ -75,29 +118,17 @@ def read_tree(path: str | Path) -> Tree:
         raise MalformedConfig(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, a few hundred bytes of which can expand to gigabytes, and without repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not accepted", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def parse_yaml(text: str) -> Tree:
     """Parse YAML text into a tree.
 
+    Args:
+        text: YAML text.
+
+    Returns:
+        Values by section and key.
+
     Raises:
-        MalformedConfig: Not YAML, or not a mapping of text keys.
+        MalformedConfig: The text is not YAML, or not a mapping with text keys.
     """
     try:
         tree = yaml.load(text, Loader=_Loader)
@@ -117,11 +148,14 @@ def parse_yaml(text: str) -> Tree:
 
 
 def to_yaml(config: ExperimentConfig, *, written_only: bool = False) -> str:
-    """A configuration as YAML text that `load_config` reads back equal.
+    """Write a configuration as YAML text, which `load_config` reads back equal.
 
     Args:
         config: The configuration.
-        written_only: Leave out keys that nobody wrote: a test job takes those from the checkpoint.
+        written_only: Leave out keys that were not stated, as a test takes those from the checkpoint.
+
+    Returns:
+        The text.
     """
     tree = config.model_dump(mode="json", exclude_unset=written_only)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
@@ -130,8 +164,15 @@ def to_yaml(config: ExperimentConfig, *, written_only: bool = False) -> str:
 def override(tree: Tree, overrides: Iterable[str]) -> Tree:
     """Apply ``section.key=value`` settings to a copy of a tree.
 
+    Args:
+        tree: Values by section and key.
+        overrides: The settings, each with a value in YAML.
+
+    Returns:
+        The changed copy.
+
     Raises:
-        InvalidConfig: A setting without an equals sign.
+        InvalidConfig: A setting has no equals sign.
     """
     patch: Tree = {}
     for setting in overrides:
@@ -150,12 +191,15 @@ def override(tree: Tree, overrides: Iterable[str]) -> Tree:
 
 
 def merge_patch(target: Any, patch: Any, *, keep_null: bool = False) -> Any:
-    """RFC 7396: objects merge, null removes, everything else replaces.
+    """Apply a merge patch (RFC 7396): objects merge, null removes a key, everything else replaces.
 
     Args:
         target: The tree to start from; it is not changed.
-        patch: What differs.
+        patch: The differences.
         keep_null: Write null as a value instead of removing the key.
+
+    Returns:
+        The changed copy.
     """
     if not isinstance(patch, Mapping):
         return patch
@@ -169,13 +213,16 @@ def merge_patch(target: Any, patch: Any, *, keep_null: bool = False) -> Any:
 
 
 def parse_config(tree: Mapping[str, Any]) -> ParsedConfig:
-    """Check a tree against every rule.
+    """Validate a tree by every rule.
 
     Args:
-        tree: Sections as the YAML file has them; the service's own sections are left aside.
+        tree: Sections as in the YAML file; those of the service are ignored.
+
+    Returns:
+        The configuration and its warnings.
 
     Raises:
-        InvalidConfig: With every problem of the tree.
+        InvalidConfig: Values are wrong; the error has all of them.
     """
     tree, renamed = _rename_deprecated({k: v for k, v in tree.items() if k not in SERVICE_SECTIONS})
     try:
@@ -193,14 +240,14 @@ def parse_saved(tree: Mapping[str, Any], like: ExperimentConfig | None = None) -
 
     Args:
         tree: The saved tree.
-        like: A parsed configuration that the tree probably equals, apart from the values that `resolved` fixes. It
-            is not validated again then.
+        like: A valid configuration that probably equals the tree, apart from the values that `resolved` fixes. If it
+            does, nothing is validated.
 
     Returns:
         The saved configuration.
 
     Raises:
-        InvalidConfig: The tree is not the one of `like` and has invalid values.
+        InvalidConfig: Values are wrong; the error has all of them.
     """
     match tree:
         case {"training": {"max_steps": int(steps)}, "device": {"threads": int() | None as threads}} if like:
@@ -211,30 +258,21 @@ def parse_saved(tree: Mapping[str, Any], like: ExperimentConfig | None = None) -
     return parse_config(tree).config
 
 
-_SECTIONS: Mapping[str, type[Config]] = {
-    name: field.annotation
-    for name, field in ExperimentConfig.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
-}
-
-
-def _sound_sections(tree: Mapping[str, Any]) -> dict[str, Config]:
-    sound: dict[str, Config] = {}
-    for name, section in _SECTIONS.items():
-        try:
-            sound[name] = section.model_validate(tree.get(name, {}))
-        except ValidationError:
-            continue
-    return sound
-
-
 def field_errors(error: ValidationError, model: type[BaseModel]) -> Iterator[FieldProblem]:
-    """Turn pydantic's errors into ours, with pointers and the nearest known keys."""
+    """Convert pydantic's errors to `FieldProblem`, with JSON pointers and the nearest known keys.
+
+    Args:
+        error: Error of a validation.
+        model: Class that was validated.
+
+    Returns:
+        The problems, one for each error.
+    """
     return (field_error(item, model) for item in error.errors(include_url=False))
 
 
 def field_error(item: Mapping[str, Any], model: type[BaseModel]) -> FieldProblem:
-    """Turn one of pydantic's errors into ours.
+    """Convert one of pydantic's errors to a `FieldProblem`.
 
     Args:
         item: The error, as `ValidationError.errors` lists it.
@@ -245,7 +283,7 @@ def field_error(item: Mapping[str, Any], model: type[BaseModel]) -> FieldProblem
     """
     context = item.get("ctx", {})
     path = [*item["loc"], *([context["field"]] if "field" in context else [])]
-    path = [part for part in path if part not in _TAGS]
+    path = [part for part in path if part not in _UNION_TAGS]
     pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
     if item["type"] == "extra_forbidden":
         near = _nearest_keys(model, path)
@@ -257,7 +295,85 @@ def field_error(item: Mapping[str, Any], model: type[BaseModel]) -> FieldProblem
     return FieldProblem(pointer, f"{item['msg']}, got {value!r}", value)
 
 
-_TAGS = ("gpt2", "bpe")  # of the tokenizer's two forms; they stand in pydantic's places, not in the file
+def advice_of(config: ExperimentConfig) -> tuple[ConfigWarning, ...]:
+    """Find what the author of a valid configuration should know.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The warnings.
+    """
+    return tuple(_advice(config))
+
+
+def preset_names() -> tuple[str, ...]:
+    """List the presets.
+
+    Returns:
+        Their names, sorted.
+    """
+    return tuple(sorted(file.stem for file in _directory().glob("*.yaml")))
+
+
+def preset_text(name: str) -> str:
+    """Read the text of a preset.
+
+    Args:
+        name: Name of the preset.
+
+    Returns:
+        YAML text with comments.
+
+    Raises:
+        UnknownPreset: There is no such preset; the error names those that exist.
+    """
+    return _file(name).read_text(encoding="utf-8")
+
+
+def preset_tree(name: str) -> Tree:
+    """Read the tree of a preset without validating it.
+
+    Args:
+        name: Name of the preset.
+
+    Returns:
+        Values by section and key. Callers share the tree and must not change it.
+
+    Raises:
+        UnknownPreset: There is no such preset; the error names those that exist.
+    """
+    file = _file(name)
+    facts = file.stat()
+    return _parsed(file, facts.st_mtime_ns, facts.st_size)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases, which can expand a few hundred bytes to gigabytes, and without repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not accepted", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _sound_sections(tree: Mapping[str, Any]) -> dict[str, Config]:
+    sound: dict[str, Config] = {}
+    for name, section in _SECTIONS.items():
+        try:
+            sound[name] = section.model_validate(tree.get(name, {}))
+        except ValidationError:
+            continue
+    return sound
 
 
 def _short(value: Any) -> Any:
@@ -271,7 +387,7 @@ def _short(value: Any) -> Any:
 
 
 def _nearest_keys(model: type[BaseModel], path: list[Any]) -> tuple[str, ...]:
-    """Known keys like an unknown one: of its own section, else ``section.key`` of another."""
+    """Find known keys that resemble an unknown one: of its section, else ``section.key`` of another."""
     known: type[Any] = model
     for part in path[:-1]:
         field = known.model_fields.get(part) if issubclass(known, BaseModel) else None
@@ -286,7 +402,7 @@ def _nearest_keys(model: type[BaseModel], path: list[Any]) -> tuple[str, ...]:
 
 
 def _section_of(annotation: Any) -> type[Any]:
-    """The section that a field holds, also where it is one of several forms."""
+    """Return the section that a field holds, also where it is one of several forms."""
     if isinstance(annotation, type):
         return annotation
     sections = (_section_of(form) for form in get_args(annotation))
@@ -303,11 +419,6 @@ def _rename_deprecated(tree: Tree) -> tuple[Tree, tuple[ConfigWarning, ...]]:
         ConfigWarning("deprecated_key", f"evaluation.{key} is now evaluation.{_DEPRECATED[key]}") for key in old
     )
     return {**tree, "evaluation": renamed}, advice
-
-
-def advice_of(config: ExperimentConfig) -> tuple[ConfigWarning, ...]:
-    """What the author of a configuration should know about it."""
-    return tuple(_advice(config))
 
 
 def _advice(config: ExperimentConfig) -> Iterator[ConfigWarning]:
@@ -332,31 +443,6 @@ def _found_from(working_directory: Path) -> Path:
         if (directory / "baseline.yaml").is_file():
             return directory
     return Path(__file__).parent / "configs"
-
-
-def preset_names() -> tuple[str, ...]:
-    """Every preset's name, in order."""
-    return tuple(sorted(file.stem for file in _directory().glob("*.yaml")))
-
-
-def preset_text(name: str) -> str:
-    """A preset as its author wrote it.
-
-    Raises:
-        UnknownPreset: Naming those that exist.
-    """
-    return _file(name).read_text(encoding="utf-8")
-
-
-def preset_tree(name: str) -> Tree:
-    """A preset's sections, unchecked. Shared by all who ask: nobody changes it.
-
-    Raises:
-        UnknownPreset: Naming those that exist.
-    """
-    file = _file(name)
-    facts = file.stat()
-    return _parsed(file, facts.st_mtime_ns, facts.st_size)
 
 
 def _file(name: str) -> Path:

@@ -1,7 +1,7 @@
-"""What the sections of a configuration must agree on.
+"""Rules between the sections of a configuration, and the comparison of two configurations.
 
-A rule reads one or two sections and yields what is wrong. Rules run on every section that is right in itself,
-so one answer can hold all the errors of a file.
+A rule reads one or two sections and yields what is wrong. Rules run on every section that is valid in itself, so that
+one answer holds all errors of a file.
 """
 
 from __future__ import annotations
@@ -28,12 +28,41 @@ Rule = Callable[..., Iterator[FieldProblem]]
 
 
 def cross_section_errors(sections: Mapping[str, Config]) -> Iterator[FieldProblem]:
-    """Apply every rule whose sections are all given; a test of a run is not held to what only training needs."""
+    """Apply every rule whose sections are all given; a test of a run need not satisfy the rules of a training.
+
+    Args:
+        sections: Valid sections by name.
+
+    Returns:
+        The problems, found while they are read.
+    """
     execution = sections.get("execution")
     trains = not isinstance(execution, ExecutionConfig) or execution.train
     for names, rule in (*_RULES, *(_TRAINING_RULES if trains else ())):
         if all(name in sections for name in names):
             yield from rule(*(sections[name] for name in names))
+
+
+def check_batch_divides(training: TrainingConfig, processes: int = 1) -> Iterator[FieldProblem]:
+    """Check that a step is a whole number of micro batches, equally many for each process.
+
+    Args:
+        training: Section `training`; total_batch_size counts the tokens of all processes.
+        processes: Number of processes that train together, which the job or the launcher decides.
+
+    Returns:
+        The problem, if there is one.
+    """
+    rows = training.batch_size * training.sequence_length * processes
+    total = training.total_batch_size
+    if total % rows:
+        nearest = tuple(n * rows for n in (total // rows, total // rows + 1) if n)
+        shared = f" x {processes} processes" if processes > 1 else ""
+        detail = (
+            f"{total} is not a multiple of batch_size {training.batch_size} x sequence_length "
+            f"{training.sequence_length}{shared} = {rows}; the nearest are {' and '.join(map(str, nearest))}"
+        )
+        yield FieldProblem("/training/total_batch_size", detail, total, nearest)
 
 
 def model_differences(
@@ -90,25 +119,6 @@ def _vocabulary_holds_every_id(model: ModelConfig, data: DataConfig) -> Iterator
     if model.vocab_size < needed:
         detail = f"{model.vocab_size} is below the {needed} ids of the tokenizer in data.tokenizer"
         yield FieldProblem("/model/vocab_size", detail, model.vocab_size, (needed, -(-needed // 64) * 64))
-
-
-def check_batch_divides(training: TrainingConfig, processes: int = 1) -> Iterator[FieldProblem]:
-    """A step is whole micro batches, as many for each of the processes that share it.
-
-    Args:
-        training: Its total_batch_size counts the tokens of all processes.
-        processes: How many train together: the job says that, or who starts them by hand.
-    """
-    rows = training.batch_size * training.sequence_length * processes
-    total = training.total_batch_size
-    if total % rows:
-        nearest = tuple(n * rows for n in (total // rows, total // rows + 1) if n)
-        shared = f" x {processes} processes" if processes > 1 else ""
-        detail = (
-            f"{total} is not a multiple of batch_size {training.batch_size} x sequence_length "
-            f"{training.sequence_length}{shared} = {rows}; the nearest are {' and '.join(map(str, nearest))}"
-        )
-        yield FieldProblem("/training/total_batch_size", detail, total, nearest)
 
 
 def _schedule_is_ordered(training: TrainingConfig) -> Iterator[FieldProblem]:

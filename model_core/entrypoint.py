@@ -1,7 +1,7 @@
 """One process of a job: signals, events, log, exit code and outcome file.
 
-Every end of the process becomes an exit code, an `end` event and an outcome file; the supervisor reads the file, not
-the code. A signal, or the end of the pipe that the supervisor holds, asks the process to save and leave; SIGUSR1 dumps
+However the process ends, it leaves an exit code, an `end` event and an outcome file; the supervisor reads the file, not
+the code. A signal, or the end of the pipe that the supervisor holds, asks the process to save and exit; SIGUSR1 dumps
 the stacks of all threads. Torch-free, so that the handlers are installed before the slow imports. Nothing here takes a
 lock, because a signal handler may interrupt another one and would wait forever for a lock that it holds.
 """
@@ -39,31 +39,40 @@ from model_core.errors import (
 from model_core.storage.events import EventWriter, finite, last_event
 from model_core.storage.files import now, write_json
 
+log = logging.getLogger(__name__)
+
+Emit = Callable[..., Any]  # writes an event: its type, then its fields as keywords
+OnRefusal = Callable[[ModelCoreError], None]
+
 _STDERR = 2  # the descriptor: sys.stderr may be something that a signal handler cannot write to
-_PARENT_S = 0.5
+_PARENT_POLL_S = 0.5
 
 
 class ShutdownSignal:
-    """True once somebody asked the process to stop.
+    """Whether the process was asked to stop.
 
     Attributes:
-        reason: What asked first; None: nobody did.
+        reason: Name of the first signal or event that asked; None if there was none.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
 
     def __call__(self) -> bool:
-        """Whether somebody asked."""
+        """Check whether the process was asked to stop.
+
+        Returns:
+            True from the first request on.
+        """
         return self.reason is not None
 
     def listen(self, *, stdin: bool, parent: bool = False) -> None:
-        """Heed SIGTERM and SIGINT; SIGUSR1 writes the stacks of all threads to stderr, whatever hangs.
+        """Handle SIGTERM and SIGINT as requests to stop; on SIGUSR1, write the stacks of all threads to stderr.
 
         Args:
-            stdin: Heed the end of standard input too: it is a pipe whose other end the supervisor holds, so it
-                closes when the supervisor dies, in whatever way.
-            parent: Heed the end of the parent: the launcher of several processes that train together.
+            stdin: Also handle the end of standard input: a pipe whose other end the supervisor holds, so that it closes
+                when the supervisor dies in any way.
+            parent: Also handle the end of the parent process, the launcher of processes that train together.
         """
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             faulthandler.register(signal.SIGUSR1, file=_STDERR, all_threads=True)
@@ -75,16 +84,20 @@ class ShutdownSignal:
             threading.Thread(target=self._watch_parent, args=(os.getppid(),), name="parent-watch", daemon=True).start()
 
     def check(self) -> None:
-        """Go on, unless somebody asked.
+        """Raise an error if the process was asked to stop.
 
         Raises:
-            Stopped: Somebody did.
+            Stopped: It was asked.
         """
         if self.reason is not None:
             raise Stopped(self.reason)
 
     def request(self, reason: str) -> None:
-        """Ask the process to stop; only the first reason is kept."""
+        """Ask the process to stop; only the first reason is kept.
+
+        Args:
+            reason: What asks.
+        """
         if self.reason is None:
             self.reason = reason
 
@@ -100,31 +113,34 @@ class ShutdownSignal:
 
     def _watch_parent(self, parent: int) -> None:
         while os.getppid() == parent:
-            time.sleep(_PARENT_S)
+            time.sleep(_PARENT_POLL_S)
         self.request("launcher gone")
 
 
-log = logging.getLogger(__name__)
-
-Emit = Callable[..., Any]  # writes an event: its type, then its fields as keywords
-OnRefusal = Callable[[ModelCoreError], None]
-
-
 class OneLineParser(argparse.ArgumentParser):
-    """Arguments of a program that says what is wrong with them on one line."""
+    """Argument parser that reports an error on one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Leave with the exit code of bad input."""
+        """Exit with the code of bad input.
+
+        Args:
+            message: What is wrong with the arguments.
+        """
         self.exit(BAD_INPUT, f"error: {message}; see --help\n")
 
 
 class Attempt:
-    """Records what one process does.
+    """Records the events and the outcome of one process.
+
+    Args:
+        directory: Directory of events.jsonl and outcome.json.
+        number: Number of the attempt.
+        seq_after: Number of the last event of a run that this one replaces.
 
     Attributes:
-        number: Grows with every attempt at the same directory.
-        facts: Added to the `end` event and to the outcome.
-        outcome: ``succeeded``, ``failed`` or ``stopped``, once it is known.
+        number: Number of the attempt; it grows with every attempt at the same directory.
+        facts: Further fields of the `end` event and the outcome.
+        outcome: ``succeeded``, ``failed`` or ``stopped``; None before the end.
     """
 
     def __init__(self, directory: Path, number: int, *, seq_after: int = 0) -> None:
@@ -134,24 +150,48 @@ class Attempt:
         self.outcome: str | None = None
 
     def emit(self, type: str, **fields: Any) -> dict[str, Any]:  # noqa: A002 - the name on disk
-        """Write an event; a warning goes to the log too."""
+        """Write an event; a warning is also logged.
+
+        Args:
+            type: Type of the event.
+            fields: Further fields.
+
+        Returns:
+            The event as written.
+        """
         if type == "warning":
             log.warning("%s: %s", fields["code"], fields["detail"])
         return self._events.append(type, **fields)
 
-    def warn(self, advices: Iterable[ConfigWarning]) -> None:
-        """Tell what the author of the configuration should know about it."""
-        for advice in advices:
-            self.emit("warning", code=advice.code, detail=advice.detail)
+    def warn(self, warnings: Iterable[ConfigWarning]) -> None:
+        """Write a `warning` event for each warning about the configuration.
+
+        Args:
+            warnings: The warnings.
+        """
+        for warning in warnings:
+            self.emit("warning", code=warning.code, detail=warning.detail)
 
     def stopped(self, reason: str | None) -> int:
-        """End as somebody asked; returns the exit code."""
+        """End the attempt because the process was asked to stop.
+
+        Args:
+            reason: What asked.
+
+        Returns:
+            The exit code.
+        """
         self.facts["reason"] = reason
         self.finish("stopped")
         return STOPPED
 
     def finish(self, outcome: str, error: dict[str, Any] | None = None) -> None:
-        """Write the `end` event and the outcome file."""
+        """Write the `end` event and the outcome file.
+
+        Args:
+            outcome: ``succeeded``, ``failed`` or ``stopped``.
+            error: Fields of the error, as `describe` returns them.
+        """
         self.outcome = outcome
         record = {"schema_version": 1, "attempt": self.number, "outcome": outcome, "error": error, "time": now()}
         try:
@@ -164,13 +204,13 @@ class Attempt:
 def make_attempt(
     directory: Path, number: int, body: Callable[[Attempt], int], *, log_to_file: bool = True, seq_after: int = 0
 ) -> int:
-    """Do the work and record how it ended, whatever becomes of it.
+    """Run the body of an attempt and record its outcome, whatever it is.
 
     Args:
-        directory: Where events.jsonl, outcome.json and logs/log.txt lie.
-        number: The attempt's.
-        body: The work; it returns the exit code, and has finished the attempt unless that is 0.
-        log_to_file: Whether log lines go to logs/log.txt too.
+        directory: Directory of events.jsonl, outcome.json and logs/log.txt.
+        number: Number of the attempt.
+        body: The work. It returns the exit code, and has finished the attempt unless that is 0.
+        log_to_file: Whether log lines also go to logs/log.txt.
         seq_after: Number of the last event of a run that this one replaces.
 
     Returns:
@@ -191,28 +231,48 @@ def make_attempt(
         except Exception as error:
             log.error("attempt failed number=%d", number, exc_info=not isinstance(error, ModelCoreError))
             attempt.facts |= error.facts if isinstance(error, ModelCoreError) else {}
-            with contextlib.suppress(ModelCoreError, OSError):  # on a full disk stderr alone can say it
+            with contextlib.suppress(ModelCoreError, OSError):  # on a full disk only stderr works
                 attempt.finish("failed", describe(error))
-            return _say(error)
+            return _print_error(error)
         if attempt.outcome is None:
             attempt.finish("succeeded")
         return code
 
 
 def refuse(directory: Path, number: int, error: ModelCoreError) -> None:
-    """Record that an attempt ended before it could begin."""
+    """Record that an attempt ended before it could begin.
+
+    Args:
+        directory: Directory of the outcome file.
+        number: Number of the attempt.
+        error: Why it could not begin.
+    """
     record = {"schema_version": 1, "attempt": number, "outcome": "failed", "error": describe(error), "time": now()}
     write_json(directory / "outcome.json", record)
 
 
 def next_attempt(events: Path) -> int:
-    """The number of an attempt made by hand: one more than the last in the file."""
+    """Return the number of an attempt that is started by hand.
+
+    Args:
+        events: Path of events.jsonl.
+
+    Returns:
+        One more than the last attempt in the file.
+    """
     last = last_event(events)
     return (last["attempt"] if last else 0) + 1
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An error as it stands in a record: code, detail, step, hint."""
+    """Convert an error to the fields of a record.
+
+    Args:
+        error: The error.
+
+    Returns:
+        ``code``, ``detail``, ``step`` and ``hint``.
+    """
     code, hint, step, detail = "internal_error", None, None, f"{type(error).__name__}: {error}"
     if isinstance(error, ModelCoreError):
         code, hint, step, detail = error.code, error.hint, error.step, str(error)
@@ -225,27 +285,43 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def exit_code(main: Callable[[], int], on_refusal: OnRefusal | None = None) -> int:
-    """Run a program's body; errors become one line on stderr and an exit code.
+    """Run the body of a program; an error becomes one line on stderr and an exit code.
 
     Args:
         main: The body.
-        on_refusal: Told about what kept it from beginning, unless that is another process.
+        on_refusal: Called with an error that prevented the work; not if another process holds the run.
+
+    Returns:
+        The exit code.
     """
     try:
         return main()
     except (AttemptSuperseded, RunBusy) as error:
-        return _say(error)
+        return _print_error(error)
     except ModelCoreError as error:
         if on_refusal is not None:
             with contextlib.suppress(ModelCoreError, OSError):
                 on_refusal(error)
-        return _say(error)
-    except Exception as error:  # noqa: BLE001 - the edge of the process: a person sees a line, not a trace
-        return _say(error)
+        return _print_error(error)
+    except Exception as error:  # noqa: BLE001 - the edge of the process: one line, no stack trace
+        return _print_error(error)
 
 
-def _say(error: Exception) -> int:
-    """Put an error on stderr, on one line; returns the exit code that it means."""
+def log_to_stderr(*, verbose: bool) -> None:
+    """Log to stderr, one line per event.
+
+    Args:
+        verbose: Log everything; otherwise, and on a terminal with its progress bar, only warnings.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_WithoutTrace("%(asctime)s %(message)s"))
+    if not verbose or sys.stderr.isatty():
+        handler.setLevel(logging.WARNING)  # a terminal shows the progress bar
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _print_error(error: Exception) -> int:
+    """Print an error on one line of stderr; returns the exit code for it."""
     facts = describe(error)
     hint = f" ({facts['hint']})" if facts["hint"] else ""
     print(f"error: {' '.join(facts['detail'].split())}{hint}", file=sys.stderr)  # noqa: T201 - the command's voice
@@ -269,17 +345,8 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def log_to_stderr(*, verbose: bool) -> None:
-    """Tell a person what happens, a line an event; on a terminal only what is wrong."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_WithoutTrace("%(asctime)s %(message)s"))
-    if not verbose or sys.stderr.isatty():
-        handler.setLevel(logging.WARNING)  # on a terminal the progress bar speaks
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-
-
 class _WithoutTrace(logging.Formatter):
-    """A person gets one line; the log file has the trace."""
+    """Formats a record on one line; the log file has the stack trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

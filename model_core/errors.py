@@ -26,17 +26,25 @@ BAD_INPUT_CODES = INVALID_INPUT_CODES | {
     "hub_not_found",
 }  # fmt: skip
 
+# Messages of allocators without an exception class of their own.
+_ALLOCATOR_MESSAGES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "out of memory",
+)
+
 
 @dataclass(frozen=True)
 class FieldProblem:
     """One wrong value of a configuration or a request.
 
     Attributes:
-        pointer: Where, as a JSON pointer (RFC 6901), for example ``/model/n_embd``.
+        pointer: JSON pointer (RFC 6901) to the value, for example ``/model/n_embd``.
         detail: What is wrong and what would be right.
         value: The value as given; None when it is missing.
-        nearest: Values or keys close to the given one that would be accepted.
-        code: ``invalid`` or ``not_available`` (a feature that is not built).
+        nearest: Valid values or keys close to the given one.
+        code: ``invalid``, or ``not_available`` for a feature that is not built.
     """
 
     pointer: str
@@ -50,10 +58,10 @@ class ModelCoreError(Exception):
     """Base of every error that a caller can act on.
 
     Attributes:
-        code: Stable for programs.
-        hint: What would help.
-        step: Of the training, where it broke.
-        facts: What else was measured; they go into the `end` event.
+        code: Identifies the kind of error for programs; it does not change.
+        hint: What to do about it.
+        step: Training step at which it occurred.
+        facts: Further fields of the `end` event.
     """
 
     code: ClassVar[str] = "failed"
@@ -63,7 +71,7 @@ class ModelCoreError(Exception):
 
 
 class Stopped(ModelCoreError):
-    """Somebody asked the process to stop; what it has done so far is kept, and the same again goes on from there."""
+    """The process was asked to stop; what it has done is kept, and the same command continues from there."""
 
     code = "stopped"
 
@@ -73,7 +81,7 @@ class Stopped(ModelCoreError):
 
 
 class InvalidConfig(ModelCoreError):
-    """A configuration with wrong values: all of them, not the first alone."""
+    """A configuration with wrong values; the error has all of them."""
 
     code = "invalid_config"
 
@@ -83,13 +91,13 @@ class InvalidConfig(ModelCoreError):
 
 
 class NotAvailable(InvalidConfig):
-    """A configuration that is right, but asks for a feature that this version does not have."""
+    """A configuration is valid, but asks for a feature that this version does not have."""
 
     code = "not_available"
 
 
 class PackageMissing(ModelCoreError):
-    """A key needs a package that is an extra, and it is not installed."""
+    """A key needs an optional package that is not installed."""
 
     code = "not_available"
 
@@ -129,7 +137,7 @@ class InvalidParameter(ModelCoreError):
 
 
 class InvalidData(ModelCoreError):
-    """A data file that cannot be what it should be."""
+    """A data file is damaged or has the wrong content."""
 
     code = "invalid_data"
 
@@ -144,7 +152,7 @@ class PromptTooLong(ModelCoreError):
 
 
 class AttentionTooLarge(ModelCoreError):
-    """Attention weights that would not fit in memory."""
+    """An attention matrix does not fit in memory."""
 
     code = "attention_too_large"
 
@@ -183,20 +191,18 @@ class OutOfMemory(ModelCoreError):
         self.facts = {"batch_size": batch_size, "fitting_batch_size": fitting, "peak_memory_bytes": peak_bytes}
 
 
-# What allocators without an exception class of their own say.
-_SAID_BY_ALLOCATORS = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "out of memory",
-)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed, on whichever device."""
+    """Recognize an error about an allocation that failed, on any device.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        Whether memory ran out.
+    """
     if isinstance(error, OutOfMemory | MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_BY_ALLOCATORS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATOR_MESSAGES)
 
 
 class RunExists(ModelCoreError):
@@ -265,7 +271,7 @@ class CheckpointDamaged(ModelCoreError):
 
 
 class CheckpointKept(ModelCoreError):
-    """A checkpoint that must not go."""
+    """A checkpoint must not be deleted."""
 
     code = "action_not_allowed"
 
@@ -283,7 +289,7 @@ class CheckpointFileNotFound(ModelCoreError):
 
 
 class CheckpointRefused(ModelCoreError):
-    """A file that is intact, but is not loaded for what it holds."""
+    """A file is intact, but its content is not loaded."""
 
     code = "invalid_parameter"
 
@@ -296,17 +302,17 @@ class CheckpointRefused(ModelCoreError):
 
 
 class CheckpointMismatch(ModelCoreError):
-    """A written configuration and the checkpoint's own differ."""
+    """A stated configuration and the checkpoint's own differ."""
 
     code = "checkpoint_mismatch"
 
 
 class DatasetNotReady(ModelCoreError):
-    """A dataset's files are missing, and nothing makes them now.
+    """Files of a dataset are missing, and no job makes them.
 
     Attributes:
-        request: The request to the service that would make it: method, path and body.
-        job_id: The job that was to make it, or is at it.
+        request: Request to the service that would make it: method, path and body.
+        job_id: The job that was to make it, or is making it.
     """
 
     code = "dataset_not_ready"
@@ -334,7 +340,7 @@ class DatasetExists(ModelCoreError):
 
 
 class DatasetBusy(ModelCoreError):
-    """A job that is not over needs the dataset."""
+    """A job that has not ended needs the dataset."""
 
     code = "dataset_busy"
 

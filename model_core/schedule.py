@@ -1,4 +1,4 @@
-"""How many steps a run takes, and the learning rate of each."""
+"""Number of steps of a run, and the learning rate of each."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from model_core.errors import FieldProblem, InvalidConfig
 
 
 def effective_steps(training: TrainingConfig, train_tokens: int | None) -> int:
-    """The smallest of the budgets: max_steps, max_tokens, max_epochs.
+    """Return the smallest of the budgets max_steps, max_tokens and max_epochs, in steps.
 
     Args:
-        training: The section.
-        train_tokens: Tokens of the training split; needed for max_epochs alone.
+        training: Section `training`.
+        train_tokens: Tokens of the training split; only max_epochs needs them.
+
+    Returns:
+        Number of optimizer steps.
 
     Raises:
         InvalidConfig: The budget leaves no step after the warm-up.
@@ -31,12 +34,15 @@ def effective_steps(training: TrainingConfig, train_tokens: int | None) -> int:
 
 
 def get_lr(step: int, training: TrainingConfig, max_steps: int) -> float:
-    """Linear warm-up, then half a cosine from max_lr down to min_lr (Loshchilov & Hutter, 2017).
+    """Compute the learning rate: linear warm-up, then half a cosine from max_lr to min_lr (Loshchilov & Hutter, 2017).
 
     Args:
         step: Updates done before this one, from 0.
-        training: The section.
+        training: Section `training`.
         max_steps: Effective number of steps.
+
+    Returns:
+        The learning rate of the step.
     """
     if step < training.warmup_steps:
         return training.max_lr * (step + 1) / training.warmup_steps

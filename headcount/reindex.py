@@ -18,7 +18,7 @@ from model_core.errors import DONE, FAILED, InvalidParameter, RunBusy
 from model_core.storage.files import Layout
 from worker.jobs import commands
 from worker.jobs.errors import JobNotFound, QueueUnavailable
-from worker.jobs.recovery import BadFile, JobOnDisk, salvage, traces
+from worker.jobs.recovery import BadFile, JobOnDisk, jobs_on_disk, rebuild
 from worker.jobs.redis_client import connect
 from worker.jobs.schemas import Job
 from worker.jobs.settings import JobSettings
@@ -66,13 +66,13 @@ def restore_all(store: JobStore, layout: Layout, say: Say, warn: Say) -> Counter
     Returns:
         How many were ``restored``, ``there already``, ``skipped`` and ``unreadable``.
     """
-    found, bad = traces(layout)
+    found, bad = jobs_on_disk(layout)
     counts = Counter({"unreadable": len(bad)})
     for error in bad:
         warn(str(error))
-    for trace in found:
+    for job in found:
         try:
-            what = _restore(store, layout, trace, say, warn)
+            what = _restore(store, layout, job, say, warn)
         except BadFile as error:
             warn(str(error))
             what = "unreadable"
@@ -97,22 +97,22 @@ def lost_jobs(data: Path, redis_url: str) -> int:
         return 0
     if known:
         return 0
-    return len(traces(Layout.under(data))[0])
+    return len(jobs_on_disk(Layout.under(data))[0])
 
 
-def _restore(store: JobStore, layout: Layout, trace: JobOnDisk, say: Say, warn: Say) -> str:
-    known = _known(store, trace.id)
+def _restore(store: JobStore, layout: Layout, job: JobOnDisk, say: Say, warn: Say) -> str:
+    known = _known(store, job.id)
     if known is not None:
         say(f"{known.id}  {known.run or known.dataset}  {known.status}, there already")
         return "there already"
     try:
-        record = salvage(layout, trace)
+        record = rebuild(layout, job)
     except RunBusy as error:
-        warn(f"{trace.id}: {error}; run headcount reindex again when it has ended")
+        warn(f"{job.id}: {error}; run headcount reindex again when it has ended")
         return "skipped"
     if not store.run(commands.restore(record)):
         name = record.run or record.dataset
-        warn(f"{trace.id}: another job has its name, {name!r}; run headcount reindex again when that job has ended")
+        warn(f"{job.id}: another job has its name, {name!r}; run headcount reindex again when that job has ended")
         return "skipped"
     say(f"{record.id}  {record.run or record.dataset}  {record.status}")
     return "restored"

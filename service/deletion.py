@@ -28,7 +28,7 @@ from service.datasets import manifest_of
 from service.deps import Services
 from worker.jobs import commands
 from worker.jobs.kinds import Resource, kind_of
-from worker.jobs.recovery import write_off
+from worker.jobs.recovery import write_deleted
 from worker.jobs.schemas import JobDetail
 from worker.jobs.store import JobStore
 
@@ -57,7 +57,7 @@ async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
 
 def _forget(store: JobStore, layout: Layout, job_id: str) -> None:
     store.mark_deleted(job_id, with_artifacts=False)
-    write_off(layout, job_id)
+    write_deleted(layout, job_id)
     store.purge(job_id)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.worker.harness import submit_job
 from worker.gpus import GpuPool
+from worker.jobs.redis_client import PREFIX
 from worker.jobs.settings import WorkerSettings
 from worker.jobs.worker_store import WorkerStore
 from worker.runner import Runner
@@ -32,6 +33,14 @@ def test_job_that_the_worker_refuses_fails_with_the_code(settings, store, make_s
     Runner(misnaming, settings, GpuPool(()), slots=1).run_next()
     job = store.get(job_id)
     assert (job.status, job.error.code) == ("failed", "invalid_parameter")
+
+
+def test_job_of_a_kind_that_only_a_newer_version_knows_fails(settings, store, make_spec):
+    job_id = submit_job(store, make_spec("one"), fingerprint="f").job.id
+    store._redis.hset(f"{PREFIX}job:{job_id}", "kind", "distill")
+    Runner(store, settings, GpuPool(()), slots=1).run_next()
+    job = store.get(job_id)
+    assert (job.status, job.error.code) == ("failed", "not_available")
 
 
 def test_child_that_cannot_be_started_is_a_crash(settings, store, make_spec):

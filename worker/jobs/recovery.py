@@ -1,8 +1,9 @@
-"""Job records rebuilt from disk after Redis lost them.
+"""Job records rebuilt from the files on disk after Redis lost them.
 
-A job is found by its directory, or by a run whose `attempt` file names it. job.json has the request and the last known
-status; next comes the outcome file of its process. An interrupted job becomes paused, so that a person decides. Any
-file may be truncated. A job that never started left nothing.
+A job is found by its directory, or by a run whose `attempt` file names it. job.json contains the request and the last
+known status; where it says nothing, the outcome file of the job's process counts. An interrupted job becomes paused,
+so that a person decides. Any file may be truncated or written by another version; a file that cannot be read affects
+its own job only. A job that never started has no files.
 """
 
 from __future__ import annotations
@@ -30,35 +31,16 @@ from worker.jobs.serialization import progressed
 from worker.jobs.spec import JOB_ID, JobSection, JobSpec
 from worker.jobs.states import TERMINAL, Status
 
-_FILE = "job.json"
-
-
-def write_job_file(directory: Path, claim: Claim, status: str, error: JobError | None = None) -> None:
-    """Write it down.
-
-    Args:
-        directory: The job's.
-        claim: The job.
-        status: Where it is now.
-        error: Why it failed, if it did.
-    """
-    job = {"schema_version": 1, "id": claim.id, "kind": claim.kind, "run": claim.run, "dataset": claim.dataset}
-    end = {"status": status, "error": error.model_dump() if error else None, "time": now()}
-    write_json(directory / _FILE, {**job, "attempt": claim.attempt, **claim.order, **end, "config": claim.config})
-
-
-def read_order(directory: Path) -> dict[str, Any] | None:
-    """Read it; None if the job never ran."""
-    path = directory / _FILE
-    return read_json(path) if path.is_file() else None
-
-
+_JOB_FILE, _DELETED = "job.json", "deleted"
 _M = TypeVar("_M", bound=BaseModel)
-_TRACES_FILE, _DELETED = "job.json", "deleted"
 
 
 class BadFile(ModelCoreError):
-    """A file that does not hold what it should."""
+    """A file does not contain what it should.
+
+    Attributes:
+        path: Path of the file.
+    """
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -69,8 +51,8 @@ class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
-class Order(_File):
-    """job.json: what was asked, and what had become of it when it was written."""
+class JobFile(_File):
+    """Content of job.json: the request, and the status of the job when the file was written."""
 
     id: str
     kind: Kind
@@ -89,13 +71,106 @@ class Order(_File):
     config: dict[str, Any]
 
 
-class Outcome(_File):
-    """outcome.json: how an attempt ended, by its own word."""
+@dataclass(frozen=True)
+class JobOnDisk:
+    """A job that left files on disk.
 
+    Attributes:
+        id: Id of the job.
+        created_at_ms: When it was submitted, as far as that is known.
+        directory: Directory of the job.
+        run: Run that it made; None if it made none.
+        attempt: Number of its last attempt that a run knows.
+        file: Its job.json; None if it has none.
+    """
+
+    id: str
+    created_at_ms: int
+    directory: Path
+    run: Run | None
     attempt: int
-    outcome: Literal["succeeded", "failed", "stopped"]
-    error: JobError | None = None
-    time: datetime
+    file: JobFile | None
+
+    @property
+    def records(self) -> Path:
+        """Directory of its events and its outcome."""
+        return self.run.path if self.run is not None else self.directory
+
+    @property
+    def config(self) -> Path:
+        """Configuration as its author wrote it, else as the run resolved it."""
+        written = self.directory / "config.yaml"
+        return written if written.is_file() else self.records / "config.yaml"
+
+
+def write_job_file(directory: Path, claim: Claim, status: str, error: JobError | None = None) -> None:
+    """Write job.json.
+
+    Args:
+        directory: Directory of the job.
+        claim: The job.
+        status: Its status now.
+        error: Why it failed, if it did.
+    """
+    job = {"schema_version": 1, "id": claim.id, "kind": claim.kind, "run": claim.run, "dataset": claim.dataset}
+    end = {"status": status, "error": error.model_dump() if error else None, "time": now()}
+    write_json(directory / _JOB_FILE, {**job, "attempt": claim.attempt, **claim.order, **end, "config": claim.config})
+
+
+def write_deleted(layout: Layout, job_id: str) -> None:
+    """Replace job.json by one that states that the job was deleted, so that it is not restored.
+
+    Args:
+        layout: Paths of the data root.
+        job_id: Id of the job.
+    """
+    directory = _directory(layout, job_id)
+    if directory.is_dir():  # else it never ran
+        write_json(directory / _JOB_FILE, {"schema_version": 1, "id": job_id, "status": _DELETED})
+
+
+def jobs_on_disk(layout: Layout) -> tuple[list[JobOnDisk], list[BadFile]]:
+    """Find the jobs that left files.
+
+    Args:
+        layout: Paths of the data root.
+
+    Returns:
+        The jobs, oldest first, and the files that could not be read.
+    """
+    owned, bad = _owned_runs(layout)
+    unclear = {error.path.parent.name for error in bad}  # runs whose owner is unknown: their jobs are not restored
+    found = []
+    for job_id in sorted({*owned, *_job_directories(layout)}):
+        try:
+            job = _job_on_disk(layout, job_id, owned.get(job_id, []))
+        except BadFile as error:
+            bad.append(error)
+        else:
+            if job is not None and not (job.file and job.file.run in unclear):
+                found.append(job)
+    return sorted(found, key=lambda job: (job.created_at_ms, job.id)), bad
+
+
+def rebuild(layout: Layout, job: JobOnDisk) -> RestoredJob:
+    """Rebuild the record of a job.
+
+    Args:
+        layout: Paths of the data root.
+        job: The job.
+
+    Returns:
+        The record.
+
+    Raises:
+        RunBusy: A running process holds its run.
+        BadFile: A file cannot be read.
+    """
+    with job.run.lock() if job.run is not None else contextlib.nullcontext():  # no process writes meanwhile
+        return _rebuilt(layout, job)
+
+
+# --- finding jobs ----------------------------------------------------------------------------------------------------
 
 
 class _Owner(_File):
@@ -105,92 +180,6 @@ class _Owner(_File):
     job_id: Annotated[str, StringConstraints(pattern=JOB_ID)] | None = None
 
 
-@dataclass(frozen=True)
-class JobOnDisk:
-    """A job that left something on disk.
-
-    Attributes:
-        id: The job's.
-        created_at_ms: When it was submitted, as far as that can be known.
-        directory: Its own.
-        run: The run that it made; None of a test, and of a training that has made none.
-        attempt: The last of its attempts that a run knows of.
-        order: Its job.json, if it has one.
-    """
-
-    id: str
-    created_at_ms: int
-    directory: Path
-    run: Run | None
-    attempt: int
-    order: Order | None
-
-    @property
-    def home(self) -> Path:
-        """Where its events and its outcome lie."""
-        return self.run.path if self.run is not None else self.directory
-
-    @property
-    def config(self) -> Path:
-        """The configuration as its author wrote it, else as the run resolved it."""
-        written = self.directory / "config.yaml"
-        return written if written.is_file() else self.home / "config.yaml"
-
-
-def traces(layout: Layout) -> tuple[list[JobOnDisk], list[BadFile]]:
-    """Find jobs, the oldest first, and the files that could not be read."""
-    owned, bad = _owned_runs(layout)
-    unclear = {error.path.parent.name for error in bad}  # runs whose owner nobody knows: their jobs are left alone
-    found = []
-    for job_id in sorted({*owned, *_job_directories(layout)}):
-        try:
-            trace = _trace(layout, job_id, owned.get(job_id, []))
-        except BadFile as error:
-            bad.append(error)
-        else:
-            if trace is not None and not (trace.order and trace.order.run in unclear):
-                found.append(trace)
-    return sorted(found, key=lambda trace: (trace.created_at_ms, trace.id)), bad
-
-
-def write_off(layout: Layout, job_id: str) -> None:
-    """Write down that a job was deleted, so that it is not found again, whatever of it stays."""
-    directory = _directory(layout, job_id)
-    if directory.is_dir():  # else it never ran
-        write_json(directory / _TRACES_FILE, {"schema_version": 1, "id": job_id, "status": _DELETED})
-
-
-def read_as(model: type[_M], path: Path) -> _M:
-    """Read a JSON file that must look like a model.
-
-    Raises:
-        BadFile: It does not, or cannot be read.
-    """
-    with reading(path):
-        return model.model_validate(read_json(path))
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Name the file that something is wrong with.
-
-    Raises:
-        BadFile: Whatever its content led to.
-    """
-    try:
-        yield
-    except BadFile:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelCoreError) as error:
-        raise BadFile(path, _reason(error)) from error
-
-
-def milliseconds(time: datetime | str) -> int:
-    """A time on disk as the store keeps it."""
-    moment = time if isinstance(time, datetime) else datetime.fromisoformat(time)
-    return round(moment.timestamp() * 1000)
-
-
 def _owned_runs(layout: Layout) -> tuple[dict[str, list[tuple[int, Run]]], list[BadFile]]:
     """Runs by the job that owns them, each with the number of its last attempt."""
     owned: dict[str, list[tuple[int, Run]]] = {}
@@ -198,7 +187,7 @@ def _owned_runs(layout: Layout) -> tuple[dict[str, list[tuple[int, Run]]], list[
     for run in runs_in(layout):
         path = run.path / "attempt"
         try:
-            owner = read_as(_Owner, path) if path.exists() else _Owner()
+            owner = _read_as(_Owner, path) if path.exists() else _Owner()
         except BadFile as error:
             bad.append(error)
         else:
@@ -213,32 +202,159 @@ def _job_directories(layout: Layout) -> list[str]:
     return [path.name for path in layout.jobs.iterdir() if re.match(JOB_ID, path.name) and path.is_dir()]
 
 
-def _trace(layout: Layout, job_id: str, owned: list[tuple[int, Run]]) -> JobOnDisk | None:
-    """What there is of a job; None if it was deleted, or left too little to say what it was."""
-    directory = _directory(layout, job_id)
-    with reading(directory / _TRACES_FILE):
-        tree = read_order(directory)
-        if tree is not None and tree.get("status") == _DELETED:
-            return None
-        order = Order.model_validate(tree) if tree is not None else None
-        if order is not None and order.id != job_id:
-            raise ValueError(f"it belongs to {order.id}")
-    attempt, run = max(owned, key=lambda pair: pair[0], default=(0, None))
-    if order is not None:
-        run = next((run for _, run in owned if run.name == order.run), None)
-        return JobOnDisk(job_id, order.created_at, directory, run, attempt, order)
-    trace = JobOnDisk(job_id, 0, directory, run, attempt, None)
-    if not trace.config.is_file():
-        return None
-    with reading(trace.home / "events.jsonl"):
-        first = next(read_events(trace.home / "events.jsonl"), None)
-        created_at_ms = milliseconds(first["time"]) if first else round(trace.config.stat().st_mtime * 1000)
-    return replace(trace, created_at_ms=created_at_ms)
-
-
 def _directory(layout: Layout, job_id: str) -> Path:
     assert layout.jobs is not None
     return layout.jobs / job_id
+
+
+def _job_on_disk(layout: Layout, job_id: str, owned: list[tuple[int, Run]]) -> JobOnDisk | None:
+    """The files of a job; None if it was deleted, or left too little to know what it was."""
+    directory = _directory(layout, job_id)
+    path = directory / _JOB_FILE
+    with _reading(path):
+        tree = read_json(path) if path.is_file() else None
+        if tree is not None and tree.get("status") == _DELETED:
+            return None
+        file = JobFile.model_validate(tree) if tree is not None else None
+        if file is not None and file.id != job_id:
+            raise ValueError(f"it belongs to {file.id}")
+    attempt, run = max(owned, key=lambda pair: pair[0], default=(0, None))
+    if file is not None:
+        run = next((run for _, run in owned if run.name == file.run), None)
+        return JobOnDisk(job_id, file.created_at, directory, run, attempt, file)
+    job = JobOnDisk(job_id, 0, directory, run, attempt, None)
+    if not job.config.is_file():
+        return None
+    events = job.records / "events.jsonl"
+    with _reading(events):
+        first = next(read_events(events), None)
+        created_at_ms = _milliseconds(first["time"]) if first else round(job.config.stat().st_mtime * 1000)
+    return replace(job, created_at_ms=created_at_ms)
+
+
+# --- rebuilding a record ---------------------------------------------------------------------------------------------
+
+
+class _OutcomeFile(_File):
+    """outcome.json: how an attempt ended, written by its own process."""
+
+    attempt: int
+    outcome: Literal["succeeded", "failed", "stopped"]
+    error: JobError | None = None
+    time: datetime
+
+
+def _rebuilt(layout: Layout, job: JobOnDisk) -> RestoredJob:
+    file = job.file or _file_from_config(job)
+    config = _parse(file.config, job.config)
+    events = _EventSummary.read(job.records / "events.jsonl", config.training.total_batch_size, file.kind)
+    outcomes = _outcomes(job)
+    attempt = max([job.attempt, file.attempt, events.attempt, *(outcome.attempt for outcome in outcomes)])
+    outcome = next((outcome for outcome in outcomes if outcome.attempt == attempt), None)
+    spec = JobSpec(file.kind, file.run, config, JobSection())
+    status = _status(layout, job, file, attempt, outcome)
+    error = outcome.error if outcome is not None else None
+    times = [time for time in (file.time, outcome.time if outcome is not None else None) if time is not None]
+    return RestoredJob(
+        id=job.id,
+        kind=file.kind,
+        run=file.run,
+        dataset=file.dataset,
+        recipe=spec.recipe,
+        export=spec.export,
+        status=status,
+        config=file.config,
+        attempt=attempt,
+        created_at_ms=job.created_at_ms,
+        started_at_ms=events.started_at_ms,
+        finished_at_ms=_milliseconds(max(times)) if status in TERMINAL and times else None,
+        gpus=file.gpus,
+        priority=file.priority,
+        metadata=file.metadata,
+        warnings=file.warnings,
+        depends_on=file.depends_on,
+        progress=events.progress,
+        error=(error or file.error) if status == "failed" else None,
+        last_seq=events.last_seq,
+    )
+
+
+def _file_from_config(job: JobOnDisk) -> JobFile:
+    """What job.json would contain, from the configuration alone."""
+    with _reading(job.config):
+        tree = read_tree(job.config)
+    config = _parse(tree, job.config)
+    kind = maker_of("run") if job.run is not None else kind_without_name(trains=config.execution.train)
+    run = job.run.name if job.run is not None else config.experiment_name
+    gpus = JobSpec(kind, run, config, JobSection()).gpus
+    return JobFile(id=job.id, kind=kind, run=run, gpus=gpus, created_at=job.created_at_ms, config=tree)
+
+
+def _outcomes(job: JobOnDisk) -> list[_OutcomeFile]:
+    """Outcome files; a training that was refused before it had a run wrote one in its own directory."""
+    files = [directory / "outcome.json" for directory in dict.fromkeys((job.records, job.directory))]
+    return [_read_as(_OutcomeFile, file) for file in files if file.exists()]
+
+
+def _status(layout: Layout, job: JobOnDisk, file: JobFile, attempt: int, outcome: _OutcomeFile | None) -> Status:
+    if file.attempt == attempt and file.status in TERMINAL:
+        return file.status
+    if outcome is not None and outcome.outcome != "stopped":
+        return outcome.outcome
+    if KINDS[file.kind].makes_run and job.run is None and file.run and layout.run(file.run).exists():
+        return "cancelled"  # another run has its name, which happens only after a job is over
+    return "paused"
+
+
+@dataclass(frozen=True)
+class _EventSummary:
+    """What the events of a job amount to."""
+
+    progress: Progress
+    attempt: int = 0
+    last_seq: int = 0
+    started_at_ms: int | None = None
+
+    @classmethod
+    def read(cls, path: Path, tokens_per_step: int, kind: str) -> _EventSummary:
+        summary = cls(Progress.beginning(kind))
+        with _reading(path):
+            for event in read_events(path):
+                summary = summary._after(event, tokens_per_step)
+        return summary
+
+    def _after(self, event: Event, tokens_per_step: int) -> _EventSummary:
+        last_seq = max(self.last_seq, event["seq"])
+        try:
+            attempt = max(self.attempt, int(event["attempt"]))
+            started_at_ms = self.started_at_ms or _milliseconds(event["time"])
+            return _EventSummary(progressed(self.progress, event, tokens_per_step), attempt, last_seq, started_at_ms)
+        except (KeyError, TypeError, ValueError):  # the event mirror skipped it, too
+            return replace(self, last_seq=last_seq)
+
+
+def _parse(tree: Tree, path: Path) -> ExperimentConfig:
+    with _reading(path):
+        return parse_config(tree).config
+
+
+# --- reading files that may be damaged -------------------------------------------------------------------------------
+
+
+def _read_as(model: type[_M], path: Path) -> _M:
+    with _reading(path):
+        return model.model_validate(read_json(path))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever the content of a file leads to into a `BadFile`."""
+    try:
+        yield
+    except BadFile:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelCoreError) as error:
+        raise BadFile(path, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -250,112 +366,6 @@ def _reason(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
-def salvage(layout: Layout, trace: JobOnDisk) -> RestoredJob:
-    """Put a job's record together.
-
-    Args:
-        layout: Where runs lie.
-        trace: What there is of the job.
-
-    Raises:
-        RunBusy: A living process holds its run.
-        BadFile: Something cannot be read.
-    """
-    if trace.run is None:
-        return _restored(layout, trace)
-    with trace.run.lock():  # nobody writes meanwhile
-        return _restored(layout, trace)
-
-
-def _restored(layout: Layout, trace: JobOnDisk) -> RestoredJob:
-    order = trace.order or _order_of(trace)
-    config = _config(order.config, trace.config)
-    told = _Told.read(trace.home / "events.jsonl", config.training.total_batch_size, order.kind)
-    outcomes = _outcomes(trace)
-    attempt = max([trace.attempt, order.attempt, told.attempt, *(outcome.attempt for outcome in outcomes)])
-    outcome = next((outcome for outcome in outcomes if outcome.attempt == attempt), None)
-    spec = JobSpec(order.kind, order.run, config, JobSection())
-    status = _status(layout, trace, order, attempt, outcome)
-    error = outcome.error if outcome is not None else None
-    times = [time for time in (order.time, outcome.time if outcome is not None else None) if time is not None]
-    return RestoredJob(
-        id=trace.id,
-        kind=order.kind,
-        run=order.run,
-        dataset=order.dataset,
-        recipe=spec.recipe,
-        export=spec.export,
-        status=status,
-        config=order.config,
-        attempt=attempt,
-        created_at_ms=trace.created_at_ms,
-        started_at_ms=told.started_at_ms,
-        finished_at_ms=milliseconds(max(times)) if status in TERMINAL and times else None,
-        gpus=order.gpus,
-        priority=order.priority,
-        metadata=order.metadata,
-        warnings=order.warnings,
-        depends_on=order.depends_on,
-        progress=told.progress,
-        error=(error or order.error) if status == "failed" else None,
-        last_seq=told.last_seq,
-    )
-
-
-def _status(layout: Layout, trace: JobOnDisk, order: Order, attempt: int, outcome: Outcome | None) -> Status:
-    if order.attempt == attempt and order.status in TERMINAL:
-        return order.status
-    if outcome is not None and outcome.outcome != "stopped":
-        return outcome.outcome
-    if KINDS[order.kind].makes_run and trace.run is None and order.run and layout.run(order.run).exists():
-        return "cancelled"  # its name is another's, which happens only when a job is over
-    return "paused"
-
-
-def _outcomes(trace: JobOnDisk) -> list[Outcome]:
-    """A training that was refused before it had a run says so in its own directory."""
-    files = [directory / "outcome.json" for directory in dict.fromkeys((trace.home, trace.directory))]
-    return [read_as(Outcome, file) for file in files if file.exists()]
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What a job's events say."""
-
-    progress: Progress
-    attempt: int = 0
-    last_seq: int = 0
-    started_at_ms: int | None = None
-
-    @classmethod
-    def read(cls, path: Path, tokens_per_step: int, kind: str) -> _Told:
-        told = cls(Progress.beginning(kind))
-        with reading(path):
-            for event in read_events(path):
-                told = told._after(event, tokens_per_step)
-        return told
-
-    def _after(self, event: Event, tokens_per_step: int) -> _Told:
-        last_seq = max(self.last_seq, event["seq"])
-        try:
-            attempt = max(self.attempt, int(event["attempt"]))
-            started_at_ms = self.started_at_ms or milliseconds(event["time"])
-            return _Told(progressed(self.progress, event, tokens_per_step), attempt, last_seq, started_at_ms)
-        except (KeyError, TypeError, ValueError):  # nobody could read it while the job ran, either
-            return replace(self, last_seq=last_seq)
-
-
-def _order_of(trace: JobOnDisk) -> Order:
-    """What job.json would say, from the configuration alone."""
-    with reading(trace.config):
-        tree = read_tree(trace.config)
-    config = _config(tree, trace.config)
-    kind = maker_of("run") if trace.run is not None else kind_without_name(trains=config.execution.train)
-    run = trace.run.name if trace.run is not None else config.experiment_name
-    gpus = JobSpec(kind, run, config, JobSection()).gpus
-    return Order(id=trace.id, kind=kind, run=run, gpus=gpus, created_at=trace.created_at_ms, config=tree)
-
-
-def _config(tree: Tree, path: Path) -> ExperimentConfig:
-    with reading(path):
-        return parse_config(tree).config
+def _milliseconds(time: datetime | str) -> int:
+    moment = time if isinstance(time, datetime) else datetime.fromisoformat(time)
+    return round(moment.timestamp() * 1000)

@@ -12,7 +12,7 @@ from model_core.storage.files import write_json, write_text
 from model_core.storage.run import Run
 from tests.worker.harness import submit_job
 from worker.jobs import commands
-from worker.jobs.recovery import BadFile, salvage, traces, write_job_file
+from worker.jobs.recovery import BadFile, jobs_on_disk, rebuild, write_job_file
 from worker.jobs.schemas import Progress
 from worker.jobs.spec import parse_spec
 
@@ -67,9 +67,9 @@ def saved(layout):
     """The record of the only job."""
 
     def saved():
-        ((trace,), bad) = traces(layout)
+        ((job,), bad) = jobs_on_disk(layout)
         assert bad == []
-        return salvage(layout, trace)
+        return rebuild(layout, job)
 
     return saved
 
@@ -207,9 +207,9 @@ def test_events_that_nobody_understands_are_passed_over(claim, train, saved, lay
 def test_an_unreadable_outcome_is_no_outcome(claim, train, layout):
     train(claim("one"), outcome="succeeded")
     (layout.run("one") / "outcome.json").write_text('{"attempt": 1}')
-    ((trace,), _) = traces(layout)
+    ((job,), _) = jobs_on_disk(layout)
     with pytest.raises(BadFile, match=r"outcome\.json: outcome: Field required"):
-        salvage(layout, trace)
+        rebuild(layout, job)
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed", "paused", "cancelled"])

@@ -9,7 +9,7 @@ from tests.polling import eventually
 from tests.worker.harness import submit_job
 from worker.jobs import commands
 from worker.jobs.errors import ActionNotAllowed, IdempotencyConflict, JobNotFound, QueueFull, QueueUnavailable
-from worker.jobs.redis_client import connect
+from worker.jobs.redis_client import PREFIX, connect
 from worker.jobs.schemas import JobError, Outcome, Progress
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import CHANGES_KEY
@@ -187,6 +187,19 @@ def test_pages_are_newest_first_and_filtered(store, submit, claim_one):
     assert store.run(commands.page(run="run-3", status="running")).jobs() == []
     with pytest.raises(JobNotFound):
         store.run(commands.page(after="job_none"))
+
+
+def test_a_job_of_an_unknown_kind_is_listed_cancelled_and_deleted_like_others(store, submit, claim_one):
+    ids = [submit(run).job.id for run in ("one", "two")]
+    store._redis.hset(f"{PREFIX}job:{ids[0]}", "kind", "distill")
+    assert [job.kind for job in store.run(commands.page()).jobs()] == ["train", "distill"]
+    assert claim_one().kind == "distill"
+    assert store.detail(ids[0]).attempts[0].run == "one"
+    store.request_action(ids[0], "cancel")
+    store.finish(claim_one(), Outcome("stopped", "cancel"))
+    store.mark_deleted(ids[0], with_artifacts=True)
+    store.purge(ids[0])
+    assert [job.id for job in store.run(commands.page()).jobs()] == ids[1:]
 
 
 @pytest.mark.alone

@@ -7,7 +7,7 @@ from model_core.errors import DatasetBusy, DatasetExists
 from model_core.storage.events import EventWriter
 from tests.worker.harness import submit_job
 from worker.jobs import commands
-from worker.jobs.recovery import salvage, traces, write_job_file
+from worker.jobs.recovery import jobs_on_disk, rebuild, write_job_file
 from worker.jobs.schemas import JobError, Outcome, Progress
 from worker.jobs.spec import parse_spec
 
@@ -122,8 +122,8 @@ def test_a_lost_preparation_is_put_together_again_and_keeps_its_name(store, sett
     writer.append("progress", done=40, of=90, unit="documents")
     writer.append("resumed", file="progress.json", step=40)
     writer.close()
-    ((trace,), bad) = traces(settings.layout)
-    record = salvage(settings.layout, trace)
+    ((job,), bad) = jobs_on_disk(settings.layout)
+    record = rebuild(settings.layout, job)
     connected(settings.redis_url, for_api=False).flushall()
     assert (bad, store.run(commands.restore(record))) == ([], True)
     job = store.get(job_id)

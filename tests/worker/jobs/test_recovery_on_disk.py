@@ -1,11 +1,11 @@
-"""What is found on disk, what is not, and what is said of a bad file."""
+"""Which jobs are found on disk, and how bad files are reported."""
 
 import pytest
 
 from model_core.config import ExperimentConfig
 from model_core.storage.files import Layout, read_json, write_json, write_text
 from model_core.storage.run import Run
-from worker.jobs.recovery import traces, write_job_file, write_off
+from worker.jobs.recovery import jobs_on_disk, write_deleted, write_job_file
 from worker.jobs.schemas import Claim
 
 ONE, TWO, THREE = (f"job_{letter * 32}" for letter in "abc")
@@ -28,12 +28,12 @@ def make_run(layout, name, job_id, attempt=1):
 
 
 def ids(layout):
-    found, bad = traces(layout)
-    return [trace.id for trace in found], [str(error) for error in bad]
+    found, bad = jobs_on_disk(layout)
+    return [job.id for job in found], [str(error) for error in bad]
 
 
 def test_an_empty_data_root_has_no_traces(layout):
-    assert traces(layout) == ([], [])
+    assert jobs_on_disk(layout) == ([], [])
 
 
 def test_jobs_are_found_by_directory_and_by_run_the_oldest_first(layout):
@@ -55,7 +55,7 @@ def test_a_deleted_job_is_not_found_though_its_run_stays(layout):
     order(layout, ONE)
     make_run(layout, "one", ONE)
     assert ids(layout)[0] == [ONE]
-    write_off(layout, ONE)
+    write_deleted(layout, ONE)
     assert ids(layout) == ([], [])
 
 
@@ -63,9 +63,9 @@ def test_a_job_owns_the_run_that_it_names_or_the_last_that_names_it(layout):
     order(layout, ONE, run="one")
     for name, attempt in {"one": 1, "one-2": 2}.items():
         make_run(layout, name, ONE, attempt)
-    assert traces(layout)[0][0].run.name == "one"
+    assert jobs_on_disk(layout)[0][0].run.name == "one"
     (layout.jobs / ONE / "job.json").unlink()
-    assert (traces(layout)[0][0].run.name, traces(layout)[0][0].attempt) == ("one-2", 2)
+    assert (jobs_on_disk(layout)[0][0].run.name, jobs_on_disk(layout)[0][0].attempt) == ("one-2", 2)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,9 @@ def test_a_job_owns_the_run_that_it_names_or_the_last_that_names_it(layout):
         ("{", "not JSON"),
         ("[]", "'list' object has no attribute 'get'"),
         ("{}", "id: Field required"),
+        (f'{{"id": "{ONE}", "kind": "distill", "created_at": 1, "config": {{}}}}', "kind: "),  # of a newer version
+        ("\x00\ufffd", "not JSON"),
+        ("[" * 100_000, "recursion"),
         (None, f"it belongs to {TWO}"),
     ],
 )

@@ -185,7 +185,7 @@ def test_while_the_service_is_up_its_redis_is_used_and_left(data, embedded, told
 
 def test_a_data_root_that_is_held_without_a_redis_is_an_error(data, embedded, told, monkeypatch) -> None:
     monkeypatch.setattr(command, "_PATIENCE_S", 0.1)
-    with lock_data_root(data), pytest.raises(NoRedis, match="if it uses another, set HEADCOUNT_REDIS_URL"):
+    with lock_data_root(data), pytest.raises(NoRedis, match="HEADCOUNT_REDIS_URL"):
         told.reindex(data)
 
 

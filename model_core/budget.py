@@ -27,7 +27,7 @@ FORMULAS = {
 }
 FLASH_MAX_HEAD_DIM = 256  # of PyTorch's flash kernel on a GPU; the one for CPUs takes any size
 MEMORY_MARGIN = 1.2  # the estimate was within 7 % of what was measured
-CHUNK_BYTES = 2048  # of an id's scores in one chunk of the cross entropy, which has no memory for those of all rows
+CHUNK_BYTES = 2048  # of the logits of one id in a chunk of the cross entropy
 
 _MIB = 1 << 20
 _BF16_BYTES = 2
@@ -35,9 +35,9 @@ _BF16_BYTES = 2
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """One block of the model; `FORMULAS` says how each number comes about.
+    """Costs of one block of the model; `FORMULAS` defines each number.
 
-    `flash` says whether PyTorch's fused kernel on a GPU takes the head size.
+    `flash` is true if PyTorch's fused kernel on a GPU supports the head size.
     """
 
     layer: int
@@ -55,7 +55,7 @@ class MemoryBudget:
     """Memory of one training step on the CPU, above the import of torch, by part.
 
     `required_bytes` is what must be free: the total with a margin. `measured` is false where a part was estimated
-    from shapes alone: dropout, checkpointing of activations.
+    from shapes alone: dropout, gradient checkpointing.
     """
 
     base_bytes: int
@@ -72,9 +72,9 @@ class MemoryBudget:
 
 @dataclass(frozen=True)
 class DiskBudget:
-    """Checkpoints of a whole run, at most.
+    """Upper limit of the size of a run's checkpoints.
 
-    Full states: `periodic` of them, two rolling ones, and the one being written. Two files of weights: best and final.
+    Full states: `periodic` of them, two rolling ones, and the one being written. Two files of parameters: best, final.
     """
 
     full_state_bytes: int
@@ -85,7 +85,7 @@ class DiskBudget:
 
 @dataclass(frozen=True)
 class ScheduleBudget:
-    """How long a training is. `epochs` is None when the size of the training split is not known."""
+    """Length of a training. `epochs` is None when the size of the training split is not known."""
 
     steps: int
     accumulation: int
@@ -102,14 +102,14 @@ class Budget:
     Attributes:
         layers: Every block.
         embedding_parameters: Token table (tied with the head, counted once), position table, last layer norm.
-        parameters: Of the whole model.
-        kv_bytes_per_token: Of all layers.
-        flops_per_token: Of one training step, forward and backward.
-        softmax_elements: Of all layers and one sequence.
-        memory: Of one training step on the CPU.
-        disk: Of the run's checkpoints.
+        parameters: Parameters of the whole model.
+        kv_bytes_per_token: KV cache of all layers.
+        flops_per_token: One training step, forward and backward.
+        softmax_elements: All layers and one sequence.
+        memory: One training step on the CPU.
+        disk: Checkpoints of the run.
         schedule: Steps, tokens and epochs.
-        formulas: How the numbers come about.
+        formulas: How the numbers are computed.
     """
 
     layers: tuple[LayerBudget, ...]
@@ -124,16 +124,26 @@ class Budget:
     formulas: Mapping[str, str] = field(default_factory=FORMULAS.copy)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON, with the formulas."""
+        """Convert to plain values for JSON.
+
+        Returns:
+            Values by field, with the formulas.
+        """
         return asdict(self)
 
 
 def budget_of(config: ExperimentConfig, *, train_tokens: int | None = None) -> Budget:
-    """Count what a configuration costs; nothing is allocated.
+    """Compute what a configuration costs; nothing is allocated.
 
     Args:
-        config: The experiment.
-        train_tokens: Tokens of its training split, when they are known.
+        config: The configuration.
+        train_tokens: Tokens of its training split, if they are known.
+
+    Returns:
+        The costs.
+
+    Raises:
+        InvalidConfig: See `effective_steps`.
     """
     model, length = config.model, config.training.sequence_length
     layers = tuple(_layer(i, h, d, model.n_embd, length) for i, (h, d) in enumerate(_shapes(model)))
@@ -155,26 +165,29 @@ def budget_of(config: ExperimentConfig, *, train_tokens: int | None = None) -> B
 
 
 def batch_sizes(config: ExperimentConfig, at_most: int) -> tuple[int, ...]:
-    """Micro batches that keep the total_batch_size, largest first.
+    """List the micro batches that keep total_batch_size.
 
     Args:
-        config: The experiment.
-        at_most: The largest to name.
+        config: The configuration.
+        at_most: Upper limit of the size.
+
+    Returns:
+        Rows of a micro batch, largest first.
     """
     rows = config.training.total_batch_size // config.training.sequence_length
     return tuple(size for size in reversed(divisors(rows)) if size <= at_most)
 
 
 def fitting_batch_size(config: ExperimentConfig, room_bytes: float, at_most: int | None = None) -> int | None:
-    """The largest micro batch whose training fits, at the same total_batch_size.
+    """Find the largest micro batch whose training fits in memory, at the same total_batch_size.
 
     Args:
-        config: The experiment.
-        room_bytes: Memory there is.
-        at_most: The largest to consider; None: the configured one.
+        config: The configuration.
+        room_bytes: Free memory.
+        at_most: Upper limit of the size; None takes the configured one.
 
     Returns:
-        None when not even the smallest fits.
+        Rows of a micro batch; None if not even the smallest fits.
     """
     for size in batch_sizes(config, at_most or config.training.batch_size):
         training = config.training.model_copy(update={"batch_size": size})
@@ -185,21 +198,49 @@ def fitting_batch_size(config: ExperimentConfig, room_bytes: float, at_most: int
 
 
 def per_process_config(config: ExperimentConfig, processes: int) -> ExperimentConfig:
-    """The same experiment with what one of several processes does of each step."""
+    """Reduce a configuration to one process's share of each step.
+
+    Args:
+        config: The configuration.
+        processes: Number of processes that train together.
+
+    Returns:
+        A copy with the smaller total_batch_size.
+    """
     rows = {"total_batch_size": config.training.total_batch_size // processes}
     return config.model_copy(update={"training": config.training.model_copy(update=rows)})
 
 
 def uniform_baseline(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with equal heads in every layer and GPT-2's split of the width.
+    """Replace a configuration's heads by equally many in every layer, which share the width as in GPT-2.
 
-    The count is `n_head` where it divides the width, else the nearest one to the largest of the list that does.
+    The count is `n_head` if it divides the width, else the divisor nearest to the largest count of the list.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        A copy with the uniform model.
     """
     model = config.model
     valid = divisors(model.n_embd)
     wanted = model.n_head if model.n_head in valid else max(model.heads)
     uniform = {"n_head": min(valid, key=lambda n: abs(n - wanted)), "n_head_list": None, "head_dim": None}
     return config.model_copy(update={"model": model.model_copy(update=uniform)})
+
+
+def saves_nothing(budget: Budget, uniform: Budget) -> bool:
+    """Check whether unequal heads leave parameters and FLOPs as they are.
+
+    Args:
+        budget: Costs of the configuration.
+        uniform: Costs of its uniform baseline.
+
+    Returns:
+        True if the heads are unequal and save neither.
+    """
+    unequal = [layer.n_head for layer in budget.layers] != [layer.n_head for layer in uniform.layers]
+    return unequal and budget.parameters == uniform.parameters
 
 
 def _shapes(model: ModelConfig) -> list[tuple[int, int]]:
@@ -224,9 +265,9 @@ def _layer(index: int, heads: int, head_dim: int, n_embd: int, length: int) -> L
 
 def _memory(config: ExperimentConfig, parameters: int) -> MemoryBudget:
     model, training = config.model, config.training
-    half = config.device.dtype in {"bfloat16", "float16"}  # auto may come to be float32
+    half = config.device.dtype in {"bfloat16", "float16"}  # auto may choose float32
     rows = training.batch_size * training.sequence_length
-    kept = 48 if half else 85  # bytes a layer, row and channel: 36 and 64 of activations, and what lies between them
+    kept = 48 if half else 85  # bytes per layer, row and channel: 36 and 64 of activations, and temporary tensors
     layer = rows * model.n_embd * kept
     activations = model.n_layer * layer
     if training.gradient_checkpointing:  # the input of every layer, and one layer in full
@@ -246,14 +287,14 @@ def _memory(config: ExperimentConfig, parameters: int) -> MemoryBudget:
 
 
 def _cross_entropy(model: ModelConfig, rows: int, *, half: bool) -> int:
-    """Scores of one chunk and the head's gradient as it grows, or that gradient and the scaled one."""
-    scores = min(rows * (2 if half else 4), CHUNK_BYTES) * model.vocab_size
-    kept = 8 if half else 4  # under autocast also the head and the product that is added, in what is multiplied
-    return max(scores + model.vocab_size * model.n_embd * kept, 8 * model.vocab_size * model.n_embd)
+    """Logits of one chunk and the gradient of the head, or that gradient and its scaled copy."""
+    logits = min(rows * (2 if half else 4), CHUNK_BYTES) * model.vocab_size
+    kept = 8 if half else 4  # autocast also keeps the head and the added matmul in its number format
+    return max(logits + model.vocab_size * model.n_embd * kept, 8 * model.vocab_size * model.n_embd)
 
 
 def _explicit_attention(model: ModelConfig, training: TrainingConfig, *, half: bool) -> int:
-    """Dropout leaves the fused kernel on the CPU: weights, dropped weights and mask of (B, H, T, T) stay."""
+    """Dropout disables the fused kernel on the CPU: attention, dropped attention and mask, (B, H, T, T), stay."""
     if not model.dropout:
         return 0
     layers = 1 if training.gradient_checkpointing else len(model.heads)
@@ -273,9 +314,3 @@ def _schedule(config: ExperimentConfig, train_tokens: int | None) -> ScheduleBud
     tokens = steps * config.training.total_batch_size
     epochs = tokens / train_tokens if train_tokens else None
     return ScheduleBudget(steps, config.accumulation, config.training.total_batch_size, tokens, train_tokens, epochs)
-
-
-def saves_nothing(budget: Budget, uniform: Budget) -> bool:
-    """Whether unequal heads leave size and FLOPs as they are."""
-    unequal = [layer.n_head for layer in budget.layers] != [layer.n_head for layer in uniform.layers]
-    return unequal and budget.parameters == uniform.parameters

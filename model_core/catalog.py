@@ -1,6 +1,6 @@
-"""Every source there is, as data: what a configuration may write, and what a table of the documentation says.
+"""Every data source as data: the syntax of a configuration and the table of the documentation.
 
-Whatever may be named without a network stands here too, so this module loads nothing.
+It has everything that can be named without a network, and loads nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ class HubDataset:
 
     Attributes:
         id: Owner and name.
-        config: Which of its configurations; None where there is one.
-        revision: What is read unless a configuration says otherwise; None: the newest commit.
+        config: Name of its configuration; None if it has one only.
+        revision: Revision that is read unless a configuration states another; None: the newest commit.
         gated: Whether its terms must be accepted.
-        size: About how much is downloaded.
-        licence: As the dataset's page says.
+        size: Approximate size of the download.
+        licence: Licence as stated on the dataset's page.
         articles: Whether its rows are lines of articles with headings, which are joined again.
     """
 
@@ -33,7 +33,7 @@ class HubDataset:
 
     @property
     def page(self) -> str:
-        """Where people read about it, and accept its terms."""
+        """Page about the dataset, where its terms can be accepted."""
         return f"https://huggingface.co/datasets/{self.id}"
 
 
@@ -59,7 +59,14 @@ _HUB = re.compile(rf"hub:(?P<id>{_PART}/{_PART})(?::(?P<config>[A-Za-z0-9_][A-Za
 
 
 def hub_dataset(source: str) -> HubDataset | None:
-    """The dataset that a source names; None where it names none of the hub."""
+    """Find the dataset of the hub that a source names.
+
+    Args:
+        source: Source as a configuration states it.
+
+    Returns:
+        The dataset; None if the source is not on the hub.
+    """
     if source in HUB_DATASETS:
         return HUB_DATASETS[source]
     match = _HUB.fullmatch(source)

@@ -1,8 +1,8 @@
 """Tensors in and out of checkpoints.
 
-Two kinds: weights (model, configuration, tokenizer; enough to write and to look) and the full state, from which
-training goes on bit for bit. Files are loaded with ``weights_only``, so a checkpoint cannot run code, and only
-after their sha256 was checked: torch would load flipped bits silently.
+There are two kinds: parameters with configuration and tokenizer, enough for inference, and the full state, from which
+training continues bit for bit. Files are loaded with ``weights_only``, so a checkpoint cannot run code, and only
+after their sha256 was checked, because torch loads flipped bits silently.
 """
 
 from __future__ import annotations
@@ -31,14 +31,21 @@ _WRAPPERS = frozenset({"_orig_mod", "module"})  # added by torch.compile and DDP
 _UNREADABLE = (
     pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError,
 )  # fmt: skip
-_OBJECT = re.compile(r"GLOBAL (\S+)")  # what torch.load says it met, and would have to run code for
+_OBJECT = re.compile(r"GLOBAL (\S+)")  # in torch.load's message: an object that only its own code can build
 
 State = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to write or to be looked at, in eval mode and float32."""
+    """A model for inference, in eval mode and float32.
+
+    Attributes:
+        model: The model.
+        config: Configuration of its run.
+        tokenizer: Tokenizer of its dataset.
+        info: Sidecar of the checkpoint.
+    """
 
     model: GPT
     config: ExperimentConfig
@@ -47,7 +54,17 @@ class LoadedModel:
 
 
 def parameters_state(model: GPT, config: ExperimentConfig, tokenizer: Tokenizer, step: int) -> State:
-    """What every checkpoint holds."""
+    """Collect what every checkpoint contains.
+
+    Args:
+        model: The model.
+        config: Configuration of its run.
+        tokenizer: Tokenizer of its dataset.
+        step: Optimizer updates done.
+
+    Returns:
+        Content of a checkpoint without the full state; the tensors are those of the model.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "step": step,
@@ -58,19 +75,31 @@ def parameters_state(model: GPT, config: ExperimentConfig, tokenizer: Tokenizer,
 
 
 def writer(state: State) -> Callable[[Any], None]:
-    """A function that writes a state to the file object that `Run.publish` hands it."""
+    """Return a function that writes a state to a file object, for `Run.publish`.
+
+    Args:
+        state: Content of the checkpoint.
+
+    Returns:
+        The function.
+    """
     return lambda file: torch.save(state, file)
 
 
 def read_state(run: Run, info: CheckpointInfo) -> tuple[CheckpointInfo, State]:
     """Verify and load a checkpoint.
 
+    Args:
+        run: The run.
+        info: Sidecar of the checkpoint.
+
     Returns:
-        What is really in the file, and its content, on the CPU.
+        The sidecar that describes the bytes in the file, and the content, on the CPU.
 
     Raises:
-        CheckpointDamaged: The bytes are not those written, or not a checkpoint.
-        CheckpointNotFound: It was pruned meanwhile.
+        CheckpointDamaged: The bytes are not those of a sidecar, or not a checkpoint.
+        CheckpointNotFound: The checkpoint was deleted meanwhile.
+        CheckpointMismatch: The checkpoint is from a later version of this program.
     """
     with run.opened(info) as (file, found):
         state = load_file(file, info.file)
@@ -83,15 +112,18 @@ def read_state(run: Run, info: CheckpointInfo) -> tuple[CheckpointInfo, State]:
 
 
 def load_file(file: BinaryIO, name: str) -> Any:
-    """Load what a file holds, on the CPU, without running code from it.
+    """Load the content of a file on the CPU, without running code from it.
 
     Args:
-        file: Open for reading.
-        name: For messages.
+        file: File object, open for reading.
+        name: Name of the file, for messages.
+
+    Returns:
+        The content.
 
     Raises:
-        CheckpointRefused: It holds objects that only their own code could build.
-        CheckpointDamaged: It is no file of torch.
+        CheckpointRefused: It holds Python objects other than tensors and plain values.
+        CheckpointDamaged: It is not a file of torch.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -103,11 +135,14 @@ def load_file(file: BinaryIO, name: str) -> Any:
 
 
 def newest_full_state(run: Run, on_damaged: Callable[[str], None]) -> tuple[CheckpointInfo, State] | None:
-    """The newest state that training can go on from.
+    """Load the newest intact full state.
 
     Args:
         run: The run.
-        on_damaged: Told about every newer state that could not be used.
+        on_damaged: Called with a message about each newer state that cannot be used.
+
+    Returns:
+        Sidecar and content; None if no full state is intact.
 
     Raises:
         CheckpointMismatch: A state is intact, but from a later version of this program.
@@ -172,44 +207,51 @@ def load_checkpoint(
 
 
 def skeleton(config: ModelConfig) -> GPT:
-    """A model of shapes alone, which takes its numbers from a file."""
-    with torch.device("meta"), _Uninitialised():
+    """Build a model on the meta device, whose parameters have shapes but no values.
+
+    Args:
+        config: Section `model`.
+
+    Returns:
+        The model.
+    """
+    with torch.device("meta"), _SkipInitialization():
         return GPT(config)
 
 
-def load_parameters(model: GPT, weights: Mapping[str, Tensor], file: str, *, assign: bool = False) -> None:
-    """Put weights into a model.
+def load_parameters(model: GPT, parameters: Mapping[str, Tensor], file: str, *, assign: bool = False) -> None:
+    """Copy parameters into a model.
 
     Args:
-        model: Takes them.
-        weights: By our names.
-        file: Where they come from, for messages.
-        assign: Take the tensors themselves instead of their numbers.
+        model: The model; it is not changed when an error is raised.
+        parameters: Tensors by our parameter names.
+        file: Name of their file, for messages.
+        assign: Use the tensors themselves instead of copying their values.
 
     Raises:
-        CheckpointMismatch: A parameter is missing, unknown or of another shape; the model is as it was.
+        CheckpointMismatch: A parameter is missing, unknown or of another shape.
     """
-    check_weights(model, weights, file)
-    model.load_state_dict(weights, assign=assign)
+    check_parameters(model, parameters, file)
+    model.load_state_dict(parameters, assign=assign)
 
 
-def check_weights(model: GPT, weights: Mapping[str, Tensor], file: str) -> None:
-    """Compare weights with a model by name and shape.
+def check_parameters(model: GPT, parameters: Mapping[str, Tensor], file: str) -> None:
+    """Compare parameters with a model by name and shape.
 
     Args:
-        model: Would take them.
-        weights: By our names.
-        file: Where they come from, for messages.
+        model: The model.
+        parameters: Tensors by our parameter names.
+        file: Name of their file, for messages.
 
     Raises:
         CheckpointMismatch: A parameter is missing, unknown or of another shape.
     """
     ours = model.state_dict()
-    wrong = [f"it lacks {name}" for name in ours if name not in weights]
-    wrong += [f"{name} is no parameter of the model" for name in weights if name not in ours]
+    wrong = [f"it lacks {name}" for name in ours if name not in parameters]
+    wrong += [f"{name} is no parameter of the model" for name in parameters if name not in ours]
     wrong += [
         f"{name} is {tuple(tensor.shape)} there and {tuple(ours[name].shape)} here"
-        for name, tensor in weights.items()
+        for name, tensor in parameters.items()
         if name in ours and tensor.shape != ours[name].shape
     ]
     if wrong:
@@ -218,17 +260,31 @@ def check_weights(model: GPT, weights: Mapping[str, Tensor], file: str) -> None:
 
 
 def clean(state: State) -> State:
-    """Parameter names without the prefixes of wrappers."""
+    """Remove the prefixes of wrappers such as torch.compile from parameter names.
+
+    Args:
+        state: Values by parameter name.
+
+    Returns:
+        The same values by the shorter names.
+    """
     return {clean_name(name): value for name, value in state.items()}
 
 
 def clean_name(name: str) -> str:
-    """One parameter name without the prefixes of wrappers."""
+    """Remove the prefixes of wrappers from one parameter name.
+
+    Args:
+        name: Name in a state_dict.
+
+    Returns:
+        The shorter name.
+    """
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Skips the initialisation of parameters; on the meta device that would load a compiler first."""
+class _SkipInitialization(TorchFunctionMode):
+    """Skips the initialization of parameters, which would load a compiler on the meta device."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,8 +1,8 @@
-"""The head and its cross entropy in one, some rows at a time, so that the scores of all rows never stand in memory.
+"""Head and cross entropy in one function, in chunks of rows, so that the logits of all rows are never in memory.
 
-The gradients of a chunk are formed while its scores are there, in the forward pass; the backward pass only scales
-them by what comes from above. Products use autocast's number format; softmax and sums are float32 at least. Products
-want many rows, so that the head is read seldom; the softmax on a CPU wants few, so that its numbers stay in the cache.
+The gradients of a chunk are computed with its logits, in the forward pass; the backward pass only scales them by the
+incoming gradient. Matmuls use autocast's number format; softmax and sums are at least float32. Matmuls are fast with
+many rows, because the head is read less often; the softmax on a CPU is fast with few, which stay in the cache.
 
 Shapes: N rows, R rows of a chunk, P rows of a softmax, C n_embd, V vocabulary.
 """
@@ -22,16 +22,16 @@ SOFTMAX_ROWS = 32  # at once on a CPU, 6 MiB with 50,304 ids: 16 and 32 were the
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Score every row, and compare with what should come next; as `F.cross_entropy(F.linear(hidden, weight), targets)`.
+    """Compute `F.cross_entropy(F.linear(hidden, weight), targets)` in chunks.
 
     Args:
-        hidden: What the head reads, (N, C).
-        weight: The head's, (V, C).
-        targets: Ids that should come next, (N,); -1 is not counted.
+        hidden: Input of the head, (N, C).
+        weight: Weight of the head, (V, C).
+        targets: Ids of the next tokens, (N,); -1 is not counted.
 
     Returns:
-        Mean over the counted rows in nats, (). Where none counts it is nan and the gradients are 0, as in PyTorch:
-        a training that has nothing to learn from stops there.
+        Mean over the counted rows in nats, (). Without counted rows it is nan and the gradients are 0, as in PyTorch:
+        a training without anything to learn from stops there.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
@@ -41,7 +41,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """What a plain function is not: it has its gradients before it is asked for them."""
+    """Computes its gradients in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _sums(
     hidden: Tensor, weight: Tensor, targets: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Sum the loss over all rows, and its gradients by `hidden` and `weight` where they are wanted."""
+    """Sum the loss over all rows, and its gradients with respect to `hidden` and `weight` where they are wanted."""
     device = hidden.device.type
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     exact = torch.promote_types(narrow, torch.float32)
@@ -79,54 +79,55 @@ def _sums(
         chunk_rows = CHUNK_BYTES // rows.itemsize
         for start in range(0, len(rows), chunk_rows):
             chunk = slice(start, start + chunk_rows)
-            scores = rows[chunk] @ head.T  # (R, V)
-            losses = _to_errors_(scores, ids[chunk], learns=any(wanted))  # (R,)
+            logits = rows[chunk] @ head.T  # (R, V)
+            losses = _to_gradient_(logits, ids[chunk], needs_grad=any(wanted))  # (R,)
             total = total + losses.where(counted[chunk], 0).sum()
+            # Where a gradient is wanted, `logits` holds the one of the logits from here on.
             if for_hidden is not None:
-                for_hidden[chunk] = scores @ head  # (R, C)
+                for_hidden[chunk] = logits @ head  # (R, C)
             if for_weight is not None:
-                _add_product_(for_weight, scores.T, rows[chunk], anew=start == 0)
-            del scores  # before the next chunk's
+                _add_matmul_(for_weight, logits.T, rows[chunk], is_first=start == 0)
+            del logits  # before the next chunk's
         if for_hidden is not None:
             for_hidden.masked_fill_(~counted[:, None], 0)
     return total, for_hidden, for_weight
 
 
-def _to_errors_(scores: Tensor, ids: Tensor, *, learns: bool) -> Tensor:
-    """Turn the scores of a chunk into the loss's gradient by them, in place: probabilities, less 1 at the target.
+def _to_gradient_(logits: Tensor, ids: Tensor, *, needs_grad: bool) -> Tensor:
+    """Turn the logits of a chunk into their gradient of the loss, in place: probabilities, less 1 at the target.
 
     Args:
-        scores: (R, V); where nothing `learns` from them they are left as they come.
-        ids: The targets, (R,).
-        learns: Whether the gradient is wanted.
+        logits: Logits, (R, V); without `needs_grad` their content is undefined afterwards.
+        ids: Targets, (R,).
+        needs_grad: Whether the gradient is wanted.
 
     Returns:
         Loss of every row, (R,).
     """
-    on_cpu = scores.device.type == "cpu" and not torch.compiler.is_compiling()  # a compiler would write out each part
-    at_once = SOFTMAX_ROWS if on_cpu else len(scores)
-    parts = zip(torch.split(scores, at_once), torch.split(ids[:, None], at_once), strict=True)  # (P, V), (P, 1)
-    return torch.cat([_to_errors_at_once_(part, target, learns=learns) for part, target in parts])  # (R,)
+    on_cpu = logits.device.type == "cpu" and not torch.compiler.is_compiling()  # a compiler would unroll the parts
+    at_once = SOFTMAX_ROWS if on_cpu else len(logits)
+    parts = zip(torch.split(logits, at_once), torch.split(ids[:, None], at_once), strict=True)  # (P, V), (P, 1)
+    return torch.cat([_to_gradient_of_part_(part, target, needs_grad=needs_grad) for part, target in parts])  # (R,)
 
 
-def _to_errors_at_once_(scores: Tensor, target: Tensor, *, learns: bool) -> Tensor:
-    exact = scores.to(torch.promote_types(scores.dtype, torch.float32))  # a softmax wants more than autocast's digits
+def _to_gradient_of_part_(logits: Tensor, target: Tensor, *, needs_grad: bool) -> Tensor:
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))  # softmax needs more precision than autocast's
     at_target = exact.gather(1, target)  # (P, 1)
     top = exact.amax(1, keepdim=True)  # (P, 1)
     probabilities = torch.softmax(exact, 1, out=exact)  # (P, V)
     losses = (top - probabilities.amax(1, keepdim=True).log() - at_target).squeeze(1)  # (P,)
-    if learns:
+    if needs_grad:
         probabilities.scatter_add_(1, target, torch.full_like(at_target, -1))
-        if probabilities is not scores:
-            scores.copy_(probabilities)
+        if probabilities is not logits:
+            logits.copy_(probabilities)
     return losses
 
 
-def _add_product_(total: Tensor, a: Tensor, b: Tensor, *, anew: bool) -> None:
-    """Add the product of two matrices to a sum that may be more exact than they; `anew` forgets what it holds."""
+def _add_matmul_(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
+    """Add a matmul to a sum of possibly higher precision; `is_first` overwrites its content."""
     if total.dtype == a.dtype:
-        total.addmm_(a, b, beta=0 if anew else 1)  # (V, C)
-    elif anew:
+        total.addmm_(a, b, beta=0 if is_first else 1)  # (V, C)
+    elif is_first:
         total.copy_(a @ b)  # (V, C)
     else:
         total.add_(a @ b)  # (V, C)

@@ -1,8 +1,8 @@
 """GPT-2 whose layers may have different numbers of attention heads.
 
 Pre-norm blocks, learned positions, biases, tanh GELU and a tied head, as in GPT-2 (Radford et al., 2019). Only
-attention knows about heads: a layer maps C to 3 H D and back, so layers of any H and D stack freely. Parameter
-names are nanoGPT's, and so its checkpoints load.
+attention depends on the heads: a layer maps C to 3 H D and back, so layers of any H and D can be stacked. Parameters
+have nanoGPT's names, so its checkpoints can be loaded.
 
 Shapes: B batch, T tokens, C n_embd, H heads of this layer, D head_dim of this layer, V vocabulary.
 """
@@ -14,19 +14,26 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody uses
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model_core.config import ModelConfig
 from model_core.cross_entropy import linear_cross_entropy
 
-Forward = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]  # a GPT, or what a compiler made of one
+Forward = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]  # a GPT, or its compiled version
 _STD = 0.02  # GPT-2's initial standard deviation
 
 
 class CausalSelfAttention(nn.Module):
-    """Every token attends to itself and its past, in H heads of size D."""
+    """Causal self-attention with H heads of size D.
+
+    Args:
+        n_embd: Width C.
+        n_head: Heads H of this layer.
+        head_dim: Size D of a head of this layer.
+        dropout: Probability of dropout.
+    """
 
     def __init__(self, n_embd: int, n_head: int, head_dim: int, dropout: float) -> None:
         super().__init__()
@@ -39,7 +46,7 @@ class CausalSelfAttention(nn.Module):
         """Project to queries, keys and values.
 
         Args:
-            x: Normalised input, (B, T, C).
+            x: Normalized input, (B, T, C).
 
         Returns:
             Three tensors, each (B, H, T, D).
@@ -53,23 +60,23 @@ class CausalSelfAttention(nn.Module):
         """Join the heads and project back to the width.
 
         Args:
-            y: What each head read, (B, H, T, D).
+            y: Output of each head, (B, H, T, D).
 
         Returns:
-            (B, T, C).
+            Output of the layer, (B, T, C).
         """
         joined = y.transpose(1, 2).flatten(2)  # (B, T, H*D)
         x: Tensor = self.resid_dropout(self.c_proj(joined))  # (B, T, C)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend through the fused kernel.
+        """Attend with the fused kernel.
 
         Args:
-            x: Normalised input, (B, T, C).
+            x: Normalized input, (B, T, C).
 
         Returns:
-            (B, T, C).
+            Output of the layer, (B, T, C).
         """
         q, k, v = self.qkv(x)  # 3 x (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
@@ -78,7 +85,12 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with a GELU between, four times as wide inside."""
+    """Two linear maps with a GELU between them, four times as wide inside.
+
+    Args:
+        n_embd: Width C.
+        dropout: Probability of dropout.
+    """
 
     def __init__(self, n_embd: int, dropout: float) -> None:
         super().__init__()
@@ -87,13 +99,13 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform every token alone.
+        """Transform every token by itself.
 
         Args:
-            x: Normalised input, (B, T, C).
+            x: Normalized input, (B, T, C).
 
         Returns:
-            (B, T, C).
+            Output, (B, T, C).
         """
         hidden = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
         x = self.dropout(self.c_proj(hidden))  # (B, T, C)
@@ -101,7 +113,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each normalised first and added to the stream."""
+    """One layer: attention, then MLP, each with its own norm and a residual connection.
+
+    Args:
+        n_embd: Width C.
+        n_head: Heads H of this layer.
+        head_dim: Size D of a head of this layer.
+        dropout: Probability of dropout.
+    """
 
     def __init__(self, n_embd: int, n_head: int, head_dim: int, dropout: float) -> None:
         super().__init__()
@@ -111,13 +130,13 @@ class Block(nn.Module):
         self.mlp = MLP(n_embd, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what attention and MLP find.
+        """Add the outputs of attention and MLP to the residual stream.
 
         Args:
-            x: The residual stream, (B, T, C).
+            x: Residual stream, (B, T, C).
 
         Returns:
-            (B, T, C).
+            Residual stream, (B, T, C).
         """
         x = x + self.attn(self.ln_1(x))
         x = x + self.mlp(self.ln_2(x))
@@ -127,8 +146,11 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The whole model.
 
+    Args:
+        config: Section `model`.
+
     Attributes:
-        config: Its shape.
+        config: Section `model`.
         gradient_checkpointing: Recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -149,7 +171,7 @@ class GPT(nn.Module):
         )
         self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
         self.tie_head()
-        self.apply(_initialise)
+        self.apply(_initialize)
         self._scale_residual_projections()
 
     @property
@@ -158,17 +180,20 @@ class GPT(nn.Module):
         return [cast("Block", block) for block in cast("nn.ModuleList", self.transformer["h"])]
 
     def tie_head(self) -> None:
-        """Let the head read with the token embedding, as in GPT-2; needed again after weights were assigned."""
+        """Share the token embedding with the head, as in GPT-2; needed again after parameters were assigned."""
         self.lm_head.weight = cast("nn.Embedding", self.transformer["wte"]).weight
 
     def embed(self, idx: Tensor) -> Tensor:
-        """Token plus position embeddings.
+        """Add token and position embeddings.
 
         Args:
             idx: Token ids, (B, T); T at most block_size.
 
         Returns:
-            (B, T, C).
+            Input of the first layer, (B, T, C).
+
+        Raises:
+            ValueError: T is above block_size.
         """
         length = idx.size(1)
         if length > self.config.block_size:
@@ -186,7 +211,7 @@ class GPT(nn.Module):
             idx: Token ids, (B, T).
 
         Returns:
-            What the head reads, after the last norm, (B, T, C).
+            Input of the head, after the last norm, (B, T, C).
         """
         x = self.embed(idx)  # (B, T, C)
         for block in self.blocks:
@@ -198,15 +223,15 @@ class GPT(nn.Module):
         return normed
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """Score the next token everywhere, or say how well it is known.
+        """Compute the logits of the next token at each position, or the loss.
 
         Args:
             idx: Token ids, (B, T).
-            targets: Ids that should come next, (B, T); -1 is not counted.
+            targets: Ids of the next tokens, (B, T); -1 is not counted.
 
         Returns:
-            Without targets the logits, (B, T, V), and None. With targets None, because the logits of all rows are
-            never there together, and the mean cross entropy in nats.
+            Without targets the logits, (B, T, V), and None. With targets None, because the logits of all rows are never
+            in memory together, and the mean cross entropy in nats.
         """
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
@@ -220,7 +245,7 @@ class GPT(nn.Module):
             nn.init.normal_(block.mlp.c_proj.weight, std=std)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -23,19 +23,76 @@ from model_core.entrypoint import OneLineParser, ShutdownSignal
 from model_core.errors import InvalidParameter
 
 _POLL_S = 0.05
-_MOMENT_S = 10.0  # one that leaves by itself is followed by the others; a signal would cut short how they end
-_ALONE_S = 120.0  # what the others get to save and leave when one is gone; then they hang
+_FOLLOW_S = 10.0  # for the others to exit by themselves after one has; a signal would interrupt that
+_ALONE_S = 120.0  # for the others to save and exit after one has died; then they count as hanging
 _LOOPBACK = "127.0.0.1"
+LISTENER = "HEADCOUNT_LISTENER"  # descriptor of a socket that listens at MASTER_PORT, inherited by rank 0
+_TORCHRUN = "TORCHELASTIC_RUN_ID"
+_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class DistEnv:
+    """Rank of a process among those that train together.
+
+    Attributes:
+        rank: Rank of the process; only rank 0 writes to disk.
+        world_size: Number of processes.
+        local_rank: Rank on this host, and index of its GPU.
+        local_world: Number of processes on this host.
+        port: Port of the rendezvous on loopback with our launcher; None with torchrun, whose variables decide.
+        listener: Descriptor of the socket that listens at the port; only rank 0 has it.
+        launched: Whether a launcher started the process, which then ends with it.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    port: int | None = None
+    listener: int | None = None
+    launched: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes to disk."""
+        return self.rank == 0
+
+
+def dist_env(environment: Mapping[str, str]) -> DistEnv:
+    """Read the rank of a process from its environment variables.
+
+    Args:
+        environment: The variables; without RANK and WORLD_SIZE the process trains alone.
+
+    Returns:
+        The rank.
+
+    Raises:
+        InvalidParameter: A variable is not a number, or not a possible one.
+    """
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return DistEnv()
+    rank, world = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    local = _number(environment, "LOCAL_RANK", "0")
+    local_world = _number(environment, "LOCAL_WORLD_SIZE", "1")
+    if not (rank < world and local < local_world <= world):
+        told = " ".join(f"{name}={environment.get(name)}" for name in _NAMES)
+        raise InvalidParameter(f"{told}: a rank is below the number of processes")
+    if LISTENER not in environment:
+        return DistEnv(rank, world, local, local_world, launched=_TORCHRUN in environment)
+    port, listener = _number(environment, "MASTER_PORT"), _number(environment, LISTENER)
+    return DistEnv(rank, world, local, local_world, port, listener if rank == 0 else None, launched=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program.
 
     Args:
-        argv: Arguments; the process' own if not given.
+        argv: Command-line arguments; None takes those of the process.
 
     Returns:
-        The exit code of rank 0; 128 and the signal's number if a signal ended it.
+        The exit code of rank 0; 128 plus the signal's number if a signal ended it.
     """
     arguments = _parser().parse_args(argv)
     stop = ShutdownSignal()
@@ -73,7 +130,7 @@ def _count(text: str) -> int:
 
 
 def _start(processes: int, command: list[str]) -> list[subprocess.Popen[bytes]]:
-    """Start the ranks; rank 0 inherits the socket at which the others find it."""
+    """Start the ranks; rank 0 inherits the listening socket of the rendezvous."""
     with socket.socket() as listener:
         listener.bind((_LOOPBACK, 0))
         listener.listen(processes)
@@ -97,14 +154,14 @@ def _start(processes: int, command: list[str]) -> list[subprocess.Popen[bytes]]:
 
 
 def _watch(ranks: list[subprocess.Popen[bytes]], stop: ShutdownSignal) -> int:
-    """Wait until all are gone; when one is asked to leave, or has died, so must the others."""
+    """Wait until all ranks have exited; when one must stop or has died, stop the others."""
     told, broken_at = False, float("inf")
     while any(rank.poll() is None for rank in ranks):
         if any(rank.poll() not in {None, 0} for rank in ranks):
             broken_at = min(broken_at, time.monotonic())
         alone_s = time.monotonic() - broken_at
         is_killed = any((rank.returncode or 0) < 0 for rank in ranks)
-        if not told and (stop() or is_killed or alone_s > _MOMENT_S):
+        if not told and (stop() or is_killed or alone_s > _FOLLOW_S):
             told = True
             _signal(ranks, signal.SIGTERM)
         if alone_s > _ALONE_S:
@@ -122,62 +179,6 @@ def _signal(ranks: list[subprocess.Popen[bytes]], number: signal.Signals) -> Non
     for rank in ranks:
         if rank.poll() is None:
             rank.send_signal(number)
-
-
-LISTENER = "HEADCOUNT_LISTENER"  # descriptor of a socket that listens at MASTER_PORT, inherited by rank 0
-_TORCHRUN = "TORCHELASTIC_RUN_ID"
-_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-
-
-@dataclass(frozen=True)
-class DistEnv:
-    """One process among those that train together.
-
-    Attributes:
-        rank: Its number; 0 leads: it alone writes.
-        world_size: How many there are.
-        local_rank: Its number on this host, and the GPU that it takes.
-        local_world: How many are on this host.
-        port: Where they meet on loopback, when our launcher started them; None: as torchrun tells.
-        listener: Descriptor of the socket that listens there already.
-        launched: Whether a launcher started it, with which it ends.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-    port: int | None = None
-    listener: int | None = None
-    launched: bool = False
-
-    @property
-    def is_main(self) -> bool:
-        """Whether it is the one that writes."""
-        return self.rank == 0
-
-
-def dist_env(environment: Mapping[str, str]) -> DistEnv:
-    """Read a process' place from its variables.
-
-    Args:
-        environment: With RANK and WORLD_SIZE it is one of several; without them it is alone.
-
-    Raises:
-        InvalidParameter: A variable is no number, or a number that cannot be.
-    """
-    if "RANK" not in environment or "WORLD_SIZE" not in environment:
-        return DistEnv()
-    rank, world = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
-    local = _number(environment, "LOCAL_RANK", "0")
-    local_world = _number(environment, "LOCAL_WORLD_SIZE", "1")
-    if not (rank < world and local < local_world <= world):
-        told = " ".join(f"{name}={environment.get(name)}" for name in _NAMES)
-        raise InvalidParameter(f"{told}: a rank is below the number of processes")
-    if LISTENER not in environment:
-        return DistEnv(rank, world, local, local_world, launched=_TORCHRUN in environment)
-    port, listener = _number(environment, "MASTER_PORT"), _number(environment, LISTENER)
-    return DistEnv(rank, world, local, local_world, port, listener if rank == 0 else None, launched=True)
 
 
 def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:

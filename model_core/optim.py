@@ -17,9 +17,12 @@ def make_optimizer(model: nn.Module, training: TrainingConfig, *, fused: bool) -
     """Build the optimizer of a run (Loshchilov & Hutter, 2019).
 
     Args:
-        model: Its parameters of two and more dimensions decay, biases and norms do not.
+        model: The model; parameters of two and more dimensions decay, biases and norms do not.
         training: Section with weight_decay, eps and max_lr.
         fused: Update all parameters in one kernel.
+
+    Returns:
+        The optimizer, with one parameter group that decays and one that does not.
     """
     groups = [
         {"params": matrices(model), "weight_decay": training.weight_decay},
@@ -29,17 +32,17 @@ def make_optimizer(model: nn.Module, training: TrainingConfig, *, fused: bool) -
 
 
 def clip_gradients(model: nn.Module, most: float) -> float:
-    """Scale all gradients alike where their joint norm (L2) is above `most` (Pascanu et al., 2013).
+    """Scale all gradients alike if their joint L2 norm is above a limit (Pascanu et al., 2013).
 
-    On a CPU the norm is taken of the norms of rows: sums over whole matrices took 1.6 x as long for a GPT-2, and were
-    0.09 % off.
+    On a CPU the norm is computed from the norms of rows: sums over whole matrices took 1.6 x as long for a GPT-2, and
+    were 0.09 % off.
 
     Args:
-        model: Its gradients are changed.
-        most: What the norm may be; 0 leaves them as they are.
+        model: Model whose gradients are changed.
+        most: Upper limit of the norm; 0 disables clipping.
 
     Returns:
-        What the norm was.
+        The norm before clipping.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -53,26 +56,47 @@ def clip_gradients(model: nn.Module, most: float) -> float:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Go on with the moments of another optimizer of the same parameters.
+    """Load the moments of another optimizer of the same parameters.
 
     Args:
-        optimizer: Keeps its own settings: a new run may decay more, or update on another device.
-        saved: The other's `state_dict`.
+        optimizer: The optimizer, which keeps its own settings: a new run may decay more, or run on another device.
+        saved: State_dict of the other optimizer.
     """
     optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """How many parameters there are, and how many of them decay."""
+    """Count the parameters of a model.
+
+    Args:
+        model: The model.
+
+    Returns:
+        All ``parameters``, and the ``parameters_decayed`` among them.
+    """
     decayed, kept = (sum(p.numel() for p in group) for group in (matrices(model), vectors(model)))
     return {"parameters": decayed + kept, "parameters_decayed": decayed}
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that decay."""
+    """List the parameters that decay.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Trainable parameters of two and more dimensions.
+    """
     return [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
 
 
 def vectors(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that do not decay."""
+    """List the parameters that do not decay.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Trainable parameters of one dimension.
+    """
     return [p for p in model.parameters() if p.requires_grad and p.dim() < 2]

@@ -1,4 +1,4 @@
-"""The cost of a configuration beside that of the uniform model, as JSON, Markdown or tables.
+"""The costs of a configuration beside those of the uniform model, as JSON, Markdown or tables.
 
 `headcount report`, `GET /runs/{run}/report` and `POST /jobs?validate_only=true` all use this module and `budget.py`, so
 they cannot disagree. `preflight` compares the needs of a run with the machine before the first step.
@@ -25,12 +25,20 @@ NO_SAVING = (
     "matmul FLOPs; only the softmax gets smaller. Set model.head_dim to save."
 )
 
-_MIB = 1 << 20
+_MIB, _GIB = 1 << 20, 1 << 30
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows and columns; the first column names the row."""
+    """Text in rows and columns; the first column names the row.
+
+    Attributes:
+        title: Title of the table.
+        head: Titles of the columns.
+        rows: Cells of each row.
+    """
 
     title: str
     head: tuple[str, ...]
@@ -42,9 +50,9 @@ class Report:
     """What one configuration costs.
 
     Attributes:
-        experiment_name: Whose.
-        budget: Its own numbers.
-        uniform: Those of the same experiment with equal heads.
+        experiment_name: Name of the experiment.
+        budget: Its costs.
+        uniform: Costs of the same experiment with equal heads.
         warnings: What its author should know.
     """
 
@@ -54,15 +62,27 @@ class Report:
     warnings: tuple[ConfigWarning, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """Convert to plain values for JSON.
+
+        Returns:
+            Values by field.
+        """
         return asdict(self)
 
     def tables(self) -> tuple[Table, ...]:
-        """Layers, totals beside the uniform model, memory, length and disk."""
+        """Build the tables.
+
+        Returns:
+            Layers, totals beside the uniform model, memory, and length and disk.
+        """
         return (_layers(self), _totals(self), _memory(self), _length(self))
 
     def remarks(self) -> Iterator[str]:
-        """Sentences below the tables."""
+        """Write the sentences below the tables.
+
+        Returns:
+            The sentences, without Markdown.
+        """
         if saves_nothing(self.budget, self.uniform):
             yield NO_SAVING
         if not all(layer.flash for layer in self.budget.layers):
@@ -70,7 +90,11 @@ class Report:
         yield from (f"warning: {advice.detail}" for advice in self.warnings)
 
     def to_markdown(self) -> str:
-        """As a page for people."""
+        """Write the report as a page.
+
+        Returns:
+            Markdown text.
+        """
         tables = [f"## {table.title}\n\n{_markdown(table)}" for table in self.tables()]
         formulas = [f"- {what} = `{formula}`" for what, formula in self.budget.formulas.items()]
         parts = [f"# {self.experiment_name}", *tables, *self.remarks(), "## Formulas", "\n".join(formulas)]
@@ -78,11 +102,14 @@ class Report:
 
 
 def report_of(parsed: ParsedConfig, dataset: Dataset) -> Report:
-    """Count what a configuration costs, and what the uniform model would.
+    """Compute what a configuration costs, and what its uniform baseline would.
 
     Args:
-        parsed: The configuration.
-        dataset: Its dataset; where that is prepared its size gives the epochs.
+        parsed: The configuration and its warnings.
+        dataset: Its dataset; if it is prepared, its size gives the epochs.
+
+    Returns:
+        The report.
     """
     tokens = train_tokens_of(dataset)
     budget, uniform = (budget_of(c, train_tokens=tokens) for c in (parsed.config, uniform_baseline(parsed.config)))
@@ -90,17 +117,61 @@ def report_of(parsed: ParsedConfig, dataset: Dataset) -> Report:
 
 
 def train_tokens_of(dataset: Dataset) -> int | None:
-    """Tokens of the training split; None while it is not there, or is no token file."""
+    """Count the tokens of a training split.
+
+    Args:
+        dataset: The dataset.
+
+    Returns:
+        Number of tokens; None if the split is missing or not a token file.
+    """
     manifest = dataset.manifest()
     if manifest is not None:
         return int(manifest["splits"]["train"]["tokens"]) or None
     try:
         return int(np.load(dataset.train, mmap_mode="r", allow_pickle=False).size) or None
-    except (OSError, ValueError, EOFError):  # whoever trains on it says what is wrong
+    except (OSError, ValueError, EOFError):  # a training reports what is wrong
         return None
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+def preflight(config: ExperimentConfig, dataset: Dataset, run: Path, emit: Callable[..., Any]) -> None:
+    """Log the length of a run in steps, tokens and epochs, and warn if the disk may become full.
+
+    Args:
+        config: Resolved configuration.
+        dataset: Prepared dataset.
+        run: Directory of the run.
+        emit: Writes a ``warning`` event.
+    """
+    budget = budget_of(config, train_tokens=train_tokens_of(dataset))
+    length = budget.schedule
+    log.info("planned steps=%d tokens=%d epochs=%.2f", length.steps, length.tokens, length.epochs or 0.0)
+    for advice in disk_shortage(budget.disk, run):
+        emit("warning", code=advice.code, detail=advice.detail)
+
+
+def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[ConfigWarning]:
+    """Warn if the checkpoints of a run may not fit on the disk. Other writers may fill it too, so it is no error.
+
+    Args:
+        disk: Size of the checkpoints.
+        run: Directory of the run, which need not exist. Its checkpoints are not counted again.
+
+    Returns:
+        The warning, if there is one.
+    """
+    place = run = run.absolute()
+    while not place.is_dir():
+        place = place.parent
+    free, needed = shutil.disk_usage(place).free, disk.total_bytes
+    if needed > free:
+        needed -= sum(file.stat().st_size for file in run.glob("model_*.pt"))
+    if needed > free:
+        yield ConfigWarning(
+            "disk_low",
+            f"the checkpoints of this run need up to {needed / _GIB:,.1f} GiB and {free / _GIB:,.1f} GiB are free; "
+            "make room, or lower evaluation.max_checkpoints_to_keep",
+        )
 
 
 def _layers(report: Report) -> Table:
@@ -179,45 +250,3 @@ def _mib(size_bytes: int) -> int:
 def _markdown(table: Table) -> str:
     rule = ("---", *("---:" for _ in table.head[1:]))
     return "\n".join(f"| {' | '.join(row)} |" for row in (table.head, rule, *table.rows))
-
-
-log = logging.getLogger(__name__)
-
-_GIB = 1 << 30
-
-
-def preflight(config: ExperimentConfig, dataset: Dataset, run: Path, emit: Callable[..., Any]) -> None:
-    """Say how long the run will be, in steps, tokens and passes over the data, and warn of what may run out.
-
-    Args:
-        config: Resolved: max_steps is what will be done.
-        dataset: Ready.
-        run: Directory of the run.
-        emit: Told ``warning``.
-    """
-    budget = budget_of(config, train_tokens=train_tokens_of(dataset))
-    length = budget.schedule
-    log.info("planned steps=%d tokens=%d epochs=%.2f", length.steps, length.tokens, length.epochs or 0.0)
-    for advice in disk_shortage(budget.disk, run):
-        emit("warning", code=advice.code, detail=advice.detail)
-
-
-def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[ConfigWarning]:
-    """Warn when a run's checkpoints may not fit; other runs and datasets may fill the disk too, so it is no refusal.
-
-    Args:
-        disk: What the checkpoints need.
-        run: Directory of the run, there or not yet. Checkpoints that lie there already are not counted again.
-    """
-    place = run = run.absolute()
-    while not place.is_dir():
-        place = place.parent
-    free, needed = shutil.disk_usage(place).free, disk.total_bytes
-    if needed > free:
-        needed -= sum(file.stat().st_size for file in run.glob("model_*.pt"))
-    if needed > free:
-        yield ConfigWarning(
-            "disk_low",
-            f"the checkpoints of this run need up to {needed / _GIB:,.1f} GiB and {free / _GIB:,.1f} GiB are free; "
-            "make room, or lower evaluation.max_checkpoints_to_keep",
-        )

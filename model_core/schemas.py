@@ -1,7 +1,7 @@
-"""What can be asked of a trained model, and what comes back: text, or where its heads look.
+"""Requests to a trained model and their results: generated text, or attention.
 
-The same classes check a query string, a JSON body and a call from Python, so bounds stand in one place. Free of
-torch: the API checks a request with them before any model is loaded.
+The same classes validate a query string, a JSON body and a call from Python, so that the bounds are defined once.
+Torch-free, because the service validates a request before any model is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DRAWN_SEEDS = 2**32  # small enough to be exact in every JSON reader
 
 
 def _json_number(value: Any) -> Any:
-    """True is no number, and 20.0 is an integer, as in JSON Schema."""
+    """Refuse true, and accept 20.0 as an integer, as JSON Schema does."""
     if isinstance(value, bool):
         raise ValueError("Input should be a number")
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -44,18 +44,18 @@ ExampleId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,11}|t_[0-9a-f]{8,64}
 
 
 class SamplingParams(Config):
-    """How a prompt is continued, whatever the model.
+    """How a prompt is continued, by any model.
 
     Attributes:
         prompt: Text to continue; empty starts a new text.
-        max_new_tokens: At most so many; fewer when the model has no more positions.
-        temperature: Divides the scores; 0 always takes the most likely token.
-        top_k: Sample among so many of the most likely tokens; 0 takes all.
+        max_new_tokens: Upper limit of new tokens; fewer when the model has no more positions.
+        temperature: Divides the logits; 0 always takes the most likely token.
+        top_k: Sample among this number of most likely tokens; 0 takes all.
         top_p: Sample among the most likely tokens that together have this probability.
-        seed: Decides every draw; None draws one, and the result says which.
-        n: Continuations of the same prompt.
+        seed: Seed of every draw; None draws one, which the result states.
+        n: Number of continuations of the same prompt.
         stop: Texts that end a continuation; they are not part of it.
-        logprobs: For each token its log probability and that of so many others; None leaves them out.
+        logprobs: Report the log probability of each token and of this number of others; None leaves them out.
     """
 
     prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS)
@@ -69,12 +69,16 @@ class SamplingParams(Config):
     logprobs: Annotated[int, Field(ge=0, le=20), JsonNumber] | None = None
 
     def seeded(self) -> Self:
-        """The same with a seed: the given one, or one drawn without touching any global generator."""
+        """Add a seed if there is none, drawn without a global generator.
+
+        Returns:
+            The same parameters with a seed.
+        """
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(_DRAWN_SEEDS)})
 
 
 class GenerateRequest(SamplingParams):
-    """Text wanted from a checkpoint of a run."""
+    """Request for text from a checkpoint of a run."""
 
     run: Name
     checkpoint: CheckpointRef = "best"
@@ -82,7 +86,7 @@ class GenerateRequest(SamplingParams):
 
 
 class TokenLogprob(Config):
-    """One token's log probability in nats, by the model itself: before temperature, top-k and top-p."""
+    """Log probability of one token in nats, by the model itself: before temperature, top-k and top-p."""
 
     token: int
     text: str
@@ -90,7 +94,7 @@ class TokenLogprob(Config):
 
 
 class ScoredToken(TokenLogprob):
-    """A generated token, and the likeliest ones of its place."""
+    """A generated token, and the most likely ones at its position."""
 
     top: tuple[TokenLogprob, ...] = ()
 
@@ -99,11 +103,11 @@ class Choice(Config):
     """One continuation.
 
     Attributes:
-        index: Which of the n.
-        text: What was written, without the prompt; cut before a stop text.
-        tokens: Ids of that text; after a cut, the last one may reach over it. The end-of-text id is not among them.
+        index: Its number among the n continuations.
+        text: The generated text, without the prompt; cut before a stop text.
+        tokens: Ids of that text; after a cut, the last one may extend beyond it. The end-of-text id is not included.
         finish_reason: ``stop`` (end of text, or a stop text) or ``length``.
-        logprobs: One entry a token, if asked for; the key is left out otherwise.
+        logprobs: One entry for each token, if requested; otherwise the key is left out.
     """
 
     index: int
@@ -121,14 +125,14 @@ class Choice(Config):
 
 
 class Usage(Config):
-    """Tokens read (an empty prompt counts as its start token) and tokens of all choices."""
+    """Tokens of the prompt (an empty one counts as its start token) and tokens of all choices."""
 
     prompt_tokens: int
     completion_tokens: int
 
 
 class GenerateResult(Config):
-    """The reply to a `GenerateRequest`; `checkpoint` is the file that answered."""
+    """Reply to a `GenerateRequest`; `checkpoint` is the file that was used."""
 
     run: str
     checkpoint: str
@@ -140,14 +144,14 @@ class GenerateResult(Config):
 
 
 class AttentionRequest(Config):
-    """Where every head looks on one text.
+    """Request for the attention of every head on one text.
 
     Attributes:
-        run: Whose model.
+        run: Run of the model.
         id: Number of a test example, or `text_id` of a text.
         checkpoint: As in `GenerateRequest`.
         text: The text itself, for an id that starts with ``t_``.
-        max_tokens: Read at most so many tokens of it; None leaves that to the run's configuration.
+        max_tokens: Upper limit of tokens that are read; None takes the one of the run's configuration.
     """
 
     run: Name
@@ -158,5 +162,12 @@ class AttentionRequest(Config):
 
 
 def text_id(text: str) -> str:
-    """Id of a free text in attention records: ``t_`` and the start of its sha256."""
+    """Compute the id of a free text in attention records.
+
+    Args:
+        text: The text.
+
+    Returns:
+        ``t_`` and the start of its sha256.
+    """
     return "t_" + hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_core.checkpoint import State, check_weights, clean, read_state, skeleton
+from model_core.checkpoint import State, check_parameters, clean, read_state, skeleton
 from model_core.config import ExperimentConfig, ModelConfig
 from model_core.config_loader import parse_config
 from model_core.errors import DiskFull, InvalidParameter
@@ -146,7 +146,7 @@ def _export(
     told = _card(run, info, state, licence, layout)
     weights = clean(state.pop("model"))
     state.clear()
-    check_weights(skeleton(config.model), weights, info.file)
+    check_parameters(skeleton(config.model), weights, info.file)
 
     def fill(building: Path) -> None:
         _write_rest(building, config, tokenizer)

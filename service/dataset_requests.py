@@ -1,4 +1,7 @@
-"""From a request for a dataset to the job that makes it."""
+"""Requests for a dataset: parse one and submit the job that prepares it, from a source or from uploaded files.
+
+A request is translated into the configuration of a job; problems are reported at their place in the request.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,11 @@ from service.uploads import Upload, receive_upload
 from worker.jobs.schemas import Submission
 from worker.jobs.spec import JobSpec
 
-_PLAIN = ("name", "revision", "text_column")  # of a form: text as it stands; the rest is JSON where it can be
+_TEXT_FIELDS = (
+    "name",
+    "revision",
+    "text_column",
+)  # of a form; the other fields are JSON if they parse as such
 
 
 class DatasetRequest(Config):
@@ -45,21 +52,21 @@ class DatasetRequest(Config):
 
 
 async def submit(services: Services, body: Mapping[str, Any], *, key: str | None) -> Submission | None:
-    """Have a dataset made; equal requests share one job.
+    """Submit the job that prepares a dataset. Equal requests share one job.
 
     Args:
-        services: Where to ask.
+        services: Services of the process.
         body: Keys of `DatasetRequest`.
-        key: The client's Idempotency-Key.
+        key: Idempotency-Key of the client.
 
     Returns:
-        The job that makes it; None: it is there already, made in the same way.
+        The job; None if the dataset exists and was prepared from an equal request.
 
     Raises:
-        InvalidRequest: With every wrong value.
-        DatasetExists: The name is taken by one that is, or is being, made in another way.
+        InvalidRequest: The body is invalid; the error contains every problem.
+        DatasetExists: A dataset of that name exists, or is being prepared, from a different request.
     """
-    spec = _spec_of(services, body)
+    spec = _parse(services, body)
     prepared = await services.admission.submit(spec)
     submitted = await submission.enqueue(
         services, prepared, key=key, taken=prepared.taken, fingerprint=prepared.fingerprint
@@ -70,61 +77,57 @@ async def submit(services: Services, body: Mapping[str, Any], *, key: str | None
     if submitted.why == "ready":
         return None
     error = await submission.rejection_error(services, prepared, submitted)
-    raise _as_asked(error) if isinstance(error, InvalidConfig) else error
+    raise _as_request_error(error) if isinstance(error, InvalidConfig) else error
 
 
 async def submit_files(services: Services, request: Request, *, key: str | None) -> tuple[str, Submission | None]:
-    """The same from files in the request: they are kept below uploads, where the job reads them.
+    """Submit the job that prepares a dataset from files in the request, which are kept below ``uploads``.
 
     Args:
-        services: Where to ask.
-        request: A multipart body: values of `DatasetRequest` but the source, and files.
-        key: The client's Idempotency-Key.
+        services: Services of the process.
+        request: Request with a multipart body: the fields of `DatasetRequest` except `source`, and files.
+        key: Idempotency-Key of the client.
 
     Returns:
-        The dataset's name, and as `submit`.
+        Name of the dataset, and what `submit` returns.
 
     Raises:
-        ModelCoreError: As `submit` and `uploads.receive_upload`; then nothing of the files is left.
+        ModelCoreError: See `submit` and `uploads.receive_upload`; no file is kept then.
     """
     uploads = services.layout.uploads
     assert uploads is not None
     async with receive_upload(request, uploads) as upload:
-        body = _form_of(upload)
-        _spec_of(services, {**body, "source": "stories"})  # what is wrong with the rest is said before anything is kept
-        home, submitted = uploads / checked_name("dataset", body["name"]), None
-        is_new = not (home / upload.digest).is_dir()
-        place = await run_in_threadpool(upload.keep, home)
+        body = _form_body(upload)
+        _parse(services, {**body, "source": "stories"})  # refuse a wrong field before a file is kept
+        folder, submitted = uploads / checked_name("dataset", body["name"]), None
+        is_new = not (folder / upload.digest).is_dir()
+        kept = await run_in_threadpool(upload.keep, folder)
         try:
-            source = f"file:uploads/{home.name}/{place.name}"
+            source = f"file:uploads/{folder.name}/{kept.name}"
             submitted = await submit(services, {**body, "source": source}, key=key)
         finally:
-            if is_new and submitted is None:  # nobody will read them
-                await run_in_threadpool(upload.undo_keep, place)
-        return home.name, submitted
+            if is_new and submitted is None:  # no job will read them
+                await run_in_threadpool(upload.undo_keep, kept)
+        return folder.name, submitted
 
 
-def _form_of(upload: Upload) -> dict[str, Any]:
+def _form_body(upload: Upload) -> dict[str, Any]:
     refuse_secrets(upload.fields)
     if "source" in upload.fields:
         detail = "a request with files needs no source: the files are the source"
         raise InvalidRequest([FieldProblem("/source", detail, upload.fields["source"])])
-    return {key: text if key in _PLAIN else _value_of(text) for key, text in upload.fields.items()}
+    return {key: text if key in _TEXT_FIELDS else _parse_value(text) for key, text in upload.fields.items()}
 
 
-def _value_of(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
 
 
-def _spec_of(services: Services, body: Mapping[str, Any]) -> JobSpec:
-    """Read a request.
-
-    Raises:
-        InvalidRequest: With every wrong value.
-    """
+def _parse(services: Services, body: Mapping[str, Any]) -> JobSpec:
+    """Translate a request into the one of a job; raises InvalidRequest with every problem."""
     problems = list(_wrong_keys(body))
     given = {key: value for key, value in body.items() if value is not None and key in DatasetRequest.model_fields}
     data = {"dataset" if key == "name" else key: value for key, value in given.items() if key != "seed"}
@@ -134,8 +137,8 @@ def _spec_of(services: Services, body: Mapping[str, Any]) -> JobSpec:
         spec = read_spec(tree, run=None, data_root=services.settings.data)
     except InvalidConfig as error:
         if not problems and error.code != InvalidConfig.code:
-            raise type(error)(tuple(map(_moved, error.problems))) from None
-        problems += map(_moved, error.problems)
+            raise type(error)(tuple(map(_at_request_field, error.problems))) from None
+        problems += map(_at_request_field, error.problems)
         raise InvalidRequest(problems) from None
     if problems:
         raise InvalidRequest(problems)
@@ -154,12 +157,12 @@ def _wrong_keys(body: Mapping[str, Any]) -> Iterator[FieldProblem]:
             yield FieldProblem(f"/{key}", f"{key} is needed: {DatasetRequest.model_fields[key].description}")
 
 
-def _as_asked(error: InvalidConfig) -> InvalidRequest:
-    return InvalidRequest(map(_moved, error.problems))
+def _as_request_error(error: InvalidConfig) -> InvalidRequest:
+    return InvalidRequest(map(_at_request_field, error.problems))
 
 
-def _moved(problem: FieldProblem) -> FieldProblem:
-    """A problem of a configuration, at its place in the request."""
+def _at_request_field(problem: FieldProblem) -> FieldProblem:
+    """Move a problem of the configuration to its place in the request."""
     pointer = problem.pointer.replace("/data/dataset", "/name").replace("/device/seed", "/seed")
     return FieldProblem(
         pointer.removeprefix("/data"), problem.detail, problem.value, problem.nearest, code=problem.code

@@ -52,11 +52,11 @@ def demo(data: Path, console: Console) -> int:
     with _service(data, console) as client:
         job = submit_quickstart(client)
         run = job["run"]
-        _say(console, f"submitted {job['id']}: a small GPT-2 with unequal heads, run {run}")
+        _echo(console, f"submitted {job['id']}: a small GPT-2 with unequal heads, run {run}")
         with cancelled_on_interrupt(client, job["id"]):
             view = follow(follow_from_queue(client, job), console)
         require_success(client.job(job["id"]), data)
-        _say(console, f"\nThe model writes, after {_PROMPT!r}:\n{write(client, run)}")
+        _echo(console, f"\nThe model writes, after {_PROMPT!r}:\n{write(client, run)}")
         pictures = _look(client, run, data)
     _summary(console, data, run, view, pictures, time.monotonic() - began)
     return 0
@@ -69,15 +69,15 @@ def _service(data: Path, console: Console) -> Iterator[Client]:
     log = data.resolve() / "logs" / "up.log"
     environment = {name: value for name, value in os.environ.items() if name != "HEADCOUNT_REDIS_URL"}
     argv = (sys.executable, "-m", "headcount", "up", "--port", str(port), "--data", str(data.resolve()))
-    group = ProcessGroup(lambda message: _say(console, message))
+    group = ProcessGroup(lambda message: _echo(console, message))
     group.start(Program("up", argv, environment, log))
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
-            _say(console, f"starting Redis, worker, inference and API on {client.url}, data in {data}")
+            _echo(console, f"starting Redis, worker, inference and API on {client.url}, data in {data}")
             _await(client, group, log)
             yield client
     finally:
-        _say(console, "stopping everything")
+        _echo(console, "stopping everything")
         group.stop(("up",), _STOP_S, lambda: False)
         group.close()
 
@@ -176,13 +176,13 @@ def _look(client: Client, run: str, data: Path) -> list[Path]:
 
 def _summary(console: Console, data: Path, run: str, view: ProgressView, pictures: list[Path], seconds: float) -> None:
     bits = f", {view.bits_per_byte:.3f} bits per byte" if view.bits_per_byte is not None else ""
-    _say(console, f"\nrun {run}: {view.step} steps in {data / 'exp' / run}, all in {seconds:.0f} s")
-    _say(console, f"validation loss {number(view.first_val_loss)} -> {number(view.val_loss)}{bits}")
-    _say(console, "attention of test example 0, one picture per layer, one panel per head:")
+    _echo(console, f"\nrun {run}: {view.step} steps in {data / 'exp' / run}, all in {seconds:.0f} s")
+    _echo(console, f"validation loss {number(view.first_val_loss)} -> {number(view.val_loss)}{bits}")
+    _echo(console, "attention of test example 0, one picture per layer, one panel per head:")
     for picture in pictures:
-        _say(console, f"  {picture}")
-    _say(console, f"\nTo see the run again:\n  {_command()} up --data {data}")
-    _say(console, f"  {DEFAULT_URL}/attention/{run}/{_EXAMPLE}   and   {DEFAULT_URL}/docs")
+        _echo(console, f"  {picture}")
+    _echo(console, f"\nTo see the run again:\n  {_command()} up --data {data}")
+    _echo(console, f"  {DEFAULT_URL}/attention/{run}/{_EXAMPLE}   and   {DEFAULT_URL}/docs")
 
 
 def _command() -> str:
@@ -201,5 +201,5 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _say(console: Console, text: str) -> None:
+def _echo(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -59,6 +59,6 @@ def print_error(message: str) -> None:
 
 def _usage(error: Exception) -> int:
     """Report a usage error by its message, and an unexpected one without its traceback."""
-    say = getattr(error, "format_message", None)
-    print_error(say() if say else f"unexpected {type(error).__name__}: {error}")
+    format_message = getattr(error, "format_message", None)
+    print_error(format_message() if format_message else f"unexpected {type(error).__name__}: {error}")
     return int(getattr(error, "exit_code", FAILED))

@@ -250,9 +250,9 @@ def _print(events: Iterable[Event], console: Console, view: ProgressView) -> Pro
     for view, line in _worth_a_line(events, view):  # noqa: B020 - a fold over the view
         now = view.activity or view.line()
         if line:
-            _say(console, line)
+            _echo(console, line)
         elif now != last and time.monotonic() - printed >= _PLAIN_EVERY_S:
-            _say(console, now)
+            _echo(console, now)
             printed, last = time.monotonic(), now
     return view
 
@@ -263,7 +263,7 @@ def _draw(events: Iterable[Event], console: Console, view: ProgressView) -> Prog
         task = progress.add_task(view.status or "queued", total=view.max_steps, completed=view.step, text="")
         for view, line in _worth_a_line(events, view):  # noqa: B020 - as above
             if line:
-                _say(progress.console, line)
+                _echo(progress.console, line)
             _update(progress, task, view)
     return view
 
@@ -274,7 +274,7 @@ def _update(progress: Progress, task: TaskID, view: ProgressView) -> None:
     progress.update(task, description=view.status or "queued", total=total, completed=completed, text=text)
 
 
-def _say(console: Console, text: str) -> None:
+def _echo(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -46,12 +46,12 @@ class UpOptions:
     slots: int | None = None
 
 
-def up(options: UpOptions, say: Callable[[str], None]) -> int:
+def up(options: UpOptions, echo: Callable[[str], None]) -> int:
     """Serve until asked to stop.
 
     Args:
         options: Address, data root and slots.
-        say: Prints a message for the person at the terminal.
+        echo: Prints a message for the person at the terminal.
 
     Returns:
         The exit code: 0, or 130 if it was interrupted while starting.
@@ -64,7 +64,7 @@ def up(options: UpOptions, say: Callable[[str], None]) -> int:
     data = options.data.resolve()
     with lock_data_root(data), signals.listening():
         port = _free_port(options.host, options.port)
-        service = _Service(data, options.host, port, options.slots or default_slots(), _safe(say), signals)
+        service = _Service(data, options.host, port, options.slots or default_slots(), _safe(echo), signals)
         try:
             ready = service.start()
             while not signals.to_stop:
@@ -119,11 +119,11 @@ class _Service:
     host: str
     port: int
     slots: int
-    say: Callable[[str], None]
+    echo: Callable[[str], None]
     signals: _StopSignals
 
     def __post_init__(self) -> None:
-        self.group = ProcessGroup(self.say)
+        self.group = ProcessGroup(self.echo)
         self.socket: Path | None = None
         shown = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host
         self.url = f"http://[{shown}]:{self.port}" if ":" in shown else f"http://{shown}:{self.port}"
@@ -139,8 +139,8 @@ class _Service:
             self.group.start(program)
         if not self._await("the service", lambda: _missing(self.url)):
             return False
-        self.say(f"Headcount is up after {time.monotonic() - began:.0f} s: {self.url}")
-        self.say(f"data in {self.data}, logs in {self.data / 'logs'}, {self.slots} slot(s); Ctrl-C stops")
+        self.echo(f"Headcount is up after {time.monotonic() - began:.0f} s: {self.url}")
+        self.echo(f"data in {self.data}, logs in {self.data / 'logs'}, {self.slots} slot(s); Ctrl-C stops")
         return True
 
     def _report_lost_jobs(self, redis_url: str) -> None:
@@ -148,12 +148,12 @@ class _Service:
 
         if lost := lost_jobs(self.data, redis_url):
             what = f"{self.data} has records of {lost} job(s), but Redis knows none"
-            self.say(f"{what}: to restore them, run headcount reindex --data {self.data}")
+            self.echo(f"{what}: to restore them, run headcount reindex --data {self.data}")
 
     def stop(self) -> None:
         """Stop everything that was started, Redis last; a training saves first."""
         if self.group.pids:
-            self.say("stopping; a training saves its state first (Ctrl-C again does not wait)")
+            self.echo("stopping; a training saves its state first (Ctrl-C again does not wait)")
         self.group.stop(("api", "inference", "worker"), _WORKER_GRACE_S, lambda: self.signals.to_hurry)
         self.group.stop(("redis",), _REDIS_GRACE_S, lambda: False)
         self.group.close()
@@ -199,7 +199,7 @@ class _Service:
                 raise CannotStart(f"{what} was not ready in time; still missing: {', '.join(awaited)}")
             message = f"waiting for {', '.join(awaited)}"
             if message != printed:
-                self.say(message)
+                self.echo(message)
                 printed = message
             self.group.tend()
             time.sleep(_TICK_S)
@@ -242,11 +242,11 @@ def _free_port(host: str, port: int) -> int:
         raise CannotStart(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from None
 
 
-def _safe(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Wrap `say` so that a closed terminal does not prevent the stop."""
+def _safe(echo: Callable[[str], None]) -> Callable[[str], None]:
+    """Wrap `echo` so that a closed terminal does not prevent the stop."""
 
     def attempt(message: str) -> None:
         with contextlib.suppress(OSError, ValueError):
-            say(message)
+            echo(message)
 
     return attempt

@@ -64,11 +64,11 @@ class ProcessGroup:
     """All children of one launcher, and the watch process that ends them if the launcher is killed.
 
     Args:
-        say: Prints a message for the person at the terminal.
+        echo: Prints a message for the person at the terminal.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, echo: Callable[[str], None]) -> None:
+        self._echo = echo
         self._children: dict[str, _Child] = {}
         self._watch: subprocess.Popen[bytes] | None = None
 
@@ -114,12 +114,12 @@ class ProcessGroup:
                 child.again_at = None
 
     def _note_death(self, name: str, child: _Child, code: int) -> None:
-        self._tell_watch("-", child.process.pid)
+        self._notify_watch("-", child.process.pid)
         if time.monotonic() - child.started > _HEALTHY_S:
             child.delay_s = _FIRST_DELAY_S
         child.deaths += 1
         child.again_at = time.monotonic() + child.delay_s
-        self._say(f"{name} ended with {_cause(code)}; again in {child.delay_s:g} s, see {child.program.log}")
+        self._echo(f"{name} ended with {_cause(code)}; again in {child.delay_s:g} s, see {child.program.log}")
         child.delay_s = min(child.delay_s * 2, _LONGEST_DELAY_S)
 
     def stop(self, names: Iterable[str], grace_s: float, hurried: Callable[[], bool]) -> None:
@@ -138,10 +138,10 @@ class ProcessGroup:
             time.sleep(0.05)
         for child in group:
             if child.process.poll() is None:
-                self._say(f"{child.program.name} did not stop in time and was killed")
+                self._echo(f"{child.program.name} did not stop in time and was killed")
             guard.kill([child.process.pid])  # also what it started
             child.process.wait()
-            self._tell_watch("-", child.process.pid)
+            self._notify_watch("-", child.process.pid)
 
     def close(self) -> None:
         """End the watch process, after every child has been stopped."""
@@ -158,10 +158,10 @@ class ProcessGroup:
                 guarded, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=dict(program.environment), cwd=program.cwd, start_new_session=True,
             )  # fmt: skip
-        self._tell_watch("+", process.pid)
+        self._notify_watch("+", process.pid)
         return process
 
-    def _tell_watch(self, sign: str, pid: int) -> None:
+    def _notify_watch(self, sign: str, pid: int) -> None:
         if self._watch is None or self._watch.poll() is not None:
             command = [sys.executable, "-I", "-S", guard.__file__, "watch", str(guard.GRACE_S)]
             self._watch = subprocess.Popen(

@@ -24,17 +24,17 @@ from worker.jobs.schemas import Job
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import JobStore
 
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 
 _START_S, _DEATHS, _PATIENCE_S, _TICK_S = 180.0, 3, 15.0, 0.1
 
 
-def reindex(data: Path, say: Say, warn: Say) -> int:
+def reindex(data: Path, echo: Echo, warn: Echo) -> int:
     """Restore lost job records.
 
     Args:
         data: The data root.
-        say: Prints one line per job, and the totals.
+        echo: Prints one line per job, and the totals.
         warn: Prints what could not be restored.
 
     Returns:
@@ -49,18 +49,18 @@ def reindex(data: Path, say: Say, warn: Say) -> int:
     if not root.is_dir():
         raise InvalidParameter(f"there is no data directory {root}; set it with --data or HEADCOUNT_DATA")
     with redis_of(root, warn) as url, _store(root, url) as store:
-        counts = restore_all(store, Layout.under(root), say, warn)
-    say(", ".join(f"{counts[what]} {what}" for what in ("restored", "there already", "skipped", "unreadable")))
+        counts = restore_all(store, Layout.under(root), echo, warn)
+    echo(", ".join(f"{counts[what]} {what}" for what in ("restored", "there already", "skipped", "unreadable")))
     return FAILED if counts["unreadable"] else DONE
 
 
-def restore_all(store: JobStore, layout: Layout, say: Say, warn: Say) -> Counter[str]:
+def restore_all(store: JobStore, layout: Layout, echo: Echo, warn: Echo) -> Counter[str]:
     """Restore every job of a data root that the store does not know.
 
     Args:
         store: Job store.
         layout: Paths of the data root.
-        say: Prints one line per job.
+        echo: Prints one line per job.
         warn: Prints what could not be restored.
 
     Returns:
@@ -72,7 +72,7 @@ def restore_all(store: JobStore, layout: Layout, say: Say, warn: Say) -> Counter
         warn(str(error))
     for job in found:
         try:
-            what = _restore(store, layout, job, say, warn)
+            what = _restore(store, layout, job, echo, warn)
         except BadFile as error:
             warn(str(error))
             what = "unreadable"
@@ -100,10 +100,10 @@ def lost_jobs(data: Path, redis_url: str) -> int:
     return len(jobs_on_disk(Layout.under(data))[0])
 
 
-def _restore(store: JobStore, layout: Layout, job: JobOnDisk, say: Say, warn: Say) -> str:
+def _restore(store: JobStore, layout: Layout, job: JobOnDisk, echo: Echo, warn: Echo) -> str:
     known = _known(store, job.id)
     if known is not None:
-        say(f"{known.id}  {known.run or known.dataset}  {known.status}, there already")
+        echo(f"{known.id}  {known.run or known.dataset}  {known.status}, there already")
         return "there already"
     try:
         record = rebuild(layout, job)
@@ -114,7 +114,7 @@ def _restore(store: JobStore, layout: Layout, job: JobOnDisk, say: Say, warn: Sa
         name = record.run or record.dataset
         warn(f"{job.id}: another job has its name, {name!r}; run headcount reindex again when that job has ended")
         return "skipped"
-    say(f"{record.id}  {record.run or record.dataset}  {record.status}")
+    echo(f"{record.id}  {record.run or record.dataset}  {record.status}")
     return "restored"
 
 
@@ -132,12 +132,12 @@ def _store(data: Path, redis_url: str) -> Iterator[JobStore]:
 
 
 @contextlib.contextmanager
-def redis_of(data: Path, say: Say) -> Iterator[str]:
+def redis_of(data: Path, echo: Echo) -> Iterator[str]:
     """Connect to the Redis of a data root: the running one, or one that is started for the block.
 
     Args:
         data: The data root.
-        say: Prints a message if the server restarts.
+        echo: Prints a message if the server restarts.
 
     Yields:
         Its address.
@@ -153,7 +153,7 @@ def redis_of(data: Path, say: Say) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         if not _is_served(stack, data, url):
             stack.callback(embedded_redis.remove_private_directory, data, socket)
-            _serve(stack, data, socket, say)
+            _serve(stack, data, socket, echo)
         yield url
 
 
@@ -173,8 +173,8 @@ def _is_served(stack: contextlib.ExitStack, data: Path, url: str) -> bool:
     return True
 
 
-def _serve(stack: contextlib.ExitStack, data: Path, socket: Path, say: Say) -> None:
-    group = ProcessGroup(say)
+def _serve(stack: contextlib.ExitStack, data: Path, socket: Path, echo: Echo) -> None:
+    group = ProcessGroup(echo)
     stack.callback(group.close)
     stack.callback(group.stop, ("redis",), _START_S, lambda: False)
     program = embedded_redis.program(data, socket)

@@ -73,7 +73,7 @@ class Lease:
                 wait_s = self._interval_s
             except QueueUnavailable as error:
                 log.warning("heartbeat failed job_id=%s reason=%s", self._claim.id, error)
-                wait_s = min(1.0, self._interval_s)  # training goes on meanwhile
+                wait_s = min(1.0, self._interval_s)  # the training continues meanwhile
             except Exception:  # the edge of a thread: without heartbeats another worker would take the job
                 log.exception("heartbeat failed job_id=%s", self._claim.id)
                 wait_s = self._interval_s
@@ -117,16 +117,21 @@ def supervise(
     log.info("child started job_id=%s attempt=%d pid=%d device=%s", claim.id, claim.attempt, child.pid, device)
     try:
         with Lease(store, claim, shown, settings.beat_s) as lease:
-            asked = _watch(child, mirror, lease, settings, stopping)
+            stop_reason = _watch(child, mirror, lease, settings, stopping)
             code = child.close()
-            log.info("child ended job_id=%s code=%d asked=%s", claim.id, code, asked)
-            if asked == "fenced":
+            log.info("child ended job_id=%s code=%d reason=%s", claim.id, code, stop_reason)
+            if stop_reason == "fenced":
                 return None
             _send_remaining_events(mirror, claim, stopping)
     finally:
         child.kill()
     outcome = outcome_of(
-        code, mirror.outcome(), asked=asked, last_line=child.last_line(), job_id=claim.id, stall_s=settings.stall_s
+        code,
+        mirror.outcome(),
+        stop_reason=stop_reason,
+        last_line=child.last_line(),
+        job_id=claim.id,
+        stall_s=settings.stall_s,
     )
     return _or_disk_full(outcome, settings.data)
 
@@ -135,7 +140,7 @@ def outcome_of(
     code: int,
     record: dict[str, Any] | None,
     *,
-    asked: StopReason | None,
+    stop_reason: StopReason | None,
     last_line: str,
     job_id: str,
     stall_s: float,
@@ -145,7 +150,7 @@ def outcome_of(
     Args:
         code: Exit code of the child, negative for a signal.
         record: Content of its outcome.json, if this attempt wrote one.
-        asked: Why the supervisor asked it to stop, if it did.
+        stop_reason: Why the supervisor asked it to stop, if it did.
         last_line: Last line of its output.
         job_id: The job, for the hint to its logs.
         stall_s: Seconds that a child may go without an event.
@@ -159,13 +164,13 @@ def outcome_of(
         return Outcome("failed", error.detail, error)
     if recorded == "succeeded":
         return Outcome("succeeded", "finished")
-    if asked == "stalled":
+    if stop_reason == "stalled":
         reason, hint = f"no event for {stall_s:g} s", f"its stacks: GET /jobs/{job_id}/logs?source=process"
         return Outcome("crashed", reason, JobError(code="stalled", detail=reason, hint=hint))
     if code == BUSY:
         return Outcome("busy", "another process holds the run")
-    if asked is not None:
-        return Outcome("stopped", asked)
+    if stop_reason is not None:
+        return Outcome("stopped", stop_reason)
     if recorded == "stopped" or code == STOPPED:
         # a crash, so that the crash budget ends a job whose child always stops unasked
         by = f" ({record['reason']})" if record and record.get("reason") else ""
@@ -213,25 +218,25 @@ def _watch(
     Returns:
         Why it was asked to stop, if it was.
     """
-    asked: StopReason | None = None
+    stop_reason: StopReason | None = None
     deadline = float("inf")
     while child.exit_code() is None:
         mirror.pump()
-        reason = _stop_reason(mirror, lease, settings.stall_s, stopping)
-        if reason == "fenced" or (asked is None and reason is not None):
-            if asked is None:
+        reason = _requested_stop(mirror, lease, settings.stall_s, stopping)
+        if reason == "fenced" or (stop_reason is None and reason is not None):
+            if stop_reason is None:
                 if reason == "stalled":
                     child.dump_stacks()  # before SIGTERM makes it leave the place where it hangs
                 child.ask_to_stop()
                 deadline = time.monotonic() + settings.stop_grace_s
-            asked = reason
+            stop_reason = reason
         if time.monotonic() > deadline:
             child.kill()
         time.sleep(_POLL_S)
-    return asked
+    return stop_reason
 
 
-def _stop_reason(mirror: Mirror, lease: Lease, stall_s: float, stopping: Callable[[], bool]) -> StopReason | None:
+def _requested_stop(mirror: Mirror, lease: Lease, stall_s: float, stopping: Callable[[], bool]) -> StopReason | None:
     desired = {mirror.desired, lease.desired}
     if "fenced" in desired:
         return "fenced"

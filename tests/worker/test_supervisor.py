@@ -36,7 +36,7 @@ def test_outcome_is_what_the_child_said_else_what_was_seen(code, record, asked, 
 
 
 def test_reason_names_the_signal():
-    assert "SIGSEGV" in outcome_of(-11, None, asked=None, last_line="", job_id="job_1", stall_s=900.0).reason
+    assert "SIGSEGV" in outcome_of(-11, None, stop_reason=None, last_line="", job_id="job_1", stall_s=900.0).reason
 
 
 class Stumbling(WorkerStore):

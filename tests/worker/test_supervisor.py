@@ -10,7 +10,7 @@ FAILED = {"outcome": "failed", "error": {"code": "cuda_oom", "detail": "no memor
 
 
 @pytest.mark.parametrize(
-    ("code", "record", "asked", "last_line", "result", "error"),
+    ("code", "record", "stop_reason", "last_line", "result", "error"),
     [
         (0, {"outcome": "succeeded"}, None, "", "succeeded", None),
         (0, {"outcome": "succeeded"}, "cancel", "", "succeeded", None),
@@ -19,7 +19,7 @@ FAILED = {"outcome": "failed", "error": {"code": "cuda_oom", "detail": "no memor
         (75, {"outcome": "stopped"}, "pause", "", "stopped", None),
         (75, {"outcome": "stopped", "reason": "SIGTERM"}, None, "", "crashed", None),  # by itself, again and again
         (75, None, "cancel", "", "stopped", None),
-        (-15, None, "worker stopping", "", "stopped", None),  # asked before it could listen
+        (-15, None, "worker stopping", "", "stopped", None),  # stop_reason before it could listen
         (-9, None, "cancel", "", "stopped", None),
         (76, None, None, "error: run 'x' is held", "busy", None),
         (-9, None, None, "", "crashed", None),
@@ -30,8 +30,8 @@ FAILED = {"outcome": "failed", "error": {"code": "cuda_oom", "detail": "no memor
         (75, {"outcome": "stopped"}, "stalled", "", "crashed", "stalled"),
     ],
 )
-def test_outcome_is_what_the_child_said_else_what_was_seen(code, record, asked, last_line, result, error):
-    outcome = outcome_of(code, record, asked=asked, last_line=last_line, job_id="job_1", stall_s=900.0)
+def test_outcome_is_what_the_child_said_else_what_was_seen(code, record, stop_reason, last_line, result, error):
+    outcome = outcome_of(code, record, stop_reason=stop_reason, last_line=last_line, job_id="job_1", stall_s=900.0)
     assert (outcome.result, outcome.error.code if outcome.error else None) == (result, error)
 
 

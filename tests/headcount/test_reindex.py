@@ -47,7 +47,7 @@ def told() -> Told:
 
 def leave(layout: Layout, job_id: str, run: str, created_at: int, outcome: str | None = None) -> None:
     """What worker and child leave of a job on disk."""
-    claim = Claim(job_id, 1, "train", run, {"experiment_name": run}, order={"created_at": created_at})
+    claim = Claim(job_id, 1, "train", run, {"experiment_name": run}, request={"created_at": created_at})
     write_job_file(layout.jobs / job_id, claim, "running")
     made = Run.create(layout.run(run), ExperimentConfig(experiment_name=run), job_id)
     made.begin_attempt(1, job_id)
@@ -146,7 +146,7 @@ def test_a_name_that_another_job_keeps_is_no_obstacle_to_the_others(data, given,
     layout = Layout.under(data)
     shutil.rmtree(layout.run("cut"))
     other = f"job_{'d' * 32}"
-    claim = Claim(other, 1, "train", "cut", {"experiment_name": "cut"}, order={"created_at": 5})
+    claim = Claim(other, 1, "train", "cut", {"experiment_name": "cut"}, request={"created_at": 5})
     write_job_file(layout.jobs / other, claim, "running")
     assert told.reindex(data) == 0
     assert "another job has its name, 'cut'" in told.warnings[0]

@@ -114,7 +114,7 @@ def write_job_file(directory: Path, claim: Claim, status: str, error: JobError |
     """
     job = {"schema_version": 1, "id": claim.id, "kind": claim.kind, "run": claim.run, "dataset": claim.dataset}
     end = {"status": status, "error": error.model_dump() if error else None, "time": now()}
-    write_json(directory / _JOB_FILE, {**job, "attempt": claim.attempt, **claim.order, **end, "config": claim.config})
+    write_json(directory / _JOB_FILE, {**job, "attempt": claim.attempt, **claim.request, **end, "config": claim.config})
 
 
 def write_deleted(layout: Layout, job_id: str) -> None:

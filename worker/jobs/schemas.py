@@ -160,7 +160,7 @@ class Claim:
         dataset: The dataset that it makes or reads.
         devices: Uuids of its GPUs.
         seq_after: Number of the previous run's last event, after a retry from scratch.
-        order: The rest of the client's request: gpus, priority, metadata, warnings, depends_on, created_at.
+        request: The rest of the client's request: gpus, priority, metadata, warnings, depends_on, created_at.
     """
 
     id: str
@@ -171,7 +171,7 @@ class Claim:
     dataset: str | None = None
     devices: tuple[str, ...] = ()
     seq_after: int = 0
-    order: Mapping[str, Any] = field(default_factory=dict)
+    request: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def _claim(reply: Any) -> Claim | None:
     if "claim" not in reply:
         return None
     record = reply["claim"]
-    order = {
+    request = {
         "gpus": int(record["gpus"]) if record["gpus"] else None,
         "priority": int(record["priority"]),
         "metadata": json.loads(record["metadata"]),
@@ -159,7 +159,7 @@ def _claim(reply: Any) -> Claim | None:
         dataset=record.get("dataset") or None,
         devices=tuple(record.get("devices", "").split()),
         seq_after=int(record.get("seq_after", 0)),
-        order=order,
+        request=request,
     )
 
 

@@ -90,7 +90,7 @@ def test_what_was_cut_off_is_paused_where_it_was(claim, train, saved, store):
         step=3, max_steps=100, loss=1 / 3, tokens_per_s=1000.0
     )
     assert (record.last_seq, record.error, record.finished_at_ms) == (4, None, None)
-    assert record.created_at_ms == taken.order["created_at"] <= record.started_at_ms
+    assert record.created_at_ms == taken.request["created_at"] <= record.started_at_ms
     assert before.created_at.endswith("Z")
 
 

@@ -16,8 +16,8 @@ def layout(tmp_path):
     return Layout.under(tmp_path)
 
 
-def order(layout, job_id, *, run="one", created_at=1000):
-    claim = Claim(job_id, 1, "train", run, {"experiment_name": run}, order={"created_at": created_at, "gpus": None})
+def leave_job(layout, job_id, *, run="one", created_at=1000):
+    claim = Claim(job_id, 1, "train", run, {"experiment_name": run}, request={"created_at": created_at, "gpus": None})
     write_job_file(layout.jobs / job_id, claim, "running")
 
 
@@ -37,8 +37,8 @@ def test_an_empty_data_root_has_no_traces(layout):
 
 
 def test_jobs_are_found_by_directory_and_by_run_the_oldest_first(layout):
-    order(layout, ONE, run="one", created_at=2000)
-    order(layout, TWO, run="two", created_at=1000)
+    leave_job(layout, ONE, run="one", created_at=2000)
+    leave_job(layout, TWO, run="two", created_at=1000)
     make_run(layout, "three", THREE)  # without events: as old as its configuration
     make_run(layout, "by-hand", None)
     assert ids(layout) == ([TWO, ONE, THREE], [])
@@ -52,7 +52,7 @@ def test_other_directories_and_empty_ones_are_no_jobs(layout):
 
 
 def test_a_deleted_job_is_not_found_though_its_run_stays(layout):
-    order(layout, ONE)
+    leave_job(layout, ONE)
     make_run(layout, "one", ONE)
     assert ids(layout)[0] == [ONE]
     write_deleted(layout, ONE)
@@ -60,7 +60,7 @@ def test_a_deleted_job_is_not_found_though_its_run_stays(layout):
 
 
 def test_a_job_owns_the_run_that_it_names_or_the_last_that_names_it(layout):
-    order(layout, ONE, run="one")
+    leave_job(layout, ONE, run="one")
     for name, attempt in {"one": 1, "one-2": 2}.items():
         make_run(layout, name, ONE, attempt)
     assert jobs_on_disk(layout)[0][0].run.name == "one"
@@ -81,8 +81,8 @@ def test_a_job_owns_the_run_that_it_names_or_the_last_that_names_it(layout):
     ],
 )
 def test_a_bad_job_json_is_named_and_the_others_are_found(layout, text, said):
-    order(layout, TWO, run="two")
-    order(layout, ONE, run="one")
+    leave_job(layout, TWO, run="two")
+    leave_job(layout, ONE, run="one")
     path = layout.jobs / ONE / "job.json"
     path.write_text(text if text is not None else (layout.jobs / TWO / "job.json").read_text())
     found, (problem,) = ids(layout)
@@ -93,7 +93,7 @@ def test_a_bad_job_json_is_named_and_the_others_are_found(layout, text, said):
 
 @pytest.mark.parametrize("text", ["", '{"attempt": 1, "job_id": "../../etc"}', '{"attempt": "x"}'])
 def test_a_run_whose_owner_cannot_be_read_is_named_and_its_job_left_alone(layout, text):
-    order(layout, ONE, run="one")
+    leave_job(layout, ONE, run="one")
     make_run(layout, "one", ONE)
     (layout.run("one") / "attempt").write_text(text)
     found, (problem,) = ids(layout)
@@ -102,7 +102,7 @@ def test_a_run_whose_owner_cannot_be_read_is_named_and_its_job_left_alone(layout
 
 
 def test_a_name_that_could_leave_its_directory_is_refused(layout):
-    order(layout, ONE, run="one")
+    leave_job(layout, ONE, run="one")
     path = layout.jobs / ONE / "job.json"
     write_json(path, {**read_json(path), "run": "../one"})
     assert ids(layout)[0] == []

@@ -200,6 +200,7 @@ def test_a_job_of_an_unknown_kind_is_listed_cancelled_and_deleted_like_others(st
     store.mark_deleted(ids[0], with_artifacts=True)
     store.purge(ids[0])
     assert [job.id for job in store.run(commands.page()).jobs()] == ids[1:]
+    assert submit("one").created
 
 
 @pytest.mark.alone

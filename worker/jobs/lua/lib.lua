@@ -83,10 +83,12 @@ local function take_name(id)
   return true
 end
 
+-- Whatever the kind, because another version may have taken the name.
 local function release_name(id)
-  if not kind_of(id).is_exclusive then return end
-  local resource, name = made_by(id)
-  if name_owner(resource, name) == id then redis.call('DEL', P .. resource .. ':' .. name) end
+  for _, resource in ipairs({'run', 'dataset'}) do
+    local name = get(id, resource) or ''
+    if name_owner(resource, name) == id then redis.call('DEL', P .. resource .. ':' .. name) end
+  end
 end
 
 -- Indexes ---------------------------------------------------------------------------------------------------------

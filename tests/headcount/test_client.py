@@ -47,8 +47,9 @@ def test_a_broken_stream_goes_on_after_the_last_event(monkeypatch: pytest.Monkey
 def test_a_service_that_comes_back_is_followed_and_a_lost_job_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_RECONNECT_S", 0)
     replies = iter([httpx.Response(503), httpx.Response(404, json={"code": "job_not_found", "detail": "no job"})])
-    with pytest.raises(Refused, match="job_not_found: no job"):
+    with pytest.raises(Refused) as refusal:
         list(client_of(lambda _: next(replies)).follow(JOB))
+    assert refusal.value.code == "job_not_found"
 
 
 def test_a_problem_becomes_one_line_with_place_and_nearest() -> None:
@@ -78,8 +79,9 @@ def test_refusals_have_exit_codes(status: int, code: str, expected: int) -> None
 
 
 def test_an_answer_that_is_no_problem_document_is_still_told() -> None:
-    with pytest.raises(Refused, match="http_502: Bad Gateway"):
+    with pytest.raises(Refused) as refusal:
         client_of(lambda _: httpx.Response(502, text="<html>")).job(JOB)
+    assert (refusal.value.status, "http_502" in str(refusal.value)) == (502, True)
 
 
 def test_a_lost_answer_is_asked_for_again_with_the_same_key() -> None:

@@ -1,6 +1,7 @@
 """The embedded Redis: private, found wherever it is, and durable over versions."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -60,7 +61,7 @@ def test_a_long_or_odd_path_takes_a_private_directory(name: str, tmp_path: Path)
 def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = socket_path(tmp_path / "with space")
     path.parent.chmod(0o755)
-    with pytest.raises(NoRedis, match="not a private directory"):
+    with pytest.raises(NoRedis, match=re.escape(str(path.parent))):
         socket_path(tmp_path / "with space")
     path.parent.rmdir()
 

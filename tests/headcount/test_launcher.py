@@ -73,7 +73,7 @@ def test_up_serves_refuses_a_second_and_leaves_nothing(start) -> None:
     assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
     second = start()
     assert second.process.wait(timeout=30) == 1
-    assert f"in use by another headcount up (process {up.process.pid})" in second.said
+    assert str(up.process.pid) in second.said
     family = up.family()
     assert len(family) >= 5  # redis, worker, inference, api, watch
     up.process.send_signal(signal.SIGINT)
@@ -109,4 +109,5 @@ def test_a_port_in_use_is_a_clear_error(start) -> None:
         port = taken.getsockname()[1]
         up = start("--port", str(port))
         assert up.process.wait(timeout=30) == 1
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port" in up.said
+    assert f"127.0.0.1:{port}" in up.said
+    assert "--port" in up.said

@@ -149,18 +149,18 @@ def test_a_name_that_another_job_keeps_is_no_obstacle_to_the_others(data, given,
     claim = Claim(other, 1, "train", "cut", {"experiment_name": "cut"}, request={"created_at": 5})
     write_job_file(layout.jobs / other, claim, "running")
     assert told.reindex(data) == 0
-    assert "another job has its name, 'cut'" in told.warnings[0]
+    assert "'cut'" in told.warnings[0]
 
 
 def test_without_a_data_root_there_is_nothing_to_do(tmp_path: Path, given, told) -> None:
-    with pytest.raises(InvalidParameter, match="there is no data directory"):
+    with pytest.raises(InvalidParameter, match="nowhere"):
         told.reindex(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_redis_that_is_named_and_silent_is_an_error(data, monkeypatch, told) -> None:
     monkeypatch.setenv("HEADCOUNT_REDIS_URL", "redis://127.0.0.1:9/0")
-    with pytest.raises(NoRedis, match="does not answer"):
+    with pytest.raises(NoRedis, match="HEADCOUNT_REDIS_URL"):
         told.reindex(data)
 
 

@@ -70,22 +70,22 @@ def test_a_training_of_other_data_under_that_name_is_refused_while_it_is_made(si
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
+    ("data", "there", "asked"),
     [
-        ({"tokenizer": "gpt2"}, "tokenizer 'bpe:512', not 'gpt2'"),
-        ({"source": None, "tokenizer": {"type": "bpe", "vocab_size": 300}}, "tokenizer 'bpe:512', not 'bpe:300'"),
-        ({"source": "pydoc"}, "source 'stories', not 'pydoc'"),
-        ({"split": [0.8, 0.1, 0.1]}, "split [0.9, 0.09, 0.01], not [0.8, 0.1, 0.1]"),
-        ({"dedupe": True}, "dedupe False, not True"),
+        ({"tokenizer": "gpt2"}, "tokenizer 'bpe:512'", "'gpt2'"),
+        ({"source": None, "tokenizer": {"type": "bpe", "vocab_size": 300}}, "tokenizer 'bpe:512'", "'bpe:300'"),
+        ({"source": "pydoc"}, "source 'stories'", "'pydoc'"),
+        ({"split": [0.8, 0.1, 0.1]}, "split [0.9, 0.09, 0.01]", "[0.8, 0.1, 0.1]"),
+        ({"dedupe": True}, "dedupe False", "True"),
     ],
 )
-def test_a_training_that_would_refuse_the_data_under_that_name_is_not_taken(site, data, why) -> None:
+def test_a_training_that_would_refuse_the_data_under_that_name_is_not_taken(site, data, there, asked) -> None:
     site.add_dataset("words-2")
     body = tree(**{"dataset": "words", "tokenizer": TOKENIZER, **data})
     refused = site.http.post("/jobs", json=body)
     assert (refused.status_code, refused.json()["code"]) == (409, "dataset_exists")
     assert refused.json()["next_free"] == "words-3"
-    assert f"it was made with {why}" in refused.json()["detail"]
+    assert all(value in refused.json()["detail"] for value in (there, asked))
     checked = site.http.post("/jobs", json=body, params={"validate_only": "true"}).json()
     assert "dataset_exists" in [warning["code"] for warning in checked["warnings"]]
     assert site.http.get("/jobs").json()["data"] == []
@@ -96,7 +96,7 @@ def test_tokens_that_nobody_recorded_are_taken_for_gpt_2s(site) -> None:
     taken = site.http.post("/jobs", json=tree(dataset="foreign", source=None))
     refused = site.http.post("/jobs?run=other", json=tree(dataset="foreign", source=None, tokenizer=TOKENIZER))
     assert (taken.status_code, refused.status_code) == (202, 409)
-    assert "has no manifest.json" in refused.json()["detail"]
+    assert "manifest.json" in refused.json()["detail"]
 
 
 def test_whether_a_local_file_is_still_the_same_is_left_to_the_job(site, monkeypatch) -> None:
@@ -108,7 +108,7 @@ def test_whether_a_local_file_is_still_the_same_is_left_to_the_job(site, monkeyp
     same, other = (tree(dataset="mine", source=f"file:uploads/{name}.txt") for name in ("tales", "others"))
     assert site.http.post("/jobs", json=same).status_code == 202
     refused = site.http.post("/jobs?run=other", json=other).json()
-    assert "source 'file:tales.txt', not 'file:others.txt'" in refused["detail"]
+    assert all(source in refused["detail"] for source in ("'file:tales.txt'", "'file:others.txt'"))
 
 
 def test_a_test_of_data_that_its_run_cannot_read_is_not_taken(site) -> None:

@@ -34,7 +34,7 @@ def test_a_token_that_no_header_can_hold_is_not_handed_on(token: str, passed: st
 @pytest.mark.parametrize("token", ["hf_a\nb", "hf_a b", "hf_ä"])
 def test_a_child_knows_that_its_token_was_refused_and_not_the_token(token: str):
     handed_on = environment({"HF_TOKEN": token}, ())
-    with pytest.raises(HubBadToken, match="the token in HF_TOKEN is refused: it holds"):
+    with pytest.raises(HubBadToken, match="HF_TOKEN"):
         token_from(handed_on).checked()
     assert "hf_" not in repr(handed_on)
 

@@ -49,7 +49,6 @@ def test_child_that_cannot_be_started_is_a_crash(settings, store, make_spec):
     Runner(store, settings, GpuPool(()), slots=1).run_next()
     job = store.get(job_id)
     assert (job.status, job.error.code) == ("failed", "crash_budget")
-    assert "the worker could not run it" in job.history[-1].reason
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")

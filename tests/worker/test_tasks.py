@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from model_core.errors import RunExists
+
 pytestmark = pytest.mark.e2e
 
 
@@ -55,8 +57,9 @@ def test_run_that_is_not_the_jobs_own_is_left_alone(site):
     site.until(job_id, "succeeded")
     before = (site.settings.layout.run("foreign") / "events.jsonl").read_bytes()
 
-    with pytest.raises(Exception, match="the next free name is 'foreign-2'"):
+    with pytest.raises(RunExists) as refused:
         site.submit("foreign")
+    assert refused.value.next_free == "foreign-2"
 
     assert (site.settings.layout.run("foreign") / "events.jsonl").read_bytes() == before
 

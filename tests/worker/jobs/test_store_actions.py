@@ -82,8 +82,9 @@ def test_allowed_wish_leads_where_the_table_says_and_may_be_repeated(store, job_
 @pytest.mark.parametrize(("action", "status"), [cell[:2] for cell in CELLS if not cell[2]])
 def test_impossible_wish_is_refused_with_what_is_possible(store, job_in, action, status):
     job_id = job_in(status)
-    with pytest.raises(ActionNotAllowed, match=f"{status} cannot {action}") as refused:
+    with pytest.raises(ActionNotAllowed) as refused:
         store.request_action(job_id, action)
+    assert (refused.value.status, refused.value.action) == (status, action)
     assert refused.value.allowed_actions == store.get(job_id).allowed_actions
 
 
@@ -164,8 +165,9 @@ def test_resumed_job_finds_its_name_taken(store, settings, submit):
     job = submit("one")
     store.request_action(job.id, "cancel")
     made(settings, submit("two")).path.rename(settings.layout.run("one"))
-    with pytest.raises(RunExists, match="one-2"):
+    with pytest.raises(RunExists) as refused:
         store.request_action(job.id, "resume")
+    assert refused.value.next_free == "one-2"
 
 
 def test_priority_moves_a_queued_job_at_once(store, submit, claim_one):
@@ -181,9 +183,10 @@ def test_metadata_is_merged_and_revisions_are_watched(store, submit):
     assert (amended.metadata, amended.revision) == ({"team": "a", "seed": "7"}, job.revision + 1)
     again = store.update(job.id, metadata={"note": None, "seed": "7"}, expected=job.revision)  # its reply was lost
     assert again.revision == amended.revision
-    with pytest.raises(PreconditionFailed, match=f'"{amended.revision}"'):
+    with pytest.raises(PreconditionFailed) as refused:
         store.update(job.id, priority=1, expected=job.revision)
-    with pytest.raises(InvalidParameter, match="18 pairs"):
+    assert refused.value.revision == amended.revision
+    with pytest.raises(InvalidParameter, match="18"):
         store.update(job.id, metadata={f"k{n}": "v" for n in range(16)})
 
 

@@ -99,7 +99,7 @@ def test_what_has_failed_fails_a_new_job_too(store, submit):
 
 
 def test_unknown_dependency_is_refused(submit):
-    with pytest.raises(InvalidConfig, match="there is no job") as refused:
+    with pytest.raises(InvalidConfig) as refused:
         submit("a", "job_" + "0" * 32)
     assert refused.value.problems[0].pointer == "/job/depends_on/0"
 

@@ -58,7 +58,7 @@ def test_a_preparation_needs_no_gpu_and_keeps_no_run(prepare, claim_one):
 def test_equal_requests_get_one_job_and_other_ones_are_refused(store, prepare):
     first, again = prepare(), prepare()
     assert (again.job.id, again.created) == (first.job.id, False)
-    with pytest.raises(DatasetExists, match=f"{first.job.id} makes it in another way") as refused:
+    with pytest.raises(DatasetExists, match=first.job.id) as refused:
         prepare(dedupe=True)
     assert refused.value.next_free == "tales-2"
     store.request_action(first.job.id, "cancel")
@@ -99,8 +99,9 @@ def test_a_preparation_in_use_cannot_be_deleted_with_what_it_made(store, prepare
     reader = train("one")
     store.finish(claim_one(), DONE)
     assert store.run(commands.active_user("tales")) == reader.id
-    with pytest.raises(DatasetBusy, match=reader.id):
+    with pytest.raises(DatasetBusy) as refused:
         store.mark_deleted(job_id, with_artifacts=True)
+    assert refused.value.job_id == reader.id
     store.mark_deleted(job_id, with_artifacts=False)
     store.purge(job_id)
     assert store.run(commands.dataset_jobs(["tales", "none"])) == [None, None]
@@ -110,7 +111,7 @@ def test_a_dependent_says_why_its_preparation_failed(store, train, claim_one):
     reader = train("one")
     error = JobError(code="hub_login_required", detail="say who you are")
     store.finish(claim_one(), Outcome("failed", error.detail, error))
-    assert store.get(reader.id).error.detail.endswith("which failed: say who you are")
+    assert store.get(reader.id).error.detail.endswith(error.detail)
 
 
 def test_a_lost_preparation_is_put_together_again_and_keeps_its_name(store, settings, connected, prepare, claim_one):

@@ -26,7 +26,7 @@ _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++
 _SPACE_LIMIT = 100_000  # tiktoken dies of a run of white space that is several times longer
 _LONG_SPACE = re.compile(rf"(\s{{{_SPACE_LIMIT}}})")
 
-ProcessGroup = dict[bytes, int]
+Ranks = dict[bytes, int]
 
 
 class Tokenizer:
@@ -45,7 +45,7 @@ class Tokenizer:
         sha256: Hash of the tokens, hex.
     """
 
-    def __init__(self, kind: str, ranks: ProcessGroup, sha256: str) -> None:
+    def __init__(self, kind: str, ranks: Ranks, sha256: str) -> None:
         self.kind, self.sha256 = kind, sha256
         self.eot = len(ranks)
         self.n_vocab = len(ranks) + 1

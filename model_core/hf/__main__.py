@@ -1,4 +1,4 @@
-"""Runs to folders of transformers and back: ``python -m model_core.hf export --run RUN --out DIR``."""
+"""Exports runs to folders of transformers, and imports them: ``python -m model_core.hf export --run RUN --out DIR``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ with, and named in checkpoint.load_checkpoint. Exit codes: 0 done, 1 failed, 2 b
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export or import as asked; returns the exit code."""
+    """Run the program.
+
+    Args:
+        argv: Command-line arguments; None takes those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 bad input, 130 interrupted.
+    """
     arguments = _parser().parse_args(argv)
     log_to_stderr(verbose=False)
     try:

@@ -1,7 +1,7 @@
-"""From a run to a folder that transformers loads with equal logits.
+"""Exports a run to a folder that transformers loads with equal logits.
 
-config.json, the weights, the tokenizer, settings for writing, a model card, and for models whose heads are not
-GPT-2's the class that knows them. The folder appears when all of it is there.
+The folder has config.json, the tensors, the tokenizer, settings for generation, a model card, and for models whose
+heads are not GPT-2's the class that implements them. It appears when it is complete.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _MOST_SUPPRESSED = 4096
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """An exported folder.
 
     Attributes:
-        folder: Where.
-        info: The checkpoint that is in it.
-        files: Names and sizes in bytes.
+        folder: Path of the folder.
+        info: Sidecar of its checkpoint.
+        files: Size in bytes by name of the file.
     """
 
     folder: Path
@@ -67,21 +67,25 @@ class Export:
 def export_run(
     run: Run, folder: Path, *, checkpoint: str = "best", licence: str | None = None, layout: Layout | None = None
 ) -> Export:
-    """Write a run's model as a folder of transformers.
+    """Write a run's model to a folder for transformers.
 
     Args:
         run: The run.
-        folder: It is made; an empty one may be there.
-        checkpoint: As `Run.resolve` takes it.
-        licence: Of the model, for its card, as the Hub names licences.
-        layout: Where the run's dataset lies, of which the card tells; None: where its configuration says.
+        folder: Folder to create; it may exist if it is empty.
+        checkpoint: Reference as `Run.resolve` takes it.
+        licence: Licence of the model for its card, as the Hub names licences.
+        layout: Directories of the data root, to find the run's dataset; None takes those of its configuration.
+
+    Returns:
+        The exported folder.
 
     Raises:
-        InvalidParameter: Something is in the folder, or the licence is no name of one.
-        CheckpointNotReady: The run has no checkpoint; CheckpointNotFound: it has others.
-        CheckpointDamaged: The checkpoint's bytes are wrong.
-        CheckpointMismatch: Its weights are not those of its configuration.
-        DiskFull: Nothing of the folder is left.
+        InvalidParameter: The folder is not empty, or the licence is not a valid name.
+        CheckpointNotReady: The run has no checkpoint.
+        CheckpointNotFound: The run has other checkpoints.
+        CheckpointDamaged: The bytes are not those of the sidecar.
+        CheckpointMismatch: The parameters are not those of the configuration.
+        DiskFull: The disk is full; nothing of the folder is left.
     """
     _refuse_unknown(licence)
     refuse_filled(folder)
@@ -97,16 +101,20 @@ def ensure_export(
     licence: str | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Export:
-    """Export to the place that a data root has for it, unless the same checkpoint has been exported there.
-
-    What is left of an export that somebody cut off is made anew.
+    """Export to the data root's folder for a checkpoint, unless that is complete. A partial export is made anew.
 
     Args:
         run: The run.
-        layout: Of a data root.
-        checkpoint: See `export_run`, also for the rest and for what is raised.
-        licence: Of the model. An export that is there and states another gets a new card; None: it keeps its own.
-        check: Called now and then; what it raises breaks the export off, and nothing of it is left.
+        layout: Directories of a data root.
+        checkpoint: Reference as `Run.resolve` takes it.
+        licence: Licence of the model. An existing export that states another gets a new card; None keeps its own.
+        check: Called several times; an error from it ends the export, and nothing of it is left.
+
+    Returns:
+        The exported folder.
+
+    Raises:
+        ModelCoreError: See `export_run`.
     """
     _refuse_unknown(licence)
     info, state = read_state(run, run.resolve(checkpoint))
@@ -116,16 +124,55 @@ def ensure_export(
     with lock_exports(layout, run.name, check):
         if is_complete(folder):
             if licence not in {None, licence_of(folder)}:
-                write_text(folder / CARD, _card(run, info, state, licence, layout))
-            return _told(folder, info)
+                config, tokenizer = _described(state)
+                write_text(folder / CARD, _card(run, info, config, tokenizer, licence, layout))
+            return _export_at(folder, info)
         _set_aside(folder)
         for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed, or of a copy
             shutil.rmtree(leftover)
         return _export(run, info, state, folder, licence, layout, check)
 
 
+def refuse_filled(folder: Path) -> None:
+    """Refuse to write to a folder with content.
+
+    Args:
+        folder: The folder, which need not exist.
+
+    Raises:
+        InvalidParameter: The folder is not empty, or is a file.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if os.path.lexists(folder):
+        raise InvalidParameter(f"{str(folder)!r} is there already; name a folder that is not, or is empty")
+
+
+def write_parameters(parameters: dict[str, Tensor], path: Path) -> None:
+    """Write our parameters in the names and layouts of transformers.
+
+    Args:
+        parameters: Tensors by our names. The mapping is emptied, so that at most one tensor is in memory twice.
+        path: Path of the safetensors file.
+
+    Raises:
+        DiskFull: The disk is full.
+    """
+    parameters.pop(HEAD)  # it is the token embedding
+    require_space(path, sum(tensor.nbytes for tensor in parameters.values()))
+    theirs = {name: transposed(name, parameters.pop(name)) for name in sorted(parameters)}
+    try:
+        save_file(theirs, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise DiskFull(path) from None
+        raise
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def _set_aside(folder: Path) -> None:
-    """Take what is left of an export out of sight."""
+    """Move a partial export away."""
     if folder.is_dir() and not folder.is_symlink():
         log.warning("incomplete export set aside folder=%s", folder.name)
         aside = folder.with_name(f".{folder.name}.incomplete.tmp")
@@ -143,34 +190,40 @@ def _export(
     check: Callable[[], None] = lambda: None,
 ) -> Export:
     config, tokenizer = _described(state)
-    told = _card(run, info, state, licence, layout)
-    weights = clean(state.pop("model"))
-    state.clear()
-    check_parameters(skeleton(config.model), weights, info.file)
+    text = _card(run, info, config, tokenizer, licence, layout)
+    parameters = clean(state.pop("model"))
+    state.clear()  # frees the optimizer's moments
+    check_parameters(skeleton(config.model), parameters, info.file)
 
     def fill(building: Path) -> None:
         _write_rest(building, config, tokenizer)
-        write_weights(weights, building / WEIGHTS)
-        shutil.copymode(building / CONFIG, building / WEIGHTS)  # safetensors lets its owner alone read it
-        write_text(building / CARD, told)
+        write_parameters(parameters, building / WEIGHTS)
+        shutil.copymode(building / CONFIG, building / WEIGHTS)  # safetensors gives only its owner access
+        write_text(building / CARD, text)
         check()
 
     _make(folder, fill)
     log.info("run exported run=%s checkpoint=%s folder=%s", run.name, info.file, folder.name)
-    return _told(folder, info)
+    return _export_at(folder, info)
 
 
 def _described(state: State) -> tuple[ExperimentConfig, Tokenizer]:
     return parse_config(state["config"]).config, Tokenizer.from_dict(state["tokenizer"])
 
 
-def _card(run: Run, info: CheckpointInfo, state: State, licence: str | None, layout: Layout | None) -> str:
-    config, tokenizer = _described(state)
+def _card(
+    run: Run,
+    info: CheckpointInfo,
+    config: ExperimentConfig,
+    tokenizer: Tokenizer,
+    licence: str | None,
+    layout: Layout | None,
+) -> str:
     provenance = provenance_of(config.data, dataset_of(config, layout or Layout.of(config)), info.created_at)
     return card(run.name, info, config, tokenizer, provenance, licence=licence, imported=_imported(run))
 
 
-def _told(folder: Path, info: CheckpointInfo) -> Export:
+def _export_at(folder: Path, info: CheckpointInfo) -> Export:
     return Export(folder, info, {path.name: path.stat().st_size for path in sorted(folder.iterdir())})
 
 
@@ -179,43 +232,8 @@ def _refuse_unknown(licence: str | None) -> None:
         raise InvalidParameter(f"licence {licence!r} is no name such as mit, apache-2.0 or cc-by-4.0")
 
 
-def refuse_filled(folder: Path) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        InvalidParameter: The folder holds something, or is a file.
-    """
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if os.path.lexists(folder):
-        raise InvalidParameter(f"{str(folder)!r} is there already; name a folder that is not, or is empty")
-
-
-def write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write weights of ours as transformers names and lays them; each is turned and given up in its turn.
-
-    Args:
-        weights: By our names; emptied, so that never more than one tensor is in memory twice.
-        path: The safetensors file.
-
-    Raises:
-        DiskFull: There is no room.
-    """
-    weights.pop(HEAD)  # it is the token embedding
-    require_space(path, sum(tensor.nbytes for tensor in weights.values()))
-    theirs = {name: transposed(name, weights.pop(name)) for name in sorted(weights)}
-    try:
-        save_file(theirs, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise DiskFull(path) from None
-        raise
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
 def _imported(run: Run) -> str | None:
-    """Name of the folder that a run was made of, if it was."""
+    """Name of the folder from which a run was imported; None if it was trained here."""
     starts = read_events(run.events, types={"start"})
     return next((str(start["imported"]["folder"]) for start in starts if "imported" in start), None)
 
@@ -229,14 +247,14 @@ def _write_rest(folder: Path, config: ExperimentConfig, tokenizer: Tokenizer) ->
 
 
 def _generation(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, object]:
-    """How to write with it: ids that only pad the vocabulary are never written."""
+    """Settings for generation: ids that only pad the vocabulary are never generated."""
     padding = list(range(tokenizer.n_vocab, model.vocab_size))
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot)
     return {**ids, **({"suppress_tokens": padding} if 0 < len(padding) <= _MOST_SUPPRESSED else {})}
 
 
 def _make(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let a complete folder appear."""
+    """Fill a temporary folder and rename it when it is complete."""
     folder = folder.resolve()
     building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)

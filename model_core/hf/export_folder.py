@@ -22,21 +22,24 @@ from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 
-LICENCE_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,63}$"  # mit, apache-2.0, cc-by-4.0: as the Hub names licences
+WEIGHTS, GENERATION, CARD = "model.safetensors", "generation_config.json", "README.md"
+FILES = (CONFIG, WEIGHTS, GENERATION, VOCABULARY, MERGES, TOKENIZER, SETTINGS, SPECIAL, CARD)  # of every model
+_SIZE_BYTES = 8  # the little-endian length of the header, which precedes it
+LICENCE_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,63}$"  # names of the Hub, such as mit, apache-2.0, cc-by-4.0
 _NAME = re.compile(r"(model_.+)-([0-9a-f]{8})")
 
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """A folder of transformers in a data root.
+    """An exported folder in a data root.
 
     Attributes:
-        name: The folder's.
-        file: The checkpoint that it was made of.
-        sha256: That checkpoint's; None once the run has another, or none, under that name.
-        size_bytes: All files together.
-        created_at: When it was made.
-        licence: Of the model, as its card has it; None where nobody said.
+        name: Name of the folder.
+        file: Checkpoint from which it was made.
+        sha256: Hash of that checkpoint; None once the run has another, or none, under that name.
+        size_bytes: Size of all files.
+        created_at: When it was made, RFC 3339 UTC.
+        licence: Licence of the model as stated in its card; None if it states none.
     """
 
     name: str
@@ -48,37 +51,84 @@ class ExportInfo:
 
 
 def exports_of(layout: Layout, run: Run) -> list[ExportInfo]:
-    """Every export of a run, by name."""
+    """List the exports of a run.
+
+    Args:
+        layout: Directories of the data root.
+        run: The run.
+
+    Returns:
+        Complete exports, by name.
+    """
     present = {Path(info.file).stem: info.sha256 for info in run.checkpoints()}
     home = layout.exports_of(run.name)
     folders = sorted(home.iterdir()) if home.is_dir() else []
-    return [info for folder in folders if (info := _told(folder, present)) is not None]
+    return [info for folder in folders if (info := _info_of(folder, present)) is not None]
 
 
 def export_at(layout: Layout, run: Run, checkpoint: CheckpointInfo) -> ExportInfo | None:
-    """The export of one checkpoint, if there is one."""
+    """Find the export of one checkpoint.
+
+    Args:
+        layout: Directories of the data root.
+        run: The run.
+        checkpoint: Sidecar of the checkpoint.
+
+    Returns:
+        The export; None if there is none.
+    """
     folder = layout.export(run.name, checkpoint.file, checkpoint.sha256)
     return next((info for info in exports_of(layout, run) if folder and info.name == folder.name), None)
 
 
 def made_at(folder: Path) -> str:
-    """When a complete export was made: RFC 3339 UTC with milliseconds."""
+    """Return when a complete export was made.
+
+    Args:
+        folder: The export.
+
+    Returns:
+        RFC 3339 UTC with milliseconds.
+    """
     moment = datetime.fromtimestamp((folder / CONFIG).stat().st_mtime, UTC)  # it is written once
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def licence_of(folder: Path) -> str | None:
-    """The licence that an export's card states; None where it states none, or nobody can read it."""
+    """Read the licence from the card of an export.
+
+    Args:
+        folder: The export.
+
+    Returns:
+        The licence; None if the card states none or cannot be read.
+    """
     try:
         text = (folder / CARD).read_text(encoding="utf-8")
         head = yaml.safe_load(text.split("---\n")[1])
         return str(head["license"])
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):  # a person may have written another
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):  # a person may have edited it
         return None
 
 
-def _told(folder: Path, present: dict[str, str]) -> ExportInfo | None:
-    """What lies in a folder; None of one that is no complete export, or is gone by now."""
+def is_complete(folder: Path) -> bool:
+    """Check that every file of an export exists and that the tensors are not truncated; other files are ignored.
+
+    Args:
+        folder: The export.
+
+    Returns:
+        Whether it is complete.
+    """
+    try:
+        code = (MODELING,) if "auto_map" in read_object(folder / CONFIG) else ()
+        return all((folder / name).stat().st_size for name in (*FILES, *code)) and _is_whole(folder / WEIGHTS)
+    except (OSError, InvalidData):
+        return False
+
+
+def _info_of(folder: Path, present: dict[str, str]) -> ExportInfo | None:
+    """Describe a folder; None for one that is not a complete export, or was deleted meanwhile."""
     name = _NAME.fullmatch(folder.name)
     if name is None or not is_complete(folder):
         return None
@@ -92,22 +142,8 @@ def _told(folder: Path, present: dict[str, str]) -> ExportInfo | None:
     return ExportInfo(folder.name, f"{stem}.pt", present_hash, size_bytes, created_at, licence_of(folder))
 
 
-WEIGHTS, GENERATION, CARD = "model.safetensors", "generation_config.json", "README.md"
-FILES = (CONFIG, WEIGHTS, GENERATION, VOCABULARY, MERGES, TOKENIZER, SETTINGS, SPECIAL, CARD)  # of every model
-_SIZE_BYTES = 8  # what stands before a header, little-endian: how long that is
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether every file of an export is there, and the weights to their end; what else is there does not count."""
-    try:
-        code = (MODELING,) if "auto_map" in read_object(folder / CONFIG) else ()
-        return all((folder / name).stat().st_size for name in (*FILES, *code)) and _is_whole(folder / WEIGHTS)
-    except (OSError, InvalidData):
-        return False
-
-
 def _is_whole(weights: Path) -> bool:
-    """Whether a safetensors file has the bytes of all tensors that its header names."""
+    """Whether a safetensors file has the bytes of all tensors in its header."""
     size = weights.stat().st_size
     with weights.open("rb") as file:
         begin = _SIZE_BYTES + int.from_bytes(file.read(_SIZE_BYTES), "little")

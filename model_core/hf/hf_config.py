@@ -1,7 +1,8 @@
-"""config.json: what it must say for a model to be one of ours, and what an export says.
+"""config.json: what it must contain to be one of our models, and what an export writes.
 
-A uniform model is a plain GPT-2. One whose layers differ, or whose heads have a size of their own, names the class
-that comes with it, and carries an `n_head` that divides no width: a plain GPT-2 stops there.
+A uniform model is a plain GPT-2. One whose layers differ, or whose heads have a stated size, names the class that is
+exported with it, and has an invalid `n_head`, so that plain `GPT2LMHeadModel` refuses the folder instead of loading it
+wrong.
 """
 
 from __future__ import annotations
@@ -18,24 +19,36 @@ from model_core.errors import InvalidData
 
 CONFIG, MODELING = "config.json", "modeling_headcount.py"
 PLAIN, CUSTOM = "gpt2", "headcount"
-EPSILON = 1e-5  # of every norm here
-_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")  # the same formula
+EPSILON = 1e-5  # of all our norms
+_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")  # names of the same formula
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _SIZES = {"n_layer": "n_layer", "n_embd": "n_embd", "n_positions": "block_size", "vocab_size": "vocab_size"}
 _ALIASES = {
     "n_layer": "num_hidden_layers", "n_embd": "hidden_size", "n_positions": "max_position_embeddings",
     "n_head": "num_attention_heads",
 }  # fmt: skip
-_GPT2 = {"n_layer": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257, "n_head": 12}  # what may be left out
+_GPT2 = {
+    "n_layer": 12,
+    "n_embd": 768,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+    "n_head": 12,
+}  # defaults of keys that may be missing
 
 Stored = Mapping[str, Any]
 
 
 def read_config_file(folder: Path) -> Stored:
-    """Read the config.json of a folder, unchecked.
+    """Read the config.json of a folder without validating it.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Its values by key.
 
     Raises:
-        InvalidData: There is no such folder or no such file in it, or it is no JSON object.
+        InvalidData: Folder or file do not exist, or the file is no JSON object.
     """
     if not folder.is_dir():
         raise InvalidData(f"there is no folder {str(folder)!r}")
@@ -45,10 +58,16 @@ def read_config_file(folder: Path) -> Stored:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a file that must be a JSON object.
+    """Read a JSON object from a file.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Its values by key.
 
     Raises:
-        InvalidData: It is not.
+        InvalidData: The file has other content.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -60,10 +79,16 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def model_of(stored: Stored) -> ModelConfig:
-    """The shape of the model that a config.json describes.
+    """Read the shape of the model from a config.json.
+
+    Args:
+        stored: Values of the file.
+
+    Returns:
+        The shape.
 
     Raises:
-        InvalidData: Naming the key and the value for which it is no model of ours.
+        InvalidData: We cannot build this model; the message names key and value.
     """
     if stored.get("model_type") not in {PLAIN, CUSTOM}:
         raise _wrong("model_type", stored.get("model_type"), f"only {PLAIN} and {CUSTOM} can be imported")
@@ -83,11 +108,14 @@ def model_of(stored: Stored) -> ModelConfig:
 
 
 def config_of(model: ModelConfig, eot: int) -> dict[str, Any]:
-    """What config.json says of a model.
+    """Build the config.json of a model.
 
     Args:
-        model: Its shape.
-        eot: Id of the end of a text.
+        model: Shape of the model.
+        eot: Id of the end of text.
+
+    Returns:
+        Values by key.
     """
     sizes = {theirs: getattr(model, ours) for theirs, ours in _SIZES.items()}
     return {
@@ -111,7 +139,14 @@ def config_of(model: ModelConfig, eot: int) -> dict[str, Any]:
 
 
 def is_plain(model: ModelConfig) -> bool:
-    """Whether a model is a GPT-2 like any other: as many heads in every layer, which share the width."""
+    """Check whether a model is a plain GPT-2: equally many heads in every layer, which share the width.
+
+    Args:
+        model: Shape of the model.
+
+    Returns:
+        True if transformers can load it without our code.
+    """
     return len(set(model.heads)) == 1 and model.heads[0] * model.head_dims[0] == model.n_embd
 
 
@@ -132,7 +167,7 @@ def _identity(model: ModelConfig) -> dict[str, Any]:
 
 
 def _same_arithmetic(stored: Stored) -> None:
-    """Refuse what would give other numbers here."""
+    """Refuse settings with which transformers computes other numbers than we do."""
     activation = stored.get("activation_function", _GELU[0])
     if activation not in _GELU:
         raise _wrong("activation_function", activation, f"ours is {_GELU[0]}")
@@ -156,7 +191,7 @@ def _value(stored: Stored, key: str) -> Any:
 
 
 def _dropout(stored: Stored) -> Any:
-    """The one that all places share; where they differ, none, since only training asks for it."""
+    """Return the dropout that all places share; 0 where they differ, since only training uses it."""
     values = {str(stored.get(key, 0.1)): stored.get(key, 0.1) for key in _DROPOUTS}
     return next(iter(values.values())) if len(values) == 1 else 0.0
 

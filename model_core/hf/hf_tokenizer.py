@@ -23,6 +23,13 @@ from model_core.hf.hf_config import read_object
 from model_core.storage.files import write_json, write_text
 from model_core.tokenizer import END_OF_TEXT, Tokenizer, byte_of_character, gpt2_tokenizer, trained_tokenizer
 
+VOCABULARY, MERGES, TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
+SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+BYTES = 256
+MERGES_HEADER = "#version: 0.2"
+
+Pair = tuple[bytes, bytes]
+
 _Shape = TypeVar("_Shape", bound=BaseModel)
 
 
@@ -31,70 +38,27 @@ class Found:
     """The tokenizer of a folder.
 
     Attributes:
-        tokenizer: As we run it.
-        warning: What its user should know, if anything.
+        tokenizer: Our equivalent.
+        warning: What its user should know; None if nothing.
     """
 
     tokenizer: Tokenizer
     warning: str | None = None
 
 
-class _Bpe(BaseModel):
-    """The part of tokenizer.json that merges."""
-
-    type: Literal["BPE"] = "BPE"
-    vocab: dict[str, int]
-    merges: list[str | tuple[str, str]]
-    dropout: Literal[0] | None = None
-    continuing_subword_prefix: Literal[""] | None = None
-    end_of_word_suffix: Literal[""] | None = None
-    byte_fallback: Literal[False] = False
-    ignore_merges: Literal[False] = False
-
-
-class _ByteLevel(BaseModel):
-    """The part that cuts text into words."""
-
-    type: Literal["ByteLevel"]
-    add_prefix_space: Literal[False]
-    use_regex: Literal[True] = True
-
-
-class _Added(BaseModel):
-    """A token that is looked for in text as it stands."""
-
-    id: int
-    content: str
-
-
-class _TokenizerFile(BaseModel):
-    """What must hold of tokenizer.json; how special ids are put around a text is the caller's business here."""
-
-    model: _Bpe
-    normalizer: None = None
-    pre_tokenizer: _ByteLevel
-    added_tokens: list[_Added] = []
-
-
-class _Settings(BaseModel):
-    """What must hold of tokenizer_config.json."""
-
-    add_prefix_space: Literal[False] | None = None
-
-
 def read_tokenizer(folder: Path, vocab_size: int) -> Found:
     """Read the tokenizer of a folder.
 
     Args:
-        folder: With tokenizer.json, or with vocab.json and merges.txt; or with neither.
+        folder: Folder with tokenizer.json, or with vocab.json and merges.txt, or with neither.
         vocab_size: Rows of the model's token embedding.
 
     Returns:
-        GPT-2's own where the files say the same. Without any files GPT-2's where the model has room for it, else
-        one that knows bytes alone; with a warning.
+        GPT-2's own tokenizer where the files describe the same. Without files it is GPT-2's if the model has enough
+        ids, else one of single bytes; with a warning.
 
     Raises:
-        InvalidData: It is no byte-level BPE as ours is, or has more ids than the model.
+        InvalidData: It is not a byte-level BPE like ours, or has more ids than the model.
     """
     if (folder / SETTINGS).is_file():
         _checked(_Settings, folder / SETTINGS)
@@ -110,6 +74,95 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Found:
         detail = f"the tokenizer has {found.tokenizer.n_vocab} ids, and the model's vocab_size is {vocab_size}"
         raise InvalidData(f"{folder.name}: {detail}; it must have a row for each")
     return found
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+    """Write the files from which AutoTokenizer builds the same tokenizer.
+
+    Args:
+        tokenizer: Our tokenizer.
+        folder: Folder to write to.
+        block_size: Longest text that the model accepts, in tokens.
+    """
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Theirs
+
+    tokens = tokenizer.tokens
+    text = _text_of(tokens)
+    vocabulary = {text[token]: rank for rank, token in enumerate(tokens)} | {END_OF_TEXT: tokenizer.eot}
+    pairs = [(text[first], text[second]) for first, second in merges_of(tuple(tokens))]
+    write_text(folder / VOCABULARY, json.dumps(vocabulary))
+    write_text(folder / MERGES, "\n".join([MERGES_HEADER, *(f"{first} {second}" for first, second in pairs), ""]))
+    theirs = Theirs(models.BPE(vocab=vocabulary, merges=pairs))
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = decoders.ByteLevel()
+    theirs.post_processor = processors.ByteLevel(trim_offsets=False)
+    theirs.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    write_text(folder / TOKENIZER, theirs.to_str(pretty=True))
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    write_json(folder / SPECIAL, special)
+    facts = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": block_size, "add_prefix_space": False}
+    write_json(folder / SETTINGS, {**facts, "clean_up_tokenization_spaces": False, **special})
+
+
+@cache
+def merges_of(tokens: tuple[bytes, ...]) -> tuple[Pair, ...]:
+    """Derive the merges that make tokens.
+
+    Args:
+        tokens: Tokens in the order of their ids: the single bytes, then tokens made of two earlier ones.
+
+    Returns:
+        The two halves of each further token.
+
+    Raises:
+        InvalidData: A token cannot be made by merging two earlier ones.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return tuple(_halves(token, ranks) for token in tokens[BYTES:])
+
+
+class _Bpe(BaseModel):
+    """The part of tokenizer.json with vocabulary and merges."""
+
+    type: Literal["BPE"] = "BPE"
+    vocab: dict[str, int]
+    merges: list[str | tuple[str, str]]
+    dropout: Literal[0] | None = None
+    continuing_subword_prefix: Literal[""] | None = None
+    end_of_word_suffix: Literal[""] | None = None
+    byte_fallback: Literal[False] = False
+    ignore_merges: Literal[False] = False
+
+
+class _ByteLevel(BaseModel):
+    """The part that splits text into words."""
+
+    type: Literal["ByteLevel"]
+    add_prefix_space: Literal[False]
+    use_regex: Literal[True] = True
+
+
+class _Added(BaseModel):
+    """A token that is found in the text before it is split."""
+
+    id: int
+    content: str
+
+
+class _TokenizerFile(BaseModel):
+    """What tokenizer.json must contain; how special ids are added to a text does not matter here."""
+
+    model: _Bpe
+    normalizer: None = None
+    pre_tokenizer: _ByteLevel
+    added_tokens: list[_Added] = []
+
+
+class _Settings(BaseModel):
+    """What tokenizer_config.json must contain."""
+
+    add_prefix_space: Literal[False] | None = None
 
 
 def _checked(shape: type[_Shape], path: Path) -> _Shape:
@@ -141,13 +194,13 @@ def _merges(path: Path) -> list[list[str]]:
 def _built(
     name: str, vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], added: Mapping[str, int]
 ) -> Found:
-    """Make a tokenizer of what files say.
+    """Build a tokenizer from the content of files.
 
     Args:
-        name: The file, for messages.
-        vocabulary: Id by token, in stand-ins for bytes.
-        merges: Pairs in their order, in stand-ins too.
-        added: Id of each token that is looked for as it stands.
+        name: Name of the file, for messages.
+        vocabulary: Id by token, in printable characters for bytes.
+        merges: Pairs in their order, likewise.
+        added: Id of each token that is found before the text is split.
     """
     ids = {**vocabulary, **added}
     if (end := ids.get(END_OF_TEXT)) is None:
@@ -178,7 +231,7 @@ def _bytes_of(name: str, token: str) -> bytes:
 
 
 def _same_merges(name: str, tokens: Sequence[bytes], merges: Sequence[Sequence[str]]) -> None:
-    """Refuse merges that are not those which follow from the tokens: ours would cut text in another way."""
+    """Refuse merges other than those that follow from the tokens: ours would split text in another way."""
     given = [tuple(_bytes_of(name, half) for half in pair) for pair in merges]
     follow: Sequence[Pair] = merges_of(tuple(tokens))
     if len(given) != len(follow):
@@ -203,73 +256,22 @@ def _guessed(vocab_size: int) -> Found:
     )
 
 
-VOCABULARY, MERGES, TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
-SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
-BYTES = 256
-MERGES_HEADER = "#version: 0.2"
-
-Pair = tuple[bytes, bytes]
-
-
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
-    """Write the files from which AutoTokenizer makes the same tokenizer.
-
-    Args:
-        tokenizer: Ours.
-        folder: Where they go.
-        block_size: The longest text that the model takes, in tokens.
-    """
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
-    from tokenizers import Tokenizer as Theirs
-
-    tokens = tokenizer.tokens
-    text = _text_of(tokens)
-    vocabulary = {text[token]: rank for rank, token in enumerate(tokens)} | {END_OF_TEXT: tokenizer.eot}
-    pairs = [(text[first], text[second]) for first, second in merges_of(tuple(tokens))]
-    write_text(folder / VOCABULARY, json.dumps(vocabulary))
-    write_text(folder / MERGES, "\n".join([MERGES_HEADER, *(f"{first} {second}" for first, second in pairs), ""]))
-    theirs = Theirs(models.BPE(vocab=vocabulary, merges=pairs))
-    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    theirs.decoder = decoders.ByteLevel()
-    theirs.post_processor = processors.ByteLevel(trim_offsets=False)
-    theirs.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
-    write_text(folder / TOKENIZER, theirs.to_str(pretty=True))
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-    write_json(folder / SPECIAL, special)
-    facts = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": block_size, "add_prefix_space": False}
-    write_json(folder / SETTINGS, {**facts, "clean_up_tokenization_spaces": False, **special})
-
-
-@cache
-def merges_of(tokens: tuple[bytes, ...]) -> tuple[Pair, ...]:
-    """The merges that make tokens, in their order.
-
-    Args:
-        tokens: Single bytes first; each further one is made of two before it.
-
-    Raises:
-        InvalidData: A token cannot be made by merging two earlier ones.
-    """
-    ranks = {token: rank for rank, token in enumerate(tokens)}
-    return tuple(_halves(token, ranks) for token in tokens[BYTES:])
-
-
 def _halves(token: bytes, ranks: Mapping[bytes, int]) -> Pair:
-    """Merge a token's bytes as the tokens before it do, until two are left."""
+    """Merge a token's bytes as the earlier tokens do, until two are left."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         joined = [ranks.get(first + second, len(ranks)) for first, second in pairwise(parts)]
         lowest = min(joined)
         if lowest >= ranks[token]:
             break
-        place = joined.index(lowest)
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        index = joined.index(lowest)
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
     if len(parts) != 2:
         raise InvalidData(f"the token {token!r} of id {ranks[token]} is not made of two tokens before it")
     return parts[0], parts[1]
 
 
 def _text_of(tokens: Sequence[bytes]) -> dict[bytes, str]:
-    """Tokens in the printable stand-ins for their bytes."""
+    """Write tokens in the printable characters for their bytes."""
     character = {byte: text for text, byte in byte_of_character().items()}
     return {token: "".join(character[byte] for byte in token) for token in tokens}

@@ -1,6 +1,6 @@
-"""From a folder of transformers to a run, with weights to write and to look with, and to begin a training with.
+"""Imports a folder of transformers as a run, for generation, attention, and as the start of a training.
 
-Nothing is trusted: shape, arithmetic, names, sizes and tokenizer are compared with ours, and what differs is named.
+Nothing is trusted: shape, arithmetic, names, sizes and tokenizer are compared with ours, and each difference is named.
 """
 
 from __future__ import annotations
@@ -43,17 +43,20 @@ _ROWS = 16
 
 
 def import_folder(folder: Path, name: str, layout: Layout) -> Run:
-    """Make a run of a folder; it appears complete, or not at all.
+    """Create a run from a folder; it appears complete, or not at all.
 
     Args:
-        folder: With config.json, weights, and the tokenizer's files.
-        name: The run's.
-        layout: Where runs lie.
+        folder: Folder with config.json, tensors, and the tokenizer's files.
+        name: Name of the run.
+        layout: Directories of the data root.
+
+    Returns:
+        The run.
 
     Raises:
         RunExists: The name is taken.
-        InvalidData: The folder is damaged, or is no GPT-2 as ours is; the message names file and value.
-        DiskFull: There is no room for it.
+        InvalidData: The folder is damaged, or is not a GPT-2 like ours; the message names file and value.
+        DiskFull: The disk is full.
     """
     path = layout.run(name)
     if path.exists():
@@ -65,7 +68,7 @@ def import_folder(folder: Path, name: str, layout: Layout) -> Run:
     state = {
         "schema_version": SCHEMA_VERSION,
         "step": _STEP,
-        "model": read_weights(folder, stored, model),
+        "model": read_parameters(folder, stored, model),
         "config": config.model_dump(mode="json"),
         "tokenizer": found.tokenizer.to_dict(),
     }
@@ -74,27 +77,30 @@ def import_folder(folder: Path, name: str, layout: Layout) -> Run:
     return run
 
 
-def read_weights(folder: Path, stored: Stored, model: ModelConfig) -> dict[str, Tensor]:
-    """Read a folder's weights, in float32 and in our layout.
+def read_parameters(folder: Path, stored: Stored, model: ModelConfig) -> dict[str, Tensor]:
+    """Read a folder's parameters, in float32 and in our layout.
 
     Args:
-        folder: Where they are.
+        folder: Folder with the tensors.
         stored: Its config.json.
-        model: The shape that they must have.
+        model: Shape that they must have.
+
+    Returns:
+        State_dict of our model.
 
     Raises:
-        InvalidData: A tensor is missing, unknown, of another shape, no number, or not finite; or the head is its own.
+        InvalidData: A tensor is missing, unknown, of another shape or type, or not finite; or the head is not tied.
     """
     expected = stored_shapes(skeleton(model).state_dict())
     with stored_tensors(folder) as tensors:
         named = _by_our_name(tensors)
         _compare(named, expected)
-        weights = {name: transposed(name, _numbers(name, named[name])) for name in expected}
-        if HEAD in named and not torch.equal(_numbers(HEAD, named[HEAD]), weights[EMBEDDING]):
+        parameters = {name: transposed(name, _numbers(name, named[name])) for name in expected}
+        if HEAD in named and not torch.equal(_numbers(HEAD, named[HEAD]), parameters[EMBEDDING]):
             raise InvalidData(f"{named[HEAD].file}: {HEAD} is not {EMBEDDING}; here the two are one")
     if HEAD not in named and stored.get("tie_word_embeddings", True) is not True:
         raise InvalidData(f"{CONFIG}: tie_word_embeddings is false, and the folder has no {HEAD}")
-    return {**weights, HEAD: weights[EMBEDDING]}
+    return {**parameters, HEAD: parameters[EMBEDDING]}
 
 
 def _by_our_name(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -137,7 +143,7 @@ def _numbers(name: str, stored: StoredTensor) -> Tensor:
 
 
 def _experiment(name: str, model: ModelConfig, tokenizer: Tokenizer) -> ExperimentConfig:
-    """A configuration that says what the run is; with data of that name it could be trained further."""
+    """Build the run's configuration; with a dataset of its name it can be trained further."""
     length = min(_LONGEST_SEQUENCE, model.block_size)
     choice: Any = "gpt2" if tokenizer.kind == "gpt2" else {"type": "bpe", "vocab_size": tokenizer.n_vocab}
     tree = {
@@ -150,7 +156,7 @@ def _experiment(name: str, model: ModelConfig, tokenizer: Tokenizer) -> Experime
 
 
 def _origin(folder: Path, stored: Stored) -> dict[str, Any]:
-    """What the run came from: names and hashes, no paths."""
+    """Describe the folder by names and hashes, without paths."""
     files = [folder / CONFIG, *weight_files(folder)]
     kept = {key: stored[key] for key in ("model_type", "architectures") if key in stored}
     return {"folder": folder.name, **kept, "files": {path.name: sha256_of(path) for path in files}}

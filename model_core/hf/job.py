@@ -1,7 +1,7 @@
-"""Export as a job: what a worker starts to write a run's model to the data root's exports.
+"""Export as a job: the program that a worker starts to write a run's model to the data root's exports.
 
 The configuration's `testing.checkpoint_path` names the checkpoint; the folder's name is in the `end` event and in
-the outcome. An export of the same checkpoint that is there already is the result.
+the outcome. An existing export of the same checkpoint is the result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ from model_core.storage.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do the job; returns the exit code: 0 done, 1 failed, 2 bad input, 75 stopped."""
+    """Run the program.
+
+    Args:
+        argv: Command-line arguments; None takes those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 bad input, 75 stopped.
+    """
     arguments = _parser().parse_args(argv)
     stop = ShutdownSignal()
     stop.listen(stdin=arguments.attempt is not None)

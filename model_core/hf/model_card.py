@@ -1,6 +1,6 @@
 """README.md of an exported folder: a short model card with what is known and nothing else.
 
-It includes the origin of the run's data and its license, as far as manifest and configuration record them.
+It includes the origin of the run's data and its licence, as far as manifest and configuration record them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,23 @@ from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import Dataset
 from model_core.tokenizer import Tokenizer
 
+_UNKNOWN = "not known here"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Origin of a dataset.
+
+    Attributes:
+        source: From what it was made, in Markdown.
+        licence: Licence as its publisher states it.
+        hub: Name on the Hugging Face hub; None if it is not from there.
+    """
+
+    source: str = _UNKNOWN
+    licence: str = _UNKNOWN
+    hub: str | None = None
+
 
 def card(
     run: str,
@@ -30,16 +47,19 @@ def card(
     licence: str | None = None,
     imported: str | None = None,
 ) -> str:
-    """Write the card.
+    """Write the model card.
 
     Args:
-        run: Whose model it is.
-        info: Which checkpoint.
-        config: The run's.
-        tokenizer: What its ids mean.
-        provenance: Of the data that it was trained on.
-        licence: Of the model, as the Hub names licences; None where nobody said.
-        imported: The folder that the run was made of; nothing is known of its training then.
+        run: Name of the run.
+        info: Sidecar of the checkpoint.
+        config: Configuration of the run.
+        tokenizer: Tokenizer of the run.
+        provenance: Origin of the data on which it was trained.
+        licence: Licence of the model, as the Hub names licences; None if it is not stated.
+        imported: Name of the folder from which the run was imported, so that its training is unknown.
+
+    Returns:
+        Markdown with a YAML head.
     """
     model = config.model
     facts = {
@@ -64,6 +84,33 @@ def card(
         _layers(model),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def provenance_of(data: DataConfig, dataset: Dataset, trained_at: str) -> Provenance:
+    """Find the origin of the data on which a checkpoint was trained.
+
+    Args:
+        data: Section `data` of the run.
+        dataset: Dataset that has the name now, if there is one.
+        trained_at: When the checkpoint was saved, RFC 3339 UTC; a dataset that was made later is another one.
+
+    Returns:
+        What manifest or configuration record.
+    """
+    try:
+        manifest = dataset.manifest()
+    except InvalidData:
+        manifest = None
+    if manifest is None or manifest["created_at"] > trained_at:
+        manifest = {"source": data.source, "revision": data.revision, "origin": {}}
+    source = manifest["source"]
+    if source is None:
+        return Provenance()
+    hub = hub_dataset(source)
+    if hub is None:  # made by this program, or from a file, whose name stays private
+        form = source.partition(":")[0]
+        return Provenance(f"`{form}`", LICENCES_MADE_HERE.get(form, _UNKNOWN))
+    return Provenance(_published(hub, manifest), manifest["origin"].get("licence") or hub.licence, hub.id)
 
 
 def _introduction(model: ModelConfig) -> str:
@@ -119,48 +166,6 @@ def _layers(model: ModelConfig) -> str:
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-_UNKNOWN = "not known here"
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What is known of a dataset.
-
-    Attributes:
-        source: What it was made of, in Markdown.
-        licence: Its terms, in the words of whoever publishes it.
-        hub: Its name on the Hugging Face hub, if it is from there.
-    """
-
-    source: str = _UNKNOWN
-    licence: str = _UNKNOWN
-    hub: str | None = None
-
-
-def provenance_of(data: DataConfig, dataset: Dataset, trained_at: str) -> Provenance:
-    """What is known of the data that a checkpoint was trained on.
-
-    Args:
-        data: The run's; it may name a source.
-        dataset: The one of that name that is there now, if there is one.
-        trained_at: When the checkpoint was saved, RFC 3339 UTC; a dataset that is younger is another one.
-    """
-    try:
-        manifest = dataset.manifest()
-    except InvalidData:
-        manifest = None
-    if manifest is None or manifest["created_at"] > trained_at:
-        manifest = {"source": data.source, "revision": data.revision, "origin": {}}
-    source = manifest["source"]
-    if source is None:
-        return Provenance()
-    hub = hub_dataset(source)
-    if hub is None:  # of a file, whose name is nobody else's business, or made by a program of ours
-        form = source.partition(":")[0]
-        return Provenance(f"`{form}`", LICENCES_MADE_HERE.get(form, _UNKNOWN))
-    return Provenance(_published(hub, manifest), manifest["origin"].get("licence") or hub.licence, hub.id)
 
 
 def _published(hub: HubDataset, manifest: dict[str, Any]) -> str:

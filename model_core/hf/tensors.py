@@ -1,4 +1,4 @@
-"""Tensors of a transformers folder, read one at a time, and their names and layouts there and here.
+"""Tensors of a transformers folder, read one at a time, with their names and layouts there and in our models.
 
 Formats: one file or several with an index, safetensors or pickle; a pickle is loaded without running code from it.
 Parameter names are the same. transformers stores the matrices of attention and MLP as (in, out), ours are (out, in);
@@ -25,6 +25,9 @@ from model_core.hf.hf_config import read_object
 
 PICKLE, INDEX = "pytorch_model.bin", ".index.json"
 _SUFFIX = ".safetensors"
+PREFIX, HEAD, EMBEDDING = "transformer.", "lm_head.weight", "transformer.wte.weight"
+_TRANSPOSED = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
+_MASK = re.compile(r"\.attn\.(masked_)?bias$")
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class StoredTensor:
     """A tensor in a file.
 
     Attributes:
-        file: The file's name.
-        shape: Of the tensor.
-        read: Reads it; once, because a pickle gives it away.
+        file: Name of the file.
+        shape: Shape of the stored tensor.
+        read: Reads the tensor. It can be called once, because a pickled tensor is then released.
     """
 
     file: str
@@ -44,26 +47,32 @@ class StoredTensor:
 
 @contextmanager
 def stored_tensors(folder: Path) -> Iterator[dict[str, StoredTensor]]:
-    """Open the weights of a folder.
+    """Open the tensors of a folder.
 
     Args:
-        folder: With safetensors or a pickle; safetensors count first.
+        folder: Folder with safetensors or a pickle; safetensors win.
 
     Yields:
-        Every tensor by the name that it has in its file.
+        Every tensor by its name in the file.
 
     Raises:
-        InvalidData: There are no weights, a file of the index is missing, or one is damaged or holds more than tensors.
+        InvalidData: There are no tensor files, one of the index is missing, or one is damaged or holds other objects.
     """
     with ExitStack() as stack:
         yield _merged(folder, weight_files(folder), stack)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights.
+    """List the files that hold the tensors of a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Their paths.
 
     Raises:
-        InvalidData: There are none, or the index names one that is not there.
+        InvalidData: There are none, or the index names one that does not exist.
     """
     for name in (WEIGHTS, PICKLE):
         if (folder / name).is_file():
@@ -72,6 +81,57 @@ def weight_files(folder: Path) -> list[Path]:
             return _of_index(folder, name + INDEX)
     names = ", ".join(name + end for name in (WEIGHTS, PICKLE) for end in ("", INDEX))
     raise InvalidData(f"{folder.name} has no weights: it should hold one of {names}")
+
+
+def our_name(theirs: str) -> str | None:
+    """Translate the name of a stored tensor.
+
+    Args:
+        theirs: Name in the file.
+
+    Returns:
+        Name in our state_dict; None for a mask, which is no parameter.
+    """
+    name = theirs if theirs == HEAD or theirs.startswith(PREFIX) else PREFIX + theirs
+    return None if _MASK.search(name) else name
+
+
+def transposed(name: str, tensor: Tensor) -> Tensor:
+    """Convert a tensor from one layout to the other.
+
+    Args:
+        name: Name in our state_dict.
+        tensor: The tensor in either layout.
+
+    Returns:
+        The tensor in the other layout, copied if the two differ.
+    """
+    return tensor.T.contiguous() if _TRANSPOSED.search(name) else tensor.contiguous()
+
+
+def stored_shape(name: str, ours: Size) -> tuple[int, ...]:
+    """Return the shape of a parameter in a file of transformers.
+
+    Args:
+        name: Name in our state_dict.
+        ours: Shape in our model.
+
+    Returns:
+        Its shape there.
+    """
+    return tuple(reversed(ours)) if _TRANSPOSED.search(name) else tuple(ours)
+
+
+def stored_shapes(ours: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that a folder must have for one of our models.
+
+    Args:
+        ours: State_dict of the model; only its shapes are read.
+
+    Returns:
+        Shapes by our names, without the head.
+    """
+    return {name: stored_shape(name, tensor.shape) for name, tensor in ours.items() if name != HEAD}
 
 
 def _of_index(folder: Path, index: str) -> list[Path]:
@@ -116,33 +176,3 @@ def _pickled(path: Path) -> Mapping[str, StoredTensor]:
         raise InvalidData(f"{path.name} holds more than tensors by name")
     named: dict[Any, Tensor] = dict(content)
     return {str(n): StoredTensor(path.name, tuple(t.shape), partial(named.pop, n)) for n, t in content.items()}
-
-
-PREFIX, HEAD, EMBEDDING = "transformer.", "lm_head.weight", "transformer.wte.weight"
-_LIES_ACROSS = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
-_MASK = re.compile(r"\.attn\.(masked_)?bias$")
-
-
-def our_name(theirs: str) -> str | None:
-    """What a stored tensor is called here; None for a mask, which is no parameter."""
-    name = theirs if theirs == HEAD or theirs.startswith(PREFIX) else PREFIX + theirs
-    return None if _MASK.search(name) else name
-
-
-def transposed(name: str, tensor: Tensor) -> Tensor:
-    """From one layout to the other, by our name; a copy where the two differ."""
-    return tensor.T.contiguous() if _LIES_ACROSS.search(name) else tensor.contiguous()
-
-
-def stored_shape(name: str, ours: Size) -> tuple[int, ...]:
-    """Shape of a parameter of ours in a file of transformers."""
-    return tuple(reversed(ours)) if _LIES_ACROSS.search(name) else tuple(ours)
-
-
-def stored_shapes(ours: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes that a folder must hold for a model of ours, by our names; the head apart.
-
-    Args:
-        ours: The model's state; only its shapes are read.
-    """
-    return {name: stored_shape(name, tensor.shape) for name, tensor in ours.items() if name != HEAD}

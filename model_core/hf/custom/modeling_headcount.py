@@ -2,10 +2,10 @@
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
-It is GPT-2 of transformers but for attention: layer i has `n_head_list[i]` heads of size `head_dim`, or of
-`n_embd / n_head_list[i]` where `head_dim` is null. The `n_head` of the configuration means nothing and does not
-divide `n_embd`, so that a GPT-2 without this file refuses the weights instead of cutting them into wrong heads.
-Attentions are a tuple with one (batch, heads of the layer, queries, keys) a layer; they need
+It is transformers' GPT-2 except for attention: layer i has `n_head_list[i]` heads of size `head_dim`, or of
+`n_embd / n_head_list[i]` where `head_dim` is null. The configuration's `n_head` is deliberately invalid, so that a
+GPT-2 without this file refuses the folder instead of loading it wrong.
+Attentions are a tuple with one (batch, heads of the layer, queries, keys) per layer; they need
 `attn_implementation="eager"`.
 """
 
@@ -30,7 +30,12 @@ class HeadcountConfig(GPT2Config):
 
 
 class HeadcountAttention(GPT2Attention):
-    """Attention in as many heads as its layer has."""
+    """Attention with the head count of its layer.
+
+    Args:
+        config: Configuration of the model.
+        layer_idx: Index of the layer, which decides its heads.
+    """
 
     def __init__(self, config: HeadcountConfig, layer_idx: int) -> None:
         super().__init__(_with_one_head(config), layer_idx=layer_idx)
@@ -44,7 +49,12 @@ class HeadcountAttention(GPT2Attention):
 
 
 class HeadcountBlock(GPT2Block):
-    """GPT-2's block around that attention."""
+    """GPT-2's block with that attention.
+
+    Args:
+        config: Configuration of the model.
+        layer_idx: Index of the layer, which decides its heads.
+    """
 
     def __init__(self, config: HeadcountConfig, layer_idx: int) -> None:
         super().__init__(_with_one_head(config), layer_idx=layer_idx)
@@ -52,7 +62,11 @@ class HeadcountBlock(GPT2Block):
 
 
 class HeadcountModel(GPT2Model):
-    """The layers, without a head for words."""
+    """The layers, without the language modeling head.
+
+    Args:
+        config: Configuration of the model.
+    """
 
     config_class = HeadcountConfig
     _no_split_modules: ClassVar[list[str]] = ["HeadcountBlock"]
@@ -70,7 +84,11 @@ class HeadcountModel(GPT2Model):
 
 
 class HeadcountForCausalLM(GPT2LMHeadModel):
-    """The whole model."""
+    """The whole model.
+
+    Args:
+        config: Configuration of the model.
+    """
 
     config_class = HeadcountConfig
     _no_split_modules: ClassVar[list[str]] = ["HeadcountBlock"]
@@ -83,7 +101,7 @@ class HeadcountForCausalLM(GPT2LMHeadModel):
 
 
 def _with_one_head(config: HeadcountConfig) -> HeadcountConfig:
-    """A copy that GPT-2's own constructors take: one head fits any width."""
+    """Return a copy that GPT-2's own constructors accept: one head fits any width."""
     single = copy.copy(config)
     single.n_head = 1
     return single

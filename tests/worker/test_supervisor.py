@@ -19,7 +19,7 @@ FAILED = {"outcome": "failed", "error": {"code": "cuda_oom", "detail": "no memor
         (75, {"outcome": "stopped"}, "pause", "", "stopped", None),
         (75, {"outcome": "stopped", "reason": "SIGTERM"}, None, "", "crashed", None),  # by itself, again and again
         (75, None, "cancel", "", "stopped", None),
-        (-15, None, "worker stopping", "", "stopped", None),  # stop_reason before it could listen
+        (-15, None, "worker stopping", "", "stopped", None),  # stopped before it handled SIGTERM
         (-9, None, "cancel", "", "stopped", None),
         (76, None, None, "error: run 'x' is held", "busy", None),
         (-9, None, None, "", "crashed", None),

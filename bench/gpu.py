@@ -102,14 +102,6 @@ def prepare(stage: Stage, settings: Sequence[str], directory: Path, emit: Emit) 
     return state
 
 
-def _all_logits(model: GPT) -> Forward:
-    def forward(idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        logits = model(idx)[0]  # (B, T, V)
-        return None, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-    return forward
-
-
 def row(name: str, state: TrainState, seconds: float) -> str:
     """Measure tokens per second, MFU and memory of a training."""
     runtime, tokens = state.runtime, state.config.training.total_batch_size
@@ -130,10 +122,6 @@ def rows(settings: Sequence[str], seconds: float, directory: Path) -> Iterator[s
     unequal = _unequal(load_config(BASELINE, settings).model.n_layer)
     for name, shape in {"variable_heads": [unequal], "... head_dim 64": [unequal, "model.head_dim=64"]}.items():
         yield measured_row(chain[-1], name, [*settings, *shape], seconds, directory)
-
-
-def _unequal(layers: int) -> str:
-    return f"model.n_head_list={[HEADS[len(HEADS) * layer // layers] for layer in range(layers)]}"
 
 
 def measured_row(stage: Stage, name: str, settings: Sequence[str], seconds: float, directory: Path) -> str:
@@ -169,10 +157,6 @@ def kernels(settings: Sequence[str], directory: Path) -> Iterator[str]:
         yield f"{100 * getattr(event, key) / total:5.1f} %  {event.key[:100]}"
 
 
-def _one_micro_batch(config: ExperimentConfig) -> str:
-    return f"training.total_batch_size={config.training.batch_size * config.training.sequence_length}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -194,6 +178,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line)
     print(f"\ntarget on an H200: {TARGET:,} tokens/s for 124M at T=1024")
     return 0
+
+
+def _all_logits(model: GPT) -> Forward:
+    def forward(idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        logits = model(idx)[0]  # (B, T, V)
+        return None, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    return forward
+
+
+def _unequal(layers: int) -> str:
+    return f"model.n_head_list={[HEADS[len(HEADS) * layer // layers] for layer in range(layers)]}"
+
+
+def _one_micro_batch(config: ExperimentConfig) -> str:
+    return f"training.total_batch_size={config.training.batch_size * config.training.sequence_length}"
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Installation:
             "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "bench" / "child"))),
         }  # fmt: skip
         # with the dataset prepared, a submission is one round trip
-        ensure_dataset(parse_spec(tree_of(0)).config, JobSettings(data=data).layout)
+        ensure_dataset(parse_spec(configuration(0)).config, JobSettings(data=data).layout)
         self._start("redis", embedded_redis.arguments(embedded_redis.server_binary(), socket_file), cwd=data)
         _until(lambda: embedded_redis.answers(self.redis_url), "Redis")
         self.settings = JobSettings(data=data, redis_url=self.redis_url)
@@ -93,21 +93,7 @@ class Installation:
         self._group.close()
 
 
-def _answers(address: tuple[str, int]) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"http://{address[0]}:{address[1]}{BASELINE}", trust_env=False).is_success
-    return False
-
-
-def _until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{what} did not answer in {START_TIMEOUT_S:g} s")
-        time.sleep(0.02)
-
-
-def tree_of(number: int) -> dict[str, Any]:
+def configuration(number: int) -> dict[str, Any]:
     """Build the configuration of a job, as in the documentation."""
     training = {"max_steps": 60, "warmup_steps": 10}
     job = {"preset": "quickstart", "metadata": {"why": "to see how fast it goes"}}
@@ -116,7 +102,7 @@ def tree_of(number: int) -> dict[str, Any]:
 
 def submission(number: int) -> bytes:
     """Build the request that submits job number `number`."""
-    body = json.dumps(tree_of(number)).encode()
+    body = json.dumps(configuration(number)).encode()
     return request("POST", "/jobs", body, Content_Type="application/json", Idempotency_Key=f"bench-{number}")
 
 
@@ -141,7 +127,7 @@ def fill(store: JobStore) -> None:
     """Add jobs up to 10,000; every other one is cancelled."""
     for number in range(SUBMITS, JOBS):
         call = commands.submission(
-            parse_spec(tree_of(number)), key=None, fingerprint=str(number), taken="", max_queued=JOBS + SUBMITS
+            parse_spec(configuration(number)), key=None, fingerprint=str(number), taken="", max_queued=JOBS + SUBMITS
         )
         made = store.run(call).job
         if number % 2:
@@ -167,18 +153,11 @@ def measure_reads(address: tuple[str, int], store: JobStore) -> Iterator[Row]:
         yield _errors("errors", rounds + baselines)
 
 
-def _errors(what: str, rounds: list[Round]) -> Row:
-    errors = [error for one in rounds for error in one.errors]
-    for error in errors[:3]:
-        print(error, file=sys.stderr)
-    return Row(f"  {what} of {sum(len(one.latencies_s) for one in rounds):,}", "", "", len(errors), 0)
-
-
 def measure_starts(address: tuple[str, int], installation: Installation) -> Iterator[Row]:
     """Measure the time from the 202 to the first statement of the child, on an idle worker."""
     waits = []
     for number in range(STARTS):
-        reply = httpx.post(f"http://{address[0]}:{address[1]}/jobs", json=tree_of(JOBS + number), trust_env=False)
+        reply = httpx.post(f"http://{address[0]}:{address[1]}/jobs", json=configuration(JOBS + number), trust_env=False)
         accepted_ns, job_id = time.time_ns(), reply.raise_for_status().json()["id"]
         _until(lambda job_id=job_id: installation.store.get(job_id).terminal, job_id)
         began_ns = int((installation.settings.data / "jobs" / job_id / "began_ns").read_text())
@@ -199,6 +178,27 @@ def main() -> int:
             return print_rows(_rows(installation))
         finally:
             installation.stop()
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"http://{address[0]}:{address[1]}{BASELINE}", trust_env=False).is_success
+    return False
+
+
+def _until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{what} did not answer in {START_TIMEOUT_S:g} s")
+        time.sleep(0.02)
+
+
+def _errors(what: str, rounds: list[Round]) -> Row:
+    errors = [error for one in rounds for error in one.errors]
+    for error in errors[:3]:
+        print(error, file=sys.stderr)
+    return Row(f"  {what} of {sum(len(one.latencies_s) for one in rounds):,}", "", "", len(errors), 0)
 
 
 def _rows(installation: Installation) -> Iterator[Row]:

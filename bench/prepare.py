@@ -86,22 +86,6 @@ def theirs(corpus: Path, directory: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "sha256": _hash(directory / "theirs.bin", row.nbytes)}
 
 
-def _encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-    tokenizer = gpt2_tokenizer()
-    ids = [[*tokenizer.encode(text), tokenizer.eot] for text in batch["text"]]
-    return {"ids": ids, "length": [len(one) for one in ids]}
-
-
-def _hash(path: Path, size: int) -> str:
-    """Hash the last bytes of a file, which are its ids."""
-    with path.open("rb") as file:
-        file.seek(-size, os.SEEK_END)
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-SIDES = {"ours": ours, "theirs": theirs}
-
-
 def run(side: str, corpus: Path, *, sampled: bool = False) -> dict[str, Any]:
     """Run one side in its own process; return its figures, with the peak of its memory if `sampled`."""
     with tempfile.TemporaryDirectory(prefix="hc-bench-") as directory:
@@ -118,18 +102,6 @@ def run(side: str, corpus: Path, *, sampled: bool = False) -> dict[str, Any]:
         return {**json.loads(output), "peak": peak}
 
 
-def _pss_bytes(pid: int) -> int:
-    """Sum the PSS of a process and its descendants."""
-    total = 0
-    with contextlib.suppress(psutil.Error, OSError):
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            with contextlib.suppress(OSError):
-                text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
-                total += 1024 * int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
-    return total
-
-
 def measure(small: Path, large: Path) -> Iterator[Row]:
     """Measure both rows of the table."""
     rounds = [(run("ours", small), run("theirs", small)) for _ in range(ROUNDS)]
@@ -144,6 +116,9 @@ def measure(small: Path, large: Path) -> Iterator[Row]:
     before, after = (run("ours", corpus, sampled=True)["peak"] for corpus in (small, large))
     figures = [f"{peak / 2**20:.0f} MiB" for peak in (after, before)]
     yield Row("PSS at 120 MB, compared with 12 MB", *figures, after / before, GROWTH)
+
+
+SIDES = {"ours": ours, "theirs": theirs}
 
 
 def main() -> int:
@@ -163,6 +138,31 @@ def main() -> int:
         print(f"{ROUNDS} rounds, {os.cpu_count()} cores, {PROCESSES} processes for datasets.map, load {load}")
         print(f"{header('Headcount', 'baseline')}  (goal {GOAL:g})")
         return print_rows(measure(small, large))
+
+
+def _encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+    tokenizer = gpt2_tokenizer()
+    ids = [[*tokenizer.encode(text), tokenizer.eot] for text in batch["text"]]
+    return {"ids": ids, "length": [len(one) for one in ids]}
+
+
+def _hash(path: Path, size: int) -> str:
+    """Hash the last bytes of a file, which are its ids."""
+    with path.open("rb") as file:
+        file.seek(-size, os.SEEK_END)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pss_bytes(pid: int) -> int:
+    """Sum the PSS of a process and its descendants."""
+    total = 0
+    with contextlib.suppress(psutil.Error, OSError):
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+                total += 1024 * int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
+    return total
 
 
 if __name__ == "__main__":

@@ -57,29 +57,9 @@ def demo(data: Path, console: Console) -> int:
             view = follow(follow_from_queue(client, job), console)
         require_success(client.job(job["id"]), data)
         _echo(console, f"\nThe model writes, after {_PROMPT!r}:\n{write(client, run)}")
-        pictures = _look(client, run, data)
+        pictures = _find_pictures(client, run, data)
     _summary(console, data, run, view, pictures, time.monotonic() - began)
     return 0
-
-
-@contextlib.contextmanager
-def _service(data: Path, console: Console) -> Iterator[Client]:
-    """Run a service for the block."""
-    port = _free_port()
-    log = data.resolve() / "logs" / "up.log"
-    environment = {name: value for name, value in os.environ.items() if name != "HEADCOUNT_REDIS_URL"}
-    argv = (sys.executable, "-m", "headcount", "up", "--port", str(port), "--data", str(data.resolve()))
-    group = ProcessGroup(lambda message: _echo(console, message))
-    group.start(Program("up", argv, environment, log))
-    try:
-        with Client(f"http://127.0.0.1:{port}") as client:
-            _echo(console, f"starting Redis, worker, inference and API on {client.url}, data in {data}")
-            _await(client, group, log)
-            yield client
-    finally:
-        _echo(console, "stopping everything")
-        group.stop(("up",), _STOP_S, lambda: False)
-        group.close()
 
 
 @contextlib.contextmanager
@@ -96,14 +76,6 @@ def cancelled_on_interrupt(client: Client, job_id: str) -> Iterator[None]:
         with contextlib.suppress(ModelCoreError):
             client.cancel(job_id)
         raise
-
-
-def _await(client: Client, group: ProcessGroup, log: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while not client.ready():
-        if "up" not in group.pids or time.monotonic() > deadline:
-            raise DemoFailed(f"the service did not start: {group.programs['up'].last_line()} (full log: {log})")
-        time.sleep(0.2)
 
 
 def submit_quickstart(client: Client) -> Json:
@@ -163,7 +135,35 @@ def write(client: Client, run: str) -> str:
     return _PROMPT + longest
 
 
-def _look(client: Client, run: str, data: Path) -> list[Path]:
+@contextlib.contextmanager
+def _service(data: Path, console: Console) -> Iterator[Client]:
+    """Run a service for the block."""
+    port = _free_port()
+    log = data.resolve() / "logs" / "up.log"
+    environment = {name: value for name, value in os.environ.items() if name != "HEADCOUNT_REDIS_URL"}
+    argv = (sys.executable, "-m", "headcount", "up", "--port", str(port), "--data", str(data.resolve()))
+    group = ProcessGroup(lambda message: _echo(console, message))
+    group.start(Program("up", argv, environment, log))
+    try:
+        with Client(f"http://127.0.0.1:{port}") as client:
+            _echo(console, f"starting Redis, worker, inference and API on {client.url}, data in {data}")
+            _await(client, group, log)
+            yield client
+    finally:
+        _echo(console, "stopping everything")
+        group.stop(("up",), _STOP_S, lambda: False)
+        group.close()
+
+
+def _await(client: Client, group: ProcessGroup, log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while not client.ready():
+        if "up" not in group.pids or time.monotonic() > deadline:
+            raise DemoFailed(f"the service did not start: {group.programs['up'].last_line()} (full log: {log})")
+        time.sleep(0.2)
+
+
+def _find_pictures(client: Client, run: str, data: Path) -> list[Path]:
     """Find the pictures of the first test example, which the trainer drew in the data root."""
     manifest = client.attention(run, _EXAMPLE)
     directory = Layout.under(data).attention_of(run) / _EXAMPLE

@@ -100,6 +100,32 @@ def lost_jobs(data: Path, redis_url: str) -> int:
     return len(jobs_on_disk(Layout.under(data))[0])
 
 
+@contextlib.contextmanager
+def redis_of(data: Path, echo: Echo) -> Iterator[str]:
+    """Connect to the Redis of a data root: the running one, or one that is started for the block.
+
+    Args:
+        data: The data root.
+        echo: Prints a message if the server restarts.
+
+    Yields:
+        Its address.
+
+    Raises:
+        NoRedis: There is none, or another process has locked the data root and its Redis is elsewhere.
+    """
+    if given := embedded_redis.given_url():
+        yield given
+        return
+    socket = embedded_redis.socket_of(data)
+    url = embedded_redis.socket_url(socket)
+    with contextlib.ExitStack() as stack:
+        if not _is_served(stack, data, url):
+            stack.callback(embedded_redis.remove_private_directory, data, socket)
+            _serve(stack, data, socket, echo)
+        yield url
+
+
 def _restore(store: JobStore, layout: Layout, job: JobOnDisk, echo: Echo, warn: Echo) -> str:
     known = _known(store, job.id)
     if known is not None:
@@ -129,32 +155,6 @@ def _known(store: JobStore, job_id: str) -> Job | None:
 def _store(data: Path, redis_url: str) -> Iterator[JobStore]:
     with connect(redis_url, for_api=False) as client:
         yield JobStore(client, JobSettings(data=data, redis_url=redis_url))
-
-
-@contextlib.contextmanager
-def redis_of(data: Path, echo: Echo) -> Iterator[str]:
-    """Connect to the Redis of a data root: the running one, or one that is started for the block.
-
-    Args:
-        data: The data root.
-        echo: Prints a message if the server restarts.
-
-    Yields:
-        Its address.
-
-    Raises:
-        NoRedis: There is none, or another process has locked the data root and its Redis is elsewhere.
-    """
-    if given := embedded_redis.given_url():
-        yield given
-        return
-    socket = embedded_redis.socket_of(data)
-    url = embedded_redis.socket_url(socket)
-    with contextlib.ExitStack() as stack:
-        if not _is_served(stack, data, url):
-            stack.callback(embedded_redis.remove_private_directory, data, socket)
-            _serve(stack, data, socket, echo)
-        yield url
 
 
 def _is_served(stack: contextlib.ExitStack, data: Path, url: str) -> bool:

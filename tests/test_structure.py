@@ -222,6 +222,14 @@ def test_every_function_fits_on_a_screen() -> None:
     assert paths(real()["functions"]) == []
 
 
+def test_no_folder_has_more_files_than_a_reader_can_scan() -> None:
+    assert paths(real()["folders"]) == []
+
+
+def test_no_file_name_names_two_subjects() -> None:
+    assert paths(real()["stems"]) == []
+
+
 @cache
 def import_rules() -> dict[str, Any]:
     """Settings and contracts of the import linter."""

@@ -51,7 +51,10 @@ HUB_DATASETS = {
     ),
 }
 BUILTIN_SOURCES = ("stories", "pydoc")
-LICENCES_MADE_HERE = {"stories": "MIT", "pydoc": "PSF-2.0"}  # of this project, which tells them, and of Python
+LICENCES_MADE_HERE = {
+    "stories": "MIT",
+    "pydoc": "PSF-2.0",
+}  # licences of generated stories and of Python's documentation
 SOURCE_SYNTAX = (*BUILTIN_SOURCES, *HUB_DATASETS, "hub:OWNER/NAME[:CONFIG]", "file:PATH")
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"

@@ -229,7 +229,7 @@ class CheckpointConfig(Config):
 class TestingConfig(Config):
     """Test loss and attention pictures of a trained run."""
 
-    __test__ = False  # not a test class, whatever its name
+    __test__ = False  # pytest must not collect it
 
     checkpoint_path: str = "model_best.pt"  # best, final, latest, step=N or a file name
     num_test_samples: Whole = Field(default=10, ge=0, le=100_000)

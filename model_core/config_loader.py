@@ -25,7 +25,7 @@ Tree = dict[str, Any]
 
 SERVICE_SECTIONS = ("job",)  # read by the service, ignored by the trainer
 _DEPRECATED = {"val_interval": "val_loss_every", "val_loss_steps": "val_max_steps"}
-_SMALL_HEAD = 16  # below it the fused kernels lose speed
+_SMALL_HEAD = 16  # head size below which the fused kernels are slow
 
 
 _UNION_TAGS = ("gpt2", "bpe")  # pydantic adds the tag of the tokenizer's form to the path of an error
@@ -361,7 +361,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

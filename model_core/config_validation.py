@@ -154,7 +154,7 @@ def _source_is_known(data: DataConfig) -> Iterator[FieldProblem]:
 def _source_has_what_is_asked(data: DataConfig) -> Iterator[FieldProblem]:
     source = data.source
     if data.revision is not None and (source is None or not hub_dataset(source)):
-        why = "there is no data.source" if source is None else f"{source!r} has none: its documents say what it is"
+        why = "there is no data.source" if source is None else f"{source!r} has none: its documents identify it"
         detail = f"a revision is a commit, branch or tag of a dataset of the hub, and {why}; leave it out"
         yield FieldProblem("/data/revision", detail, data.revision, (None,))
     elif data.revision is not None and not re.fullmatch(r"[!-~]{1,200}", data.revision):
@@ -182,8 +182,8 @@ def _test_finds_its_checkpoint(
             yield FieldProblem("/testing/checkpoint_path", detail, wanted, ("latest",))
 
 
-def _colours_exist(testing: TestingConfig) -> Iterator[FieldProblem]:
-    from matplotlib import colormaps  # heavy: loaded only when a configuration is checked
+def _color_map_exists(testing: TestingConfig) -> Iterator[FieldProblem]:
+    from matplotlib import colormaps  # heavy, so only validation loads it
 
     if testing.cmap not in colormaps:
         near = tuple(get_close_matches(testing.cmap, list(colormaps), n=3))
@@ -195,7 +195,7 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data",), _source_is_known),
     (("data",), _source_has_what_is_asked),
     (("execution",), _something_to_do),
-    (("testing",), _colours_exist),
+    (("testing",), _color_map_exists),
 )
 _TRAINING_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("model", "training"), _sequence_fits_the_model),

@@ -82,7 +82,7 @@ def _sums(
             logits = rows[chunk] @ head.T  # (R, V)
             losses = _to_gradient_(logits, ids[chunk], needs_grad=any(wanted))  # (R,)
             total = total + losses.where(counted[chunk], 0).sum()
-            # Where a gradient is wanted, `logits` holds the one of the logits from here on.
+            # If a gradient is wanted, `logits` now holds the gradient of the logits.
             if for_hidden is not None:
                 for_hidden[chunk] = logits @ head  # (R, C)
             if for_weight is not None:

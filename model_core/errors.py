@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 # Exit codes of the project's programs.
 DONE, FAILED, BAD_INPUT, STOPPED, BUSY, INTERRUPTED = 0, 1, 2, 75, 76, 130
 
-# Error codes of input that is wrong in itself, and those of input that does not match what is on disk or on the hub.
+# Error codes of invalid input, and of input that does not match what is on disk or on the hub.
 INVALID_INPUT_CODES = frozenset(
     {"invalid_config", "not_available", "malformed_body", "invalid_parameter", "unknown_preset"}
 )
@@ -76,7 +76,7 @@ class Stopped(ModelCoreError):
     code = "stopped"
 
     def __init__(self, reason: str | None) -> None:
-        super().__init__(f"stopped by {reason}; the same command goes on from here")
+        super().__init__(f"stopped by {reason}; the same command continues from here")
         self.reason = reason
 
 
@@ -118,7 +118,7 @@ class ConfigFileNotFound(ModelCoreError):
     code = "invalid_parameter"
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"no configuration file at {path.resolve()}; presets stand in configs/, ending in .yaml")
+        super().__init__(f"no configuration file at {path.resolve()}; presets are in configs/ and end in .yaml")
 
 
 class UnknownPreset(ModelCoreError):
@@ -213,7 +213,7 @@ class RunExists(ModelCoreError):
     def __init__(self, run: str, next_free: str) -> None:
         super().__init__(f"run {run!r} exists; the next free name is {next_free!r}")
         self.run, self.next_free = run, next_free
-        self.hint = f"take another name (run={next_free}); by hand, --resume goes on with the run that exists"
+        self.hint = f"take another name (run={next_free}); by hand, --resume continues the run that exists"
 
 
 class RunNotFound(ModelCoreError):
@@ -285,7 +285,7 @@ class CheckpointFileNotFound(ModelCoreError):
     code = "checkpoint_not_found"
 
     def __init__(self, reference: str) -> None:
-        super().__init__(f"checkpoint.load_checkpoint {reference!r}: no run has that name, and no file lies there")
+        super().__init__(f"checkpoint.load_checkpoint {reference!r}: there is no such run and no such file")
 
 
 class CheckpointRefused(ModelCoreError):

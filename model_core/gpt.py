@@ -239,7 +239,7 @@ class GPT(nn.Module):
         return None, linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())  # ()
 
     def _scale_residual_projections(self) -> None:
-        std = _STD / math.sqrt(2 * self.config.n_layer)  # two additions to the stream a layer
+        std = _STD / math.sqrt(2 * self.config.n_layer)  # two residual additions per layer
         for block in self.blocks:
             nn.init.normal_(block.attn.c_proj.weight, std=std)
             nn.init.normal_(block.mlp.c_proj.weight, std=std)

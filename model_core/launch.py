@@ -77,8 +77,8 @@ def dist_env(environment: Mapping[str, str]) -> DistEnv:
     local = _number(environment, "LOCAL_RANK", "0")
     local_world = _number(environment, "LOCAL_WORLD_SIZE", "1")
     if not (rank < world and local < local_world <= world):
-        told = " ".join(f"{name}={environment.get(name)}" for name in _NAMES)
-        raise InvalidParameter(f"{told}: a rank is below the number of processes")
+        given = " ".join(f"{name}={environment.get(name)}" for name in _NAMES)
+        raise InvalidParameter(f"{given}: a rank is below the number of processes")
     if LISTENER not in environment:
         return DistEnv(rank, world, local, local_world, launched=_TORCHRUN in environment)
     port, listener = _number(environment, "MASTER_PORT"), _number(environment, LISTENER)
@@ -155,14 +155,14 @@ def _start(processes: int, command: list[str]) -> list[subprocess.Popen[bytes]]:
 
 def _watch(ranks: list[subprocess.Popen[bytes]], stop: ShutdownSignal) -> int:
     """Wait until all ranks have exited; when one must stop or has died, stop the others."""
-    told, broken_at = False, float("inf")
+    signaled, broken_at = False, float("inf")
     while any(rank.poll() is None for rank in ranks):
         if any(rank.poll() not in {None, 0} for rank in ranks):
             broken_at = min(broken_at, time.monotonic())
         alone_s = time.monotonic() - broken_at
         is_killed = any((rank.returncode or 0) < 0 for rank in ranks)
-        if not told and (stop() or is_killed or alone_s > _FOLLOW_S):
-            told = True
+        if not signaled and (stop() or is_killed or alone_s > _FOLLOW_S):
+            signaled = True
             _signal(ranks, signal.SIGTERM)
         if alone_s > _ALONE_S:
             _signal(ranks, signal.SIGKILL)

@@ -36,7 +36,7 @@ def _number_as_text(value: Any) -> Any:
 # A query string has only text, so "20" counts as a number here, unlike in a configuration.
 JsonNumber = BeforeValidator(_json_number)
 Count = Annotated[int, JsonNumber]
-TokenCount = Annotated[int, Field(ge=1, le=2**17), JsonNumber]  # bounds first, or the schema would not tell them
+TokenCount = Annotated[int, Field(ge=1, le=2**17), JsonNumber]  # bounds first, or they would be missing in the schema
 CheckpointRef = Annotated[str, Field(min_length=1, max_length=100)]  # best, final, latest, step=N or a file name
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Annotated[tuple[StopText, ...], Field(max_length=16)]

@@ -21,9 +21,9 @@ from model_core.errors import InvalidData
 _GPT2_FILE = Path(__file__).parent / "assets" / "gpt2.tiktoken"
 _GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 END_OF_TEXT = "<|endoftext|>"
-# How GPT-2 cuts text before it merges bytes: contractions, words, numbers, signs, white space.
+# How GPT-2 splits text before it merges bytes: contractions, words, numbers, symbols, white space.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-_SPACE_LIMIT = 100_000  # tiktoken dies of a run of white space that is several times longer
+_SPACE_LIMIT = 100_000  # tiktoken crashes on white space that is several times longer
 _LONG_SPACE = re.compile(rf"(\s{{{_SPACE_LIMIT}}})")
 
 Ranks = dict[bytes, int]

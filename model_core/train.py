@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_core.hardware.allocator import reexec_with_malloc_env
 
-if __name__ == "__main__":  # before the heavy imports, because it may start the program anew
+if __name__ == "__main__":  # before the heavy imports, because it may restart the process
     reexec_with_malloc_env()
 
 from model_core.budget import budget_of
@@ -108,10 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--run", metavar="NAME", help="name the run; else the file's experiment_name does")
     add("--data-root", type=Path, metavar="DIR", default=os.environ.get("HEADCOUNT_DATA"),
         help="one root for datasets, runs and pictures; default HEADCOUNT_DATA, else the file's own paths")  # fmt: skip
-    add("--resume", action="store_true", help="go on with a run that exists, from its newest intact full state")
+    add("--resume", action="store_true", help="continue a run that exists, from its newest intact full state")
     add("--attempt", type=int, help=argparse.SUPPRESS)  # the supervisor's: number of this attempt
     add("--job-id", help=argparse.SUPPRESS)  # the supervisor's: whose run it is
-    add("--seq-after", type=int, default=0, help=argparse.SUPPRESS)  # the supervisor's: events told of an earlier run
+    add("--seq-after", type=int, default=0, help=argparse.SUPPRESS)  # the supervisor's: last event of an earlier run
     add("--record", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # the supervisor's: events of a test job
     return parser
 
@@ -181,7 +181,8 @@ def _train_attempt(
     rendezvous: Rendezvous | None,
 ) -> int:
     run = opened.run
-    requested = requested if opened.config else run.config(like=requested)  # a run's own configuration applies
+    if opened.config is None:  # a run that existed keeps its configuration
+        requested = run.config(like=requested)
     config = opened.config or requested
     dataset = ensure_dataset(config, layout, token=arguments.token, emit=attempt.emit, stop=stop)
     if stop():
@@ -244,12 +245,10 @@ def _summary(state: TrainState) -> dict[str, Any]:
     from model_core.hardware.memory import peak_bytes
     from model_core.hardware.throughput import throughput_summary
 
-    runtime, flops = (
-        state.runtime,
-        budget_of(state.config).flops_per_token // state.process_group.world_size,
-    )  # of one device
+    runtime = state.runtime
+    device_flops = budget_of(state.config).flops_per_token // state.process_group.world_size
     gpu = runtime.gpu.name if runtime.gpu else None
-    speed = throughput_summary(state.throughput, flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
+    speed = throughput_summary(state.throughput, device_flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
     log.info("trained step=%d loss=%s %s", state.step, state.loss, " ".join(f"{k}={v!r}" for k, v in speed.items()))
     return {
         "step": state.step,

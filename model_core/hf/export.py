@@ -128,7 +128,7 @@ def ensure_export(
                 write_text(folder / CARD, _card(run, info, config, tokenizer, licence, layout))
             return _export_at(folder, info)
         _set_aside(folder)
-        for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed, or of a copy
+        for leftover in folder.parent.glob(".*.tmp"):  # left by a process that was killed, or by a copy
             shutil.rmtree(leftover)
         return _export(run, info, state, folder, licence, layout, check)
 

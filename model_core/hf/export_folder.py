@@ -90,7 +90,7 @@ def made_at(folder: Path) -> str:
     Returns:
         RFC 3339 UTC with milliseconds.
     """
-    moment = datetime.fromtimestamp((folder / CONFIG).stat().st_mtime, UTC)  # it is written once
+    moment = datetime.fromtimestamp((folder / CONFIG).stat().st_mtime, UTC)  # this file is written once
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

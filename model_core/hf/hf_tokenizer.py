@@ -211,11 +211,11 @@ def _built(
         raise InvalidData(f"{name}: {detail}; here the end of text is behind all tokens")
     by_id = {number: token for token, number in ids.items() if number < end}
     if sorted(by_id) != list(range(end)):
-        detail = f"{len(by_id)} tokens stand before {END_OF_TEXT}, whose id is {end}"
+        detail = f"{len(by_id)} tokens precede {END_OF_TEXT}, whose id is {end}"
         raise InvalidData(f"{name}: {detail}; here ids go from 0 to it without a gap")
     tokens = [_bytes_of(name, by_id[number]) for number in range(end)]
     if {len(token) for token in tokens[:BYTES]} != {1} or len(set(tokens)) != len(tokens):
-        raise InvalidData(f"{name}: the first {BYTES} ids are not the single bytes, or a token stands twice")
+        raise InvalidData(f"{name}: the first {BYTES} ids are not the single bytes, or a token occurs twice")
     _same_merges(name, tokens, merges)
     ours = gpt2_tokenizer() if tokens == gpt2_tokenizer().tokens else trained_tokenizer(tokens)
     if behind:
@@ -226,7 +226,7 @@ def _built(
 def _bytes_of(name: str, token: str) -> bytes:
     byte_of = byte_of_character()
     if strange := [character for character in token if character not in byte_of]:
-        raise InvalidData(f"{name}: the token {token!r} holds {strange[0]!r}, which stands for no byte")
+        raise InvalidData(f"{name}: the token {token!r} has {strange[0]!r}, which represents no byte")
     return bytes(byte_of[character] for character in token)
 
 
@@ -239,7 +239,7 @@ def _same_merges(name: str, tokens: Sequence[bytes], merges: Sequence[Sequence[s
     for number, (pair, expected) in enumerate(zip(given, follow, strict=True)):
         if pair != expected:
             detail = f"merge {number} is {b' + '.join(pair)!r}, and the ids ask for {b' + '.join(expected)!r}"
-            raise InvalidData(f"{name}: {detail}; merges must stand in the order of the tokens that they make")
+            raise InvalidData(f"{name}: {detail}; merges must have the order of the tokens that they make")
 
 
 def _guessed(vocab_size: int) -> Found:

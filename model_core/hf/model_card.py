@@ -133,7 +133,7 @@ def _loading(model: ModelConfig) -> str:
     block = "\n".join(["```python", *code, "```"])
     if is_plain(model):
         return block
-    why = "`modeling_headcount.py` gives every layer its own heads; transformers runs it when it is told to trust it."
+    why = "`modeling_headcount.py` gives every layer its own heads; transformers runs it with `trust_remote_code=True`."
     return f"{block}\n\n{why} A plain `GPT2LMHeadModel` refuses this folder."
 
 

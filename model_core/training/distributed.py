@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined] # public, whatever the stubs say
+from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined] # missing in the stubs
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from model_core.entrypoint import ShutdownSignal
@@ -82,8 +82,6 @@ class Rendezvous:
         except RuntimeError as error:
             raise ModelCoreError(f"rank 0 was not reached within {_CONNECT.seconds} s: {error}") from None
 
-    # --- rank 0 -----------------------------------------------------------------------------------------------
-
     def start(self, stop: ShutdownSignal) -> None:
         """Let the other processes start, and wait until all are ready. Rank 0 calls it.
 
@@ -118,8 +116,6 @@ class Rendezvous:
 
     def _count(self, what: str) -> int:
         return int(self.store.add(what, 0))
-
-    # --- the others -------------------------------------------------------------------------------------------
 
     def wait_to_begin(self) -> bool:
         """Wait for rank 0, which may have a dataset to prepare.
@@ -162,10 +158,8 @@ class Rendezvous:
         with contextlib.suppress(RuntimeError):
             _until(lambda: self.store.check([_LEFT]))
             code = int(self.store.get(_LEFT))
-            self.store.add(_HEARD, 1)  # rank 0 may be gone before it says that it knows
+            self.store.add(_HEARD, 1)  # may fail: rank 0 need not wait for it
         return code
-
-    # --- all --------------------------------------------------------------------------------------------------
 
     def failure(self) -> dict[str, Any] | None:
         """Read the error that another process reported.

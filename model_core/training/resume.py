@@ -122,7 +122,7 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
     check_tokenizer(state, saved, info.file)
     state.restore(saved)
     if (before := saved.get("processes", 1)) != state.process_group.world_size:
-        change = f"{info.file} is of {before} processes, and {state.process_group.world_size} go on from it"
+        change = f"{info.file} is of {before} processes, and {state.process_group.world_size} continue from it"
         detail = f"{change}: no text is skipped or repeated, and the last bits of losses are others"
         emit("warning", code="processes_changed", detail=detail)
     emit("resumed", file=info.file, step=info.step)

@@ -137,7 +137,7 @@ class Tracker(Callback):
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - a program of others: whatever breaks there, the training goes on
+        except Exception as error:  # noqa: BLE001 - the training must survive any error of the package
             self._logger = None
             self._emit("warning", code="tracking_stopped", detail=f"{type(error).__name__}: {str(error)[:300]}")
 
@@ -206,7 +206,7 @@ class WeightsAndBiases:
             reason = str(error).partition("\n")[0][:300]
             detail = f"Weights & Biases cannot be reached, so its files stay here for wandb sync: {reason}"
             emit("warning", code="wandb_offline", detail=detail)
-            wandb.teardown()  # it still holds the run that did not come to be
+            wandb.teardown()  # it still holds the run that failed to start
             self._run = begin("offline")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

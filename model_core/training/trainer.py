@@ -222,7 +222,7 @@ def train(state: TrainState, callbacks: Sequence[Callback], should_stop: Callabl
         Whether the run reached its last step.
 
     Raises:
-        RankLost: Another process is gone; the callbacks were told that the run stops, so the state is saved.
+        RankLost: Another process is gone; the callbacks ran as for a stop, so the state is saved.
         NonFiniteLoss: The loss is not finite; the state is that of the step before.
         OutOfMemory: A step does not fit, and the micro batch must not or cannot be smaller; likewise.
     """
@@ -332,7 +332,7 @@ def _fitting_step(state: TrainState, callbacks: Sequence[Callback]) -> StepResul
             smaller = fewer_rows(per_process_config(state.config, state.process_group.world_size), state.batch_size)
             if state.config.training.on_oom == "fail" or smaller is None:
                 raise
-        before = state.batch_size  # only here, without the error, is its memory free
+        before = state.batch_size  # outside of `except`, because the error keeps the step's tensors alive
         state.resize(smaller)
         if state.runtime.device_type == "cuda":
             torch.cuda.empty_cache()

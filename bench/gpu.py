@@ -24,7 +24,7 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from harness.training_steps import BASELINE, Emit, median_seconds, resident_mib, state_of
 from torch import Tensor
 
-from model_core.budget import budget_of
+from model_core.budget import compute_budget
 from model_core.config import ExperimentConfig
 from model_core.config_loader import load_config
 from model_core.errors import OutOfMemory
@@ -109,7 +109,7 @@ def row(name: str, state: TrainState, seconds: float) -> str:
         torch.cuda.reset_peak_memory_stats()
     speed = tokens / median_seconds(lambda: take_step(state), seconds)
     peak = peak_flops(runtime.gpu.name, runtime.dtype, tf32=runtime.tf32) if runtime.gpu else None
-    mfu = f"{speed * budget_of(state.config).flops_per_token / peak:.2f}" if peak else "-"
+    mfu = f"{speed * compute_budget(state.config).flops_per_token / peak:.2f}" if peak else "-"
     used = torch.cuda.max_memory_allocated() / 2**20 if runtime.device_type == "cuda" else resident_mib("VmHWM")
     return f"{name:<28}{speed:>12,.0f}{tokens / speed * 1000:>12,.1f}{mfu:>8}{used:>12,.0f}"
 

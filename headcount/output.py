@@ -13,7 +13,7 @@ from rich.table import Table
 from headcount.client import Client, Json
 from headcount.follow import duration, made_by, number
 from model_core.config_loader import read_config
-from model_core.report import Report, report_of
+from model_core.report import Report, build_report
 from model_core.report import Table as ReportTable
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
@@ -158,7 +158,7 @@ def report(file: str, overrides: Sequence[str]) -> Report:
     parsed = read_config(file, overrides)
     root = os.environ.get("HEADCOUNT_DATA")
     layout = Layout.under(Path(root)) if root else Layout.of(parsed.config)
-    return report_of(parsed, dataset_of(parsed.config, layout))
+    return build_report(parsed, dataset_of(parsed.config, layout))
 
 
 def print_report(report: Report, console: Console) -> None:

@@ -132,7 +132,7 @@ class Budget:
         return asdict(self)
 
 
-def budget_of(config: ExperimentConfig, *, train_tokens: int | None = None) -> Budget:
+def compute_budget(config: ExperimentConfig, *, train_tokens: int | None = None) -> Budget:
     """Compute what a configuration costs; nothing is allocated.
 
     Args:
@@ -192,7 +192,7 @@ def fitting_batch_size(config: ExperimentConfig, room_bytes: float, at_most: int
     for size in batch_sizes(config, at_most or config.training.batch_size):
         training = config.training.model_copy(update={"batch_size": size})
         smaller = config.model_copy(update={"training": training})
-        if budget_of(smaller).memory.required_bytes <= room_bytes:
+        if compute_budget(smaller).memory.required_bytes <= room_bytes:
             return size
     return None
 

@@ -232,7 +232,7 @@ def parse_config(tree: Mapping[str, Any]) -> ParsedConfig:
         problems = (*field_errors(error, ExperimentConfig), *cross_section_errors(_sound_sections(tree)))
     if problems:
         raise InvalidConfig(problems)
-    return ParsedConfig(config, (*renamed, *advice_of(config)))
+    return ParsedConfig(config, (*renamed, *config_warnings(config)))
 
 
 def parse_saved(tree: Mapping[str, Any], like: ExperimentConfig | None = None) -> ExperimentConfig:
@@ -295,7 +295,7 @@ def field_error(item: Mapping[str, Any], model: type[BaseModel]) -> FieldProblem
     return FieldProblem(pointer, f"{item['msg']}, got {value!r}", value)
 
 
-def advice_of(config: ExperimentConfig) -> tuple[ConfigWarning, ...]:
+def config_warnings(config: ExperimentConfig) -> tuple[ConfigWarning, ...]:
     """Find what the author of a valid configuration should know.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from model_core.budget import Budget, DiskBudget, LayerBudget, budget_of, saves_nothing, uniform_baseline
+from model_core.budget import Budget, DiskBudget, LayerBudget, compute_budget, saves_nothing, uniform_baseline
 from model_core.config import ExperimentConfig
 from model_core.config_loader import ConfigWarning, ParsedConfig
 from model_core.storage.dataset import Dataset
@@ -101,7 +101,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
 
-def report_of(parsed: ParsedConfig, dataset: Dataset) -> Report:
+def build_report(parsed: ParsedConfig, dataset: Dataset) -> Report:
     """Compute what a configuration costs, and what its uniform baseline would.
 
     Args:
@@ -111,12 +111,12 @@ def report_of(parsed: ParsedConfig, dataset: Dataset) -> Report:
     Returns:
         The report.
     """
-    tokens = train_tokens_of(dataset)
-    budget, uniform = (budget_of(c, train_tokens=tokens) for c in (parsed.config, uniform_baseline(parsed.config)))
+    tokens = count_train_tokens(dataset)
+    budget, uniform = (compute_budget(c, train_tokens=tokens) for c in (parsed.config, uniform_baseline(parsed.config)))
     return Report(parsed.config.experiment_name, budget, uniform, parsed.warnings)
 
 
-def train_tokens_of(dataset: Dataset) -> int | None:
+def count_train_tokens(dataset: Dataset) -> int | None:
     """Count the tokens of a training split.
 
     Args:
@@ -143,7 +143,7 @@ def preflight(config: ExperimentConfig, dataset: Dataset, run: Path, emit: Calla
         run: Directory of the run.
         emit: Writes a ``warning`` event.
     """
-    budget = budget_of(config, train_tokens=train_tokens_of(dataset))
+    budget = compute_budget(config, train_tokens=count_train_tokens(dataset))
     length = budget.schedule
     log.info("planned steps=%d tokens=%d epochs=%.2f", length.steps, length.tokens, length.epochs or 0.0)
     for advice in disk_shortage(budget.disk, run):

@@ -23,7 +23,7 @@ from model_core.hardware.allocator import reexec_with_malloc_env
 if __name__ == "__main__":  # before the heavy imports, because it may restart the process
     reexec_with_malloc_env()
 
-from model_core.budget import budget_of
+from model_core.budget import compute_budget
 from model_core.config import ExperimentConfig
 from model_core.config_loader import ParsedConfig, read_config
 from model_core.config_validation import check_batch_divides
@@ -193,10 +193,10 @@ def _train_attempt(
     from model_core.training.callbacks import build_callbacks
     from model_core.training.distributed import ProcessGroup
     from model_core.training.resume import begin
-    from model_core.training.setup import build_train_state, runtime_of
+    from model_core.training.setup import build_train_state, choose_runtime
     from model_core.training.trainer import train
 
-    runtime = runtime_of(config, rendezvous.env if rendezvous else DistEnv(), arguments.gpu)
+    runtime = choose_runtime(config, rendezvous.env if rendezvous else DistEnv(), arguments.gpu)
     if (resolved := resolve_config(config, dataset, runtime)) != config:
         run.write_config(resolved)
     config = resolved
@@ -246,7 +246,7 @@ def _summary(state: TrainState) -> dict[str, Any]:
     from model_core.hardware.throughput import throughput_summary
 
     runtime = state.runtime
-    device_flops = budget_of(state.config).flops_per_token // state.process_group.world_size
+    device_flops = compute_budget(state.config).flops_per_token // state.process_group.world_size
     gpu = runtime.gpu.name if runtime.gpu else None
     speed = throughput_summary(state.throughput, device_flops, gpu=gpu, dtype=runtime.dtype, tf32=runtime.tf32)
     log.info("trained step=%d loss=%s %s", state.step, state.loss, " ".join(f"{k}={v!r}" for k, v in speed.items()))
@@ -309,12 +309,12 @@ def _follow_steps(
     from model_core.hardware import device
     from model_core.training.distributed import ProcessGroup
     from model_core.training.resume import begin
-    from model_core.training.setup import build_train_state, runtime_of
+    from model_core.training.setup import build_train_state, choose_runtime
     from model_core.training.trainer import train
 
     run = Run.open(layout.run(config.experiment_name))
     config = run.config(like=config)  # as rank 0 resolved it
-    runtime = runtime_of(config, rendezvous.env)
+    runtime = choose_runtime(config, rendezvous.env)
     device.apply(runtime)
     rendezvous.join()
     process_group = ProcessGroup.join(rendezvous, runtime.device)

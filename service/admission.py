@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from model_core.budget import Budget, budget_of
+from model_core.budget import Budget, compute_budget
 from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
 from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig
 from model_core.config_loader import ConfigWarning, Tree
@@ -32,8 +32,8 @@ from model_core.errors import (
     InvalidData,
     ModelCoreError,
 )
-from model_core.hf.export_folder import export_at
-from model_core.report import disk_shortage, train_tokens_of
+from model_core.hf.export_folder import find_export
+from model_core.report import count_train_tokens, disk_shortage
 from model_core.storage.dataset import EXAMPLES, MANIFEST, Dataset, dataset_of
 from model_core.storage.files import Layout, next_free_name, portable
 from model_core.storage.run import Run
@@ -155,7 +155,7 @@ def not_ready(dataset: Dataset, config: ExperimentConfig) -> DatasetNotReady:
 
 def _check_training(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     run, status = _run_of(layout, spec), _dataset_status(dataset_of(spec.config, layout))
-    budget = budget_of(spec.config, train_tokens=status.train_tokens)
+    budget = compute_budget(spec.config, train_tokens=status.train_tokens)
     preparation, warnings = None, [*disk_shortage(budget.disk, run)]
     if spec.config.data.source is not None and not status.is_ready:
         preparation = DatasetSpec.of(spec.config.data)
@@ -171,7 +171,7 @@ def _check_training(layout: Layout, spec: JobSpec) -> PreparedSubmission:
 
 def _check_test(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     status = _dataset_status(dataset_of(spec.config, layout))
-    budget = budget_of(spec.config, train_tokens=status.train_tokens)
+    budget = compute_budget(spec.config, train_tokens=status.train_tokens)
     if spec.dataset is None:
         spec = replace(spec, dataset=_dataset_of_run(_run_of(layout, spec)))
     missing = None if spec.job.depends_on else _missing_for_test(layout, spec.config, status)
@@ -190,7 +190,7 @@ def _check_export(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     try:
         run = Run.open(_run_of(layout, spec))
         info = run.resolve(spec.config.testing.checkpoint_path)
-        found = export_at(layout, run, info)
+        found = find_export(layout, run, info)
     except ModelCoreError as error:
         return PreparedSubmission(spec, missing=None if spec.job.depends_on else error)
     is_identical = found is not None and spec.job.licence in {None, found.licence}
@@ -310,7 +310,7 @@ def _dataset_status(dataset: Dataset) -> DatasetStatus:
 
 @lru_cache(_CACHED_DATASETS)
 def _cached_status(dataset: Dataset, *_states: tuple[int, int] | None) -> DatasetStatus:
-    return DatasetStatus(not dataset.missing(), train_tokens_of(dataset), dataset.manifest())
+    return DatasetStatus(not dataset.missing(), count_train_tokens(dataset), dataset.manifest())
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from starlette.concurrency import run_in_threadpool
 
 from model_core.errors import RunBusy
-from model_core.hf.export_folder import is_complete, made_at
+from model_core.hf.export_folder import export_time, is_complete
 from model_core.storage.dataset import Dataset
 from model_core.storage.files import Layout, read_json
 from model_core.storage.trash import (
@@ -146,4 +146,4 @@ def _export_made_by(layout: Layout, job: JobDetail) -> Path | None:
         return None
     if not is_complete(folder):
         return folder  # nobody else can use what is left of it
-    return folder if (job.started_at or "~") <= made_at(folder) <= (job.finished_at or "") else None
+    return folder if (job.started_at or "~") <= export_time(folder) <= (job.finished_at or "") else None

@@ -61,13 +61,13 @@ class Options:
 
 def ours(options: Options) -> dict[str, float]:
     """Measure Headcount's training loop."""
-    from model_core.budget import budget_of
+    from model_core.budget import compute_budget
     from model_core.training.trainer import take_step
 
     state = state_of(options.settings, options.directory)
     tokens = state.config.training.total_batch_size
     took = median_seconds(lambda: take_step(state), options.seconds)
-    flops = float(budget_of(state.config).flops_per_token)
+    flops = float(compute_budget(state.config).flops_per_token)
     return {**_speed(tokens, took), "flops_per_token": flops, "memory_mib": _peak_mib()}
 
 

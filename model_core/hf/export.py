@@ -29,11 +29,11 @@ from model_core.hf.export_folder import (
     LICENCE_PATTERN,
     WEIGHTS,
     is_complete,
-    licence_of,
+    read_licence,
 )
-from model_core.hf.hf_config import CONFIG, MODELING, config_of, is_plain
+from model_core.hf.hf_config import CONFIG, MODELING, build_config, is_plain
 from model_core.hf.hf_tokenizer import write_tokenizer
-from model_core.hf.model_card import card, provenance_of
+from model_core.hf.model_card import find_provenance, render_card
 from model_core.hf.tensors import HEAD, transposed
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import dataset_of
@@ -123,7 +123,7 @@ def ensure_export(
     assert folder is not None, "only a data root has a place for exports"
     with lock_exports(layout, run.name, check):
         if is_complete(folder):
-            if licence not in {None, licence_of(folder)}:
+            if licence not in {None, read_licence(folder)}:
                 config, tokenizer = _described(state)
                 write_text(folder / CARD, _card(run, info, config, tokenizer, licence, layout))
             return _export_at(folder, info)
@@ -219,8 +219,8 @@ def _card(
     licence: str | None,
     layout: Layout | None,
 ) -> str:
-    provenance = provenance_of(config.data, dataset_of(config, layout or Layout.of(config)), info.created_at)
-    return card(run.name, info, config, tokenizer, provenance, licence=licence, imported=_imported(run))
+    provenance = find_provenance(config.data, dataset_of(config, layout or Layout.of(config)), info.created_at)
+    return render_card(run.name, info, config, tokenizer, provenance, licence=licence, imported=_imported(run))
 
 
 def _export_at(folder: Path, info: CheckpointInfo) -> Export:
@@ -239,7 +239,7 @@ def _imported(run: Run) -> str | None:
 
 
 def _write_rest(folder: Path, config: ExperimentConfig, tokenizer: Tokenizer) -> None:
-    write_json(folder / CONFIG, config_of(config.model, tokenizer.eot))
+    write_json(folder / CONFIG, build_config(config.model, tokenizer.eot))
     write_json(folder / GENERATION, _generation(config.model, tokenizer))
     write_tokenizer(tokenizer, folder, config.model.block_size)
     if not is_plain(config.model):

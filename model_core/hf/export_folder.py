@@ -50,7 +50,7 @@ class ExportInfo:
     licence: str | None = None
 
 
-def exports_of(layout: Layout, run: Run) -> list[ExportInfo]:
+def list_exports(layout: Layout, run: Run) -> list[ExportInfo]:
     """List the exports of a run.
 
     Args:
@@ -66,7 +66,7 @@ def exports_of(layout: Layout, run: Run) -> list[ExportInfo]:
     return [info for folder in folders if (info := _info_of(folder, present)) is not None]
 
 
-def export_at(layout: Layout, run: Run, checkpoint: CheckpointInfo) -> ExportInfo | None:
+def find_export(layout: Layout, run: Run, checkpoint: CheckpointInfo) -> ExportInfo | None:
     """Find the export of one checkpoint.
 
     Args:
@@ -78,10 +78,10 @@ def export_at(layout: Layout, run: Run, checkpoint: CheckpointInfo) -> ExportInf
         The export; None if there is none.
     """
     folder = layout.export(run.name, checkpoint.file, checkpoint.sha256)
-    return next((info for info in exports_of(layout, run) if folder and info.name == folder.name), None)
+    return next((info for info in list_exports(layout, run) if folder and info.name == folder.name), None)
 
 
-def made_at(folder: Path) -> str:
+def export_time(folder: Path) -> str:
     """Return when a complete export was made.
 
     Args:
@@ -94,7 +94,7 @@ def made_at(folder: Path) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def licence_of(folder: Path) -> str | None:
+def read_licence(folder: Path) -> str | None:
     """Read the licence from the card of an export.
 
     Args:
@@ -135,11 +135,11 @@ def _info_of(folder: Path, present: dict[str, str]) -> ExportInfo | None:
     stem, digest = name.groups()
     sha256 = present.get(stem, "")
     try:
-        size_bytes, created_at = sum(path.stat().st_size for path in folder.iterdir()), made_at(folder)
+        size_bytes, created_at = sum(path.stat().st_size for path in folder.iterdir()), export_time(folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
     present_hash = sha256 if sha256.startswith(digest) else None
-    return ExportInfo(folder.name, f"{stem}.pt", present_hash, size_bytes, created_at, licence_of(folder))
+    return ExportInfo(folder.name, f"{stem}.pt", present_hash, size_bytes, created_at, read_licence(folder))
 
 
 def _is_whole(weights: Path) -> bool:

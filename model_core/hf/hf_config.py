@@ -78,7 +78,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def model_of(stored: Stored) -> ModelConfig:
+def parse_model_config(stored: Stored) -> ModelConfig:
     """Read the shape of the model from a config.json.
 
     Args:
@@ -107,7 +107,7 @@ def model_of(stored: Stored) -> ModelConfig:
         raise InvalidData(f"{CONFIG}: {place}: {first['msg']}, got {str(first['input'])[:100]}") from None
 
 
-def config_of(model: ModelConfig, eot: int) -> dict[str, Any]:
+def build_config(model: ModelConfig, eot: int) -> dict[str, Any]:
     """Build the config.json of a model.
 
     Args:

@@ -90,7 +90,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
     tokens = tokenizer.tokens
     text = _text_of(tokens)
     vocabulary = {text[token]: rank for rank, token in enumerate(tokens)} | {END_OF_TEXT: tokenizer.eot}
-    pairs = [(text[first], text[second]) for first, second in merges_of(tuple(tokens))]
+    pairs = [(text[first], text[second]) for first, second in derive_merges(tuple(tokens))]
     write_text(folder / VOCABULARY, json.dumps(vocabulary))
     write_text(folder / MERGES, "\n".join([MERGES_HEADER, *(f"{first} {second}" for first, second in pairs), ""]))
     theirs = Theirs(models.BPE(vocab=vocabulary, merges=pairs))
@@ -106,7 +106,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
 
 
 @cache
-def merges_of(tokens: tuple[bytes, ...]) -> tuple[Pair, ...]:
+def derive_merges(tokens: tuple[bytes, ...]) -> tuple[Pair, ...]:
     """Derive the merges that make tokens.
 
     Args:
@@ -233,7 +233,7 @@ def _bytes_of(name: str, token: str) -> bytes:
 def _same_merges(name: str, tokens: Sequence[bytes], merges: Sequence[Sequence[str]]) -> None:
     """Refuse merges other than those that follow from the tokens: ours would split text in another way."""
     given = [tuple(_bytes_of(name, half) for half in pair) for pair in merges]
-    follow: Sequence[Pair] = merges_of(tuple(tokens))
+    follow: Sequence[Pair] = derive_merges(tuple(tokens))
     if len(given) != len(follow):
         raise InvalidData(f"{name}: there are {len(given)} merges for {len(follow)} tokens of more than a byte")
     for number, (pair, expected) in enumerate(zip(given, follow, strict=True)):

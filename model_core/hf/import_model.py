@@ -18,7 +18,7 @@ from model_core.config import ExperimentConfig, ModelConfig
 from model_core.config_loader import parse_config
 from model_core.entrypoint import Attempt
 from model_core.errors import InvalidData, RunExists
-from model_core.hf.hf_config import CONFIG, Stored, model_of, read_config_file
+from model_core.hf.hf_config import CONFIG, Stored, parse_model_config, read_config_file
 from model_core.hf.hf_tokenizer import Found, read_tokenizer
 from model_core.hf.tensors import (
     EMBEDDING,
@@ -62,7 +62,7 @@ def import_folder(folder: Path, name: str, layout: Layout) -> Run:
     if path.exists():
         raise RunExists(name, next_free_name(path))
     stored, folder = read_config_file(folder), folder.resolve()
-    model = model_of(stored)
+    model = parse_model_config(stored)
     found = read_tokenizer(folder, model.vocab_size)
     config = _experiment(name, model, found.tokenizer)
     state = {

@@ -37,7 +37,7 @@ class Provenance:
     hub: str | None = None
 
 
-def card(
+def render_card(
     run: str,
     info: CheckpointInfo,
     config: ExperimentConfig,
@@ -86,7 +86,7 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def provenance_of(data: DataConfig, dataset: Dataset, trained_at: str) -> Provenance:
+def find_provenance(data: DataConfig, dataset: Dataset, trained_at: str) -> Provenance:
     """Find the origin of the data on which a checkpoint was trained.
 
     Args:

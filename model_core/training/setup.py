@@ -34,7 +34,7 @@ from model_core.training.trainer import TrainState
 log = logging.getLogger(__name__)
 
 
-def runtime_of(config: ExperimentConfig, env: DistEnv, gpu: int | None = None) -> device.Runtime:
+def choose_runtime(config: ExperimentConfig, env: DistEnv, gpu: int | None = None) -> device.Runtime:
     """Choose the hardware of one process.
 
     Args:

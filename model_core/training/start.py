@@ -177,10 +177,10 @@ def _check_and_resolve(
         ensure_dataset(config, layout)  # raises, with the command that makes it
 
     from model_core.training.resume import find_init_checkpoint, load_init_checkpoint
-    from model_core.training.setup import runtime_of
+    from model_core.training.setup import choose_runtime
     from model_core.training.tracking import require_trackers
 
-    runtime = runtime_of(config, env, arguments.gpu)
+    runtime = choose_runtime(config, env, arguments.gpu)
     require_trackers(config)
     init = find_init_checkpoint(config, layout)
     if init is not None:

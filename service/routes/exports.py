@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from model_core.config import Config, Name
-from model_core.hf.export_folder import export_at, exports_of
+from model_core.hf.export_folder import find_export, list_exports
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service import submission
@@ -42,7 +42,7 @@ def page(layout: Layout, name: str) -> Listed[ExportView]:
     Raises:
         RunNotFound: There is no such run.
     """
-    data = [ExportView.of(name, info) for info in exports_of(layout, Run.open(layout.run(name)))]
+    data = [ExportView.of(name, info) for info in list_exports(layout, Run.open(layout.run(name)))]
     return Listed[ExportView].of(data, [view.name for view in data], has_more=False)
 
 
@@ -78,7 +78,7 @@ async def submit(services: Services, run: str, wanted: ExportRequest, *, key: st
 
 def _there(layout: Layout, name: str, wanted: ExportRequest) -> ExportView | None:
     run = Run.open(layout.run(name))
-    info = export_at(layout, run, run.resolve(wanted.checkpoint))
+    info = find_export(layout, run, run.resolve(wanted.checkpoint))
     return ExportView.of(name, info) if info is not None else None
 
 

@@ -17,10 +17,10 @@ from starlette.concurrency import run_in_threadpool
 
 from model_core.budget import Budget
 from model_core.config import Config, ExperimentConfig, Name
-from model_core.config_loader import ParsedConfig, advice_of
+from model_core.config_loader import ParsedConfig, config_warnings
 from model_core.errors import ModelCoreError, RunNotFound
 from model_core.hf.export_folder import ExportInfo
-from model_core.report import report_of
+from model_core.report import build_report
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
@@ -268,7 +268,7 @@ def render(layout: Layout, name: str, media_type: str) -> Response:
         config = Run.open(layout.run(name)).config()
     except FileNotFoundError:  # deleted meanwhile
         raise RunNotFound(name) from None
-    report = report_of(ParsedConfig(config, advice_of(config)), dataset_of(config, layout))
+    report = build_report(ParsedConfig(config, config_warnings(config)), dataset_of(config, layout))
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if media_type == MARKDOWN:
         return Response(report.to_markdown(), media_type=MARKDOWN, headers=headers)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model_core.budget import MemoryBudget, budget_of, fitting_batch_size, saves_nothing, uniform_baseline
+from model_core.budget import MemoryBudget, compute_budget, fitting_batch_size, saves_nothing, uniform_baseline
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config, preset_names, preset_tree
 
@@ -18,7 +18,7 @@ def config_of(**model: Any) -> ExperimentConfig:
 
 
 def test_gpt2_has_its_known_parameters_and_costs() -> None:
-    budget = budget_of(config_of())
+    budget = compute_budget(config_of())
     assert budget.parameters == 124_475_904
     assert budget.kv_bytes_per_token == 36_864
     assert round(budget.flops_per_token / 1e6) == 855
@@ -26,7 +26,7 @@ def test_gpt2_has_its_known_parameters_and_costs() -> None:
 
 
 def test_fewer_heads_at_the_same_width_save_nothing_but_softmax() -> None:
-    variable, uniform = budget_of(config_of(n_head_list=VARIABLE)), budget_of(config_of())
+    variable, uniform = compute_budget(config_of(n_head_list=VARIABLE)), compute_budget(config_of())
     assert variable.parameters == uniform.parameters
     assert variable.kv_bytes_per_token == uniform.kv_bytes_per_token
     assert variable.flops_per_token == uniform.flops_per_token
@@ -35,8 +35,8 @@ def test_fewer_heads_at_the_same_width_save_nothing_but_softmax() -> None:
 
 
 def test_a_fixed_head_size_saves() -> None:
-    narrow, uniform = budget_of(config_of(n_head_list=VARIABLE, head_dim=64)), budget_of(config_of())
-    shared = budget_of(config_of(n_head_list=VARIABLE))
+    narrow, uniform = compute_budget(config_of(n_head_list=VARIABLE, head_dim=64)), compute_budget(config_of())
+    shared = compute_budget(config_of(n_head_list=VARIABLE))
     assert narrow.parameters == 116_603_904
     assert narrow.kv_bytes_per_token < uniform.kv_bytes_per_token
     assert narrow.flops_per_token < uniform.flops_per_token
@@ -45,7 +45,7 @@ def test_a_fixed_head_size_saves() -> None:
 
 
 def test_every_number_of_a_layer_follows_its_formula() -> None:
-    layer = budget_of(config_of(n_head_list=VARIABLE, head_dim=64)).layers[4]
+    layer = compute_budget(config_of(n_head_list=VARIABLE, head_dim=64)).layers[4]
     width, n_embd, length = 8 * 64, 768, 1024
     assert (layer.layer, layer.n_head, layer.head_dim) == (4, 8, 64)
     assert layer.parameters == 4 * n_embd * width + 3 * width + n_embd + 8 * n_embd**2 + 9 * n_embd
@@ -57,7 +57,7 @@ def test_every_number_of_a_layer_follows_its_formula() -> None:
 def test_parameters_equal_those_of_the_model() -> None:
     gpt = pytest.importorskip("model_core.gpt")
     config = config_of(n_layer=3, n_embd=48, n_head_list=[4, 2, 3], head_dim=8, vocab_size=50304, block_size=1024)
-    assert budget_of(config).parameters == sum(p.numel() for p in gpt.GPT(config.model).parameters())
+    assert compute_budget(config).parameters == sum(p.numel() for p in gpt.GPT(config.model).parameters())
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_the_uniform_model_has_heads_that_divide_its_width(model: dict[str, Any]
 
 def test_epochs_and_steps_follow_the_smallest_budget() -> None:
     training = {"max_epochs": 2, "warmup_steps": 1}
-    schedule = budget_of(parse_config({"training": training}).config, train_tokens=10 * 524_288).schedule
+    schedule = compute_budget(parse_config({"training": training}).config, train_tokens=10 * 524_288).schedule
     assert (schedule.steps, schedule.accumulation, schedule.tokens) == (20, 32, 20 * 524_288)
     assert schedule.epochs == 2
 
 
 def test_memory_counts_its_parts_and_wants_a_margin() -> None:
-    memory = asdict(budget_of(config_of()).memory)
+    memory = asdict(compute_budget(config_of()).memory)
     assert (memory["gradients_bytes"], memory["optimizer_bytes"]) == (4 * 124_475_904, 8 * 124_475_904)
     parts = ("base", "weights", "gradients", "optimizer", "activations", "logits", "attention")
     assert memory["total_bytes"] == sum(memory[f"{part}_bytes"] for part in parts)
@@ -92,20 +92,20 @@ def test_memory_counts_its_parts_and_wants_a_margin() -> None:
 
 def test_every_part_of_the_memory_follows_what_fills_it() -> None:
     def memory(**training: Any) -> MemoryBudget:
-        return budget_of(parse_config({"training": training}).config).memory
+        return compute_budget(parse_config({"training": training}).config).memory
 
     half, whole = memory(batch_size=8), memory(batch_size=16)
     assert (whole.logits_bytes, whole.activations_bytes) == (half.logits_bytes, 2 * half.activations_bytes)
     assert memory(batch_size=1, sequence_length=128).logits_bytes <= whole.logits_bytes
     assert whole.weights_bytes == half.weights_bytes
     assert memory(gradient_checkpointing=True).activations_bytes < whole.activations_bytes / 4
-    dropped = budget_of(config_of(dropout=0.1)).memory
+    dropped = compute_budget(config_of(dropout=0.1)).memory
     assert (whole.attention_bytes, dropped.attention_bytes > 0, dropped.measured) == (0, True, False)
 
 
 def test_the_micro_batch_that_fits_is_the_largest_that_keeps_the_total() -> None:
     config = parse_config({"training": {"batch_size": 12, "total_batch_size": 12 * 1024}}).config
-    fits = budget_of(parse_config({"training": {"batch_size": 3, "total_batch_size": 12 * 1024}}).config).memory
+    fits = compute_budget(parse_config({"training": {"batch_size": 3, "total_batch_size": 12 * 1024}}).config).memory
     assert fitting_batch_size(config, fits.required_bytes) == 3
     assert fitting_batch_size(config, fits.required_bytes - 1) == 2
     assert fitting_batch_size(config, 1 << 30) is None
@@ -113,23 +113,23 @@ def test_the_micro_batch_that_fits_is_the_largest_that_keeps_the_total() -> None
 
 @pytest.mark.parametrize(("head_dim", "fits"), [(64, True), (256, True), (257, False), (384, False)])
 def test_the_fused_kernel_takes_heads_up_to_a_size(head_dim: int, fits: bool) -> None:
-    (layer,) = budget_of(config_of(n_layer=1, n_head=2, head_dim=head_dim)).layers
+    (layer,) = compute_budget(config_of(n_layer=1, n_head=2, head_dim=head_dim)).layers
     assert layer.flash is fits
 
 
 def test_checkpoints_need_room_for_what_is_kept_and_the_one_being_written() -> None:
     evaluation = {"checkpoint_every": 100, "max_checkpoints_to_keep": 5}
-    disk = budget_of(parse_config({"evaluation": evaluation}).config).disk
+    disk = compute_budget(parse_config({"evaluation": evaluation}).config).disk
     assert (disk.full_state_bytes, disk.weights_bytes) == (12 * 124_475_904, 4 * 124_475_904)
     assert (disk.periodic, disk.total_bytes) == (5, 8 * disk.full_state_bytes + 2 * disk.weights_bytes)
     few = parse_config({"evaluation": evaluation, "training": {"max_steps": 250, "warmup_steps": 1}}).config
-    assert budget_of(few).disk.periodic == 2
+    assert compute_budget(few).disk.periodic == 2
     none = parse_config({"checkpoint": {"save_best": False, "save_final": False}}).config
-    assert budget_of(none).disk.total_bytes % disk.full_state_bytes == 0
+    assert compute_budget(none).disk.total_bytes % disk.full_state_bytes == 0
 
 
 def test_the_documents_training_is_about_77_passes_over_babylm() -> None:
-    schedule = budget_of(config_of(), train_tokens=130_000_000).schedule
+    schedule = compute_budget(config_of(), train_tokens=130_000_000).schedule
     assert (schedule.steps, schedule.tokens) == (19_073, 19_073 * 524_288)
     assert schedule.epochs == pytest.approx(76.9, abs=0.05)
 
@@ -142,12 +142,12 @@ def test_every_preset_builds_the_model_that_its_budget_counts(name: str) -> None
     config = parse_config(preset_tree(name)).config
     with torch.device("meta"):
         model = GPT(config.model)
-    assert budget_of(config).parameters == sum(p.numel() for p in model.parameters())
+    assert compute_budget(config).parameters == sum(p.numel() for p in model.parameters())
     assert [block.attn.n_head for block in model.blocks] == list(config.model.heads)
 
 
 def test_a_budget_is_plain_json() -> None:
-    tree = json.loads(json.dumps(budget_of(config_of()).to_dict()))
+    tree = json.loads(json.dumps(compute_budget(config_of()).to_dict()))
     assert tree["parameters"] == 124_475_904
     assert len(tree["layers"]) == 12
     assert {"layer_parameters", "flops_per_token"} <= set(tree["formulas"])

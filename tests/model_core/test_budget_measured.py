@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_core.budget import budget_of
+from model_core.budget import compute_budget
 from model_core.config_loader import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -70,7 +70,7 @@ def test_the_estimate_is_within_a_fifth_of_the_measured_peak(
         "training.max_steps=2", "checkpoint.load_checkpoint=first",
     ]  # fmt: skip
     file = CONFIGS / f"{preset}.yaml"
-    estimate = budget_of(load_config(file, [*common, *measured])).memory.total_bytes / 2**20
+    estimate = compute_budget(load_config(file, [*common, *measured])).memory.total_bytes / 2**20
     done("-m", "model_core.train", *arguments(file, "first", [*common, *short, "training.max_steps=1"]))
     peak = int(done("-c", PROGRAM, *arguments(file, "second", [*common, *measured]))) / 2**10
     what = f"memory, {rows} rows of {preset} {' '.join(shape)}"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_core.budget import DiskBudget, budget_of
+from model_core.budget import DiskBudget, compute_budget
 from model_core.config_loader import load_config, read_config
-from model_core.report import Report, disk_shortage, report_of, train_tokens_of
+from model_core.report import Report, build_report, count_train_tokens, disk_shortage
 from model_core.storage.dataset import Dataset
 from model_core.storage.events import read_events
 from model_core.train import main
@@ -18,7 +18,7 @@ VARIABLE = Path(__file__).parents[2] / "configs" / "variable_heads.yaml"
 
 
 def report(tmp_path: Path, *settings: str) -> Report:
-    return report_of(read_config(VARIABLE, settings), Dataset.named("none", tmp_path))
+    return build_report(read_config(VARIABLE, settings), Dataset.named("none", tmp_path))
 
 
 def row(told: Report, table: int, label: str) -> tuple[str, ...]:
@@ -72,10 +72,10 @@ def test_json_has_both_models(tmp_path: Path) -> None:
 
 def test_epochs_are_implied_by_the_tokens_that_lie_there(tmp_path: Path) -> None:
     dataset = Dataset.named("mine", tmp_path)
-    assert (train_tokens_of(dataset), row(report(tmp_path), 3, "epochs")[1]) == (None, "unknown")
+    assert (count_train_tokens(dataset), row(report(tmp_path), 3, "epochs")[1]) == (None, "unknown")
     np.save(dataset.train, np.zeros(1_000_000, np.uint16))
-    told = report_of(read_config(VARIABLE), dataset)
-    assert train_tokens_of(dataset) == 1_000_000
+    told = build_report(read_config(VARIABLE), dataset)
+    assert count_train_tokens(dataset) == 1_000_000
     assert row(told, 3, "epochs")[1] == "9,999.75"
 
 
@@ -83,7 +83,7 @@ def test_epochs_are_implied_by_the_tokens_that_lie_there(tmp_path: Path) -> None
 def test_a_file_that_is_no_token_file_has_no_known_size(tmp_path: Path, content: bytes) -> None:
     dataset = Dataset.named("mine", tmp_path)
     dataset.train.write_bytes(content)
-    assert train_tokens_of(dataset) is None
+    assert count_train_tokens(dataset) is None
 
 
 TOO_MUCH = 1 << 60
@@ -130,7 +130,7 @@ def test_the_log_tells_how_many_passes_over_the_data_a_run_is(tiny: Callable[...
 def test_checkpoints_are_as_large_as_the_budget_says(tiny: Callable[..., Path], tmp_path: Path) -> None:
     file = tiny(model={"n_embd": 128, "n_head_list": [4, 2]}, training={"max_steps": 10})  # 4 MB of full state
     main(["--config", str(file)])
-    run, disk = tmp_path / "exp" / "tiny", budget_of(load_config(file)).disk
+    run, disk = tmp_path / "exp" / "tiny", compute_budget(load_config(file)).disk
     sizes = {name: (run / f"model_{name}.pt").stat().st_size for name in ("latest", "00010", "best", "final")}
     assert sizes["latest"] == pytest.approx(disk.full_state_bytes, rel=0.02)
     assert sizes["best"] == pytest.approx(disk.weights_bytes, rel=0.02)

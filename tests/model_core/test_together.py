@@ -18,7 +18,7 @@ from model_core.hardware.device import describe_machine
 from model_core.launch import DistEnv
 from model_core.storage.events import Event, read_events, series
 from model_core.train import main
-from model_core.training.setup import runtime_of
+from model_core.training.setup import choose_runtime
 from tests.polling import eventually
 
 pytestmark = [
@@ -129,8 +129,8 @@ def test_what_two_processes_cannot_do_is_refused_before_a_run_begins(
 
 def test_each_process_gets_its_share_of_the_cores(tiny: Tiny) -> None:
     config = load_config(tiny(device={"threads": None}))
-    assert runtime_of(config, DistEnv(rank=0, world_size=2, local_world=1)).threads == describe_machine().cores
-    assert runtime_of(config, DistEnv(rank=1, world_size=1024, local_rank=1, local_world=1024)).threads == 1
+    assert choose_runtime(config, DistEnv(rank=0, world_size=2, local_world=1)).threads == describe_machine().cores
+    assert choose_runtime(config, DistEnv(rank=1, world_size=1024, local_rank=1, local_world=1024)).threads == 1
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from model_core.budget import budget_of
+from model_core.budget import compute_budget
 from model_core.checkpoint import LoadedModel, load_checkpoint
 from model_core.config import ExperimentConfig
 from model_core.errors import CheckpointDamaged, ModelCoreError
@@ -224,7 +224,7 @@ class ModelCache:
 
 
 def _model_bytes(config: ExperimentConfig) -> int:
-    return budget_of(config).parameters * _FLOAT32_BYTES
+    return compute_budget(config).parameters * _FLOAT32_BYTES
 
 
 def _row_bytes(config: ExperimentConfig) -> int:

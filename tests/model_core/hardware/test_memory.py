@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model_core.budget import budget_of
+from model_core.budget import compute_budget
 from model_core.config import ExperimentConfig
 from model_core.entrypoint import describe
 from model_core.errors import OutOfMemory, is_out_of_memory
@@ -29,7 +29,7 @@ def test_the_next_size_is_the_half_or_the_nearest_below_that_divides_a_step(
 
 def test_the_advised_size_fits_by_the_estimate_and_is_at_most_half() -> None:
     wanted = config(64, 512)
-    needs_16 = budget_of(config(16, 512)).memory.required_bytes
+    needs_16 = compute_budget(config(16, 512)).memory.required_bytes
     assert fitting_rows(wanted, 64, needs_16) == 16
     assert fitting_rows(wanted, 64, needs_16 - 1) == 8
     assert fitting_rows(wanted, 64, 10_000 * GIB) == 32

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model_core.budget import budget_of
+from model_core.budget import compute_budget
 from model_core.config import ExperimentConfig
 from model_core.hardware.throughput import ThroughputMeter, peak_flops, throughput_summary
 
@@ -39,7 +39,7 @@ def test_a_summary_tells_speed_waiting_and_use_of_the_gpu() -> None:
     meter = ThroughputMeter()
     meter.add(tokens=400_000, seconds=1.0, waiting_s=0.1)
     meter.add(tokens=600_000, seconds=1.0, waiting_s=0.2)
-    flops = budget_of(ExperimentConfig()).flops_per_token
+    flops = compute_budget(ExperimentConfig()).flops_per_token
     told = throughput_summary(meter, flops, gpu="NVIDIA H200", dtype="bfloat16", tf32=True)
     assert told == {"tokens_per_s": 500_000.0, "data_wait_share": 0.15, "mfu": pytest.approx(0.4344, abs=0.005)}
 

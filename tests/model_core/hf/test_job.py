@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from model_core.config_loader import to_yaml
-from model_core.hf.export_folder import licence_of
+from model_core.hf.export_folder import read_licence
 from model_core.hf.job import main
 from model_core.storage.events import read_events
 from model_core.storage.files import Layout, read_json
@@ -58,7 +58,7 @@ def test_a_licence_that_is_asked_for_later_changes_the_card_alone(arguments: lis
     assert main([*arguments, "--licence", "cc-by-4.0"]) == 0
     assert main(arguments) == 0  # whoever asks without one changes nothing
 
-    assert licence_of(folder) == "cc-by-4.0"
+    assert read_licence(folder) == "cc-by-4.0"
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {name for name in after if after[name] != before[name]} == {"README.md"}
 

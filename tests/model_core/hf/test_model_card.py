@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from model_core.config import DataConfig
-from model_core.hf.model_card import Provenance, provenance_of
+from model_core.hf.model_card import Provenance, find_provenance
 from model_core.storage.dataset import Dataset
 from model_core.storage.files import write_json
 
@@ -27,7 +27,7 @@ def told(directory: Path, asked: str | None, **manifest: Any) -> Provenance:
     """What is known of a dataset that has such a manifest, if any, and such a source in the run's configuration."""
     if manifest:
         write_json(directory / "manifest.json", manifest)
-    return provenance_of(DataConfig(source=asked), Dataset.named("tales", directory), TRAINED_AT)
+    return find_provenance(DataConfig(source=asked), Dataset.named("tales", directory), TRAINED_AT)
 
 
 def test_a_manifest_tells_what_was_read_whatever_the_configuration_says(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from model_core.config_loader import parse_config
 from model_core.data.ensure import prepare
 from model_core.errors import DatasetNotReady, ExampleNotFound, InvalidData
-from model_core.report import train_tokens_of
+from model_core.report import count_train_tokens
 from model_core.storage.dataset import Dataset, dataset_of
 from model_core.storage.files import Layout
 
@@ -120,7 +120,7 @@ def test_a_split_in_several_files_is_ready_when_all_are_there(tmp_path):
     dataset = prepare(f"file:{corpus}", tmp_path / "mine", name="mine", split=(0.8, 0.1, 0.1), shard_bytes=2000)
     facts = dataset.manifest()["splits"]["train"]
     assert [file["file"] for file in facts["files"]] == [f"mine_train_{n:05d}.npy" for n in range(len(facts["files"]))]
-    assert sum(file["tokens"] for file in facts["files"]) == facts["tokens"] == train_tokens_of(dataset)
+    assert sum(file["tokens"] for file in facts["files"]) == facts["tokens"] == count_train_tokens(dataset)
     assert dataset.missing() == []
     (dataset.directory / "mine_train_00002.npy").unlink()
     assert dataset.missing() == [dataset.directory / "mine_train_00002.npy"]

@@ -65,14 +65,14 @@ def tiny(dtype: str = "float32", dropout: float = 0.1, **sections: Any) -> Exper
     return parse_config(merged).config
 
 
-def runtime_of(config: ExperimentConfig) -> Runtime:
+def choose_runtime(config: ExperimentConfig) -> Runtime:
     """That of a CPU; a number format that it would rather not use is used all the same, with the scaler."""
     runtime = decide(config, Machine("Linux", cores=1))
     return replace(runtime, dtype=config.device.dtype, scaler=config.device.dtype == "float16")
 
 
 def fresh(config: ExperimentConfig, dataset: Dataset) -> TrainState:
-    state = build_train_state(config, runtime_of(config), dataset, lambda *_, **__: None)
+    state = build_train_state(config, choose_runtime(config), dataset, lambda *_, **__: None)
     # grows every third step and overflows at times, as one with the usual settings does in a long run
     state.scaler = torch.amp.GradScaler("cpu", 2.0**14, growth_interval=3, enabled=state.runtime.scaler)
     return state
@@ -136,7 +136,7 @@ def in_a_run(dataset: Dataset, tmp_path: Path) -> Callable[..., TrainState]:
     def go(name: str, until: int = STEPS, data: Dataset = dataset, **sections: Any) -> TrainState:
         config, path = tiny(**sections), tmp_path / name
         run = Run(path) if path.exists() else Run.create(path, config)
-        state = build_train_state(config, runtime_of(config), data, told)
+        state = build_train_state(config, choose_runtime(config), data, told)
         resume(state, run, told)
         train(
             state,

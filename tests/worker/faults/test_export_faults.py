@@ -2,7 +2,7 @@
 
 import pytest
 
-from model_core.hf.export_folder import exports_of, licence_of
+from model_core.hf.export_folder import list_exports, read_licence
 from model_core.storage.run import Run
 from model_core.storage.trash import lock_exports
 from tests.polling import eventually
@@ -40,25 +40,25 @@ def test_an_export_that_is_paused_leaves_nothing_and_is_whole_when_resumed(site)
         job_id, process = begun(site, licence="mit")
         site.store.request_action(job_id, "pause")
         site.until(job_id, "paused")
-        left = is_over(process), exports_of(layout, run)
+        left = is_over(process), list_exports(layout, run)
 
     site.store.request_action(job_id, "resume")
     site.wake()
     site.until(job_id, "succeeded", LONG_S)
 
     assert left == (True, [])
-    (export,) = exports_of(layout, run)
-    assert licence_of(layout.exports / "shown" / export.name) == "mit"
+    (export,) = list_exports(layout, run)
+    assert read_licence(layout.exports / "shown" / export.name) == "mit"
 
 
 def test_an_export_that_is_cancelled_is_gone_at_once(site) -> None:
     layout, run = site.settings.layout, Run(site.settings.layout.run("shown"))
-    before = exports_of(layout, run)
+    before = list_exports(layout, run)
     with lock_exports(layout, "shown"):
         job_id, process = begun(site, licence="apache-2.0")
         site.store.request_action(job_id, "cancel")
         site.until(job_id, "cancelled")
         assert is_over(process)
 
-    assert exports_of(layout, run) == before
+    assert list_exports(layout, run) == before
     assert site.children() == []

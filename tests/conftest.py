@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a real Redis, a hub of our own, and the table of what was measured."""
+"""Fixtures of several packages: a real Redis, an emulated hub, and the table of measurements."""
 
 import contextlib
 import shutil
@@ -19,7 +19,7 @@ from worker.jobs.redis_client import connect
 
 
 class RedisServer:
-    """A server of our own, on a port of loopback addresses or a Unix socket; ended by its pid."""
+    """A Redis server on loopback or on a Unix socket, ended by its process id."""
 
     def __init__(self, directory: Path, *, unix: bool = False, addresses: tuple[str, ...] = ("127.0.0.1",)) -> None:
         self.directory, self._addresses = directory, addresses
@@ -126,7 +126,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def seen(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
-    """Note a figure for the table that stands at the end of the test run: ``seen("disk full", "...")``."""
+    """Add a row to the table at the end of the test run: ``seen("disk full", "...")``."""
     return record_property
 
 

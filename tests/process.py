@@ -1,4 +1,4 @@
-"""What became of a process that a test watches."""
+"""The state of a process that a test watches."""
 
 import psutil
 

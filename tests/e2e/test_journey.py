@@ -140,7 +140,7 @@ def test_a_killed_child_goes_on_bit_for_bit(service, tiny) -> None:
     assert losses(run) == losses(service.data / "exp" / "straight")
 
 
-def test_a_stream_cut_and_taken_up_again_tells_each_event_once(service, tiny) -> None:
+def test_a_stream_that_is_cut_and_resumed_sends_each_event_once(service, tiny) -> None:
     job = service.submit(tiny("streamed", training={"max_steps": 300}))["id"]
     seen: list[int] = []
     closed = False

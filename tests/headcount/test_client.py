@@ -78,7 +78,7 @@ def test_refusals_have_exit_codes(status: int, code: str, expected: int) -> None
     assert exit_code(Refused(status, {"code": code})) == expected
 
 
-def test_an_answer_that_is_no_problem_document_is_still_told() -> None:
+def test_an_answer_that_is_no_problem_document_is_still_reported() -> None:
     with pytest.raises(Refused) as refusal:
         client_of(lambda _: httpx.Response(502, text="<html>")).job(JOB)
     assert (refusal.value.status, "http_502" in str(refusal.value)) == (502, True)
@@ -116,7 +116,7 @@ def test_names_cannot_leave_their_path() -> None:
     assert paths == ["/jobs/..%2Fruns"]
 
 
-def test_a_file_is_sent_as_it_stands_and_with_overrides_as_json(tmp_path: Path) -> None:
+def test_a_file_is_sent_unchanged_and_with_overrides_as_json(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("model: {n_layer: 2}  # two\n")
     assert body_of(str(file)) == (b"model: {n_layer: 2}  # two\n", "application/yaml")

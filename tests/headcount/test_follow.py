@@ -36,7 +36,7 @@ def test_a_view_knows_step_losses_speed_and_time_left() -> None:
     assert view.status == "failed"
 
 
-def test_plain_lines_tell_what_matters() -> None:
+def test_plain_lines_report_what_matters() -> None:
     out = io.StringIO()
     view = follow(EVENTS, Console(file=out, force_terminal=False, width=200))
     text = out.getvalue()

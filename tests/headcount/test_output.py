@@ -61,7 +61,7 @@ def test_a_wide_one_shows_every_part() -> None:
         assert words in result.stdout
 
 
-def test_the_data_root_tells_how_many_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_are_computed_from_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "datasets" / "babylm").mkdir(parents=True)
     np.save(tmp_path / "datasets" / "babylm" / "babylm_train.npy", np.zeros(524_288, np.uint16))
     monkeypatch.setenv("HEADCOUNT_DATA", str(tmp_path))

@@ -1,4 +1,4 @@
-"""What a configuration makes, and what the program leaves behind, each made when it is looked at."""
+"""Factories of what a configuration builds and of what the program writes, each made on first use."""
 
 import contextlib
 import io
@@ -23,8 +23,8 @@ CPU = Machine(system="Linux", cores=2)
 WITH_A_GPU = Machine(system="Linux", cores=2, gpus=(Gpu("A100", (8, 0), 40 << 30, "GPU-a"),))
 
 
-class Built:
-    """What a configuration makes, made when it is looked at."""
+class Experiment:
+    """What a configuration builds: dataset, training state and runs, each made on first use."""
 
     def __init__(self, tree: dict[str, Any], home: Path, name: str) -> None:
         self._tree, self._home, self._name = tree, home, name
@@ -46,17 +46,17 @@ class Built:
 
     @cached_property
     def state(self) -> TrainState:
-        """What the first step would start from."""
+        """The training state before the first step."""
         dataset = ensure_dataset(self.config, Layout.of(self.config))
         return build_train_state(self.config, self.runtime(CPU), dataset, lambda *args, **kwargs: None)
 
     @cached_property
-    def run(self) -> "Left":
+    def run(self) -> "ProgramResult":
         """A whole run, by hand."""
         return self._main(self._name, Layout.of(self.config).run(self._name))
 
     @cached_property
-    def test(self) -> "Left":
+    def test(self) -> "ProgramResult":
         """A test of the base's run, with pictures of its own."""
         pictures = self._home / self._name
         self._tree = override(
@@ -64,16 +64,16 @@ class Built:
         )
         return self._main("base", pictures / "base")
 
-    def _main(self, run: str, directory: Path) -> "Left":
+    def _main(self, run: str, directory: Path) -> "ProgramResult":
         file = self._home / f"{self._name}.yaml"
         file.write_text(yaml.safe_dump(self._tree), encoding="utf-8")
         with contextlib.redirect_stderr(io.StringIO()) as told:
             code = main(["--config", str(file), "--run", run])
-        return Left(directory, code, told.getvalue())
+        return ProgramResult(directory, code, told.getvalue())
 
 
-class Left:
-    """What the program left behind."""
+class ProgramResult:
+    """Exit code, standard error and files of one call of the program."""
 
     def __init__(self, directory: Path, code: int, stderr: str) -> None:
         self.directory, self.code, self.stderr = directory, code, stderr

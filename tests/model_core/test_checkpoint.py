@@ -91,7 +91,7 @@ def test_missing_damaged_and_unfit_are_three_codes(run: Run, tokenizer: Tokenize
     assert codes == ["checkpoint_not_found", "checkpoint_damaged", "checkpoint_mismatch"]
 
 
-def test_weights_that_do_not_fit_are_named_and_change_nothing() -> None:
+def test_parameters_that_do_not_fit_are_named_and_change_nothing() -> None:
     model = GPT(tiny().model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = {f"{name}": torch.ones_like(tensor) for name, tensor in before.items()}

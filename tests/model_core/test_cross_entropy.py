@@ -89,14 +89,14 @@ def test_under_autocast_its_gradients_stay_near_those_of_float32(dtype: torch.dt
     assert max(map(apart, gradients, expected)) < 5e-3
 
 
-def test_small_gradients_survive_float16_because_the_scaling_comes_after_its_products() -> None:
+def test_small_gradients_survive_float16_because_scaling_comes_after_the_matmuls() -> None:
     tensors = inputs(0.0)
     _, *gradients = outcome(linear_cross_entropy, *tensors, scale=2.0**-20, autocast=torch.float16)
     _, *expected = outcome(plain, *tensors, scale=2.0**-20)
     assert max(map(apart, gradients, expected)) < 5e-3
 
 
-def test_scores_far_apart_have_a_finite_loss() -> None:
+def test_logits_far_apart_have_a_finite_loss() -> None:
     hidden, weight, targets = inputs(0.0, rows=5)
     far = (hidden * 200).detach().requires_grad_()
     (loss, *gradients), (expected, *others) = (outcome(f, far, weight, targets) for f in (linear_cross_entropy, plain))
@@ -153,7 +153,7 @@ class Scores(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("learns", [False, True])
-def test_beside_the_scores_of_a_chunk_stand_those_of_a_softmax_at_most(learns: bool, dtype: torch.dtype) -> None:
+def test_a_chunk_needs_its_logits_and_at_most_one_softmax_of_memory(learns: bool, dtype: torch.dtype) -> None:
     hidden, weight, targets = inputs(rows=2 * CHUNK_ROWS[dtype])
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
     with torch.set_grad_enabled(learns), Scores() as scores, autocast:

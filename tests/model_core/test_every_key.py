@@ -23,30 +23,30 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.training.tracking import trackers
 from model_core.training.trainer import train
-from tests.model_core.factories import Built
+from tests.model_core.factories import Experiment
 
 pytestmark = pytest.mark.usefixtures("signals")
 
-Look = Callable[[Built], object]
+Look = Callable[[Experiment], object]
 
 
-def heads(b: Built) -> object:
+def heads(b: Experiment) -> object:
     return [(block.attn.n_head, block.attn.head_dim, block.attn.dropout) for block in b.state.model.blocks]
 
 
-def shapes(b: Built) -> object:
+def shapes(b: Experiment) -> object:
     return {name: tensor.shape for name, tensor in b.state.model.state_dict().items()}
 
 
-def batch(b: Built) -> object:
+def batch(b: Experiment) -> object:
     return b.state.loader.next_batch()[0].tolist()
 
 
-def groups(b: Built) -> object:
+def groups(b: Experiment) -> object:
     return [(group["weight_decay"], group["eps"]) for group in b.state.optimizer.param_groups]
 
 
-def rows_without_memory(b: Built) -> object:
+def rows_without_memory(b: Experiment) -> object:
     """Rows of a micro batch after a step for which two were too many."""
 
     def narrow(idx: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -60,47 +60,47 @@ def rows_without_memory(b: Built) -> object:
     return state.batch_size
 
 
-def steps(b: Built) -> object:
+def steps(b: Experiment) -> object:
     return effective_steps(b.config.training, train_tokens=320)
 
 
-def rates(b: Built) -> object:
+def rates(b: Experiment) -> object:
     return [get_lr(step, b.config.training, 4) for step in range(5)]
 
 
-def paths(b: Built) -> object:
+def paths(b: Experiment) -> object:
     layout = Layout.of(b.config)
     return b.dataset, layout.run(b.config.experiment_name), layout.attention
 
 
-def losses(b: Built) -> object:
+def losses(b: Experiment) -> object:
     return b.run.told("step", "step", "loss")
 
 
-def validations(b: Built) -> object:
+def validations(b: Experiment) -> object:
     return b.run.told("validation", "step", "val_loss")
 
 
-def samples(b: Built) -> object:
+def samples(b: Experiment) -> object:
     return b.run.told("sample", "step", "texts")
 
 
-def names(b: Built) -> object:
+def names(b: Experiment) -> object:
     return b.run.names
 
 
-def revision(b: Built) -> object:
+def revision(b: Experiment) -> object:
     """Of a dataset of the hub, as far as a configuration tells it."""
     return revision_of(str(b.config.data.source), seed=0, revision=b.config.data.revision)
 
 
-def first_text(b: Built) -> object:
+def first_text(b: Experiment) -> object:
     rows = b.dataset.directory.parent / "rows.jsonl"
     rows.write_text('{"text": "One.", "story": "Once."}')
     return next(open_source(f"file:{rows}", seed=0, text_column=b.config.data.text_column).documents(0)).text
 
 
-def pictures(b: Built) -> object:
+def pictures(b: Experiment) -> object:
     return b.test.pictures()
 
 
@@ -193,7 +193,7 @@ def every_key() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def build(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Built]:
+def build(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Experiment]:
     """Build the base configuration with some settings; equal settings are built once."""
     home = tmp_path_factory.mktemp("keys")
     base = {
@@ -216,23 +216,23 @@ def build(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
             "num_test_samples": 1, "test_sample_length": 16, "max_seq_len_viz": 5, "dpi": 20, "label_max_tokens": 5,
         },
     }  # fmt: skip
-    built: dict[tuple[str, ...], Built] = {}
+    built: dict[tuple[str, ...], Experiment] = {}
 
-    def make(*settings: str) -> Built:
+    def make(*settings: str) -> Experiment:
         if settings not in built:
-            built[settings] = Built(override(base, settings), home, f"run{len(built)}" if settings else "base")
+            built[settings] = Experiment(override(base, settings), home, f"run{len(built)}" if settings else "base")
         return built[settings]
 
     assert make().run.code == 0  # others begin with it, or look at it
     return make
 
 
-def test_every_key_stands_in_the_table() -> None:
+def test_every_key_is_in_the_table() -> None:
     assert every_key() == OBSERVED.keys() | FIXED
 
 
 @pytest.mark.parametrize("key", OBSERVED)
-def test_a_key_changes_what_can_be_seen(build: Callable[..., Built], key: str) -> None:
+def test_a_key_changes_what_can_be_seen(build: Callable[..., Experiment], key: str) -> None:
     value, look, *needed = OBSERVED[key]
     before, after = look(build(*needed)), look(build(*needed, f"{key}={value}"))
     assert before != after
@@ -240,7 +240,7 @@ def test_a_key_changes_what_can_be_seen(build: Callable[..., Built], key: str) -
 
 @pytest.mark.parametrize(("length", "plotted", "tokens"), [(16, 3, 3), (2, 5, 2)])
 def test_exactly_as_many_examples_and_tokens_are_drawn_as_asked(
-    build: Callable[..., Built], length: int, plotted: int, tokens: int
+    build: Callable[..., Experiment], length: int, plotted: int, tokens: int
 ) -> None:
     asked = ("testing.num_test_samples=2", f"testing.test_sample_length={length}", f"testing.max_seq_len_viz={plotted}")
     test = build(*asked).test

@@ -49,7 +49,7 @@ def test_its_checkpoints_are_found_intact_and_write(run: Run) -> None:
     assert any(texts)
 
 
-def test_its_story_is_read(run: Run) -> None:
+def test_its_events_are_read(run: Run) -> None:
     events = list(read_events(run.events))
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert {event["type"] for event in events} >= {"start", "step", "validation", "sample", "checkpoint", "end"}

@@ -125,7 +125,7 @@ def test_dropout_works_in_training_alone_and_wherever_gpt2_has_it() -> None:
     assert zeros == pytest.approx([0.5] * 7, abs=0.15)
 
 
-def test_attention_weights_are_dropped_in_training() -> None:
+def test_attention_dropout_applies_in_training() -> None:
     attention = build(TINY.model_copy(update={"dropout": 0.5})).blocks[0].attn
     attention.resid_dropout.p = 0.0
     x = torch.randn(1, 6, 24)  # (B, T, C)

@@ -61,7 +61,7 @@ def test_the_exit_code_is_that_of_rank_0(launch: Launch) -> None:
 
 
 @needs_signals
-def test_each_rank_is_told_its_own_place_and_the_first_inherits_the_socket(launch: Launch, tmp_path: Path) -> None:
+def test_each_rank_gets_its_own_variables_and_rank_0_inherits_the_socket(launch: Launch, tmp_path: Path) -> None:
     told = "import socket\nport = env.listener and socket.socket(fileno=env.listener).getsockname()[1]\n"
     launch(f"{told}pathlib.Path(str(env.rank)).write_text(f'{{env.world_size}} {{port == env.port}}')").wait(60)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 True", "2 False"]
@@ -139,6 +139,6 @@ def test_a_rank_is_read_from_the_variables_of_a_launcher(environment: dict[str, 
         ({"RANK": "-1"}, "RANK='-1'"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused_with_its_variables(wrong: dict[str, str], said: str) -> None:
+def test_an_impossible_rank_is_refused_with_its_variables(wrong: dict[str, str], said: str) -> None:
     with pytest.raises(InvalidParameter, match=said):
         dist_env({**TORCHRUN, **wrong})

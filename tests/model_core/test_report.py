@@ -41,14 +41,14 @@ def test_a_head_size_saves_and_the_remark_is_gone(tmp_path: Path) -> None:
     assert list(told.remarks()) == []
 
 
-def test_a_layer_tells_its_heads_and_whether_the_fused_kernel_takes_them(tmp_path: Path) -> None:
+def test_a_layer_reports_its_heads_and_whether_the_fused_kernel_takes_them(tmp_path: Path) -> None:
     told = report(tmp_path, "model.n_head_list=[12, 12, 12, 12, 8, 8, 8, 8, 2, 2, 2, 2]")
     assert row(told, 0, "0")[:3] + row(told, 0, "0")[-1:] == ("0", "12", "64", "yes")
     assert row(told, 0, "8")[:3] + row(told, 0, "8")[-1:] == ("8", "2", "384", "no")
     assert "256" in " ".join(told.remarks())
 
 
-def test_memory_is_told_by_part(tmp_path: Path) -> None:
+def test_memory_is_reported_by_part(tmp_path: Path) -> None:
     parts = [row[0] for row in report(tmp_path).tables()[2].rows]
     assert parts[1:6] == ["weights", "gradients", "optimizer", "activations", "logits and cross entropy"]
 
@@ -101,7 +101,7 @@ def test_a_run_whose_checkpoints_do_not_fit_is_warned_of_both_sizes(tmp_path: Pa
     assert list(disk_shortage(needing(1), tmp_path / "yet")) == []
 
 
-def test_what_lies_there_already_is_not_counted_again(tmp_path: Path) -> None:
+def test_files_that_exist_are_not_counted_again(tmp_path: Path) -> None:
     with (tmp_path / "model_latest.pt").open("wb") as sparse:
         sparse.truncate(1 << 40)
     assert list(disk_shortage(needing(1 << 40), tmp_path)) == []
@@ -118,7 +118,7 @@ def test_the_trainer_warns_before_its_first_step(tiny: Callable[..., Path], tmp_
 
 
 @pytest.mark.usefixtures("signals")
-def test_the_log_tells_how_many_passes_over_the_data_a_run_is(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_log_reports_how_many_passes_over_the_data_a_run_is(tiny: Callable[..., Path], tmp_path: Path) -> None:
     main(["--config", str(tiny(training={"max_steps": 3, "max_epochs": 0.5}))])
     manifest = json.loads((tmp_path / "text_data" / "manifest.json").read_text())
     epochs = 3 * 64 / manifest["splits"]["train"]["tokens"]

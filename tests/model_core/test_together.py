@@ -90,7 +90,7 @@ def test_two_processes_make_the_run_that_one_makes(tiny: Tiny, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_at_another_process_is_told_by_the_first(tiny: Tiny, tmp_path: Path) -> None:
+def test_what_goes_wrong_at_another_process_is_reported_by_the_first(tiny: Tiny, tmp_path: Path) -> None:
     file = tiny("bad", data={"shuffle": "none"}, **FOR_TWO)
     assert main(["--config", str(tiny("good", training={"max_steps": 3}))]) == 0  # prepares the data
     tokens = np.load(tmp_path / "text_data" / "text_train.npy", mmap_mode="r+")
@@ -200,7 +200,7 @@ def test_only_the_first_process_writes(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiler_that_fails_at_one_process_alone_is_told_by_that_process(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_at_one_process_alone_is_reported_by_that_process(tiny: Tiny, tmp_path: Path) -> None:
     file, run = tiny("tiny", execution={"use_compile": True}, **FOR_TWO), tmp_path / "exp" / "tiny"
     no_compiler = f"export CXX=/bin/false TORCHINDUCTOR_CACHE_DIR={tmp_path / 'cache'}"
     done = where_the_second_differs(file, no_compiler)

@@ -52,7 +52,7 @@ def test_a_run_leaves_what_the_document_promises(tiny: Tiny, tmp_path: Path) -> 
     assert outcome["test_loss"] > 0
 
 
-def test_the_sidecar_tells_what_the_checkpoint_is(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_sidecar_reports_what_the_checkpoint_is(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny())])
     run = Run(tmp_path / "exp" / "tiny")
     best = run.resolve("best")
@@ -77,7 +77,7 @@ def test_what_listens_does_not_change_the_losses(tiny: Tiny, tmp_path: Path) -> 
     assert not (tmp_path / "exp" / "quiet" / "logs").exists()
 
 
-def test_a_new_run_can_begin_where_another_stands(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_new_run_can_begin_where_another_stopped(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny("straight"))])
     main(["--config", str(tiny("first", training={"max_steps": 20}))])
     (tmp_path / "exp" / "first" / "model_00020.pt").unlink()
@@ -151,7 +151,7 @@ def test_the_start_event_says_what_was_asked_and_used(tiny: Tiny, tmp_path: Path
     assert "tf32" in event["used"]["off"]
 
 
-def test_the_end_tells_speed_waiting_and_use_of_the_hardware(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_end_reports_speed_waiting_and_use_of_the_hardware(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny(training={"max_steps": 3}, device={"device": "auto", "dtype": "auto"}))])
     run = tmp_path / "exp" / "tiny"
     (end,), outcome = of_type(run, "end"), json.loads((run / "outcome.json").read_text())

@@ -21,17 +21,17 @@ def _shape(text: str) -> str:
 
 
 @pytest.mark.parametrize("code", PROBLEMS)
-def test_every_code_stands_in_the_table_with_its_status(code: str) -> None:
+def test_every_code_is_in_the_table_with_its_status(code: str) -> None:
     assert f"| `{code}` | {PROBLEMS[code].status} |" in PAGE
 
 
-def test_every_address_stands_in_the_table() -> None:
+def test_every_address_is_in_the_table() -> None:
     paths = {_shape(path) for path in create_app(ServiceSettings()).openapi()["paths"]}
     assert {path for path in paths if f" {path}`" not in _shape(PAGE)} <= {"/"}
 
 
 @pytest.mark.parametrize("settings", [ServiceSettings, WorkerSettings, InferenceSettings])
-def test_every_setting_stands_with_its_default(settings: type[BaseSettings]) -> None:
+def test_every_setting_is_listed_with_its_default(settings: type[BaseSettings]) -> None:
     prefix = settings.model_config["env_prefix"]
     defaults = {f"{prefix}{name.upper()}": field.default for name, field in settings.model_fields.items()}
     rows = {
@@ -40,7 +40,7 @@ def test_every_setting_stands_with_its_default(settings: type[BaseSettings]) -> 
     assert {name: row for name, row in rows.items() if f"| `{name}` | {row} |" not in PAGE} == {}
 
 
-def test_every_statistic_stands_with_its_formula() -> None:
+def test_every_statistic_is_listed_with_its_formula() -> None:
     assert all(f"| `{name}` | {formula} |" in PAGE for name, formula in FORMULAS.items())
 
 

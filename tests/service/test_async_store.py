@@ -33,7 +33,7 @@ async def ask_all(batcher: Batcher[int, int], numbers: Sequence[int]) -> list[An
     return await asyncio.gather(*(batcher.submit(number) for number in numbers), return_exceptions=True)
 
 
-def test_who_comes_while_others_are_under_way_travels_with_the_next() -> None:
+def test_calls_made_during_a_batch_go_with_the_next_batch() -> None:
     async def journeys() -> list[list[int]]:
         way = Way()
         batcher = Batcher(way)
@@ -46,12 +46,12 @@ def test_who_comes_while_others_are_under_way_travels_with_the_next() -> None:
     assert asyncio.run(journeys()) == [[1], [2, 3, 4]]
 
 
-def test_an_error_reaches_the_one_it_is_about() -> None:
+def test_an_error_reaches_only_its_caller() -> None:
     answers = asyncio.run(ask_all(Batcher(Way()), [1, -2, 3]))
     assert (answers[0], str(answers[1]), answers[2]) == (2, "-2", 6)
 
 
-def test_a_way_that_is_closed_is_closed_to_all_and_open_again_later() -> None:
+def test_a_lost_connection_fails_the_whole_batch_and_later_calls_work_again() -> None:
     async def both() -> tuple[list[Any], int]:
         batcher = Batcher(Way())
         return await ask_all(batcher, [1, 0]), await batcher.submit(5)
@@ -61,7 +61,7 @@ def test_a_way_that_is_closed_is_closed_to_all_and_open_again_later() -> None:
     assert later == 10
 
 
-def test_who_gives_up_holds_nobody_else_up() -> None:
+def test_a_cancelled_caller_delays_no_other() -> None:
     async def impatient() -> int:
         way = Way()
         batcher = Batcher(way)
@@ -73,7 +73,7 @@ def test_who_gives_up_holds_nobody_else_up() -> None:
     assert asyncio.run(impatient()) == 4
 
 
-def test_closing_leaves_nobody_waiting() -> None:
+def test_closing_cancels_every_waiting_call() -> None:
     async def closed() -> list[Any]:
         way = Way()
         batcher = Batcher(way)
@@ -97,14 +97,14 @@ async def asked_on(url: str, *asked: ScriptCall[Any], between: Callable[[], obje
     return answers
 
 
-def test_a_question_that_fails_leaves_the_connection_to_others(redis_url: str) -> None:
+def test_a_command_that_fails_leaves_the_connection_usable(redis_url: str) -> None:
     bad: ScriptCall[Any] = ScriptCall("submit", {}, lambda reply: reply)  # its arguments are missing
     refused, page, unknown = asyncio.run(asked_on(redis_url, bad, commands.page(), commands.detail(NOBODY)))
     assert isinstance(refused, ResponseError)
     assert (page.rows, type(unknown)) == ((), JobNotFound)
 
 
-def test_a_redis_that_started_again_is_asked_again(start_redis: Callable[..., Any]) -> None:
+def test_a_redis_that_restarted_is_used_again(start_redis: Callable[..., Any]) -> None:
     server = start_redis()
 
     def restart() -> None:

@@ -62,7 +62,7 @@ def test_a_stream_follows_a_job_to_its_end(site) -> None:
     assert (rest[-1][0], rest[-1][2]["status"], rest[-1][2]["terminal"]) == ("status", "succeeded", True)
 
 
-def test_every_change_of_status_is_told_even_when_many_come_at_once(site) -> None:
+def test_every_change_of_status_is_reported_even_when_many_come_at_once(site) -> None:
     job = site.submit()
     stream = read(site, job["links"]["events"])
     next(stream)

@@ -33,7 +33,7 @@ def started(site) -> tuple[str, Any]:
     return f"{site.submit('tiny')['links']['self']}/metrics", site.claim()
 
 
-def test_every_metric_that_was_told_is_a_series(site, started) -> None:
+def test_every_metric_that_was_reported_is_a_series(site, started) -> None:
     path, claim = started
     tell(
         site,
@@ -85,7 +85,7 @@ def test_floats_are_exact_in_both_forms(site, started) -> None:
     assert bits(row["loss"] for row in table) == bits(ODD)
 
 
-def test_a_resumed_attempt_replaces_the_steps_that_it_tells_again(site, started) -> None:
+def test_a_resumed_attempt_replaces_the_steps_that_it_reports_again(site, started) -> None:
     path, claim = started
     tell(site, claim, steps([9.0, 8.0, 7.0, 6.5]))
     assert site.http.get(path).json()["series"]["loss"]["values"] == [9.0, 8.0, 7.0, 6.5]
@@ -111,7 +111,7 @@ def test_a_long_curve_is_thinned_and_keeps_what_matters(site, started) -> None:
     assert len(site.http.get(path, params={"max_points": 100_000}).json()["series"]["loss"]["steps"]) == 3000
 
 
-def test_a_job_that_has_told_nothing_has_no_points(site, started) -> None:
+def test_a_job_that_has_reported_nothing_has_no_points(site, started) -> None:
     path, _ = started
     assert site.http.get(path).json()["series"] == {}
     empty = {"steps": [], "values": [], "points_total": 0}

@@ -116,7 +116,7 @@ def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(small) -> None:
         ("multipart/form-data; boundary=" + "b" * 300, b"--b--"),
     ],
 )
-def test_a_body_that_is_no_form_is_said_to_be_so(site, content_type: str, body: bytes) -> None:
+def test_a_body_that_is_no_form_is_refused(site, content_type: str, body: bytes) -> None:
     reply = site.http.post("/datasets", content=body, headers={"Content-Type": content_type})
     assert (reply.status_code, reply.json()["code"]) == (400, "malformed_body"), reply.text
     assert left(site) == []

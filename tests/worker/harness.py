@@ -1,4 +1,4 @@
-"""Where jobs run in a test: a data root, its store, and real processes around them."""
+"""A data root with its store, and the real workers and API that share it."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ import redis
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.storage.events import read_events
 from tests.polling import eventually
-from tests.worker.event_log import Story
+from tests.worker.event_log import EventLog
 from worker.jobs import commands
 from worker.jobs.celery_app import wake
 from worker.jobs.redis_client import Registry
@@ -137,7 +137,7 @@ class Site:
         return api
 
     def answers(self) -> bool:
-        """Whether the API is there."""
+        """Whether the API responds."""
         try:
             return httpx.get(f"{self.url}/healthz", trust_env=False).status_code == httpx.codes.OK
         except httpx.TransportError:
@@ -160,17 +160,17 @@ class Site:
         return process
 
     def log(self, name: str) -> Path:
-        """What the workers, or the APIs, said."""
+        """Log file of the workers or of the APIs."""
         return self.settings.data / f"{name}.log"
 
     def children(self) -> list[psutil.Process]:
-        """Every child that lives, also those of killed workers: their command lines name the data root."""
+        """Every live child, those of killed workers included: their command lines name the data root."""
         return [process for process in psutil.process_iter() if f"{self.settings.data}/jobs/" in _command_line(process)]
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def tree(self, run: str, *, changes: Mapping[str, Tree] = NO_CHANGES, **options: object) -> Tree:
-        """A request for this site's child; `changes` replace keys of sections."""
+        """A configuration for this site's child; `changes` replace keys of sections."""
         tree = self._tree(run, **options)  # type: ignore[arg-type]
         return {**tree, **{section: {**tree.get(section, {}), **keys} for section, keys in changes.items()}}
 
@@ -182,7 +182,7 @@ class Site:
         return job_id
 
     def wake(self) -> None:
-        """Tell the workers that a job is ready."""
+        """Wake the workers."""
         assert wake(self.settings.redis_url)
 
     def job(self, job_id: str) -> Job:
@@ -210,15 +210,15 @@ class Site:
         eventually(lambda: (worker := self.job(job_id).worker) is not None and worker.pid is not None)
         return psutil.Process(self.job(job_id).worker.pid)  # type: ignore[union-attr]
 
-    def story(self, run: str) -> Story:
-        """What has been told of a run."""
-        return Story(list(read_events(self.settings.layout.run(run) / "events.jsonl")))
+    def event_log(self, run: str) -> EventLog:
+        """The events of a run."""
+        return EventLog(list(read_events(self.settings.layout.run(run) / "events.jsonl")))
 
     def events(self, run: str) -> list[dict[str, Any]]:
-        return self.story(run).events
+        return self.event_log(run).events
 
     def said_by_child(self, job_id: str) -> str:
-        """What the processes of a job printed."""
+        """Output of the processes of a job."""
         assert self.settings.layout.jobs is not None
         return (self.settings.layout.jobs / job_id / "child.log").read_text()
 

@@ -39,7 +39,7 @@ def test_a_child_knows_that_its_token_was_refused_and_not_the_token(token: str):
     assert "hf_" not in repr(handed_on)
 
 
-def test_the_last_line_is_told_without_the_token(tmp_path):
+def test_the_last_line_is_reported_without_the_token(tmp_path):
     command = [sys.executable, "-c", "import os; print('bad header', os.environ['HF_TOKEN'])"]
     env = environment({"HF_TOKEN": "hf_canary", "PATH": "/bin"}, ())
     child = Child(command, directory=tmp_path, log=tmp_path / "child.log", env=env)

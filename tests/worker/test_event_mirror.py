@@ -52,7 +52,7 @@ class Forgetful(WorkerStore):
         return super().mirror(claim, events, progress)
 
 
-def test_what_a_restarted_redis_has_lost_is_told_again(settings, make_spec, connected):
+def test_what_a_restarted_redis_has_lost_is_reported_again(settings, make_spec, connected):
     store = Forgetful(connected(settings.redis_url, for_api=False), settings)
     submit_job(store, make_spec("one"), fingerprint="f")
     claim = store.claim("token", WorkerView(id="w1", host="here"))

@@ -30,7 +30,9 @@ FAILED = {"outcome": "failed", "error": {"code": "cuda_oom", "detail": "no memor
         (75, {"outcome": "stopped"}, "stalled", "", "crashed", "stalled"),
     ],
 )
-def test_outcome_is_what_the_child_said_else_what_was_seen(code, record, stop_reason, last_line, result, error):
+def test_outcome_is_what_the_child_reported_or_else_what_was_observed(
+    code, record, stop_reason, last_line, result, error
+):
     outcome = outcome_of(code, record, stop_reason=stop_reason, last_line=last_line, job_id="job_1", stall_s=900.0)
     assert (outcome.result, outcome.error.code if outcome.error else None) == (result, error)
 
@@ -51,7 +53,7 @@ class Stumbling(WorkerStore):
         return super().heartbeat(claim, worker)
 
 
-def test_beats_go_on_after_one_that_failed(settings, make_spec, connected):
+def test_heartbeats_continue_after_one_failed(settings, make_spec, connected):
     store = Stumbling(connected(settings.redis_url, for_api=False), settings)
     submit_job(store, make_spec("one"), fingerprint="f")
     worker = WorkerView(id="w1", host="here")

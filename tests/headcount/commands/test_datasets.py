@@ -24,7 +24,7 @@ def test_a_source_is_prepared_under_its_own_name(service, headcount) -> None:
     assert body == {"name": "stories", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 1024}, "seed": 7}
 
 
-def test_a_dataset_that_is_there_is_said_to_be_so(service, headcount) -> None:
+def test_a_dataset_that_exists_is_reported_as_ready(service, headcount) -> None:
     service.says("POST /datasets", DATASET)
     assert headcount("prepare", "hub:own/corpus:small", "--name", "tales")[:2] == (
         0,

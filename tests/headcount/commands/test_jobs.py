@@ -61,7 +61,7 @@ def test_a_list_says_what_waits_and_ranks_when_it_matters(service, headcount) ->
     assert "there are more" in ranked
 
 
-def test_a_card_tells_attempts_queue_and_what_to_do_about_an_error(service, headcount) -> None:
+def test_a_card_reports_attempts_queue_and_what_to_do_about_an_error(service, headcount) -> None:
     attempts = [
         {
             "attempt": 1, "run": "one", "worker": WORKER, "started_at": "2026-01-01T00:00:01Z",

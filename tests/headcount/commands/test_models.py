@@ -7,7 +7,7 @@ from tests.headcount.commands.sample_responses import JOB, job
 EXPORT = {"object": "export", "run": "mine", "name": "model_best-01234567", "size_bytes": 1234567}
 
 
-def test_an_export_is_submitted_and_once_it_is_there_said_to_be_so(service, headcount) -> None:
+def test_an_export_is_submitted_once_and_then_reported_as_ready(service, headcount) -> None:
     service.says("POST /runs/mine/exports", job(object="job", kind="export", run="mine", status="queued"), 202)
     assert headcount("export", "mine", "--checkpoint", "step=5")[:2] == (0, f"{JOB}  queued  run mine\n")
     assert json.loads(service.bodies[-1]) == {"checkpoint": "step=5"}

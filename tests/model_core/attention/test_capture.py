@@ -73,7 +73,7 @@ def look(layout, *, checkpoint="best", text=TEXT, id=None, max_tokens=None, data
 
 
 @pytest.mark.parametrize("head_dim", [1, 4, 7])
-def test_weights_times_values_are_what_the_fused_kernel_returns(head_dim):
+def test_attention_times_values_is_what_the_fused_kernel_returns(head_dim):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 9, head_dim)  # three of (B, H, T, D)
     weights = causal_attention(q, k)
@@ -81,7 +81,7 @@ def test_weights_times_values_are_what_the_fused_kernel_returns(head_dim):
     torch.testing.assert_close(weights @ v, expected, atol=1e-5, rtol=0)
 
 
-def test_weights_never_look_ahead_and_sum_to_one():
+def test_attention_never_looks_ahead_and_sums_to_one():
     q, k = torch.randn(2, 1, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 30  # two of (B, H, T, D)
     weights = causal_attention(q, k)
     assert not weights.triu(diagonal=1).any()
@@ -117,12 +117,12 @@ def test_layers_come_one_by_one_and_without_the_language_models_head(model, idx)
     assert ran == [0, 1]
 
 
-def test_the_beginning_of_a_text_has_the_beginning_of_its_weights(model, idx):
+def test_the_beginning_of_a_text_has_the_beginning_of_its_attention(model, idx):
     for whole, part in zip(capture(model, idx), capture(model, idx[:, :5]), strict=True):
         torch.testing.assert_close(whole[:, :5, :5], part)
 
 
-def test_too_many_weights_are_refused_before_anything_is_computed():
+def test_too_much_attention_is_refused_before_anything_is_computed():
     with torch.device("meta"):
         model = GPT(config(block_size=2**17, n_head_list=(16, 1, 2)).model)
     tokens = 2**17

@@ -121,7 +121,7 @@ def test_any_text_can_be_a_label_in_every_format(format):  # noqa: A002
     assert picture == layer_picture(weights, WORDS, layer=0, style=style, notes=["a $b$ \n 中"])
 
 
-def test_weights_and_their_stored_form_give_the_same_picture():
+def test_attention_and_its_stored_form_give_the_same_picture():
     weights = random_weights(2, 9)
     stored = layer_picture(quantize(weights), numbers(9), layer=0)
     assert plot_layer_attention(weights, numbers(9), layer=0) == stored

@@ -50,7 +50,7 @@ def layout(tmp_path):
     return layout
 
 
-def test_the_first_checkpoint_lies_in_the_examples_folder_and_others_below_it(layout):
+def test_the_first_checkpoint_is_in_the_examples_folder_and_others_below_it(layout):
     first, second = write(layout, whole=12), write(layout, sha256=B, whole=12)
     longer = write(layout, sha256=B, tokens=9, whole=12)
     home = layout.attention / "tiny" / "0"
@@ -87,7 +87,7 @@ def test_a_record_that_lost_a_file_is_none_and_is_written_again_in_its_place(lay
     assert AttentionRecord.find(layout, "tiny", "0", A) is not None
 
 
-def test_weights_are_read_with_numpy_alone_and_one_layer_without_the_rest(layout):
+def test_attention_is_read_with_numpy_alone_and_one_layer_without_the_rest(layout):
     record = write(layout)
     (record.path / "weights" / "layer01.npy").write_bytes(b"not read")
     stored = np.load(record.path / "weights" / "layer00.npy")
@@ -102,13 +102,13 @@ def test_a_shorter_text_is_the_beginning_of_a_longer_one(layout):
     np.testing.assert_array_equal(record.layer(0, first=4), record.layer(0)[:, :4, :4])
 
 
-def test_storing_keeps_the_future_empty_and_faint_weights_alive():
+def test_storing_keeps_the_future_empty_and_faint_attention_alive():
     weights = np.array([0.0, 1e-5, 0.5, 1.0], dtype=np.float32)
     assert quantize(weights).tolist() == [0, 1, 180, 255]
     np.testing.assert_allclose(dequantize(quantize(weights)), weights, atol=0.004)
 
 
-def test_statistics_come_from_the_exact_weights(layout):
+def test_statistics_come_from_the_exact_attention(layout):
     heads = write(layout).statistics()["layers"][0]["heads"]
     exact = np.diagonal(attention(3, 6, 0), axis1=1, axis2=2)[:, 1:].mean(axis=1)
     assert [head["diagonal"] for head in heads] == pytest.approx(exact.tolist(), rel=1e-6)
@@ -139,7 +139,7 @@ def test_a_record_is_drawn_whole_by_layer_and_by_head(layout):
     assert len({record_picture(record, style=style, **one) for one in chosen}) == len(chosen)
 
 
-def test_layer_pictures_lie_beside_the_weights_and_are_drawn_once(layout):
+def test_layer_pictures_are_stored_beside_the_attention_and_drawn_once(layout):
     record = write(layout)
     files = write_layer_pictures(record, testing=TestingConfig(dpi=30))
     assert files == [record.path / "layer00.png", record.path / "layer01.png"]

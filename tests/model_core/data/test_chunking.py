@@ -9,7 +9,7 @@ from model_core.data.chunking import apportion, assigned
 SHARES = (0.90, 0.09, 0.01)
 
 
-def test_every_hundred_documents_are_dealt_exactly():
+def test_every_hundred_documents_are_split_exactly():
     splits = [split for split, _ in assigned(map(str, range(1000)), SHARES, 7)]
     for block in range(10):
         assert Counter(splits[100 * block :][:100]) == {"train": 90, "val": 9, "test": 1}
@@ -39,6 +39,6 @@ def test_documents_keep_their_order_and_the_seed_decides_where_they_go():
     assert first != other
 
 
-def test_blocks_are_dealt_differently():
+def test_blocks_are_split_differently():
     test = [int(document) for split, document in assigned(map(str, range(1000)), SHARES, 1) if split == "test"]
     assert len({number % 100 for number in test}) > 5

@@ -35,7 +35,7 @@ def test_documents_together_have_the_ids_they_have_alone(texts):
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_every_white_space_stands_where_the_pattern_puts_it(space):
+def test_every_white_space_is_where_the_pattern_puts_it(space):
     texts = [f"{a}{space * n}{b}" for a in ("", "a", "!", " ") for b in ("", "a", "!", "\n", " a") for n in (1, 2, 3)]
     assert in_bulk(BULK, texts) == one_by_one(GPT2, texts)
 
@@ -62,7 +62,7 @@ def test_words_begin_with_the_white_space_that_something_else_follows():
     assert words.different == ["The", " cat\n", "\nsat. ", " The", " cat\xa0", "\u3000ran ", f"{END}The", f" cat{END}"]
 
 
-def test_ids_stand_wherever_their_word_does():
+def test_ids_replace_every_occurrence_of_their_word():
     words = Words("a bc bc d bc")  # different: a, bc, d
     replaced = words.replaced(np.array([1, 2, 3, 4], np.uint32), np.array([1, 3, 4]))
     assert replaced.tolist() == [1, 2, 3, 2, 3, 4, 2, 3]

@@ -50,7 +50,7 @@ def test_every_document_is_in_one_split_and_comes_back(prepared):
     assert sorted(chain(*splits)) == sorted(DOCUMENTS)
 
 
-def test_the_manifest_tells_the_truth(prepared):
+def test_the_manifest_matches_the_files(prepared):
     manifest = prepared.manifest()
     for split, facts in manifest["splits"].items():
         path, ids = prepared.split(split), np.load(prepared.split(split))

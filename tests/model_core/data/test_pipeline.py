@@ -151,7 +151,7 @@ def test_the_manifest_counts_kinds_and_duplicates(tmp_path):
     assert manifest["origin"] == {"licence": "none"}
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path):
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(tmp_path):
     with pytest.raises(DiskFull, match=r"\d+ bytes"):
         make(tmp_path / "mine", source=source_of(TEXTS, text_bytes=10**18))
     assert list((tmp_path / "mine").glob("[!.]*")) == []

@@ -67,7 +67,7 @@ def test_a_job_that_cannot_be_done_records_why(start, data, code):
     assert (outcome["attempt"], outcome["outcome"], outcome["error"]["code"]) == (1, "failed", code)
 
 
-def test_a_package_that_is_not_installed_is_told_with_what_brings_it(tmp_path):
+def test_a_package_that_is_not_installed_is_reported_with_what_brings_it(tmp_path):
     (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError(\"No module named 'pyarrow'\", name='pyarrow')")
     command = [sys.executable, "-m", "model_core.data.prepare", "--source", "stories", "--out", str(tmp_path / "out")]
     path = os.pathsep.join([str(tmp_path), *sys.path])

@@ -217,7 +217,7 @@ def test_samples_touch_neither_the_model_nor_the_global_generator(model: GPT, to
     assert model.training
 
 
-def test_scores_that_are_not_numbers_are_an_error_and_not_a_text(tokenizer: Tokenizer, broken_model: GPT) -> None:
+def test_logits_that_are_not_numbers_are_an_error_and_not_a_text(tokenizer: Tokenizer, broken_model: GPT) -> None:
     from model_core.generation.sampler import NonFiniteLogits
 
     with pytest.raises(NonFiniteLogits):

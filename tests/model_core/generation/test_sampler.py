@@ -61,7 +61,7 @@ def test_a_draw_does_not_depend_on_its_neighbours() -> None:
     assert together == alone
 
 
-def test_scores_that_are_not_numbers_fail_their_own_text_alone() -> None:
+def test_logits_that_are_not_numbers_fail_only_their_own_text() -> None:
     logits = torch.tensor([[0.0, float("nan")], [0.0, 9.0]])
 
     broken, fine = sample(logits, [_sampler(temperature=0), _sampler(temperature=0)])

@@ -85,7 +85,7 @@ def test_metal_and_the_cpu_say_what_they_lack() -> None:
     assert (cpu.kernel, cpu.reason) == ("math", "the CPU has a flash and a math kernel only")
 
 
-def test_equal_reasons_are_told_together() -> None:
+def test_equal_reasons_are_reported_together() -> None:
     model = ModelConfig(n_layer=6, n_head_list=(2, 2, 2, 12, 1, 2), n_embd=768)
     told = fallback_summary(layer_kernels(model, A100, "auto"))
     assert told == "layers 0-2, 5: head size 384 is above 256; layer 4: head size 768 is above 256"
@@ -95,7 +95,7 @@ def test_equal_reasons_are_told_together() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("head_dim", "dropout"), [(1, 0.0), (64, 0.0), (384, 0.0), (768, 0.0), (64, 0.1)])
-def test_flash_on_this_cpu_is_as_told(dtype: str, head_dim: int, dropout: float) -> None:
+def test_flash_on_this_cpu_is_as_reported(dtype: str, head_dim: int, dropout: float) -> None:
     heads = torch.randn(3, 1, 2, 8, head_dim, dtype=getattr(torch, dtype), requires_grad=True)  # three (B, H, T, D)
     told = unsupported_reason("flash", head_dim, dropout, Hardware("cpu", dtype))
     assert takes_flash(heads, dropout) == (told is None)
@@ -106,7 +106,7 @@ def test_flash_on_this_cpu_is_as_told(dtype: str, head_dim: int, dropout: float)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 20, 64, 128, 192, 200, 224, 256, 384, 768])
-def test_kernels_on_this_gpu_are_as_told(dtype: str, dropout: float, head_dim: int) -> None:
+def test_kernels_on_this_gpu_are_as_reported(dtype: str, dropout: float, head_dim: int) -> None:
     hardware = Hardware("cuda", dtype, torch.cuda.get_device_capability())
     heads = torch.randn(3, 1, 2, 128, head_dim, dtype=getattr(torch, dtype), device="cuda", requires_grad=True)
     facts = torch.backends.cuda.SDPAParams(*heads, None, dropout, True, False)

@@ -43,7 +43,7 @@ def test_what_is_there_is_used_as_asked(asked: str, machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("asked", "machine"), [("cuda", CPU), ("mps", CPU)])
-def test_what_is_absent_is_refused_by_name(asked: str, machine: Machine) -> None:
+def test_an_absent_device_is_refused_by_name(asked: str, machine: Machine) -> None:
     with pytest.raises(DeviceUnavailable, match=asked):
         on(machine, device=asked)
 
@@ -60,7 +60,7 @@ def test_a_gpu_and_another_device_contradict_each_other() -> None:
         on(WITH_TWO, gpu=0, device="cpu")
 
 
-def test_the_gpu_used_is_told_by_name_uuid_and_index() -> None:
+def test_the_gpu_used_is_reported_by_name_uuid_and_index() -> None:
     told = on(WITH_TWO, gpu=1).describe()
     assert (told["device"], told["gpu"]["index"], told["gpu"]["name"], told["gpu"]["uuid"]) == (
         "cuda:1",
@@ -125,15 +125,13 @@ def test_bfloat16_on_a_cpu_without_instructions_for_it_is_honoured_with_a_warnin
         ("flags\t\t: fpu avx2 f16c\n", False),
     ],
 )
-def test_instructions_for_bfloat16_are_looked_up_in_what_the_kernel_tells(
-    tmp_path: Path, text: str, known: bool
-) -> None:
+def test_instructions_for_bfloat16_are_read_from_cpuinfo(tmp_path: Path, text: str, known: bool) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(text)
     assert has_bfloat16(cpuinfo) is known
 
 
-def test_where_the_kernel_tells_nothing_no_instructions_for_bfloat16_are_assumed(tmp_path: Path) -> None:
+def test_where_the_kernel_reports_nothing_no_instructions_for_bfloat16_are_assumed(tmp_path: Path) -> None:
     assert not has_bfloat16(tmp_path / "cpuinfo")
 
 
@@ -182,7 +180,7 @@ def test_tf32_needs_a_card_that_has_it_and_the_setting() -> None:
     assert "8.0" in on(CPU).off["tf32"]
 
 
-def test_flash_that_cannot_be_had_is_told_by_layer_and_warned_about_when_asked_for() -> None:
+def test_flash_that_cannot_be_had_is_reported_by_layer_and_warned_about_when_asked_for() -> None:
     model = {"n_layer": 2, "n_head_list": [2, 12]}
     asked, unasked = on(WITH_TWO, model=model, attention_backend="flash"), on(WITH_TWO, model=model)
     assert [layer.kernel for layer in asked.kernels] == ["efficient", "flash"]
@@ -203,7 +201,7 @@ def test_threads_are_the_cores_unless_said() -> None:
         (0.1, "flash", "math", "aten::_scaled_dot_product_attention_math"),
     ],
 )
-def test_the_kernels_told_are_those_that_run(dropout: float, asked: str, kernel: str, operation: str) -> None:
+def test_the_reported_kernels_are_those_that_run(dropout: float, asked: str, kernel: str, operation: str) -> None:
     shape = {"n_layer": 2, "n_embd": 16, "n_head_list": [4, 1], "vocab_size": 40, "block_size": 8, "dropout": dropout}
     runtime, model = on(CPU, model=shape, attention_backend=asked), GPT(ModelConfig.model_validate(shape))
     with torch.profiler.profile() as profile, runtime.autocast(), runtime.attention():

@@ -35,7 +35,7 @@ def test_a_card_that_is_not_on_file_has_no_peak(gpu: str) -> None:
     assert peak_flops(gpu, "bfloat16", tf32=True) is None
 
 
-def test_a_summary_tells_speed_waiting_and_use_of_the_gpu() -> None:
+def test_a_summary_reports_speed_waiting_and_use_of_the_gpu() -> None:
     meter = ThroughputMeter()
     meter.add(tokens=400_000, seconds=1.0, waiting_s=0.1)
     meter.add(tokens=600_000, seconds=1.0, waiting_s=0.2)

@@ -84,7 +84,7 @@ def test_rows_that_pad_the_vocabulary_are_kept_and_never_written(exchange: Excha
     assert read_json(folder / "generation_config.json")["suppress_tokens"] == list(range(50257, 50304))
 
 
-def test_the_card_tells_what_is_known_and_no_more(exchange: Exchange) -> None:
+def test_the_card_states_what_is_known_and_no_more(exchange: Exchange) -> None:
     card = (exchange.folders["unequal"] / "README.md").read_text(encoding="utf-8")
     for told in ("# unequal", "| 0 | 4 | 4 |", "| 1 | 1 | 16 |", "1.6250 nats", "| steps | 7 |", "`tales`"):
         assert told in card
@@ -115,7 +115,7 @@ def test_an_export_comes_back_and_so_does_what_transformers_saved_of_it(
     assert load_model(back).tokenizer.sha256 == load_model(again).tokenizer.sha256 == load_model(run).tokenizer.sha256
 
 
-def test_an_imported_run_writes_and_tells_where_it_came_from(exchange: Exchange, layout: Layout) -> None:
+def test_an_imported_run_writes_and_reports_where_it_came_from(exchange: Exchange, layout: Layout) -> None:
     run = import_folder(exchange.folders["unequal"], "mine", layout)
     loaded = load_model(run)
     (text,) = generate(loaded.model, loaded.tokenizer, "the cat", n=1, max_new_tokens=5, seed=0)
@@ -129,7 +129,7 @@ def test_an_imported_run_writes_and_tells_where_it_came_from(exchange: Exchange,
     assert (run.outcome() or {})["outcome"] == "succeeded"
 
 
-def test_ids_without_a_tokenizer_are_bytes_and_that_is_said(exchange: Exchange, layout: Layout) -> None:
+def test_ids_without_a_tokenizer_are_bytes_with_a_warning(exchange: Exchange, layout: Layout) -> None:
     run = import_folder(exchange.folders["safetensors"], "bytes", layout)
     (warning,) = read_events(run.events, types={"warning"})
     assert warning["code"] == "tokenizer"

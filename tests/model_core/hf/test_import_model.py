@@ -198,7 +198,7 @@ def test_vocabulary_and_merges_alone_are_enough(folder: Path, layout: Layout) ->
     assert parts.sha256 == whole.sha256
 
 
-def test_tokens_behind_the_end_of_text_are_plain_text_and_that_is_said(folder: Path, layout: Layout) -> None:
+def test_tokens_after_the_end_of_text_are_plain_text_with_a_warning(folder: Path, layout: Layout) -> None:
     tokenizer_with(folder, lambda t: t["added_tokens"].append(t["added_tokens"][0] | {"id": 310, "content": "<pad>"}))
     run = import_folder(folder, "name", layout)
     (warning,) = read_events(run.events, types={"warning"})

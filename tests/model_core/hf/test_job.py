@@ -22,7 +22,7 @@ def arguments(tmp_path: Path, make_run: MakeRun, signals: None) -> list[str]:
     return [*what, "--job-id", "job_1", "--record", str(record)]
 
 
-def test_a_job_tells_where_its_folder_is_and_does_the_work_once(arguments: list[str], tmp_path: Path) -> None:
+def test_a_job_reports_where_its_folder_is_and_does_the_work_once(arguments: list[str], tmp_path: Path) -> None:
     leftover = tmp_path / "exports" / "mine" / ".model_best-00000000.1.tmp"
     leftover.mkdir(parents=True)
     assert main(arguments) == 0

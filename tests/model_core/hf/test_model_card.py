@@ -30,7 +30,7 @@ def told(directory: Path, asked: str | None, **manifest: Any) -> Provenance:
     return find_provenance(DataConfig(source=asked), Dataset.named("tales", directory), TRAINED_AT)
 
 
-def test_a_manifest_tells_what_was_read_whatever_the_configuration_says(tmp_path: Path) -> None:
+def test_a_manifest_reports_what_was_read_whatever_the_configuration_says(tmp_path: Path) -> None:
     expected = f"[{FROM_HUB}]({PAGE}), configuration `default`, at `0123abc`"
     assert told(tmp_path, None, **READ) == Provenance(expected, "cdla-sharing-1.0", FROM_HUB)
 

@@ -106,7 +106,7 @@ def test_activations_are_recomputed_when_the_configuration_says_so(bench: Callab
     assert run_with(kept.state) == run_with(recomputed.state)
 
 
-def test_a_halved_micro_batch_is_told_before_its_step_and_at_every_resume(bench: Callable[..., Bench]) -> None:
+def test_a_halved_micro_batch_is_reported_before_its_step_and_at_every_resume(bench: Callable[..., Bench]) -> None:
     small = bench(training={"on_oom": "halve", "max_steps": 4, "batch_size": 4})
     model = small.state.model
 
@@ -145,7 +145,7 @@ def test_a_halved_training_validates_with_as_few_rows(bench: Callable[..., Bench
     assert cut.state.val_loss is not None
 
 
-def test_validation_without_memory_ends_the_run_unless_told_otherwise(bench: Callable[..., Bench]) -> None:
+def test_validation_without_memory_ends_the_run_unless_configured_otherwise(bench: Callable[..., Bench]) -> None:
     full = bench()
     less_memory(full.state.model, rows=1)
     with pytest.raises(OutOfMemory) as refused:

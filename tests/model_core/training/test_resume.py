@@ -124,7 +124,7 @@ def test_a_file_that_holds_no_model_is_refused(saved: Any, content: object, says
         loaded(tiny_config(saved(content)), Layout.under(tmp_path))
 
 
-def test_nothing_at_the_place_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFileNotFound, match=r"'gone/ckpt\.pt'"):
         loaded(tiny_config("gone/ckpt.pt"), Layout.under(tmp_path))
 

@@ -249,7 +249,7 @@ def test_damaged_states_are_named_and_the_one_before_is_gone_on_from(in_a_run: A
     assert in_a_run.told.of("resumed") == [{"type": "resumed", "file": periodic_name(4), "step": 4}]
 
 
-def test_a_run_without_an_intact_state_begins_anew_and_says_so(in_a_run: Any) -> None:
+def test_a_run_without_an_intact_state_starts_over_and_says_so(in_a_run: Any) -> None:
     straight = comparable(in_a_run("straight"))
     in_a_run("cut", until=3)
     damage(Run(in_a_run.path / "cut"), LATEST)

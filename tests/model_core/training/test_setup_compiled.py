@@ -31,7 +31,7 @@ class Broken:
         raise self._error
 
 
-def test_a_compiler_that_fails_is_told_once_and_not_asked_again() -> None:
+def test_a_compiler_that_fails_is_reported_once_and_not_asked_again() -> None:
     model, broken, told = GPT(MODEL), Broken(RuntimeError("no C++ compiler")), []
 
     def emit(kind: str, **fields: Any) -> None:

@@ -43,7 +43,7 @@ def on_tensorboard(run: Path) -> list[tuple[str, int, float]]:
     return [(tag, point.step, point.value) for tag in read.Tags()["scalars"] for point in read.Scalars(tag)]
 
 
-def test_tensorboard_reads_back_what_the_events_tell_and_each_step_once(tiny: Tiny, tmp_path: Path) -> None:
+def test_tensorboard_reads_back_what_the_events_report_and_each_step_once(tiny: Tiny, tmp_path: Path) -> None:
     file, run = tiny(logging={"tensorboard": True}, training=SHORT), tmp_path / "exp" / "tiny"
     assert main(["--config", str(file)]) == 0
     repeat_the_last_step(file, run)
@@ -83,7 +83,7 @@ def on_wandb(run: Path) -> Curves:
 
 
 @pytest.mark.slow
-def test_wandb_offline_holds_what_the_events_tell_and_needs_no_network(tiny: Tiny, tmp_path: Path) -> None:
+def test_wandb_offline_holds_what_the_events_report_and_needs_no_network(tiny: Tiny, tmp_path: Path) -> None:
     file, run = tiny(logging={"wandb": "offline"}, training=SHORT), tmp_path / "exp" / "tiny"
     program = [sys.executable, "-m", "model_core.train", "--config", str(file)]
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "PYTHONPATH": ":".join(sys.path), "WANDB_API_KEY": "k" * 40}
@@ -132,7 +132,7 @@ def test_neither_package_is_loaded_where_it_is_off(tiny: Tiny) -> None:
     assert not {"tensorboard", "wandb"} & set(loaded)
 
 
-def test_a_tracker_that_breaks_is_told_and_costs_no_training(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_tracker_that_breaks_is_reported_and_costs_no_training(tiny: Tiny, tmp_path: Path) -> None:
     file, run = tiny(logging={"tensorboard": True}, training=SHORT), tmp_path / "exp" / "tiny"
     assert main(["--config", str(file), "--set", "training.max_steps=3"]) == 0
     (run / "tensorboard").rename(run / "moved")

@@ -181,7 +181,7 @@ def test_memory_that_runs_out_with_one_row_ends_the_run_as_it_was() -> None:
     assert same(before, parameters(run))
 
 
-def test_memory_that_runs_out_ends_the_run_unless_told_otherwise() -> None:
+def test_memory_that_runs_out_ends_the_run_unless_configured_otherwise() -> None:
     run = state(4)
     run.forward = Device(run.model, rows=2)
     with pytest.raises(OutOfMemory) as caught:

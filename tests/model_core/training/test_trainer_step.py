@@ -63,7 +63,7 @@ def norm(gradients: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("clip", "factor"), [(0.01, 0.01), (1e9, None), (0.0, None)])
-def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told(clip: float, factor: float | None) -> None:
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(clip: float, factor: float | None) -> None:
     free, _ = one_step(state_of(grad_clip=0.0))
     result, gradients = one_step(state_of(grad_clip=clip))
     assert result.grad_norm == free.grad_norm > 0.1

@@ -98,7 +98,7 @@ def test_all_wrong_values_come_in_one_answer(site) -> None:
         ("experiment_name: 2024-01-01", YAML, 422, "invalid_config", "/experiment_name"),
     ],
 )  # fmt: skip
-def test_a_body_that_cannot_be_read_is_said_to_be_so(
+def test_a_body_that_cannot_be_read_is_refused(
     site, body: str | bytes, kind: str, status: int, code: str, part: str
 ) -> None:
     began = time.monotonic()

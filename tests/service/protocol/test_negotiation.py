@@ -44,7 +44,7 @@ def test_a_known_tag_is_found_in_a_list() -> None:
         ("1", []), ('"', []), ("", []), ('1, "2"', ["2"]),
     ],
 )  # fmt: skip
-def test_only_what_stands_in_quotes_is_a_strong_tag(if_match: str | None, tags: list[str] | None) -> None:
+def test_only_a_quoted_tag_is_strong(if_match: str | None, tags: list[str] | None) -> None:
     assert strong_etags(if_match) == tags
 
 

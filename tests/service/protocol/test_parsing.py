@@ -29,7 +29,7 @@ def test_a_wrong_name_is_refused_also_where_another_takes_its_place(site) -> Non
     assert [error["pointer"] for error in reply.json()["errors"]] == ["/experiment_name"]
 
 
-def test_a_source_is_followed_to_where_it_really_lies(site) -> None:
+def test_a_source_is_followed_through_links(site) -> None:
     uploads = site.settings.data / "uploads"
     uploads.mkdir()
     (uploads / "fine.txt").write_text("Once upon a time.")
@@ -108,7 +108,7 @@ def test_no_other_origin_is_let_in(site) -> None:
         ("/generate?run=nowhere&stream=true", "run_not_found"),
     ],
 )
-def test_what_cannot_be_streamed_is_said_before_the_stream_begins(site, path: str, code: str) -> None:
+def test_what_cannot_be_streamed_is_reported_before_the_stream_begins(site, path: str, code: str) -> None:
     reply = site.http.get(path, headers={"Accept": "text/event-stream"})
     assert (reply.status_code, reply.json()["code"]) == (404, code)
     assert reply.headers["content-type"] == "application/problem+json"

@@ -29,7 +29,7 @@ def code_of(reply: Any) -> tuple[int, str]:
     return reply.status_code, reply.json()["code"]
 
 
-def test_checkpoints_are_listed_by_step_and_told_one_by_one(site: Any, run: Run) -> None:
+def test_checkpoints_are_listed_by_step_and_read_one_by_one(site: Any, run: Run) -> None:
     listed = site.http.get(PLACE).json()
     assert [(c["file"], c["full"], c["pinned"]) for c in listed["data"]] == [
         ("model_best.pt", False, False), ("model_00005.pt", True, False), ("model_00010.pt", True, False),

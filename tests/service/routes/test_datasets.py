@@ -100,7 +100,7 @@ def test_a_token_is_refused_by_name_and_not_repeated(site, path: str) -> None:
     assert all(canary not in reply.text for reply in refused)
 
 
-def test_a_dataset_tells_how_its_preparation_goes_and_why_it_failed(site, ask) -> None:
+def test_a_dataset_reports_how_its_preparation_goes_and_why_it_failed(site, ask) -> None:
     job = ask()
     assert site.http.get("/datasets/tales").json()["state"] == "preparing"
     claim = site.claim()
@@ -176,7 +176,7 @@ def test_a_manifest_that_cannot_be_read_hides_no_dataset(site, ask, text: str) -
     assert ask(409, name="words")["code"] == "dataset_exists"
 
 
-def test_a_training_on_a_manifest_that_cannot_be_read_is_told_which(site) -> None:
+def test_a_training_on_a_manifest_that_cannot_be_read_is_refused_with_its_name(site) -> None:
     (site.settings.data / "datasets" / "words" / "manifest.json").write_text("{")
     tree = {"experiment_name": "x", "data": {"dataset": "words"}, "job": {"preset": "quickstart"}}
     refused = site.http.post("/jobs", json=tree)

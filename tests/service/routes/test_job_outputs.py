@@ -109,7 +109,7 @@ def test_what_the_process_printed_is_a_text_of_its_own(site, started) -> None:
 # --- while it grows ----------------------------------------------------------------------------------------------
 
 
-def test_a_stream_tells_whole_lines_as_they_are_written_and_ends_with_the_job(site) -> None:
+def test_a_stream_sends_whole_lines_as_they_are_written_and_ends_with_the_job(site) -> None:
     job = site.submit("tiny")
     stream = read(site, job)
     with ThreadPoolExecutor(1) as thread:
@@ -128,7 +128,7 @@ def test_a_stream_tells_whole_lines_as_they_are_written_and_ends_with_the_job(si
     assert list(stream) == []
 
 
-def test_no_character_is_cut_wherever_a_line_is_told(site, started) -> None:
+def test_no_character_is_cut_wherever_a_line_is_sent(site, started) -> None:
     job, claim = started
     stream = read(site, job)
     long = "añ語😀" * 20_000 + "\n"
@@ -190,7 +190,7 @@ def test_a_retry_from_scratch_begins_another_log(site, started) -> None:
     assert text_of(read(site, job, "tiny-2:16")) == "more\n"
 
 
-def test_until_there_is_a_log_the_stream_tells_what_the_process_printed(site, started) -> None:
+def test_until_there_is_a_log_the_stream_sends_what_the_process_printed(site, started) -> None:
     job, claim = started
     printed = site.layout.jobs / claim.id / "child.log"
     append(printed, "importing\n")
@@ -227,7 +227,7 @@ def test_a_place_behind_the_end_belongs_to_another_log(site, started) -> None:
     assert (wrong.status_code, wrong.json()["code"]) == (422, "invalid_parameter")
 
 
-def test_the_log_of_another_job_that_took_the_run_is_not_told(site) -> None:
+def test_the_log_of_another_job_that_took_the_run_is_not_sent(site) -> None:
     first = site.submit("tiny")
     site.http.post(first["links"]["cancel"])
     site.submit("tiny")

@@ -96,7 +96,7 @@ def test_validate_only_answers_the_budget_and_makes_nothing(site) -> None:
     assert site.http.get("/jobs").json()["data"] == []
 
 
-def test_validate_only_warns_of_what_would_stand_in_the_way(site) -> None:
+def test_validate_only_warns_of_what_would_refuse_a_submission(site) -> None:
     site.make_run("tiny")
     site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 1 << 20}, 60)
     reply = site.http.post("/jobs", json=TREE, params={"validate_only": "true"})
@@ -240,7 +240,7 @@ def test_the_log_is_text_whole_or_from_its_end(site) -> None:
     assert site.http.get(job["links"]["logs"], params={"tail": 2}).text == "two\nthree\n"
 
 
-def test_a_job_does_not_tell_the_events_of_another_that_took_its_run(site) -> None:
+def test_a_job_does_not_send_the_events_of_another_that_took_its_run(site) -> None:
     first = site.submit("tiny")
     site.http.post(first["links"]["cancel"])
     second = site.submit("tiny")

@@ -1,7 +1,7 @@
 from model_core.storage.files import write_json
 
 
-def test_runs_are_listed_by_name_and_told_in_full(site) -> None:
+def test_runs_are_listed_by_name_and_reported_in_full(site) -> None:
     for name in ("beta", "alpha", "gamma"):
         site.make_run(name)
     page = site.http.get("/runs", params={"limit": 2})

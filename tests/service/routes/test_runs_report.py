@@ -63,7 +63,7 @@ def test_people_get_markdown_by_accept_or_by_format(site) -> None:
         (REPORT, {"Accept": "image/png"}, 406, "not_acceptable"),
     ],
 )
-def test_what_cannot_be_told_is_refused_by_name(site, path: str, headers: dict, status: int, code: str) -> None:
+def test_what_cannot_be_reported_is_refused_by_name(site, path: str, headers: dict, status: int, code: str) -> None:
     site.make_run("tiny")
     reply = site.http.get(path, headers=headers)
     assert (reply.status_code, reply.json()["code"]) == (status, code)

@@ -38,7 +38,7 @@ def test_two_hundred_submissions_with_one_key_are_one_job(hurried, seen):
 
 @pytest.mark.alone
 @pytest.mark.parametrize("how", ["frozen", "stopped"])
-def test_a_redis_that_does_not_answer_is_said_to_the_client_soon(hurried, seen, how: str):
+def test_a_redis_that_does_not_answer_is_reported_to_the_client_soon(hurried, seen, how: str):
     server, site = hurried(lease_s=60.0, beat_s=15.0)
     site.start_api()
     with httpx.Client(base_url=site.url, trust_env=False, timeout=10) as client:

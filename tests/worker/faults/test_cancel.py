@@ -35,8 +35,8 @@ def test_cancelled_job_frees_its_slot_and_a_queued_one_never_runs(site, seen):
 
     assert is_over(process)
     assert site.job(running).terminal
-    story = site.story("running")
-    assert story.of("checkpoint")[-1]["step"] == story.steps[-1]
+    log = site.event_log("running")
+    assert log.of("checkpoint")[-1]["step"] == log.steps[-1]
     assert site.until(site.submit("after"), "succeeded").attempt == 1
     assert (site.job(queued).attempt, site.settings.layout.run("queued").exists()) == (0, False)
     seen("cancel queued, fake", "at once, never ran")
@@ -70,7 +70,7 @@ def test_trainer_cancelled_while_it_starts_is_stopped(real_site, seen):
     real_site.store.request_action(job_id, "cancel")
     seconds = seconds_until(lambda: real_site.job(job_id).status == "cancelled")
     assert is_over(process)
-    assert real_site.story("starting").steps == []
+    assert real_site.event_log("starting").steps == []
     seen("cancel starting, real", f"gone after {seconds:.1f} s")
 
 

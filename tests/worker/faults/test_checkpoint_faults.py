@@ -15,7 +15,7 @@ from model_core.storage.files import Layout, read_json
 from model_core.storage.run import Run
 from model_core.train import main
 from tests.polling import eventually
-from tests.worker.event_log import Story
+from tests.worker.event_log import EventLog
 from tests.worker.harness import lay_out, real_tree
 
 STEPS, STEP_S = 20, 0.02
@@ -35,12 +35,12 @@ class Hand:
     def run(self, name: str) -> Run:
         return Run(Layout.under(self.data).run(name))
 
-    def story(self, name: str) -> Story:
-        return Story(list(read_events(self.run(name).events)))
+    def event_log(self, name: str) -> EventLog:
+        return EventLog(list(read_events(self.run(name).events)))
 
     def damaged(self, name: str) -> list[str]:
         """What was said of states that were passed over."""
-        warnings = self.story(name).of("warning")
+        warnings = self.event_log(name).of("warning")
         return [event["detail"] for event in warnings if event["code"] == "checkpoint_damaged"]
 
 
@@ -82,10 +82,10 @@ def test_damaged_state_is_passed_over_and_the_one_before_is_used(hand, damage, s
 
     assert hand.train(name, "--resume") == 0
 
-    story = hand.story(name)
+    log = hand.event_log(name)
     assert len(hand.damaged(name)) == 2
-    assert story.of("resumed")[0]["file"] == periodic_name(STEPS - 5)
-    assert story.bits() == hand.story("straight").bits()
+    assert log.of("resumed")[0]["file"] == periodic_name(STEPS - 5)
+    assert log.bits() == hand.event_log("straight").bits()
     seen(f"checkpoint, {name}, real", f"seen, went on from step {STEPS - 5}, 0 bits differ")
 
 
@@ -114,7 +114,7 @@ def test_pickle_in_a_state_is_refused(hand, tmp_path, seen):
 
     assert not mark.exists()
     assert ["model_latest.pt" in detail for detail in hand.damaged("pickle")] == [True]
-    assert hand.story("pickle").of("resumed")[0]["file"] == periodic_name(STEPS)
+    assert hand.event_log("pickle").of("resumed")[0]["file"] == periodic_name(STEPS)
     seen("pickle in a checkpoint, real", "refused, the state before was used")
 
 
@@ -154,7 +154,7 @@ def test_full_disk_leaves_the_states_before_and_says_so(hand, full_at, seen):
         pass  # raises where bytes and hash differ
     assert not list(run.path.glob(".*.tmp"))
     assert hand.train("full", "--resume") == 0
-    assert hand.story("full").bits() == hand.story("straight").bits()
+    assert hand.event_log("full").bits() == hand.event_log("straight").bits()
     seen("disk full, real", f"state of step 5 intact, temporary removed, {error['code']}: {error['detail']}")
 
 

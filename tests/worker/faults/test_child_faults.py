@@ -52,15 +52,15 @@ def test_killed_child_resumes_from_its_state(site_of, child, number, seen):
     job_id = site.submit(run, steps=25, step_s=0.04)
     site.until_step(job_id, 7).send_signal(number)
 
-    seconds = seconds_until(lambda: site.story(run).resumed)
+    seconds = seconds_until(lambda: site.event_log(run).resumed)
     job = site.until(job_id, "succeeded")
 
-    story = site.story(run)
-    story.check(25)
+    log = site.event_log(run)
+    log.check(25)
     assert site.workers[0].poll() is None
-    assert (job.attempt, story.resumed[0][0]) == (2, 2)
+    assert (job.attempt, log.resumed[0][0]) == (2, 2)
     assert number.name in job.history[2].reason
-    seen(f"{number.name} of the child, {child}", f"resumed after {seconds:.1f} s from step {story.resumed[0][1]}")
+    seen(f"{number.name} of the child, {child}", f"resumed after {seconds:.1f} s from step {log.resumed[0][1]}")
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_trainer_killed_five_times_gives_the_same_bits(site_of, seen):
     job_id = site.submit("cut", **long)
     signals = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
     for blow, number in enumerate(signals):
-        eventually(lambda blow=blow: _steps_after_beginning(site.story("cut"), blow) > 6)
+        eventually(lambda blow=blow: _steps_after_beginning(site.event_log("cut"), blow) > 6)
         site.child_of(job_id).send_signal(number)
 
     job = site.until(job_id, "succeeded")
@@ -78,18 +78,18 @@ def test_trainer_killed_five_times_gives_the_same_bits(site_of, seen):
     killed, stopped = "the process was ended by SIGKILL", "the process stopped unasked (SIGTERM)"
     requeued = [change.reason for change in job.history if change.to == "queued"]
     assert requeued[1:] == [killed, stopped, killed, stopped, killed]
-    story, straight = site.story("cut"), site.story("straight")
-    story.check(120)
-    assert len(story.resumed) == len(signals)
-    assert story.bits() == straight.bits()
-    assert story.bits("validation", "val_loss") == straight.bits("validation", "val_loss")
-    seen("kill -9/TERM x5, real", f"0 bits differ, resumed at steps {[step for _, step in story.resumed]}")
+    log, straight = site.event_log("cut"), site.event_log("straight")
+    log.check(120)
+    assert len(log.resumed) == len(signals)
+    assert log.bits() == straight.bits()
+    assert log.bits("validation", "val_loss") == straight.bits("validation", "val_loss")
+    seen("kill -9/TERM x5, real", f"0 bits differ, resumed at steps {[step for _, step in log.resumed]}")
 
 
-def _steps_after_beginning(story, blow):
+def _steps_after_beginning(log, blow):
     """How many steps the attempt after so many blows has told."""
-    attempts = story.attempts
-    return len([e for e in story.of("step") if e["attempt"] == attempts[blow]]) if len(attempts) > blow else 0
+    attempts = log.attempts
+    return len([e for e in log.of("step") if e["attempt"] == attempts[blow]]) if len(attempts) > blow else 0
 
 
 def test_crashes_without_a_new_step_spend_the_budget(site):
@@ -118,9 +118,9 @@ def test_silent_child_is_ended_and_resumed(impatient, seen):
 
     job = impatient.until(job_id, "succeeded")
 
-    story = impatient.story("hangs-once")
-    story.check(10)
-    assert (job.attempt, story.resumed, job.history[2].reason) == (2, [(2, 5)], "no event for 4 s")
+    log = impatient.event_log("hangs-once")
+    log.check(10)
+    assert (job.attempt, log.resumed, job.history[2].reason) == (2, [(2, 5)], "no event for 4 s")
     said = impatient.said_by_child(job_id)
     assert said.index("in train") < said.index("Fatal Python error: Aborted")  # asked first, then killed
     seen("child hangs, fake", f"from submit to success {time.monotonic() - began:.1f} s, 4 s of them silent")
@@ -141,10 +141,10 @@ def test_stopped_trainer_says_where_it_is_and_is_resumed(hurried, seen):
     job_id = site.submit("stopped", steps=100, step_s=0.03)
     site.until_step(job_id, 7).suspend()
 
-    seconds = seconds_until(lambda: site.story("stopped").resumed)
+    seconds = seconds_until(lambda: site.event_log("stopped").resumed)
     site.until(job_id, "succeeded")
 
-    site.story("stopped").check(100)
+    site.event_log("stopped").check(100)
     assert " in train\n" in site.said_by_child(job_id)  # in a step, or in what listens to it
     seen("child hangs, real", f"resumed {seconds:.1f} s after its last event, stall deadline {STALL_S['real']:g} s")
 

@@ -56,13 +56,13 @@ def test_job_of_two_processes_goes_on_when_one_is_killed(site_of, child, victim,
     family = family_of(site, job_id)
 
     family[0 if victim is None else victim + 1].kill()
-    seconds = seconds_until(lambda: site.story(run).resumed, LONG_S)
+    seconds = seconds_until(lambda: site.event_log(run).resumed, LONG_S)
     left = [process for process in family if not is_over(process)]
     job = site.until(job_id, "succeeded", LONG_S)
 
-    site.story(run).check(LENGTH[child]["steps"])
+    site.event_log(run).check(LENGTH[child]["steps"])
     assert (job.attempt, left) == (2, [])
-    assert site.story(run).bits() == site.story("straight").bits()
+    assert site.event_log(run).bits() == site.event_log("straight").bits()
     seen(f"kill -9 of {victim}, two processes, {child}", f"0 bits differ, resumed after {seconds:.1f} s")
 
 
@@ -77,8 +77,8 @@ def test_job_of_two_processes_stops_whole(site_of, child, seen):
     assert len(family) == 3
     assert [process for process in family if not is_over(process)] == []
     assert site.children() == []
-    story = site.story(run)
-    assert story.of("checkpoint")[-1]["step"] == story.steps[-1]
+    log = site.event_log(run)
+    assert log.of("checkpoint")[-1]["step"] == log.steps[-1]
     seen(f"cancel, two processes, {child}", f"saved and gone after {seconds:.1f} s")
 
 
@@ -92,5 +92,5 @@ def test_processes_of_a_killed_worker_save_and_leave(hurried):
     worker.kill()
 
     assert psutil.wait_procs(family, timeout=LONG_S / 4)[1] == []
-    story = site.story("orphans")
-    assert story.of("checkpoint")[-1]["step"] == story.steps[-1]
+    log = site.event_log("orphans")
+    assert log.of("checkpoint")[-1]["step"] == log.steps[-1]

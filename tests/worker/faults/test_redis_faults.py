@@ -22,16 +22,16 @@ def test_redis_stopped_for_a_while_does_not_disturb_the_child(hurried, child, se
 
     server.kill()
     time.sleep(seconds)
-    told = site.story("patient").steps[-1]
+    told = site.event_log("patient").steps[-1]
     server.start()
     caught_up = seconds_until(lambda: site.job(job_id).progress.step >= told)
     job = site.until(job_id, "succeeded", timeout_s=90)
 
-    story = site.story("patient")
-    story.check(steps)
+    log = site.event_log("patient")
+    log.check(steps)
     assert told > 15
     assert (job.attempt, job.progress.step) == (1, steps)
-    assert [event["seq"] for event in site.store.events(job_id, limit=1000)] == [e["seq"] for e in story.events]
+    assert [event["seq"] for event in site.store.events(job_id, limit=1000)] == [e["seq"] for e in log.events]
     seen(f"Redis stopped {seconds} s, {child}", f"{told} steps meanwhile, caught up in {caught_up:.1f} s, 1 start")
 
 
@@ -45,12 +45,12 @@ def test_frozen_redis_costs_no_attempt(hurried, child, seen):
 
     server.send(signal.SIGSTOP)
     time.sleep(4.0)  # two leases
-    told = site.story("frozen").steps[-1]
+    told = site.event_log("frozen").steps[-1]
     server.send(signal.SIGCONT)
     caught_up = seconds_until(lambda: site.job(job_id).progress.step >= told)
 
     assert site.until(job_id, "succeeded", timeout_s=60).attempt == 1
-    site.story("frozen").check(160)
+    site.event_log("frozen").check(160)
     seen(f"Redis frozen two leases, {child}", f"same epoch, 1 start, caught up in {caught_up:.1f} s")
 
 

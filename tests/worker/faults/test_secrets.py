@@ -18,7 +18,7 @@ CANARY = "hf_CanaryInTheMine"
     ("token", "is_handed_on"),
     [(CANARY, True), pytest.param(f"{CANARY}\nsecond line", False, marks=pytest.mark.slow)],
 )
-def test_a_token_stands_in_no_log_status_spec_or_error(
+def test_a_token_appears_in_no_log_status_spec_or_error(
     hurried, monkeypatch: pytest.MonkeyPatch, token: str, is_handed_on: bool
 ):
     monkeypatch.setenv("HF_TOKEN", token)
@@ -53,7 +53,7 @@ def holding(directory: Path) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_the_token_of_a_gated_corpus_stands_nowhere(hurried, hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_token_of_a_gated_corpus_appears_nowhere(hurried, hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     rows = [{"text": f"Document {n} is about the number {n}."} for n in range(200)]
     for name in ("own/open", "own/shut"):
         hub.repositories[name] = Repository({"data/train.parquet": parquet(rows)}, gated=True)

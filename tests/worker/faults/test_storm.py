@@ -121,7 +121,7 @@ def straight(make_site):
     file.write_text(yaml.safe_dump(site.tree("straight", **TRAINING)))
     by_hand = [sys.executable, "-m", "model_core.train", "--config", str(file), "--data-root", str(site.settings.data)]
     subprocess.run(by_hand, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    return site.story("straight")
+    return site.event_log("straight")
 
 
 def test_no_job_of_a_storm_is_lost_or_differs(hurried, straight, seed, seen):
@@ -137,17 +137,17 @@ def test_no_job_of_a_storm_is_lost_or_differs(hurried, straight, seed, seen):
 
     jobs = {run: site.job(job_id) for run, job_id in submitter.jobs.items()}
     assert {run: job.status for run, job in jobs.items()} == dict.fromkeys(RUNS, "succeeded")
-    stories = {run: site.story(run) for run in RUNS}
-    for story in stories.values():
-        story.check(TRAINING["steps"])
-    assert [run for run in RUNS if stories[run].bits() != straight.bits()] == []
+    logs = {run: site.event_log(run) for run in RUNS}
+    for log in logs.values():
+        log.check(TRAINING["steps"])
+    assert [run for run in RUNS if logs[run].bits() != straight.bits()] == []
     validated = straight.bits("validation", "val_loss")
-    assert [run for run in RUNS if stories[run].bits("validation", "val_loss") != validated] == []
+    assert [run for run in RUNS if logs[run].bits("validation", "val_loss") != validated] == []
     eventually(lambda: not site.children())
 
-    attempts = sum(len(story.attempts) for story in stories.values())
-    resumed = sum(len(story.resumed) for story in stories.values())
-    again = sum(len(story.steps) - TRAINING["steps"] for story in stories.values())
+    attempts = sum(len(log.attempts) for log in logs.values())
+    resumed = sum(len(log.resumed) for log in logs.values())
+    again = sum(len(log.steps) - TRAINING["steps"] for log in logs.values())
     hits = ", ".join(f"{what} {times}" for what, times in sorted(storm.blows.items()))
     seen("storm", hits)
     seen("storm", f"{JOBS} of {JOBS} succeeded in {attempts} attempts, {resumed} resumed, calm after {seconds:.0f} s")

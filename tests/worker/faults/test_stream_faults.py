@@ -76,9 +76,9 @@ def test_client_gets_each_event_once_and_in_order_whatever_breaks(hurried, seen)
 
     follower.follow(cut_at={9, 30, 51, 90, 130}, on={40: lose_the_worker, 100: restart_redis})
 
-    story = site.story("streamed")
-    story.check(120)
-    assert len(story.attempts) == 2
-    assert follower.told == story.events
+    log = site.event_log("streamed")
+    log.check(120)
+    assert len(log.attempts) == 2
+    assert follower.told == log.events
     assert follower.cuts == 5
     seen("stream cut 5 times, worker and Redis killed", f"{len(follower.told)} events, each once and in order")

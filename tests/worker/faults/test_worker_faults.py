@@ -22,13 +22,13 @@ def test_killed_worker_loses_its_job_to_another(hurried, child, seen):
     worker.kill()
     worker.wait()
     eventually(lambda: is_over(process))  # it saved at the end of its pipe
-    seconds = seconds_until(lambda: site.story("orphan").resumed)
+    seconds = seconds_until(lambda: site.event_log("orphan").resumed)
     job = site.until(job_id, "succeeded")
 
-    story = site.story("orphan")
-    story.check(60)
+    log = site.event_log("orphan")
+    log.check(60)
     assert "the worker was lost" in [change.reason for change in job.history]
-    assert story.steps == list(range(1, 61))  # none twice
+    assert log.steps == list(range(1, 61))  # none twice
     seen(f"kill -9 of the worker, {child}", f"taken over {seconds:.1f} s after its child had saved, 0 steps repeated")
 
 
@@ -43,12 +43,12 @@ def test_terminated_worker_saves_requeues_and_leaves(hurried, child, seen):
 
     assert is_over(process)
     assert site.job(job_id).status == "queued"
-    saved = site.story("moved").of("checkpoint")[-1]["step"]
+    saved = site.event_log("moved").of("checkpoint")[-1]["step"]
     site.start_worker()
     assert site.until(job_id, "succeeded").attempt == 2
-    story = site.story("moved")
-    story.check(30)
-    assert story.resumed == [(2, saved)]
+    log = site.event_log("moved")
+    log.check(30)
+    assert log.resumed == [(2, saved)]
     seen(f"SIGTERM of the worker, {child}", f"saved at step {saved}, requeued and gone after {seconds:.1f} s")
 
 
@@ -82,9 +82,9 @@ def test_frozen_worker_never_makes_two_trainers(hurried, child, seen):
     fenced = seconds_until(lambda: is_over(process))
     job = site.until(job_id, "succeeded", timeout_s=60)
 
-    story = site.story("frozen-worker")
-    story.check(300)
-    assert story.steps == list(range(1, 301))
+    log = site.event_log("frozen-worker")
+    log.check(300)
+    assert log.steps == list(range(1, 301))
     seen(f"worker frozen, {child}", f"second trainer refused, the first fenced {fenced:.1f} s after it went on; "
          f"attempt {job.attempt}")  # fmt: skip
 
@@ -103,8 +103,8 @@ def test_workers_that_reach_redis_by_two_addresses_share_the_queue(hurried, seen
     done = [site.until(job_id, "succeeded") for job_id in (*jobs, site.submit("three"))]
 
     assert {job.worker.id.rpartition(":")[2] for job in done} == {str(first.pid)}
-    stories = [site.story(run) for run in ("one", "two")]
-    assert sorted(len(story.attempts) for story in stories) == [1, 2]
-    stories[0].check(60)
-    stories[1].check(60)
+    logs = [site.event_log(run) for run in ("one", "two")]
+    assert sorted(len(log.attempts) for log in logs) == [1, 2]
+    logs[0].check(60)
+    logs[1].check(60)
     seen("two addresses of one Redis", "two workers shared the queue, one took over from the other")

@@ -25,7 +25,7 @@ class SlowModels:
         raise RunNotFound(run)
 
 
-def test_a_capture_that_nobody_waits_for_keeps_its_place() -> None:
+def test_a_cancelled_capture_keeps_its_slot_until_it_ends() -> None:
     models = SlowModels()
 
     async def scene() -> httpx.Response:

@@ -29,7 +29,7 @@ def test_nobody_knows_without_a_worker_or_any_experience():
     st.lists(st.tuples(st.floats(0, 1e5), st.none() | st.floats(0, 1e5)), max_size=8),
     st.integers(0, 2000),
 )
-def test_later_places_start_later_and_ranges_are_in_order(slots, took, running, rank):
+def test_later_positions_start_later_and_ranges_are_in_order(slots, took, running, rank):
     forecast = read_forecast(QueueForecast.of(slots, took, running).to_json())
     here, behind = forecast.start_of(rank), forecast.start_of(rank + 1)
     if here and behind:

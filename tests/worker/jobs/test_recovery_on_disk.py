@@ -32,7 +32,7 @@ def ids(layout):
     return [job.id for job in found], [str(error) for error in bad]
 
 
-def test_an_empty_data_root_has_no_traces(layout):
+def test_an_empty_data_root_has_no_jobs(layout):
     assert jobs_on_disk(layout) == ([], [])
 
 

@@ -15,5 +15,5 @@ def test_progress_follows_the_events():
     assert progress == Progress(step=20, max_steps=100, loss=3.5, val_loss=3.25, tokens_per_s=1000.0, eta_s=40.0)
 
 
-def test_loss_that_is_no_number_is_told():
+def test_loss_that_is_no_number_is_reported():
     assert progressed(Progress(), {"type": "step", "step": 1, "loss": "nan"}, 1).loss == "nan"

@@ -109,12 +109,12 @@ def test_several_gpus_are_driven_by_as_many_processes(resources, device, gpus, p
     assert (spec.gpus, spec.processes, processes_of(spec.record)) == (gpus, processes, processes)
 
 
-def test_processes_that_leave_gpus_unused_are_told_so():
+def test_processes_that_leave_gpus_unused_are_reported():
     spec = parse_spec({"job": {"resources": {"processes": 2}}})
     assert [warning.code for warning in spec.warnings] == ["processes_on_cpu"]
 
 
-def test_gpus_that_a_test_leaves_idle_are_told():
+def test_gpus_that_a_test_leaves_idle_are_reported():
     tree = {"execution": {"train": False, "test": True}, "job": {"resources": {"gpus": 2}}}
     spec = parse_spec(tree)
     assert (spec.processes, [warning.code for warning in spec.warnings]) == (1, ["gpus_idle"])

@@ -3,7 +3,7 @@ import pytest
 from worker.jobs.states import ACTIONS, STATUSES, TERMINAL, TRANSITIONS, allowed_actions
 
 
-def test_every_wish_follows_an_arrow_or_stays():
+def test_every_action_follows_an_arrow_or_stays():
     ways = [(old, new) for table in ACTIONS.values() for old, new in table.items()]
     assert [(old, new) for old, new in ways if new not in (old, "deleted", *TRANSITIONS[old])] == []
 

@@ -162,7 +162,7 @@ def test_busy_job_waits_a_moment(store, submit, claim_one):
     assert eventually(lambda: claim_one("c"))
 
 
-def test_events_told_twice_are_kept_once(store, submit, claim_one):
+def test_events_reported_twice_are_kept_once(store, submit, claim_one):
     job_id = submit("one").job.id
     claim = claim_one()
     events = [{"seq": n, "type": "step", "step": n, "loss": 0.1 + n} for n in (1, 2, 3)]
@@ -207,7 +207,7 @@ def test_a_job_of_an_unknown_kind_is_listed_cancelled_and_deleted_like_others(st
 
 
 @pytest.mark.alone
-def test_absent_redis_is_said_at_once(tmp_path, make_spec, connected):
+def test_absent_redis_is_reported_at_once(tmp_path, make_spec, connected):
     url = f"unix://{tmp_path}/nothing.sock?db=0"
     store = WorkerStore(connected(url, for_api=True), JobSettings(data=tmp_path, redis_url=url))
     began = time.monotonic()
@@ -227,7 +227,7 @@ def test_lost_job_is_reaped_and_its_old_owner_fenced(aged_redis_url, tmp_path, m
     assert (store.get(job_id).status, store.heartbeat(claim)) == ("queued", "fenced")
 
 
-def test_late_beat_renews_what_nobody_took(aged_redis_url, tmp_path, make_spec, claim_one, connected):
+def test_a_late_heartbeat_renews_a_job_that_was_not_reaped(aged_redis_url, tmp_path, make_spec, claim_one, connected):
     quick = JobSettings(data=tmp_path, redis_url=aged_redis_url, lease_s=0.1, beat_s=0.05)
     store = WorkerStore(connected(aged_redis_url, for_api=False), quick)
     submit_job(store, make_spec("one"), fingerprint="f")

@@ -1,4 +1,4 @@
-"""What a client may wish of a job, in every state that a job can be in."""
+"""The actions that a client may request, in every status of a job."""
 
 import pytest
 
@@ -72,7 +72,7 @@ CELLS = [(action, status, ACTIONS[action].get(status)) for action in WISHES for 
 @pytest.mark.parametrize(
     ("action", "status", "to"), [cell for cell in CELLS if cell[2] and cell[:2] != ("pause", "stopping")]
 )
-def test_allowed_wish_leads_where_the_table_says_and_may_be_repeated(store, job_in, action, status, to):
+def test_allowed_action_leads_where_the_table_says_and_may_be_repeated(store, job_in, action, status, to):
     job_id = job_in(status)
     first, again = store.request_action(job_id, action), store.request_action(job_id, action)
     assert (first.job.status, first.is_new) == (to, status != to)
@@ -80,7 +80,7 @@ def test_allowed_wish_leads_where_the_table_says_and_may_be_repeated(store, job_
 
 
 @pytest.mark.parametrize(("action", "status"), [cell[:2] for cell in CELLS if not cell[2]])
-def test_impossible_wish_is_refused_with_what_is_possible(store, job_in, action, status):
+def test_impossible_action_is_refused_with_the_possible_ones(store, job_in, action, status):
     job_id = job_in(status)
     with pytest.raises(ActionNotAllowed) as refused:
         store.request_action(job_id, action)
@@ -102,7 +102,7 @@ def test_only_what_is_over_can_be_deleted(store, job_in, status):
             store.mark_deleted(job_id, with_artifacts=False)
 
 
-def test_cancel_comes_before_the_pause_that_was_wished(store, submit, claim_one):
+def test_cancel_replaces_a_requested_pause(store, submit, claim_one):
     job = submit("one")
     claim = claim_one()
     assert store.request_action(job.id, "pause").job.status == "stopping"

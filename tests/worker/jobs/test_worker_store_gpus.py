@@ -71,14 +71,14 @@ def test_higher_priority_comes_first_among_those_that_fit(submit, claim_one):
     assert [claim_one(owner, idle=ALL[n : n + 1], gpus=4).run for n, owner in enumerate("ab")] == ["urgent", "plain"]
 
 
-def test_jobs_of_another_kind_of_worker_stand_in_nobodys_way(submit, claim_one):
+def test_jobs_for_another_kind_of_worker_do_not_block_others(submit, claim_one):
     for number in range(150):
         submit(f"gpu-{number}", 1)
     submit("cpu", 0)
     assert claim_one().run == "cpu"
 
 
-def test_job_without_a_wish_takes_a_gpu_only_where_there_is_one(submit, claim_one):
+def test_job_that_asks_for_no_number_of_gpus_takes_one_only_where_there_is_one(submit, claim_one):
     submit("any", None), submit("any-2", None)
     assert claim_one("1").devices == ()
     assert claim_one("2", idle=ALL, gpus=4).devices == ALL[:1]

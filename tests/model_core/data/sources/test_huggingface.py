@@ -104,7 +104,7 @@ def test_a_transfer_that_is_cut_goes_on_where_it_was_or_from_the_beginning(asked
     assert [request.status for request in transfers] == [200, {"cut": 206, "rangeless": 200}[name]]
 
 
-def test_white_space_around_a_token_is_left_out_and_told(asked):
+def test_white_space_around_a_token_is_left_out_and_reported(asked):
     assert (asked[1]["padded"]["advice"], asked[1]["gated"]["advice"]) == (["token_stripped"], [])
 
 
@@ -140,7 +140,7 @@ def test_a_token_is_sent_only_where_one_was_given(asked):
     assert all(request.has_token for request in gated)
 
 
-def test_no_token_is_said_or_kept(asked):
+def test_no_token_is_printed_or_kept(asked):
     _, _, said, home = asked
     files = [path for path in home.rglob("*") if path.is_file()]
     assert len(files) > 5
@@ -176,7 +176,7 @@ def watched(process: "subprocess.Popen[str]") -> set[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="command lines are read from /proc")
 @pytest.mark.parametrize(("token", "code"), [(f"{CANARY}\n", None), (f"{CANARY}\nb", "hub_bad_token")])
-def test_a_job_prepares_what_is_gated_and_its_token_stands_nowhere(hub, tmp_path, token, code):
+def test_a_job_prepares_what_is_gated_and_its_token_appears_nowhere(hub, tmp_path, token, code):
     fill(hub)
     process = prepare(tmp_path, hub.environment(tmp_path / "home", HF_TOKEN=token))
     command_lines = watched(process)
@@ -202,7 +202,7 @@ def error_of(process: "subprocess.Popen[str]", directory: Path) -> dict[str, str
     return end["error"]
 
 
-def test_a_hub_that_refuses_connections_is_told_from_offline_mode(tmp_path):
+def test_an_unreachable_hub_is_distinguished_from_offline_mode(tmp_path):
     nobody, places = "http://127.0.0.1:9", (tmp_path / "gone", tmp_path / "offline")
     modes = ({}, {"HF_DATASETS_OFFLINE": "1"})
     processes = [without_a_hub(place, HF_ENDPOINT=nobody, **mode) for place, mode in zip(places, modes, strict=True)]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from harness.http_clients import Round, exchange, request
+from harness.http_clients import Round, request, send_requests
 from harness.table import Row, header, print_rows
 
 from headcount import embedded_redis
@@ -110,12 +110,12 @@ def measure_submits(address: tuple[str, int]) -> Iterator[Row]:
     """Measure submissions by many clients at once."""
     each = SUBMITS // SUBMIT_ROUNDS
     baselines, rounds = [], []
-    exchange(address, [request("GET", BASELINE)] * each, 200, clients=CLIENTS)  # warms up
-    exchange(address, [submission(-n) for n in range(1, 21)], 202, clients=1)
+    send_requests(address, [request("GET", BASELINE)] * each, 200, clients=CLIENTS)  # warms up
+    send_requests(address, [submission(-n) for n in range(1, 21)], 202, clients=1)
     for index in range(SUBMIT_ROUNDS):
-        baselines.append(exchange(address, [request("GET", BASELINE)] * each, 200, clients=CLIENTS))
+        baselines.append(send_requests(address, [request("GET", BASELINE)] * each, 200, clients=CLIENTS))
         messages = [submission(n) for n in range(index * each, (index + 1) * each)]
-        rounds.append(exchange(address, messages, 202, clients=CLIENTS))
+        rounds.append(send_requests(address, messages, 202, clients=CLIENTS))
     ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in zip(rounds, baselines, strict=True))
     rate, best = (statistics.median(r.rate for r in some) for some in (rounds, baselines))
     what = f"{CLIENTS} clients submit {SUBMITS:,} jobs"
@@ -145,8 +145,8 @@ def measure_reads(address: tuple[str, int], store: JobStore) -> Iterator[Row]:
     for what, (kinds, target) in messages.items():
         baselines, rounds = [], []
         for _ in range(READ_ROUNDS):
-            baselines.append(exchange(address, [request("GET", BASELINE)] * each, 200, clients=1))
-            rounds.append(exchange(address, (kinds * each)[:each], 200, clients=1))
+            baselines.append(send_requests(address, [request("GET", BASELINE)] * each, 200, clients=1))
+            rounds.append(send_requests(address, (kinds * each)[:each], 200, clients=1))
         ratio = statistics.median(ours.p50_ms / theirs.p50_ms for ours, theirs in zip(rounds, baselines, strict=True))
         figure, plain = (statistics.median(r.p50_ms for r in some) for some in (rounds, baselines))
         yield Row(what, f"{figure:.2f} ms", f"{plain:.2f} ms", ratio, target)

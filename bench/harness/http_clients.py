@@ -77,7 +77,7 @@ class _Connection:
         return self.received if is_whole else None
 
 
-def exchange(address: tuple[str, int], messages: Sequence[bytes], status: int, *, clients: int) -> Round:
+def send_requests(address: tuple[str, int], messages: Sequence[bytes], status: int, *, clients: int) -> Round:
     """Send every message and wait for every reply.
 
     Args:

@@ -20,7 +20,7 @@ from model_core.storage.files import now
 from worker.jobs.errors import QueueUnavailable
 
 T = TypeVar("T")
-Kind = Literal["workers", "inference"]
+ProcessKind = Literal["workers", "inference"]
 
 PREFIX = "headcount:"  # of every key
 _RETRY_S = 0.5
@@ -76,7 +76,7 @@ class Registry:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
-    def register(self, kind: Kind, id: str, info: dict[str, Any], ttl_s: float) -> None:  # noqa: A002 - its name
+    def register(self, kind: ProcessKind, id: str, info: dict[str, Any], ttl_s: float) -> None:  # noqa: A002 - its name
         """Register a process, or renew its registration: a heartbeat.
 
         Args:
@@ -94,7 +94,7 @@ class Registry:
             pipe.sadd(_key(kind), id)
             pipe.execute()
 
-    def deregister(self, kind: Kind, id: str) -> None:  # noqa: A002 - its name
+    def deregister(self, kind: ProcessKind, id: str) -> None:  # noqa: A002 - its name
         """Remove the registration of a process.
 
         Args:
@@ -109,7 +109,7 @@ class Registry:
             pipe.srem(_key(kind), id)
             pipe.execute()
 
-    def alive(self, kind: Kind) -> list[dict[str, Any]]:
+    def alive(self, kind: ProcessKind) -> list[dict[str, Any]]:
         """List the registered processes.
 
         Args:
@@ -155,5 +155,5 @@ def retry_until_available(call: Callable[[], T], stopping: Callable[[], bool]) -
         time.sleep(_RETRY_S)
 
 
-def _key(kind: Kind, id: str | None = None) -> str:  # noqa: A002 - as above
+def _key(kind: ProcessKind, id: str | None = None) -> str:  # noqa: A002 - as above
     return f"{PREFIX}{kind}" if id is None else f"{PREFIX}{kind}:{id}"

@@ -45,7 +45,7 @@ def test_a_summary_reports_speed_waiting_and_use_of_the_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "says"), [(None, "told for NVIDIA GPUs"), ("Other", "no published peak is on file for 'Other' in bfloat16")]
+    ("gpu", "says"), [(None, "NVIDIA GPUs"), ("Other", "no published peak is on file for 'Other' in bfloat16")]
 )
 def test_without_a_peak_the_use_is_null_with_a_reason(gpu: str | None, says: str) -> None:
     told = throughput_summary(ThroughputMeter(1000, 2.0, 0.0), 10**9, gpu=gpu, dtype="bfloat16", tf32=False)

@@ -1,4 +1,4 @@
-"""Train GPT-2 models with any number of heads in each layer, write with them, and see where every head looks.
+"""Train GPT-2 models with any number of heads in each layer, generate text with them, and see where every head looks.
 
 The names below are imported when they are first used, so that reading a configuration never loads torch.
 """

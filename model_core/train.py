@@ -102,12 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="a YAML file, for example configs/quickstart.yaml")
-    add("--gpu", type=int, metavar="N", help="index among the visible CUDA devices")
+    add("--gpu", type=int, metavar="N", help="index of the GPU among the visible CUDA devices")
     add("--set", action="append", default=[], metavar="K=V", dest="overrides",
         help="override a key, for example training.max_steps=100; may be repeated")  # fmt: skip
-    add("--run", metavar="NAME", help="name the run; else the file's experiment_name does")
+    add("--run", metavar="NAME", help="name of the run; default: the file's experiment_name")
     add("--data-root", type=Path, metavar="DIR", default=os.environ.get("HEADCOUNT_DATA"),
-        help="one root for datasets, runs and pictures; default HEADCOUNT_DATA, else the file's own paths")  # fmt: skip
+        help="root of datasets, runs and pictures; default: HEADCOUNT_DATA, else the paths in the file")  # fmt: skip
     add("--resume", action="store_true", help="continue a run that exists, from its newest intact full state")
     add("--attempt", type=int, help=argparse.SUPPRESS)  # the supervisor's: number of this attempt
     add("--job-id", help=argparse.SUPPRESS)  # the supervisor's: whose run it is
@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace, env: DistEnv, stop: ShutdownSignal, on_r
 
 
 def _read(arguments: argparse.Namespace, env: DistEnv) -> tuple[ParsedConfig, Layout]:
-    """Parse the configuration, which nothing in this process validates again, and find the directories."""
+    """Parse the configuration, once in this process, and find the directories."""
     renamed = [f"experiment_name={arguments.run}"] if arguments.run else []
     parsed = read_config(arguments.config, [*arguments.overrides, *renamed])
     layout = Layout.under(arguments.data_root) if arguments.data_root else Layout.of(parsed.config)

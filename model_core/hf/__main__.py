@@ -19,9 +19,9 @@ examples:
   python -m model_core.hf export --run first-steps --checkpoint step=250 --out ./at-250
   python -m model_core.hf import ./gpt2 --run gpt2
 
-Runs lie in DIR/exp below a data root, and in ./exp without one. An exported folder loads in transformers with
-from_pretrained; where heads are not GPT-2's, with trust_remote_code=True. An imported run can be written and looked
-with, and named in checkpoint.load_checkpoint. Exit codes: 0 done, 1 failed, 2 bad input.
+Runs are in DIR/exp of a data root, and in ./exp without one. transformers loads an exported folder with
+from_pretrained; it needs trust_remote_code=True if the heads are not GPT-2's. An imported run can generate text, show
+its attention, and be named in checkpoint.load_checkpoint. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 
@@ -57,14 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--out", type=portable, metavar="DIR",
-        help="made; nothing may be in it (default below a data root: DIR/exports/RUN/CHECKPOINT)",
+        help="folder to create; it must be empty if it exists (default with a data root: DIR/exports/RUN/CHECKPOINT)",
     )  # fmt: skip
-    export.add_argument("--licence", metavar="NAME", help="of the model, for its card, such as mit")
-    import_ = commands.add_parser("import", help="make a run of a folder with a GPT-2")
+    export.add_argument("--licence", metavar="NAME", help="licence of the model for its card, for example mit")
+    import_ = commands.add_parser("import", help="create a run from a folder with a GPT-2")
     import_.add_argument(
-        "folder", type=portable, metavar="FOLDER", help="with config.json, weights and tokenizer files"
+        "folder", type=portable, metavar="FOLDER", help="folder with config.json, weights and tokenizer files"
     )
-    import_.add_argument("--run", required=True, metavar="NAME", help="the run's name; it must be free")
+    import_.add_argument("--run", required=True, metavar="NAME", help="name of the run; it must not exist")
     for command in (export, import_):
         command.add_argument(
             "--data-root", type=portable, metavar="DIR", default=os.environ.get("HEADCOUNT_DATA"),

@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", required=True, metavar="FILE", help="the job's configuration")
     add("--run", required=True, metavar="NAME")
     add("--data-root", required=True, type=Path, metavar="DIR")
-    add("--record", required=True, type=Path, metavar="DIR", help="where events and outcome go")
-    add("--licence", metavar="NAME", help="of the model, for its card")
+    add("--record", required=True, type=Path, metavar="DIR", help="directory for events and outcome")
+    add("--licence", metavar="NAME", help="licence of the model for its card")
     add("--attempt", type=int)
     add("--job-id")
     return parser

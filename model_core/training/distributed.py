@@ -324,7 +324,7 @@ def _connect(env: DistEnv) -> Store:
 
 
 def _until(condition: Callable[[], bool], timeout_s: float = float("inf")) -> bool:
-    """Wait until something holds; false if it did not in time."""
+    """Poll a condition; false on a timeout."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -17,7 +17,7 @@ from redis.exceptions import NoScriptError
 from starlette.concurrency import run_in_threadpool
 
 from worker.jobs.celery_app import wake
-from worker.jobs.commands import ScriptCall, script_digest, script_source
+from worker.jobs.commands import ScriptCall
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.redis_client import redis_errors
 
@@ -105,7 +105,7 @@ class AsyncStore:
             retry=Retry(NoBackoff(), 1),  # on a new connection: every command may be repeated
         )
         self._deadline_s = deadline_s
-        self._batcher: Batcher[ScriptCall[Any], str] = Batcher(self._run_batch)
+        self._batcher: Batcher[ScriptCall[Any], list[str]] = Batcher(self._run_batch)
 
     async def run(self, call: ScriptCall[T]) -> T:
         """Run one command.
@@ -133,21 +133,20 @@ class AsyncStore:
         await self._client.aclose()
 
     async def _run_batch(self, calls: Sequence[ScriptCall[Any]]) -> list[Any]:
-        """Run the script by its digest, and send its source if Redis does not have it."""
+        """Run scripts by digest, and send the source of those that Redis does not have."""
         async with asyncio.timeout(self._deadline_s):
-            replies = await self._pipeline("EVALSHA", script_digest(), calls)
+            replies = await self._pipeline([("EVALSHA", call.script.sha1, 0, *call.argv) for call in calls])
             missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if missing:
-                again = await self._pipeline("EVAL", script_source(), [calls[i] for i in missing])
-                for i, reply in zip(missing, again, strict=True):
-                    replies[i] = reply
+            again = await self._pipeline([("EVAL", calls[i].script.source, 0, *calls[i].argv) for i in missing])
+            for i, reply in zip(missing, again, strict=True):
+                replies[i] = reply
             return replies
 
-    async def _pipeline(self, command: str, script: str, calls: Sequence[ScriptCall[Any]]) -> list[Any]:
-        """Send all calls at once; the reply of one that failed is its error."""
+    async def _pipeline(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        """Send all commands at once; the reply of one that failed is its error."""
         async with self._client.pipeline(transaction=False) as pipe:
-            for call in calls:
-                pipe.execute_command(command, script, 0, *call.argv)
+            for command in commands:
+                pipe.execute_command(*command)
             return await pipe.execute(raise_on_error=False)
 
 

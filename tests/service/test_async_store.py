@@ -98,7 +98,7 @@ async def asked_on(url: str, *asked: ScriptCall[Any], between: Callable[[], obje
 
 
 def test_a_command_that_fails_leaves_the_connection_usable(redis_url: str) -> None:
-    bad: ScriptCall[Any] = ScriptCall("submit", {}, lambda reply: reply)  # its arguments are missing
+    bad: ScriptCall[Any] = ScriptCall("transitions.submit", {}, lambda reply: reply)  # its arguments are missing
     refused, page, unknown = asyncio.run(asked_on(redis_url, bad, commands.page(), commands.detail(NOBODY)))
     assert isinstance(refused, ResponseError)
     assert (page.rows, type(unknown)) == ((), JobNotFound)

@@ -1,8 +1,7 @@
 """Commands of the job store: what a client may run, apart from the connection that runs it.
 
 A command is a function of the Lua files with arguments by name; arguments and reply are JSON. `ScriptExecutor` runs it
-on a thread, the service's `AsyncStore` on the event loop, in batches. All commands are functions of one script, so that
-Redis compiles it once.
+on a thread, the service's `AsyncStore` on the event loop, in batches.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from worker.jobs import kinds, states
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
 from worker.jobs.redis_client import PREFIX, redis_errors
 from worker.jobs.schemas import Capacity, Job, JobDetail, Rejection, RestoredJob, Submission
-from worker.jobs.serialization import JobPage, JobRecord, JobRow, checked_id, known_job
+from worker.jobs.serialization import JobPage, JobRecord, checked_id, known_job
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status
 
@@ -34,7 +33,18 @@ Taken = Literal[
 ]  # on disk: nothing; something of that name; the export, or a dataset made equally
 
 _LUA = Path(__file__).parent / "lua"
-_FILES = ("lib", "scheduling", "transitions", "queries")
+# Each script has its commands and the files that these need: Redis runs all definitions at every call.
+_SCRIPTS = {
+    "queries": ("lib", "queries"),
+    "scheduling": ("lib", "scheduling"),
+    "transitions": ("lib", "scheduling", "transitions"),
+}
+_DISPATCH = """
+local reply = commands[ARGV[1]](cjson.decode(ARGV[2]))
+local records = reply.records or {}
+reply.records = nil
+return {cjson.encode(reply), unpack(records)}
+"""
 # Fields of a job's record in Redis, as Lua constants.
 _FIELDS = {
     "RECORD_FIELDS": (
@@ -57,8 +67,8 @@ class ScriptCall(Generic[T]):
     """One call of a command.
 
     Attributes:
-        command: Name of a function in the Lua table ``commands``.
-        arguments: Its arguments by name; None counts as absent.
+        command: Lua file and function, such as ``queries.list``.
+        arguments: Arguments of the function by name; None counts as absent.
         parse: Turns the decoded reply into the result, or raises what the reply reports.
     """
 
@@ -67,21 +77,27 @@ class ScriptCall(Generic[T]):
     parse: Callable[[Any], T]
 
     @property
-    def argv(self) -> tuple[str, str]:
-        """Arguments of the script: the command and its arguments as JSON."""
-        present = {name: value for name, value in self.arguments.items() if value is not None}
-        return self.command, json.dumps(present, separators=(",", ":"))
+    def script(self) -> Script:
+        """The script that has the command."""
+        return load_script(self.command.partition(".")[0])
 
-    def result(self, reply: str) -> T:
+    @property
+    def argv(self) -> tuple[str, str]:
+        """Arguments of the script: the function and its arguments as JSON."""
+        present = {name: value for name, value in self.arguments.items() if value is not None}
+        return self.command.partition(".")[2], json.dumps(present, separators=(",", ":"))
+
+    def result(self, reply: Sequence[str]) -> T:
         """Decode a reply.
 
         Args:
-            reply: JSON text that the script returned.
+            reply: JSON, then the records of jobs, which stay text because what is built of them is cached by it.
 
         Returns:
             The result.
         """
-        return self.parse(json.loads(reply))
+        text, *records = reply
+        return self.parse({**json.loads(text), "records": records})
 
 
 class ScriptExecutor:
@@ -93,7 +109,7 @@ class ScriptExecutor:
         Args:
             client: Connection to Redis.
         """
-        self._script = client.register_script(script_source())
+        self._scripts = {name: client.register_script(load_script(name).source) for name in _SCRIPTS}
 
     def run(self, call: ScriptCall[T]) -> T:
         """Run one call.
@@ -108,31 +124,39 @@ class ScriptExecutor:
             QueueUnavailable: Redis does not answer; the command may have run all the same.
         """
         with redis_errors():
-            reply = self._script(args=call.argv)
+            reply = self._scripts[call.script.name](args=call.argv)
         return call.result(reply)
 
 
+@dataclass(frozen=True)
+class Script:
+    """A script that runs the command that its first argument names.
+
+    Attributes:
+        name: Lua file with its commands.
+        source: Text of the script.
+        sha1: Digest under which Redis keeps it.
+    """
+
+    name: str
+    source: str
+    sha1: str
+
+
 @cache
-def script_source() -> str:
-    """Join the Lua files behind the constants that they read.
+def load_script(name: str) -> Script:
+    """Join Lua files behind the constants that they read.
+
+    Args:
+        name: Lua file with the commands.
 
     Returns:
-        Text of the script; it runs the command that its first argument names.
+        The script.
     """
-    fields = [f"local {name} = {{{', '.join(map(repr, names))}}}" for name, names in _FIELDS.items()]
-    files = [(_LUA / f"{name}.lua").read_text(encoding="utf-8") for name in _FILES]
-    call = "return cjson.encode(commands[ARGV[1]](cjson.decode(ARGV[2])))"
-    return "\n".join((f"local P = '{PREFIX}'", *fields, states.as_lua(), kinds.as_lua(), *files, call))
-
-
-@cache
-def script_digest() -> str:
-    """Compute the SHA-1 under which Redis keeps the script.
-
-    Returns:
-        Hexadecimal digest.
-    """
-    return hashlib.sha1(script_source().encode()).hexdigest()
+    constants = [f"local {constant} = {{{', '.join(map(repr, fields))}}}" for constant, fields in _FIELDS.items()]
+    files = [(_LUA / f"{file}.lua").read_text(encoding="utf-8") for file in _SCRIPTS[name]]
+    source = "\n".join((f"local P = '{PREFIX}'", *constants, states.as_lua(), kinds.as_lua(), *files, _DISPATCH))
+    return Script(name, source, hashlib.sha1(source.encode()).hexdigest())
 
 
 # --- submission ------------------------------------------------------------------------------------------------------
@@ -192,10 +216,9 @@ def submission(
     def parse(reply: Any) -> Submission | Rejection:
         if error := reply.get("error"):
             return _rejection(error, reply, spec, key, max_queued)
-        job = JobRow.of(reply["job"]).job(reply["forecast"])
-        return Submission(known_job(job, reply["id"]), created=reply["created"])
+        return Submission(JobPage.of(reply).only(reply["id"]), created=reply["created"])
 
-    return ScriptCall("submit", arguments, parse)
+    return ScriptCall("transitions.submit", arguments, parse)
 
 
 def new_id() -> str:
@@ -261,7 +284,7 @@ def restore(record: RestoredJob) -> ScriptCall[bool]:
         **{name: value for name, value in optional.items() if value is not None},
     }  # fmt: skip
     arguments = {"id": record.id, "status": record.status, "created_at": record.created_at_ms, "fields": fields}
-    return ScriptCall("restore", arguments, lambda reply: bool(reply["restored"]))
+    return ScriptCall("transitions.restore", arguments, lambda reply: bool(reply["restored"]))
 
 
 # --- queries ---------------------------------------------------------------------------------------------------------
@@ -276,7 +299,7 @@ def jobs(ids: Sequence[str]) -> ScriptCall[list[Job]]:
     Returns:
         The call; its result leaves out jobs that do not exist.
     """
-    return ScriptCall("get_many", {"ids": list(ids)}, lambda reply: JobPage.of(reply).jobs())
+    return ScriptCall("queries.get_many", {"ids": list(ids)}, lambda reply: JobPage.of(reply).jobs())
 
 
 def job(job_id: str) -> ScriptCall[Job]:
@@ -291,12 +314,8 @@ def job(job_id: str) -> ScriptCall[Job]:
     Raises:
         JobNotFound: No job can have that id.
     """
-
-    def parse(reply: Any) -> Job:
-        found = JobPage.of(reply).jobs()
-        return known_job(found[0] if found else None, job_id)
-
-    return ScriptCall("get_many", {"ids": [checked_id(job_id)]}, parse)
+    arguments = {"ids": [checked_id(job_id)]}
+    return ScriptCall("queries.get_many", arguments, lambda reply: JobPage.of(reply).only(job_id))
 
 
 def detail(job_id: str) -> ScriptCall[JobDetail]:
@@ -312,7 +331,7 @@ def detail(job_id: str) -> ScriptCall[JobDetail]:
         JobNotFound: No job can have that id.
     """
     arguments = {"id": checked_id(job_id)}
-    return ScriptCall("get_detail", arguments, lambda reply: known_job(JobRecord.of(reply).detail(), job_id))
+    return ScriptCall("queries.get_detail", arguments, lambda reply: known_job(JobRecord.of(reply).detail(), job_id))
 
 
 def record(job_id: str) -> ScriptCall[JobRecord]:
@@ -327,7 +346,7 @@ def record(job_id: str) -> ScriptCall[JobRecord]:
     Raises:
         JobNotFound: No job can have that id.
     """
-    return ScriptCall("get_detail", {"id": checked_id(job_id)}, JobRecord.of)
+    return ScriptCall("queries.get_detail", {"id": checked_id(job_id)}, JobRecord.of)
 
 
 def page(
@@ -364,7 +383,7 @@ def page(
         return JobPage.of(reply)
 
     present = {name: value for name, value in filters.items() if value}
-    return ScriptCall("list", {"after": cursor, "limit": limit, "filter": present}, parse)
+    return ScriptCall("queries.list", {"after": cursor, "limit": limit, "filter": present}, parse)
 
 
 def dataset_jobs(datasets: Sequence[str]) -> ScriptCall[list[Job | None]]:
@@ -376,11 +395,7 @@ def dataset_jobs(datasets: Sequence[str]) -> ScriptCall[list[Job | None]]:
     Returns:
         The call; its result has one job a name, None where no job is known.
     """
-
-    def parse(reply: Any) -> list[Job | None]:
-        return [JobRow.of(row).job(reply["forecast"]) if row else None for row in reply["jobs"]]
-
-    return ScriptCall("dataset_jobs", {"names": list(datasets)}, parse)
+    return ScriptCall("queries.dataset_jobs", {"names": list(datasets)}, lambda reply: JobPage.of(reply).jobs_or_none())
 
 
 def dataset_names(*, after: str | None, limit: int) -> ScriptCall[list[str]]:
@@ -393,7 +408,7 @@ def dataset_names(*, after: str | None, limit: int) -> ScriptCall[list[str]]:
     Returns:
         The call; its result is in order.
     """
-    return ScriptCall("dataset_names", {"after": after, "limit": limit}, lambda reply: list(reply["names"]))
+    return ScriptCall("queries.dataset_names", {"after": after, "limit": limit}, lambda reply: list(reply["names"]))
 
 
 def active_user(dataset: str) -> ScriptCall[str | None]:
@@ -405,7 +420,7 @@ def active_user(dataset: str) -> ScriptCall[str | None]:
     Returns:
         The call; its result is the id of such a job, or None.
     """
-    return ScriptCall("active_user", {"dataset": dataset}, lambda reply: reply.get("id"))
+    return ScriptCall("queries.active_user", {"dataset": dataset}, lambda reply: reply.get("id"))
 
 
 def shortage(gpus: int, memory_bytes: int) -> ScriptCall[Capacity | None]:
@@ -418,7 +433,7 @@ def shortage(gpus: int, memory_bytes: int) -> ScriptCall[Capacity | None]:
     Returns:
         The call; its result is what the known workers have if none could run it, else None.
     """
-    return ScriptCall("shortage", {"gpus": gpus, "memory_bytes": memory_bytes}, _capacity)
+    return ScriptCall("scheduling.shortage", {"gpus": gpus, "memory_bytes": memory_bytes}, _capacity)
 
 
 def _capacity(reply: Mapping[str, Any]) -> Capacity | None:

@@ -36,18 +36,6 @@ class JobRow(NamedTuple):
     record: str
     jobs_ahead: int | None
 
-    @classmethod
-    def of(cls, reply: Mapping[str, Any]) -> Self:
-        """Read a row of a reply.
-
-        Args:
-            reply: What `job_row` of lib.lua returned.
-
-        Returns:
-            The row.
-        """
-        return cls(reply["record"], reply.get("jobs_ahead"))
-
     def job(self, forecast: str) -> Job | None:
         """Build the job.
 
@@ -86,7 +74,8 @@ class JobRecord(NamedTuple):
         Returns:
             The record.
         """
-        return cls(JobRow.of(reply["job"]), reply["forecast"], reply["detail"])
+        page = JobPage.of(reply)
+        return cls(page.rows[0], page.forecast, reply["detail"])
 
     def detail(self) -> JobDetail | None:
         """Build the job with its attempts.
@@ -119,12 +108,13 @@ class JobPage:
         """Read a reply.
 
         Args:
-            reply: What the commands ``list`` and ``get_many`` return.
+            reply: Of any command that returns jobs.
 
         Returns:
             The page.
         """
-        rows = tuple(JobRow.of(row) for row in reply["jobs"])
+        ahead = (None if known is False else known for known in reply["jobs_ahead"])
+        rows = tuple(map(JobRow, reply["records"], ahead))
         return cls(rows, reply["forecast"], bool(reply.get("has_more")))
 
     def jobs(self) -> list[Job]:
@@ -133,8 +123,29 @@ class JobPage:
         Returns:
             Those that exist, in order.
         """
-        every = (row.job(self.forecast) for row in self.rows)
-        return [job for job in every if job is not None]
+        return [job for job in self.jobs_or_none() if job is not None]
+
+    def jobs_or_none(self) -> list[Job | None]:
+        """Build the jobs.
+
+        Returns:
+            One a row, None for a job that does not exist.
+        """
+        return [row.job(self.forecast) for row in self.rows]
+
+    def only(self, job_id: str) -> Job:
+        """Build the job of a reply that has one.
+
+        Args:
+            job_id: The id that was looked up.
+
+        Returns:
+            The job.
+
+        Raises:
+            JobNotFound: It does not exist.
+        """
+        return known_job(self.rows[0].job(self.forecast), job_id)
 
 
 @lru_cache(maxsize=2048)  # most jobs of a list have not changed since the last look

@@ -23,7 +23,7 @@ from worker.jobs.errors import ActionNotAllowed, JobNotFound, PreconditionFailed
 from worker.jobs.kinds import kind_of
 from worker.jobs.redis_client import PREFIX, redis_errors
 from worker.jobs.schemas import ActionResult, Job, JobDetail, QueueState, Rejection
-from worker.jobs.serialization import JobRow, checked_id, known_job
+from worker.jobs.serialization import JobPage, checked_id
 from worker.jobs.settings import JobSettings
 from worker.jobs.spec import MOST_METADATA, JobSpec
 from worker.jobs.states import Action, allowed_actions
@@ -208,7 +208,7 @@ class JobStore:
         if before is not None and kind_of(before.kind).makes_run:
             last_seq = self._last_seq(before, run)
         arguments = {"id": checked_id(job_id), "action": action, "run": run, "last_seq": last_seq}
-        reply = self.run(ScriptCall("request_action", arguments, dict))
+        reply = self.run(ScriptCall("transitions.request_action", arguments, dict))
         match reply.get("error"):
             case "missing":
                 raise JobNotFound(job_id)
@@ -219,7 +219,7 @@ class JobStore:
             case "dataset_exists":
                 name = reply["name"]
                 raise DatasetExists(name, self.next_free_dataset(name), "another job is making it")
-        return ActionResult(_job(reply, job_id), is_new=reply["is_new"])
+        return ActionResult(JobPage.of(reply).only(job_id), is_new=reply["is_new"])
 
     def _last_seq(self, job: Job, new_run: str | None) -> int:
         """Number of the last event of the job's run, which must be its own unless a new run replaces it."""
@@ -297,9 +297,9 @@ class JobStore:
                 "metadata": json.dumps(kept),
                 "revision": job.revision if expected is None else expected,
             }
-            reply = self.run(ScriptCall("update", arguments, dict))
+            reply = self.run(ScriptCall("transitions.update", arguments, dict))
             if "error" not in reply:
-                return _job(reply, job_id)
+                return JobPage.of(reply).only(job_id)
             if reply["error"] == "missing":
                 raise JobNotFound(job_id)
             if expected is not None:
@@ -322,7 +322,7 @@ class JobStore:
             DatasetBusy: An active job uses the dataset that it made.
         """
         job = self.get(job_id)
-        reply = self.run(ScriptCall("mark_deleted", {"id": job_id, "with_artifacts": with_artifacts}, dict))
+        reply = self.run(ScriptCall("transitions.mark_deleted", {"id": job_id, "with_artifacts": with_artifacts}, dict))
         match reply.get("error"):
             case "missing":
                 raise JobNotFound(job_id)
@@ -338,8 +338,4 @@ class JobStore:
         Args:
             job_id: Id of the job.
         """
-        self.run(ScriptCall("purge", {"id": job_id}, dict))
-
-
-def _job(reply: Mapping[str, Any], job_id: str) -> Job:
-    return known_job(JobRow.of(reply["job"]).job(reply["forecast"]), job_id)
+        self.run(ScriptCall("transitions.purge", {"id": job_id}, dict))

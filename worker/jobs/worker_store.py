@@ -46,12 +46,12 @@ class WorkerStore(JobStore):
             "idle": list(idle),
             "gpus": gpus,
         }
-        return self.run(ScriptCall("claim", arguments, _claim))
+        return self.run(ScriptCall("transitions.claim", arguments, _claim))
 
     def has_runnable_job(self, worker_id: str, *, idle: Sequence[str] = (), gpus: int = 0) -> bool:
         """Whether `claim` would find a job."""
         arguments = {"worker": worker_id, "idle": list(idle), "gpus": gpus}
-        return self.run(ScriptCall("has_runnable", arguments, lambda reply: bool(reply["is_runnable"])))
+        return self.run(ScriptCall("scheduling.has_runnable", arguments, lambda reply: bool(reply["is_runnable"])))
 
     def heartbeat(self, claim: Claim, worker: WorkerView | None = None) -> str:
         """Renew the lease.
@@ -61,7 +61,7 @@ class WorkerStore(JobStore):
         """
         info = worker.model_dump_json() if worker else None
         arguments = {"id": claim.id, "epoch": claim.attempt, "lease_ms": self._lease_ms, "worker_info": info}
-        return self.run(ScriptCall("heartbeat", arguments, _desired))
+        return self.run(ScriptCall("transitions.heartbeat", arguments, _desired))
 
     def mirror(self, claim: Claim, events: Sequence[Event], progress: Progress | None = None) -> str:
         """Add new events to the tail; those told before are left out.
@@ -85,7 +85,7 @@ class WorkerStore(JobStore):
             "step": max((event.get(counted, 0) for event in events), default=0),
             "resumed_from": json.dumps(resumed[-1]) if resumed else None,
         }
-        return self.run(ScriptCall("mirror", arguments, _desired))
+        return self.run(ScriptCall("transitions.mirror", arguments, _desired))
 
     def finish(self, claim: Claim, outcome: Outcome) -> str:
         """Record how an attempt ended.
@@ -101,7 +101,7 @@ class WorkerStore(JobStore):
             "error": self.error_of(outcome).model_dump_json(),
             "crash_budget": self.settings.crash_budget,
         }
-        return self.run(ScriptCall("finish", arguments, lambda reply: str(reply["status"])))
+        return self.run(ScriptCall("transitions.finish", arguments, lambda reply: str(reply["status"])))
 
     def error_of(self, outcome: Outcome) -> JobError:
         """Why a job fails if it fails by this outcome: by its own word, or because it crashed too often."""
@@ -115,7 +115,7 @@ class WorkerStore(JobStore):
             return []
         error = self._crash_budget("the worker was lost").model_dump_json()
         arguments = {"crash_budget": self.settings.crash_budget, "error": error}
-        return self.run(ScriptCall("reap", arguments, lambda reply: list(reply["ids"])))
+        return self.run(ScriptCall("transitions.reap", arguments, lambda reply: list(reply["ids"])))
 
     def refresh_forecast(self, slots: int, ttl_s: float) -> None:
         """Refresh the forecast that clients see, for so many seconds.
@@ -124,7 +124,7 @@ class WorkerStore(JobStore):
             slots: Of all workers together.
             ttl_s: Without another word nobody knows any more.
         """
-        took_s, running = self.run(ScriptCall("forecast_inputs", {}, _forecast_inputs))
+        took_s, running = self.run(ScriptCall("scheduling.forecast_inputs", {}, _forecast_inputs))
         forecast = QueueForecast.of(slots, took_s, running)
         with redis_errors():
             self._redis.set(f"{PREFIX}outlook", forecast.to_json(), px=int(ttl_s * 1000))

@@ -1,7 +1,8 @@
 -- Shared by every command. commands.py renders constants in front of this file: P, the prefix of every key; RECORD_FIELDS
 -- and DETAIL_FIELDS, the fields of a job that clients see; TRANSITIONS, ACTIONS, TERMINAL and HOLDING of states.py; KINDS of
--- kinds.py. Every command is a function of the table `commands`: it takes its arguments by name and returns a table, both as
--- JSON. An absent argument is nil. Time is the server's.
+-- kinds.py. Every command is a function of the table `commands`: it takes its arguments by name and returns its reply
+-- by name, both as JSON; an absent argument is nil. Records of jobs, which are JSON already, follow the reply as they are.
+-- Time is the server's.
 --
 -- A job's status changes in `move` alone, which keeps these together: a job is in the queue if and only if it is queued and
 -- awaits nothing; it has a lease if and only if it is running or stopping; it is in one set of jobs by status; the job that
@@ -41,23 +42,19 @@ local function revised(id)
   changed(id)
 end
 
--- A job as clients see it: its record as one text, which they cache, and how many ready jobs precede it, which changes
--- when others do.
-local function job_row(id)
-  local record = fields_of(id, RECORD_FIELDS)
-  record.history = redis.call('LRANGE', key(id) .. ':history', 0, -1)
-  local is_queued = record.status == 'queued'
-  return {record = cjson.encode(record), jobs_ahead = is_queued and redis.call('ZRANK', P .. 'ready', id) or nil}
+-- Add jobs to a reply: their records, as texts that clients cache; the number of ready jobs before each of them, which
+-- changes when others do, false if it is not ready; and when ready jobs will start, as the workers estimated it last. No
+-- record has fields if there is no such job.
+local function with_jobs(reply, ids)
+  reply.records, reply.jobs_ahead, reply.forecast = {}, {}, redis.call('GET', P .. 'outlook') or ''
+  for i, id in ipairs(ids) do
+    local record = fields_of(id, RECORD_FIELDS)
+    record.history = redis.call('LRANGE', key(id) .. ':history', 0, -1)
+    reply.records[i] = cjson.encode(record)
+    reply.jobs_ahead[i] = record.status == 'queued' and redis.call('ZRANK', P .. 'ready', id)
+  end
+  return reply
 end
-
-local function job_rows(ids)
-  local rows = {}
-  for i, id in ipairs(ids) do rows[i] = job_row(id) end
-  return rows
-end
-
--- When ready jobs will start, as the workers estimated it last.
-local function forecast() return redis.call('GET', P .. 'outlook') or '' end
 
 -- Names -----------------------------------------------------------------------------------------------------------
 

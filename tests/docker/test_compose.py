@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.polling import eventually
+from tests.process import free_ports
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
@@ -117,16 +118,6 @@ def test_every_variable_is_in_the_example() -> None:
 
 
 # --- what can be run -------------------------------------------------------------------------------------------
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Stack:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import httpx
 import pytest
 
 from tests.polling import eventually
+from tests.process import free_port
 
 TINY = {
     "experiment_name": "tiny",
@@ -105,9 +105,7 @@ def make_data_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Pat
 @contextlib.contextmanager
 def serve(data: Path, log: Path) -> Iterator[Service]:
     """`headcount up` with one slot and a short lease, until the block ends; what it says is in `log`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "headcount", "up", "--port", str(port), "--data", str(data), "--slots", "1"]
     short = {"HEADCOUNT_LEASE_S": "6", "HEADCOUNT_BEAT_S": "1", "HEADCOUNT_JANITOR_S": "1"}
     with log.open("w") as output:

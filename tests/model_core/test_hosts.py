@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from model_core.storage.events import read_events, series
+from tests.model_core.event_log import series_of
 from tests.polling import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -79,16 +79,12 @@ def ended(started: list[subprocess.Popen[bytes]]) -> list[int]:
             process.kill()
 
 
-def losses(run: Path) -> dict[int, float]:
-    return series(read_events(run / "events.jsonl"), "step", "loss")
-
-
 @pytest.fixture
 def undisturbed(tiny: Tiny, tmp_path: Path) -> dict[int, float]:
     """What two processes of one host come to."""
     launch = [sys.executable, "-m", "model_core.launch", "--processes", "2", "--", "model_core.train"]
     subprocess.run([*launch, "--config", str(tiny("one_host", **SHARED))], check=True, capture_output=True)
-    return losses(tmp_path / "exp" / "one_host")
+    return series_of(tmp_path / "exp" / "one_host")
 
 
 def test_two_hosts_train_what_two_processes_of_one_train_also_when_one_was_lost(
@@ -96,11 +92,11 @@ def test_two_hosts_train_what_two_processes_of_one_train_also_when_one_was_lost(
 ) -> None:
     run, command = tmp_path / "exp" / "two_hosts", ("--config", str(tiny("two_hosts", **SHARED)))
     started = [host.torchrun(*command) for host in hosts]
-    eventually(lambda: len(losses(run)) >= 30, 120)
+    eventually(lambda: len(series_of(run)) >= 30, 120)
     (trainer,) = psutil.Process(started[1].pid).children()
     trainer.kill()
     assert ended(started) == [1, 1]
-    assert 30 <= max(losses(run)) < STEPS
+    assert 30 <= max(series_of(run)) < STEPS
 
     assert ended([host.torchrun(*command, "--resume") for host in hosts]) == [0, 0]
-    assert losses(run) == undisturbed
+    assert series_of(run) == undisturbed

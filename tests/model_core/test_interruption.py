@@ -13,21 +13,13 @@ import torch
 
 from model_core.gpt import GPT
 from model_core.hardware.device import describe_machine
-from model_core.storage.events import Event, read_events, series
 from model_core.storage.run import Run
 from model_core.train import main
+from tests.model_core.event_log import events_of, series_of
 from tests.polling import eventually
 
 pytestmark = [pytest.mark.usefixtures("signals"), pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
 Tiny = Callable[..., Path]
-
-
-def losses(run: Run) -> dict[int, float]:
-    return series(read_events(run.events), "step", "loss")
-
-
-def of_type(run: Run, kind: str) -> list[Event]:
-    return [event for event in read_events(run.events) if event["type"] == kind]
 
 
 def start(file: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -54,24 +46,24 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, dtype: str
     main(["--config", str(tiny("straight", **changes))])
     file, run = tiny("cut", **changes), Run(tmp_path / "exp" / "cut")
     process = start(file)
-    eventually(lambda: len(of_type(run, "checkpoint")) >= 2)
+    eventually(lambda: len(events_of(run.path, "checkpoint")) >= 2)
     process.kill()
     process.wait()
     assert main(["--config", str(file), "--resume"]) == 0
-    resumed = of_type(run, "resumed")[0]
+    resumed = events_of(run.path, "resumed")[0]
     assert resumed["step"] > 0
-    second = [event["step"] for event in of_type(run, "step") if event["attempt"] == 2]
+    second = [event["step"] for event in events_of(run.path, "step") if event["attempt"] == 2]
     assert min(second) == resumed["step"] + 1
-    assert losses(run) == losses(Run(tmp_path / "exp" / "straight"))
+    assert series_of(run.path) == series_of(tmp_path / "exp" / "straight")
 
 
 def test_a_stop_saves_and_says_75(tiny: Tiny, tmp_path: Path) -> None:
     file, run = tiny(training={"max_steps": 100_000}), Run(tmp_path / "exp" / "tiny")
     process = start(file)
-    eventually(lambda: len(of_type(run, "step")) >= 3)
+    eventually(lambda: len(events_of(run.path, "step")) >= 3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 75
-    last = of_type(run, "step")[-1]["step"]
+    last = events_of(run.path, "step")[-1]["step"]
     assert run.resolve("latest").step == last
     assert json.loads((run.path / "outcome.json").read_text())["outcome"] == "stopped"
 
@@ -81,7 +73,7 @@ def test_a_supervised_run_saves_when_its_supervisor_is_gone(tiny: Tiny, tmp_path
     file, run = tiny(training={"max_steps": 100_000}), Run(tmp_path / "exp" / "tiny")
     arguments = [sys.executable, "-m", "model_core.train", "--config", str(file), "--attempt", "3", "--job-id", "job_a"]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    eventually(lambda: len(of_type(run, "step")) >= 3)
+    eventually(lambda: len(events_of(run.path, "step")) >= 3)
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(timeout=30) == 75
@@ -99,18 +91,18 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(t
     assert main(["--config", str(tiny("straight", **often))]) == 0
     file, run = tiny("cut", **often), Run(tmp_path / "exp" / "cut")
     process = start(file)
-    eventually(lambda: run.events.exists() and len(of_type(run, "checkpoint")) >= 2)
+    eventually(lambda: run.events.exists() and len(events_of(run.path, "checkpoint")) >= 2)
     eventually(lambda: frozen_in_a_write(process, run), every_s=0.001)
     process.kill()
     process.wait()
-    told = [event["step"] for event in of_type(run, "checkpoint") if event["file"] != "model_best.pt"]
+    told = [event["step"] for event in events_of(run.path, "checkpoint") if event["file"] != "model_best.pt"]
 
     assert main(["--config", str(file), "--resume"]) == 0
 
-    (resumed,) = of_type(run, "resumed")
+    (resumed,) = events_of(run.path, "resumed")
     assert resumed["step"] in {told[-1], told[-1] + 1}  # one more, where it had all its bytes and only lacked its name
     assert not list(run.path.glob(".*.tmp"))
-    assert losses(run) == losses(Run(tmp_path / "exp" / "straight"))
+    assert series_of(run.path) == series_of(tmp_path / "exp" / "straight")
 
 
 def test_the_number_of_threads_is_decided_once_and_stored(tiny: Tiny, tmp_path: Path) -> None:
@@ -136,16 +128,18 @@ def test_a_compiled_run_goes_on_bit_for_bit_and_shares_its_states_with_eager_one
     straight, cut, eager = (Run(tmp_path / "exp" / name) for name in ("straight", "cut", "eager"))
     assert start(tiny("straight", **COMPILED)).wait() == 0
     process = start(tiny("cut", **COMPILED))
-    eventually(lambda: cut.events.exists() and len(of_type(cut, "step")) >= 8)
+    eventually(lambda: cut.events.exists() and len(events_of(cut.path, "step")) >= 8)
     process.terminate()
     assert process.wait() == 75
     assert start(tiny("cut", **COMPILED), "--resume").wait() == 0
-    assert of_type(cut, "resumed")[0]["step"] >= 8
-    assert losses(cut) == losses(straight)
-    assert not [event for event in of_type(straight, "warning") if event["code"] == "compile_failed"]
+    assert events_of(cut.path, "resumed")[0]["step"] >= 8
+    assert series_of(cut.path) == series_of(straight.path)
+    assert not [event for event in events_of(straight.path, "warning") if event["code"] == "compile_failed"]
 
     state = torch.load(straight.path / "model_00035.pt", weights_only=True)
     assert state["model"].keys() == GPT(straight.config().model).state_dict().keys()
     from_35 = {"execution": {"use_compile": False}, "checkpoint": {"load_checkpoint": "straight/model_00035.pt"}}
     assert start(tiny("eager", **{**COMPILED, **from_35})).wait() == 0
-    assert losses(eager) == pytest.approx({step: losses(straight)[step] for step in range(36, 41)}, rel=1e-2)
+    assert series_of(eager.path) == pytest.approx(
+        {step: series_of(straight.path)[step] for step in range(36, 41)}, rel=1e-2
+    )

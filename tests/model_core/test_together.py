@@ -16,9 +16,9 @@ import torch
 from model_core.config_loader import load_config
 from model_core.hardware.device import describe_machine
 from model_core.launch import DistEnv
-from model_core.storage.events import Event, read_events, series
 from model_core.train import main
 from model_core.training.setup import choose_runtime
+from tests.model_core.event_log import events_of, series_of
 from tests.polling import eventually
 
 pytestmark = [
@@ -57,14 +57,6 @@ def staying(processes: list[psutil.Process]) -> list[psutil.Process]:
     return left
 
 
-def told(run: Path, *types: str) -> list[Event]:
-    return [event for event in read_events(run / "events.jsonl") if event["type"] in types]
-
-
-def losses(run: Path, kind: str = "step", field: str = "loss") -> dict[int, float]:
-    return series(read_events(run / "events.jsonl"), kind, field)
-
-
 def first_gradients(run: Path) -> torch.Tensor:
     """After the first step a moment is a constant times the gradient."""
     state = torch.load(run / "model_00001.pt", weights_only=True)
@@ -79,12 +71,12 @@ def test_two_processes_make_the_run_that_one_makes(tiny: Tiny, tmp_path: Path) -
     done = together(2, "--config", str(tiny("two", **FOR_TWO)))
 
     assert done.returncode == 0, done.stderr
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    assert losses(two, "validation", "val_loss") == pytest.approx(losses(one, "validation", "val_loss"), rel=1e-5)
+    assert series_of(two) == pytest.approx(series_of(one), rel=1e-5)
+    assert series_of(two, "validation", "val_loss") == pytest.approx(series_of(one, "validation", "val_loss"), rel=1e-5)
     expected, gradients = first_gradients(one), first_gradients(two)
     assert float((gradients - expected).norm() / expected.norm()) < 1e-5
-    assert [event["processes"] for event in told(two, "start")] == [2]
-    assert len(told(two, "step")) == 6
+    assert [event["processes"] for event in events_of(two, "start")] == [2]
+    assert len(events_of(two, "step")) == 6
     names = torch.load(two / "model_final.pt", weights_only=True)["model"].keys()
     assert names == torch.load(one / "model_final.pt", weights_only=True)["model"].keys()
 
@@ -138,7 +130,7 @@ def test_torchrun_starts_the_same_training(tiny: Tiny, tmp_path: Path) -> None:
     ours = together(2, "--config", str(tiny("ours", **FOR_TWO)))
     theirs = together(2, "--config", str(tiny("theirs", **FOR_TWO)), launcher=TORCHRUN)
     assert (ours.returncode, theirs.returncode) == (0, 0)
-    assert losses(tmp_path / "exp" / "theirs") == losses(tmp_path / "exp" / "ours")
+    assert series_of(tmp_path / "exp" / "theirs") == series_of(tmp_path / "exp" / "ours")
     assert together(2, "--config", str(tiny("theirs", **FOR_TWO)), launcher=TORCHRUN).returncode == 1
 
 
@@ -150,13 +142,13 @@ def test_three_processes_go_on_bit_for_bit_and_so_does_another_number_but_for_ro
     assert together(3, "--config", str(tiny("straight", model={"dropout": 0.1}, **SHORT))).returncode == 0
     from_3 = {"checkpoint": {"load_checkpoint": "straight/model_00003.pt"}}
     assert together(3, "--config", str(tiny("cut", model={"dropout": 0.1}, **SHORT, **from_3))).returncode == 0
-    assert losses(cut) == {step: losses(straight)[step] for step in (4, 5, 6)}
+    assert series_of(cut) == {step: series_of(straight)[step] for step in (4, 5, 6)}
 
     assert together(3, "--config", str(tiny("even", **SHORT))).returncode == 0
     from_even = {"checkpoint": {"load_checkpoint": "even/model_00003.pt"}}
     assert main(["--config", str(tiny("alone", **SHORT, **from_even))]) == 0
-    expected = {step: losses(tmp_path / "exp" / "even")[step] for step in (4, 5, 6)}
-    assert losses(alone) == pytest.approx(expected, rel=1e-5)
+    expected = {step: series_of(tmp_path / "exp" / "even")[step] for step in (4, 5, 6)}
+    assert series_of(alone) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -171,9 +163,11 @@ def test_compiled_processes_go_on_bit_for_bit(tiny: Tiny, tmp_path: Path) -> Non
     ]
 
     assert codes == [0, 0]
-    assert [event["used"]["compile_mode"] for run in (straight, cut) for event in told(run, "start")] == ["default"] * 2
-    assert "compile_failed" not in {event["code"] for run in (straight, cut) for event in told(run, "warning")}
-    assert losses(cut) == {step: losses(straight)[step] for step in (4, 5, 6)}
+    assert [event["used"]["compile_mode"] for run in (straight, cut) for event in events_of(run, "start")] == [
+        "default"
+    ] * 2
+    assert "compile_failed" not in {event["code"] for run in (straight, cut) for event in events_of(run, "warning")}
+    assert series_of(cut) == {step: series_of(straight)[step] for step in (4, 5, 6)}
 
 
 def where_the_second_differs(file: Path, shell: str) -> subprocess.CompletedProcess[str]:
@@ -196,7 +190,7 @@ def test_only_the_first_process_writes(tiny: Tiny, tmp_path: Path) -> None:
     done = where_the_second_differs(tiny("tiny", **FOR_TWO), "ulimit -f 1")  # no file of it may pass a block
     assert done.returncode == 0
     assert (tmp_path / "exp" / "tiny" / "events.jsonl").stat().st_size > 2048
-    assert len(told(tmp_path / "exp" / "tiny", "step")) == 6
+    assert len(events_of(tmp_path / "exp" / "tiny", "step")) == 6
 
 
 @pytest.mark.slow
@@ -204,9 +198,9 @@ def test_a_compiler_that_fails_at_one_process_alone_is_reported_by_that_process(
     file, run = tiny("tiny", execution={"use_compile": True}, **FOR_TWO), tmp_path / "exp" / "tiny"
     no_compiler = f"export CXX=/bin/false TORCHINDUCTOR_CACHE_DIR={tmp_path / 'cache'}"
     done = where_the_second_differs(file, no_compiler)
-    assert (done.returncode, len(told(run, "step"))) == (0, 6), done.stderr
+    assert (done.returncode, len(events_of(run, "step"))) == (0, 6), done.stderr
     assert done.stderr.count("warning rank=1 code=compile_failed") == 1
-    assert "compile_failed" not in {event["code"] for event in told(run, "warning")}
+    assert "compile_failed" not in {event["code"] for event in events_of(run, "warning")}
 
 
 @pytest.mark.slow
@@ -225,7 +219,7 @@ def test_processes_whose_launcher_was_killed_save_and_leave(tiny: Tiny, tmp_path
     outcome = json.loads((run / "outcome.json").read_text())
     assert outcome["outcome"] == "stopped"
     assert outcome["reason"] in {"launcher gone", "a stop of another process"}  # either may notice it first
-    assert told(run, "checkpoint")[-1]["step"] == told(run, "step")[-1]["step"]
+    assert events_of(run, "checkpoint")[-1]["step"] == events_of(run, "step")[-1]["step"]
 
 
 @pytest.mark.gpu
@@ -235,4 +229,4 @@ def test_two_gpus_make_the_run_that_one_makes(tiny: Tiny, tmp_path: Path) -> Non
     on_gpu = {**FOR_TWO, "device": {"device": "cuda", "dtype": "float32", "tf32": False}}
     assert main(["--config", str(tiny("one", **on_gpu)), "--gpu", "0"]) == 0
     assert together(2, "--config", str(tiny("two", **on_gpu))).returncode == 0
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert series_of(two) == pytest.approx(series_of(one), rel=1e-5)

@@ -15,21 +15,14 @@ from model_core.storage.events import read_events, series
 from model_core.storage.files import read_json, write_json
 from model_core.storage.run import Run
 from model_core.train import main
+from tests.model_core.event_log import events_of, series_of
 
 pytestmark = pytest.mark.usefixtures("signals")
 Tiny = Callable[..., Path]
 
 
-def losses(run: Path) -> dict[int, float]:
-    return series(read_events(run / "events.jsonl"), "step", "loss")
-
-
-def of_type(run: Path, kind: str) -> list[dict]:
-    return [event for event in read_events(run / "events.jsonl") if event["type"] == kind]
-
-
 def warnings(run: Path, code: str) -> list[dict]:
-    return [event for event in of_type(run, "warning") if event["code"] == code]
+    return [event for event in events_of(run, "warning") if event["code"] == code]
 
 
 def test_a_run_leaves_what_the_document_promises(tiny: Tiny, tmp_path: Path) -> None:
@@ -40,11 +33,11 @@ def test_a_run_leaves_what_the_document_promises(tiny: Tiny, tmp_path: Path) -> 
     assert {"model_00015.pt", "model_00020.pt", "model_latest.pt"} <= files
     assert not files & {"model_00005.pt", "model_00010.pt"}  # pruned
     assert (run / "logs" / "log.txt").read_text().count("step=") >= 20
-    assert set(losses(run)) == set(range(1, 21))
+    assert set(series_of(run)) == set(range(1, 21))
     validations = series(read_events(run / "events.jsonl"), "validation", "val_loss")
     assert list(validations) == [0, 10, 20]
     assert validations[20] < validations[0]
-    assert [len(e["texts"]) for e in of_type(run, "sample")] == [2, 2]
+    assert [len(e["texts"]) for e in events_of(run, "sample")] == [2, 2]
     pictures = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("attention_outputs/tiny/*/*.png"))
     assert pictures == [f"attention_outputs/tiny/{k}/layer0{n}.png" for k in (0, 1) for n in (0, 1)]
     outcome = json.loads((run / "outcome.json").read_text())
@@ -66,14 +59,14 @@ def test_the_sidecar_reports_what_the_checkpoint_is(tiny: Tiny, tmp_path: Path) 
 def test_the_same_seed_gives_the_same_losses(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny("one"))])
     main(["--config", str(tiny("two"))])
-    assert losses(tmp_path / "exp" / "one") == losses(tmp_path / "exp" / "two")
+    assert series_of(tmp_path / "exp" / "one") == series_of(tmp_path / "exp" / "two")
 
 
 def test_what_listens_does_not_change_the_losses(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny("loud", model={"dropout": 0.1}))])
     quiet = {"sample_num": 0, "val_loss_every": 1000, "checkpoint_every": 1000}
     main(["--config", str(tiny("quiet", model={"dropout": 0.1}, evaluation=quiet, logging={"log_to_file": False}))])
-    assert losses(tmp_path / "exp" / "loud") == losses(tmp_path / "exp" / "quiet")
+    assert series_of(tmp_path / "exp" / "loud") == series_of(tmp_path / "exp" / "quiet")
     assert not (tmp_path / "exp" / "quiet" / "logs").exists()
 
 
@@ -83,13 +76,13 @@ def test_a_new_run_can_begin_where_another_stopped(tiny: Tiny, tmp_path: Path) -
     (tmp_path / "exp" / "first" / "model_00020.pt").unlink()
     file = tiny("second", checkpoint={"load_checkpoint": "first/model_00015.pt"})
     assert main(["--config", str(file)]) == 0
-    second = losses(tmp_path / "exp" / "second")
-    straight = losses(tmp_path / "exp" / "straight")
+    second = series_of(tmp_path / "exp" / "second")
+    straight = series_of(tmp_path / "exp" / "straight")
     assert second == {step: loss for step, loss in straight.items() if step > 15}
     assert (tmp_path / "exp" / "second" / "model_best.pt").is_file()
     file = tiny("third", checkpoint={"load_checkpoint": "first/model_final.pt"})
     assert main(["--config", str(file)]) == 0
-    assert "weights_only" in [event["code"] for event in of_type(tmp_path / "exp" / "third", "warning")]
+    assert "weights_only" in [event["code"] for event in events_of(tmp_path / "exp" / "third", "warning")]
 
 
 def test_a_state_beyond_the_last_step_is_refused(tiny: Tiny, capsys: pytest.CaptureFixture) -> None:
@@ -131,8 +124,8 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tiny: Tiny, tmp_path: Path) ->
     file = tiny(training=training, evaluation={"checkpoint_every": 1})
     assert main(["--config", str(file)]) == 1
     run = Run(tmp_path / "exp" / "tiny")
-    (end,) = of_type(run.path, "end")
-    last = len(losses(run.path))
+    (end,) = events_of(run.path, "end")
+    last = len(series_of(run.path))
     assert (end["error"]["code"], end["error"]["step"], end["step"]) == ("non_finite_loss", last + 1, last)
     assert end["grad_norm"] in {"nan", "inf"}
     assert json.loads((run.path / "outcome.json").read_text())["grad_norm"] == end["grad_norm"]
@@ -143,7 +136,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tiny: Tiny, tmp_path: Path) ->
 
 def test_the_start_event_says_what_was_asked_and_used(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny(training={"max_tokens": 640, "batch_size": 1}, device={"tf32": True}))])
-    (event,) = of_type(tmp_path / "exp" / "tiny", "start")
+    (event,) = events_of(tmp_path / "exp" / "tiny", "start")
     assert event["max_steps"] == 10
     assert event["asked"]["tf32"] is True
     assert (event["batch_size"], event["accumulation"]) == (1, 4)
@@ -154,7 +147,7 @@ def test_the_start_event_says_what_was_asked_and_used(tiny: Tiny, tmp_path: Path
 def test_the_end_reports_speed_waiting_and_use_of_the_hardware(tiny: Tiny, tmp_path: Path) -> None:
     main(["--config", str(tiny(training={"max_steps": 3}, device={"device": "auto", "dtype": "auto"}))])
     run = tmp_path / "exp" / "tiny"
-    (end,), outcome = of_type(run, "end"), json.loads((run / "outcome.json").read_text())
+    (end,), outcome = events_of(run, "end"), json.loads((run / "outcome.json").read_text())
     assert end["tokens_per_s"] > 0
     assert 0 < end["data_wait_share"] < 1
     assert end["mfu"] is None
@@ -181,14 +174,14 @@ def test_a_run_that_was_halved_goes_on_so_and_another_run_does_not(tiny: Tiny, t
     assert read_state(run, run.resolve("latest"))[1]["batch_size"] == 1
     other = tiny("other", training=halving, checkpoint={"load_checkpoint": "halved/model_00015.pt"})
     assert main(["--config", str(other)]) == 0
-    assert of_type(tmp_path / "exp" / "other", "resumed")
+    assert events_of(tmp_path / "exp" / "other", "resumed")
     assert warnings(tmp_path / "exp" / "other", "batch_halved") == []
 
 
 def test_one_step_is_a_run(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tiny(training={"max_steps": 1, "warmup_steps": 0}, logging={"verbose": False})
     assert main(["--config", str(file)]) == 0
-    assert list(losses(tmp_path / "exp" / "tiny")) == [1]
+    assert list(series_of(tmp_path / "exp" / "tiny")) == [1]
     assert "step=" not in capsys.readouterr().err
 
 
@@ -200,8 +193,8 @@ def test_log_lines_and_samples_come_as_often_and_as_long_as_asked_for(
     log = (tmp_path / "exp" / "tiny" / "logs" / "log.txt").read_text()
     assert [n for n in range(1, 21) if f" step={n}/20 " in log] == [7, 14]
     assert " step=7/20 " in capsys.readouterr().err
-    assert [event["step"] for event in of_type(tmp_path / "exp" / "tiny", "validation")] == [0, 15, 20]
-    (sample,) = of_type(tmp_path / "exp" / "tiny", "sample")
+    assert [event["step"] for event in events_of(tmp_path / "exp" / "tiny", "validation")] == [0, 15, 20]
+    (sample,) = events_of(tmp_path / "exp" / "tiny", "sample")
     text, *others = sample["texts"]
     assert others == [text, text]  # of the likeliest tokens alone, whatever the seed
     tokenizer = Dataset.named("text", tmp_path / "text_data").tokenizer()

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import httpx
 import pytest
 
 from tests.polling import eventually
+from tests.process import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,9 +56,7 @@ def test_a_request_keeps_the_id_that_its_client_gave(site) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_open_event_stream_does_not_hold_up_the_end(number: signal.Signals, redis_url: str, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {"HEADCOUNT_DATA": str(tmp_path), "HEADCOUNT_REDIS_URL": redis_url}
     command = [sys.executable, "-m", "uvicorn", "service.app:app", "--port", str(port), "--log-level", "error"]
     server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stderr=subprocess.DEVNULL)

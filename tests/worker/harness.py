@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import redis
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.storage.events import read_events
 from tests.polling import eventually
+from tests.process import free_port
 from tests.worker.event_log import EventLog
 from worker.jobs import commands
 from worker.jobs.celery_app import wake
@@ -106,7 +106,7 @@ class Site:
         self.store, self.registry = WorkerStore(client, self.settings), Registry(client)
         self.child, self._given = child, settings
         self._tree = fake_tree if child == "fake" else real_tree
-        self._port = _free_port()
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self.workers: list[subprocess.Popen[bytes]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -255,13 +255,6 @@ def _command_line(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def lay_out(data: Path, dataset: Path) -> None:

@@ -15,7 +15,7 @@ from model_core.data.loader import LoaderConfig, load_tokens
 from model_core.errors import CheckpointFileNotFound, CheckpointMismatch, CheckpointRefused
 from model_core.gpt import GPT
 from model_core.hardware.device import Machine, decide
-from model_core.storage.events import read_events, series
+from model_core.storage.events import read_events
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.tokenizer import train_bpe
@@ -28,6 +28,7 @@ from model_core.training.resume import (
     nanogpt_model,
     nanogpt_state_dict,
 )
+from tests.model_core.event_log import series_of
 
 pytestmark = pytest.mark.usefixtures("signals")
 ARGS = {"n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 32, "vocab_size": 384, "dropout": 0.0, "bias": True}
@@ -46,10 +47,6 @@ def loaded(config: ExperimentConfig, layout: Layout) -> InitCheckpoint:
     found = find_init_checkpoint(config, layout)
     assert found is not None
     return load_init_checkpoint(found, config.model)
-
-
-def told(run: Path, metric: str = "loss", kind: str = "step") -> dict[int, float]:
-    return series(read_events(run / "events.jsonl"), kind, metric)
 
 
 @pytest.fixture
@@ -181,7 +178,7 @@ def test_a_nanogpt_checkpoint_begins_a_run_by_hand(source: GPT, saved: Any, tiny
     source.load_state_dict(nanogpt_state_dict(nanogpt(source, bias=False), source, "ckpt.pt"))
     tokens = load_tokens(tmp_path / "text_data" / "text_val.npy")
     runtime = decide(parse_config({"device": {"dtype": "float32"}}).config, Machine("Linux", cores=1))
-    assert told(run, "val_loss", "validation")[0] == pytest.approx(
+    assert series_of(run, "validation", "val_loss")[0] == pytest.approx(
         mean_loss(source, tokens, LoaderConfig(2, 16), runtime, 2), rel=1e-6
     )
 
@@ -209,7 +206,7 @@ def test_a_copied_full_state_is_gone_on_from_exactly(tiny: Any, tmp_path: Path) 
     copy.parent.mkdir()
     copy.write_bytes((tmp_path / "exp" / "first" / "model_00015.pt").read_bytes())
     assert main(["--config", str(tiny("second", checkpoint={"load_checkpoint": str(copy)}))]) == 0
-    first, second = (told(tmp_path / "exp" / name) for name in ("first", "second"))
+    first, second = (series_of(tmp_path / "exp" / name) for name in ("first", "second"))
     assert second == {step: loss for step, loss in first.items() if step > 15}
 
 

@@ -1,6 +1,5 @@
 """A job's log: whole, in part, and told while it grows; and what HEAD says of streams."""
 
-import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from model_core.storage.run import Run
+from tests.service.sse import read_events
 
 STREAM = {"Accept": "text/event-stream"}
 TEXT = "one\ntwo\nthree\n"
@@ -19,16 +19,7 @@ Told = tuple[str, str | None, dict[str, Any]]
 
 def read(site: Any, job: Any, last: str | None = None, **query: Any) -> Iterator[Told]:
     """Name, id and data of each event of a log's stream, as they come."""
-    headers = STREAM if last is None else {**STREAM, "Last-Event-ID": last}
-    with site.http.stream("GET", job["links"]["logs"], headers=headers, params=query) as reply:
-        assert reply.status_code == 200
-        fields: dict[str, str] = {}
-        for line in reply.iter_lines():
-            name, _, value = line.partition(": ")
-            fields = {**fields, name: value} if line else fields
-            if not line and "data" in fields:
-                yield fields["event"], fields.get("id"), json.loads(fields["data"])
-            fields = fields if line else {}
+    return read_events(site.http, job["links"]["logs"], last, **query)
 
 
 def text_of(told: Iterator[Told]) -> str:

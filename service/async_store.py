@@ -33,15 +33,13 @@ class Batcher(Generic[Q, A]):
     """Batches concurrent calls: items that arrive while a batch is in flight form the next batch.
 
     A batch costs little more than a single call, because the round trip or the thread is paid for once.
+
+    Args:
+        process: Processes a batch and returns one result per item, in order. A result that is an exception is
+            raised to the caller of that item; an exception that `process` raises itself goes to all callers.
     """
 
     def __init__(self, process: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]]) -> None:
-        """Prepare; nothing runs before the first item.
-
-        Args:
-            process: Processes a batch and returns one result per item, in order. A result that is an exception is
-                raised to the caller of that item; an exception that `process` raises itself goes to all callers.
-        """
         self._process = process
         self._pending: list[tuple[Q, asyncio.Future[A]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -88,15 +86,14 @@ class Batcher(Generic[Q, A]):
 
 
 class AsyncStore:
-    """Runs job store commands on one Redis connection of the event loop."""
+    """Runs job store commands on one Redis connection of the event loop.
+
+    Args:
+        redis_url: Address of the Redis server.
+        deadline_s: Limit for each command, including its wait for a batch.
+    """
 
     def __init__(self, redis_url: str, deadline_s: float) -> None:
-        """Prepare; the first command connects.
-
-        Args:
-            redis_url: Address of the Redis server.
-            deadline_s: Limit for each command, including its wait for a batch.
-        """
         self._client = redis.asyncio.Redis.from_url(
             redis_url,
             decode_responses=True,
@@ -154,14 +151,12 @@ class WakeupNotifier:
     """Coalesces worker wake-ups: at most one every 50 ms, because publishing costs more than submitting.
 
     A notification is never lost; after a burst more than one wake-up follows, for workers with several slots.
+
+    Args:
+        redis_url: Address of the Redis server that workers listen to.
     """
 
     def __init__(self, redis_url: str) -> None:
-        """Prepare.
-
-        Args:
-            redis_url: Address of the Redis server that workers listen to.
-        """
         self._redis_url = redis_url
         self._has_pending = asyncio.Event()
         self._pending = 0

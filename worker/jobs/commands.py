@@ -101,14 +101,13 @@ class ScriptCall(Generic[T]):
 
 
 class ScriptExecutor:
-    """Runs calls on a synchronous connection."""
+    """Runs calls on a synchronous connection.
+
+    Args:
+        client: Connection to Redis.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
-        """Prepare; nothing is sent yet.
-
-        Args:
-            client: Connection to Redis.
-        """
         self._scripts = {name: client.register_script(load_script(name).source) for name in _SCRIPTS}
 
     def run(self, call: ScriptCall[T]) -> T:

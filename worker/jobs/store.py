@@ -34,15 +34,14 @@ T = TypeVar("T")
 
 
 class JobStore:
-    """Job records, as clients see and change them. Every method raises `QueueUnavailable` when Redis is away."""
+    """Job records, as clients see and change them. Every method raises `QueueUnavailable` when Redis is away.
+
+    Args:
+        client: Connection to Redis.
+        settings: Where runs and datasets are.
+    """
 
     def __init__(self, client: redis.Redis, settings: JobSettings) -> None:
-        """Prepare; nothing is sent yet.
-
-        Args:
-            client: Connection to Redis.
-            settings: Where runs and datasets are.
-        """
         self._redis, self.settings = client, settings
         self._executor = ScriptExecutor(client)
 

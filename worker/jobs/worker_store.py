@@ -1,7 +1,7 @@
-"""What workers may do with job records: take them, keep them, tell of them, end them.
+"""Job records as workers change them: claim, heartbeat, events, outcome.
 
-Who runs a job is decided by a lease with an attempt number; a worker whose number is no longer the present one is
-told that it is fenced.
+A lease with an epoch decides which worker runs a job. A worker whose epoch is not the current one is fenced: its
+reports have no effect.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class WorkerStore(JobStore):
     def claim(self, owner: str, worker: WorkerView, *, idle: Sequence[str] = (), gpus: int = 0) -> Claim | None:
         """Take the first ready job that fits, with the GPUs it needs.
 
-        A job in front that needs more GPUs than are free keeps those that are: jobs behind it wait too.
+        A job in front that needs more GPUs than are free reserves the free ones, so that jobs behind it wait too.
 
         Args:
-            owner: A fresh token for every claim; the same one again gets the same job.
-            worker: Who asks.
-            idle: Uuids of the GPUs that nothing of this worker uses.
-            gpus: How many it has in all.
+            owner: New token for every claim; the same token gets the same job again.
+            worker: The worker.
+            idle: UUIDs of its GPUs that no job uses.
+            gpus: Number of its GPUs.
 
         Returns:
-            The job, or None when none fits.
+            The job, or None if none fits.
         """
         arguments = {
             "owner": owner,
@@ -49,27 +49,40 @@ class WorkerStore(JobStore):
         return self.run(ScriptCall("transitions.claim", arguments, _claim))
 
     def has_runnable_job(self, worker_id: str, *, idle: Sequence[str] = (), gpus: int = 0) -> bool:
-        """Whether `claim` would find a job."""
+        """Check whether `claim` would find a job.
+
+        Args:
+            worker_id: Name of the worker.
+            idle: UUIDs of its GPUs that no job uses.
+            gpus: Number of its GPUs.
+
+        Returns:
+            Whether a job fits.
+        """
         arguments = {"worker": worker_id, "idle": list(idle), "gpus": gpus}
         return self.run(ScriptCall("scheduling.has_runnable", arguments, lambda reply: bool(reply["is_runnable"])))
 
     def heartbeat(self, claim: Claim, worker: WorkerView | None = None) -> str:
         """Renew the lease.
 
+        Args:
+            claim: The claimed job.
+            worker: New description of the worker, if it changed.
+
         Returns:
-            What is wished (``run``, ``pause``, ``cancel``), or ``fenced``: the job is no longer this worker's.
+            The requested state (``run``, ``pause`` or ``cancel``), or ``fenced`` if another worker may have the job.
         """
         info = worker.model_dump_json() if worker else None
         arguments = {"id": claim.id, "epoch": claim.attempt, "lease_ms": self._lease_ms, "worker_info": info}
         return self.run(ScriptCall("transitions.heartbeat", arguments, _desired))
 
     def mirror(self, claim: Claim, events: Sequence[Event], progress: Progress | None = None) -> str:
-        """Add new events to the tail; those told before are left out.
+        """Add new events to those that Redis keeps; events that it has are left out.
 
         Args:
-            claim: Whose they are.
-            events: In order; may be empty.
-            progress: How far the job is after them.
+            claim: The claimed job.
+            events: Events in order; may be empty.
+            progress: Progress after them.
 
         Returns:
             As `heartbeat`.
@@ -90,8 +103,12 @@ class WorkerStore(JobStore):
     def finish(self, claim: Claim, outcome: Outcome) -> str:
         """Record how an attempt ended.
 
+        Args:
+            claim: The claimed job.
+            outcome: How its process ended.
+
         Returns:
-            The status it led to, or ``fenced``.
+            The job's new status, or ``fenced``.
         """
         arguments = {
             "id": claim.id,
@@ -104,11 +121,22 @@ class WorkerStore(JobStore):
         return self.run(ScriptCall("transitions.finish", arguments, lambda reply: str(reply["status"])))
 
     def error_of(self, outcome: Outcome) -> JobError:
-        """Why a job fails if it fails by this outcome: by its own word, or because it crashed too often."""
+        """Describe why a job fails if it fails by an outcome.
+
+        Args:
+            outcome: How its process ended.
+
+        Returns:
+            The error that the process reported, or that it crashed too often.
+        """
         return outcome.error or self._crash_budget(outcome.reason)
 
     def reap(self) -> list[str]:
-        """Take jobs from workers whose lease ran out; none until Redis has been up for longer than a lease."""
+        """Take jobs from workers whose lease expired; none until Redis has been up for longer than a lease.
+
+        Returns:
+            Ids of the jobs.
+        """
         with redis_errors():
             uptime = int(self._redis.info("server")["uptime_in_seconds"])
         if uptime <= self.settings.lease_s:
@@ -118,11 +146,11 @@ class WorkerStore(JobStore):
         return self.run(ScriptCall("transitions.reap", arguments, lambda reply: list(reply["ids"])))
 
     def refresh_forecast(self, slots: int, ttl_s: float) -> None:
-        """Refresh the forecast that clients see, for so many seconds.
+        """Refresh the forecast of the queue that clients see.
 
         Args:
-            slots: Of all workers together.
-            ttl_s: Without another word nobody knows any more.
+            slots: Slots of all workers together.
+            ttl_s: Seconds after which the forecast expires.
         """
         took_s, running = self.run(ScriptCall("scheduling.forecast_inputs", {}, _forecast_inputs))
         forecast = QueueForecast.of(slots, took_s, running)

@@ -415,10 +415,10 @@ def _rename_deprecated(tree: Tree) -> tuple[Tree, tuple[ConfigWarning, ...]]:
     if not old or not isinstance(section, dict):
         return tree, ()
     renamed = {_DEPRECATED.get(key, key): value for key, value in section.items()}
-    advice = tuple(
+    warnings = tuple(
         ConfigWarning("deprecated_key", f"evaluation.{key} is now evaluation.{_DEPRECATED[key]}") for key in old
     )
-    return {**tree, "evaluation": renamed}, advice
+    return {**tree, "evaluation": renamed}, warnings
 
 
 def _advice(config: ExperimentConfig) -> Iterator[ConfigWarning]:

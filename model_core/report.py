@@ -87,7 +87,7 @@ class Report:
             yield NO_SAVING
         if not all(layer.flash for layer in self.budget.layers):
             yield "flash no: PyTorch's fused kernel on a GPU takes head sizes up to 256; a slower one takes its place."
-        yield from (f"warning: {advice.detail}" for advice in self.warnings)
+        yield from (f"warning: {warning.detail}" for warning in self.warnings)
 
     def to_markdown(self) -> str:
         """Write the report as a page.
@@ -146,8 +146,8 @@ def preflight(config: ExperimentConfig, dataset: Dataset, run: Path, emit: Calla
     budget = compute_budget(config, train_tokens=count_train_tokens(dataset))
     length = budget.schedule
     log.info("planned steps=%d tokens=%d epochs=%.2f", length.steps, length.tokens, length.epochs or 0.0)
-    for advice in disk_shortage(budget.disk, run):
-        emit("warning", code=advice.code, detail=advice.detail)
+    for warning in disk_shortage(budget.disk, run):
+        emit("warning", code=warning.code, detail=warning.detail)
 
 
 def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[ConfigWarning]:
@@ -160,10 +160,10 @@ def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[ConfigWarning]:
     Returns:
         The warning, if there is one.
     """
-    place = run = run.absolute()
-    while not place.is_dir():
-        place = place.parent
-    free, needed = shutil.disk_usage(place).free, disk.total_bytes
+    existing = run = run.absolute()
+    while not existing.is_dir():
+        existing = existing.parent
+    free, needed = shutil.disk_usage(existing).free, disk.total_bytes
     if needed > free:
         needed -= sum(file.stat().st_size for file in run.glob("model_*.pt"))
     if needed > free:

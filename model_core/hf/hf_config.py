@@ -103,8 +103,8 @@ def parse_model_config(stored: Stored) -> ModelConfig:
         return ModelConfig.model_validate({**sizes, **heads, "dropout": _dropout(stored)})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "n_head"
-        raise InvalidData(f"{CONFIG}: {place}: {first['msg']}, got {str(first['input'])[:100]}") from None
+        key = ".".join(map(str, first["loc"])) or "n_head"
+        raise InvalidData(f"{CONFIG}: {key}: {first['msg']}, got {str(first['input'])[:100]}") from None
 
 
 def build_config(model: ModelConfig, eot: int) -> dict[str, Any]:

@@ -170,8 +170,8 @@ def _checked(shape: type[_Shape], path: Path) -> _Shape:
         return shape.model_validate(read_object(path))
     except ValidationError as error:
         first = error.errors()[0]
-        place, given = ".".join(map(str, first["loc"])), repr(first["input"])[:100]
-        detail = f"{path.name}: {place} is {given}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        key, given = ".".join(map(str, first["loc"])), repr(first["input"])[:100]
+        detail = f"{path.name}: {key} is {given}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise InvalidData(f"{detail}; only a byte-level BPE like GPT-2's can be imported") from None
 
 

@@ -94,8 +94,8 @@ class Rendezvous:
             RankLost: Another process did not arrive in time.
         """
         self.store.set(_BEGUN, "")
-        came = _until(lambda: self._count(_PRESENT) == self.env.world_size - 1 or self._check(stop), _ARRIVE_S)
-        if not came:
+        arrived = _until(lambda: self._count(_PRESENT) == self.env.world_size - 1 or self._check(stop), _ARRIVE_S)
+        if not arrived:
             raise RankLost
 
     def finish(self, code: int) -> None:

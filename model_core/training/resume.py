@@ -257,8 +257,8 @@ def nanogpt_model(content: Mapping[str, Any], file: str) -> ModelConfig:
         return ModelConfig.model_validate(known)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, ("model_args", *first["loc"])))
-        raise CheckpointRefused(file, f"{place}: {first['msg']}, got {str(first['input'])[:100]}") from None
+        key = ".".join(map(str, ("model_args", *first["loc"])))
+        raise CheckpointRefused(file, f"{key}: {first['msg']}, got {str(first['input'])[:100]}") from None
 
 
 def nanogpt_state_dict(content: Mapping[str, Any], model: GPT, file: str) -> dict[str, Tensor]:

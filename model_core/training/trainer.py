@@ -363,9 +363,9 @@ def _accumulate(state: TrainState) -> tuple[float, float]:
     """Add up the gradients of a step's micro batches; returns the loss, and the seconds spent on waiting for data."""
     total, waiting_s = torch.zeros((), device=state.runtime.device), 0.0
     for _ in range(state.accumulation):
-        asked = time.perf_counter()
+        began = time.perf_counter()
         idx, targets = state.loader.next_batch()
-        waiting_s += time.perf_counter() - asked
+        waiting_s += time.perf_counter() - began
         with state.runtime.autocast(), state.runtime.attention():
             loss = state.forward(idx, targets)[1]
         assert loss is not None

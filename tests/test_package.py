@@ -1,4 +1,4 @@
-"""What is shipped: the wheel holds what the programs need, and the public names are there."""
+"""The wheel, the public names, and the pages of the repository."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The Docker files, with no engine: every file is there, the specification is met, every command runs as written."""
+"""The Docker files, without an engine: their contents, the Compose specification, and the commands as written."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The whole service, started as a person starts it, and a job small enough to wait for."""
+"""The whole service, started with `headcount up`, and a job that takes seconds."""
 
 import contextlib
 import os

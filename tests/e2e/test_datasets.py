@@ -1,4 +1,4 @@
-"""Datasets by the service, end to end: from files and sources to a job, and from there to trainings."""
+"""End-to-end tests of datasets: uploads and sources become datasets, and trainings use them."""
 
 import json
 import os

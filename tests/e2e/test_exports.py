@@ -1,4 +1,4 @@
-"""An export by the service, end to end: from a trained run to tensors that are fetched."""
+"""End-to-end test of an export: from a trained run to downloaded tensors."""
 
 import pytest
 from safetensors.torch import load

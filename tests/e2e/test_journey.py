@@ -1,4 +1,4 @@
-"""The main job, end to end: HTTP, queue, worker, training process, text and pictures, all of them real."""
+"""End-to-end test of training, generation and attention pictures over HTTP with real processes."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The whole service loses its Redis for good: a person brings the jobs back and goes on."""
+"""End-to-end test of `headcount reindex` after Redis lost its data."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What the whole service leaves of a secret that somebody sends it."""
+"""No file of the service contains a token that a client sent in a query."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The command itself, as a person types it: words, exit codes, one line of error."""
+"""The `headcount` command in a process: arguments, exit codes and one-line errors."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The client against a service made of canned replies: HTTP, problems, and a stream that breaks."""
+"""The HTTP client against canned replies: problem documents, retries and interrupted streams."""
 
 import json
 from collections.abc import Callable

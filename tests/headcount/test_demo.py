@@ -1,4 +1,4 @@
-"""The demo: its choices against canned replies, and the whole of it, twice, for real."""
+"""The demo, against canned replies and as a whole."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The embedded Redis: private, found wherever it is, and durable over versions."""
+"""The embedded Redis: private socket, choice of the binary, and durability across versions."""
 
 import os
 import re

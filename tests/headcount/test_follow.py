@@ -1,4 +1,4 @@
-"""What a person sees of a running job."""
+"""Progress of a running job on a terminal and in plain lines."""
 
 import io
 from typing import Any

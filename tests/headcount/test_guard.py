@@ -1,4 +1,4 @@
-"""What the watch ends when its parent is gone."""
+"""The guard ends every process of a group when its parent is gone."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`headcount up` as a person starts and stops it: real Redis, worker, inference and API."""
+"""`headcount up` with a real Redis, worker, inference process and API."""
 
 import os
 import signal

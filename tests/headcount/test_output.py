@@ -1,4 +1,4 @@
-"""The report as it is asked for on the command line."""
+"""The output of `headcount report`."""
 
 import io
 import json

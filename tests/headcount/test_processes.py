@@ -1,4 +1,4 @@
-"""Children that are restarted, stopped, and never left behind."""
+"""Child processes are restarted, stopped, and never left behind."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`headcount reindex` on a real Redis: what it says, what it leaves alone, which Redis it finds."""
+"""`headcount reindex` on a real Redis."""
 
 import contextlib
 import shutil

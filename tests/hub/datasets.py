@@ -1,4 +1,4 @@
-"""Datasets and tokens for the emulated hub: one for each thing that can be in the way of reading."""
+"""Datasets and tokens of the emulated hub: one for each reason that reading can fail."""
 
 from tests.hub.emulator import Hub, Repository, parquet
 

@@ -1,4 +1,4 @@
-"""A hub on a loopback address: as much of the Hugging Face hub's HTTP as reading a dataset takes, and its refusals.
+"""An emulated Hugging Face hub on loopback: the HTTP that reading a dataset needs, with its errors.
 
 A dataset is given as files. Tokens say for each gated dataset whether its terms are accepted; a dataset's files can be
 served without ranges, and connections be cut in the middle of them.

@@ -1,4 +1,4 @@
-"""Opens and reads datasets of the hub that its environment names; one process for many questions.
+"""Read datasets of the hub that the environment names; one process answers many requests.
 
 Standard input: a list of questions ``{source, token, revision, column, skip}``. Standard output: the answers.
 """

@@ -1,4 +1,4 @@
-"""A text small enough to learn in seconds, and the configuration that does."""
+"""A text that a model learns in seconds, and a configuration that trains on it."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""The arithmetic of a configuration, against the numbers of GPT-2 124M."""
+"""Parameters, memory and FLOPs of a configuration, compared with GPT-2 124M."""
 
 import json
 from dataclasses import asdict

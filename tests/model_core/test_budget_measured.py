@@ -1,4 +1,4 @@
-"""The estimate of memory against what a training process really takes.
+"""The memory estimate compared with the measured peak of a training process.
 
 Measured as a worker sees it: the peak of the whole process (VmHWM) less what it held when torch was imported (VmRSS).
 It is a normal run with validation, samples and every kind of checkpoint. It begins with the state of a run that took

@@ -1,4 +1,4 @@
-"""The table of sources: what it says, the page of the documentation says too."""
+"""The table of sources agrees with the documentation."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tensors in and out of files: what is in them, what is refused, and what a model without wrappers is called."""
+"""Checkpoints: their contents, refused files, and names of parameters without wrappers."""
 
 import argparse
 import io

@@ -1,4 +1,4 @@
-"""Configurations: what is accepted, and that every refusal names the value and what would be right."""
+"""Configurations: what is accepted, and that an error names the value and what would be right."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether two models, or two trees of values, are the same."""
+"""Comparison of two models and of two trees of values."""
 
 from model_core.config import ModelConfig
 from model_core.config_validation import model_differences, tree_differences

@@ -1,4 +1,4 @@
-"""The head and its cross entropy in chunks, against PyTorch's two functions one after the other."""
+"""Chunked head and cross entropy, compared with the two functions of PyTorch."""
 
 import contextlib
 from collections.abc import Callable

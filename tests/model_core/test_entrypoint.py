@@ -1,4 +1,4 @@
-"""How a process hears that it should stop."""
+"""Signals that ask a program to stop."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
-"""Every key of the configuration changes something that can be seen.
+"""Every key of the configuration has an observable effect.
 
-The table names for each key a value unlike the base's, and where to look. A key that is added to the configuration
-and not to the table fails a test.
+The table names for each key a value that differs from the base, and what to observe. A key of the configuration
+that is missing in the table fails a test.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What this version wrote, read by the present code: the run in tests/golden, which make.py beside it made."""
+"""The present code reads the run in tests/golden, which `make.py` beside it wrote."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The model: sizes, initialisation, and that heads may differ by layer."""
+"""The model: sizes, initialization, and heads that differ by layer."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The model against others that must give the same numbers: transformers' GPT-2, and attention written out."""
+"""The model compared with transformers' GPT-2 and with explicit attention."""
 
 import pytest
 import torch

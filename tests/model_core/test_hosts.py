@@ -1,4 +1,4 @@
-"""One training over several hosts, as docs/training.md says: two network namespaces with a cable between them."""
+"""One training on several hosts as docs/training.md describes it: two connected network namespaces."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed, or killed while it writes goes on, and so does one that is compiled."""
+"""A run that was stopped or killed resumes exactly, compiled or not."""
 
 import json
 import os

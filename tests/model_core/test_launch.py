@@ -1,4 +1,4 @@
-"""The launcher starts ranks, keeps the exit code of the first, and leaves none behind."""
+"""The launcher starts ranks, returns the exit code of rank 0, and leaves no process behind."""
 
 import os
 import signal

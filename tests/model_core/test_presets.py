@@ -1,4 +1,4 @@
-"""The configurations that ship: all are right, none says what is untrue, and one trains without the service."""
+"""The presets are valid, and one trains without the service."""
 
 import subprocess
 import sys

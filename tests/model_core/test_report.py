@@ -1,4 +1,4 @@
-"""A configuration's numbers beside the uniform model's, for programs and for people."""
+"""The report compares a configuration with its uniform baseline."""
 
 import json
 from collections.abc import Callable

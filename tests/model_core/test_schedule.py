@@ -1,4 +1,4 @@
-"""How many steps, and how fast."""
+"""Learning rate and number of steps."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Requests are checked alike from a query string, a JSON body and Python."""
+"""Requests are validated alike from a query string, a JSON body and Python."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The program as several processes, by hand: one run, written by one of them, with the numbers of a single process."""
+"""The program as several processes: one run with the numbers of a single process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The tokenizers: GPT-2's from the package, and one trained on a corpus."""
+"""The tokenizers: GPT-2 and byte-level BPE trained on a corpus."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The program that a person runs by hand: what it leaves on disk, and that it goes on exactly."""
+"""`python -m model_core.train` by hand: its files, and exact resumption."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A training process validates its configuration once, and loads torch only after a refusal could have happened."""
+"""A training process validates its configuration once, and refuses it before it loads torch."""
 
 import subprocess
 import sys

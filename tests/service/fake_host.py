@@ -1,4 +1,4 @@
-"""An inference process that only pretends, and what serves it in a thread."""
+"""A fake inference process, and a server that runs an application in a thread."""
 
 import asyncio
 import json

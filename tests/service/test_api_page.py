@@ -1,4 +1,4 @@
-"""docs/api.md tells the truth: its tables are those of the code."""
+"""The tables of docs/api.md agree with the code."""
 
 import re
 from pathlib import Path

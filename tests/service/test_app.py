@@ -1,3 +1,5 @@
+"""The application: start, shutdown, middleware and imports."""
+
 import json
 import os
 import signal

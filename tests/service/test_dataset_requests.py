@@ -1,4 +1,4 @@
-"""Trainings, tests and looks whose data is not there: what waits for it, and what says how to make it."""
+"""Jobs whose dataset is missing: they wait for its preparation, or are refused with the request that makes it."""
 
 from typing import Any
 

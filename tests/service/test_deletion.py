@@ -1,3 +1,5 @@
+"""Deletion of jobs, runs and datasets, and its interruptions."""
+
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Server-sent events of a job: order, resumption and many followers."""
+
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

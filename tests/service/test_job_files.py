@@ -1,3 +1,5 @@
+"""Reading a log file: its last lines and parts of it."""
+
 from pathlib import Path
 
 import pytest

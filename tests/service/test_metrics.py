@@ -1,4 +1,4 @@
-"""A job's curves over HTTP: JSON and CSV, thinned, exact, and of this job alone."""
+"""A job's metrics over HTTP: JSON and CSV, downsampled and exact."""
 
 import csv
 import io

@@ -1,3 +1,5 @@
+"""The OpenAPI document and its page."""
+
 import json
 import shutil
 from typing import Any

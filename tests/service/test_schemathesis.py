@@ -1,4 +1,4 @@
-"""Schemathesis reads /openapi.json, and looks for a request whose answer is not as it says there."""
+"""Schemathesis searches for a reply that contradicts /openapi.json."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What still answers, and how fast, while Redis is frozen or gone."""
+"""Replies of every route, within two seconds, while Redis is frozen or gone."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""Files that come with POST /datasets."""
+"""Files that are uploaded with POST /datasets."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A store on a real Redis, requests to fill it, and real worker processes."""
+"""A store on a real Redis, job specs for it, and real worker processes."""
 
 import random
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""A child without torch that keeps the trainer's promises: events, state, lock, outcome, exit codes."""
+"""A child process without torch that keeps the trainer's contract: events, state, lock, outcome, exit codes."""
 
 import argparse
 import os

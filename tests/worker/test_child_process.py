@@ -1,3 +1,5 @@
+"""A job's process: environment, output, signals and its group."""
+
 import subprocess
 import sys
 

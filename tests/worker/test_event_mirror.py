@@ -1,4 +1,4 @@
-"""Events on their way from the disk to Redis."""
+"""Events are copied from disk to Redis."""
 
 import contextlib
 

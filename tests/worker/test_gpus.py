@@ -1,3 +1,5 @@
+"""GPUs of a machine: discovery and sharing."""
+
 import pytest
 
 from worker.gpus import Gpu, GpuPool, find_gpus, memory_bytes

@@ -1,3 +1,5 @@
+"""Periodic work of a worker: heartbeat, wake-ups and reaping."""
+
 import pytest
 
 from tests.polling import eventually

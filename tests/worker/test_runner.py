@@ -1,4 +1,4 @@
-"""Jobs that the worker itself cannot run: they end, and nobody waits for the lease."""
+"""Jobs that the worker itself cannot run end at once."""
 
 import os
 import threading

@@ -1,3 +1,5 @@
+"""The outcome of a job's process, and its lease."""
+
 import pytest
 
 from tests.polling import eventually

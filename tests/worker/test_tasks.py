@@ -1,4 +1,4 @@
-"""Jobs on a real Redis, a real Celery worker and a real child that holds no torch."""
+"""Jobs on a real Redis with a real Celery worker and a child without torch."""
 
 import subprocess
 import sys

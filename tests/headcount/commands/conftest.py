@@ -1,4 +1,4 @@
-"""A service of canned replies, and the command that asks it."""
+"""A server of canned replies, and a fixture that runs the command against it."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Canned replies of the service, and a server that gives them."""
+"""Canned replies of the service, and the server that sends them."""
 
 import json
 from typing import Any

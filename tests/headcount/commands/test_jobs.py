@@ -1,4 +1,4 @@
-"""Commands about jobs against a service of canned replies: what is asked, what is printed, how it ends."""
+"""Commands about jobs against canned replies: requests, output and exit codes."""
 
 import json
 

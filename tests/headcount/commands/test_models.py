@@ -1,4 +1,4 @@
-"""Commands about models: an export is a job first, and then a folder."""
+"""Commands about models."""
 
 import json
 

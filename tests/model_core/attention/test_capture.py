@@ -1,4 +1,4 @@
-"""Weights that equal what the fused kernel does, and records of them on disk."""
+"""Captured attention equals what the fused kernel computes, and records of it on disk."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Pictures, seen through the bytes that come out and the figure that they equal."""
+"""Pictures of attention, compared by bytes and with the figure that they show."""
 
 import io
 import subprocess

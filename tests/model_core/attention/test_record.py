@@ -1,4 +1,4 @@
-"""A record on disk: found by what it holds, read layer by layer, drawn without a model."""
+"""A record of attention on disk: found by content, read by layer, drawn without a model."""
 
 import numpy as np
 import pytest

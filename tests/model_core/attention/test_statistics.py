@@ -1,4 +1,4 @@
-"""Each number answers to the pattern that it is named after, and is silent on the others."""
+"""Each statistic responds to the pattern that it is named after, and not to the others."""
 
 import json
 

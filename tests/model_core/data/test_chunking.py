@@ -1,4 +1,4 @@
-"""The split rule: exact in every block of a hundred."""
+"""Documents are assigned to splits exactly in every block of a hundred."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Many documents at once: the same ids as one by one, whatever they hold."""
+"""Encoding many documents at once gives the ids of encoding them one by one."""
 
 import numpy as np
 import pytest

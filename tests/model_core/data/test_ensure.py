@@ -1,4 +1,4 @@
-"""Preparation: exact files, never half of them, never two at once."""
+"""Preparing a dataset: complete files or none, by one process at a time."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Batches: every window once an epoch, and one number as the whole state."""
+"""Batches: every window once an epoch, and one number as the state."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The engine: the same bytes for any number of threads, any chunks, and any number of interruptions."""
+"""The pipeline writes the same bytes for any number of threads, chunk size and interruptions."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The program as a supervisor starts it: a job is an argv and a directory."""
+"""`python -m model_core.data.prepare` as the supervisor starts it."""
 
 import os
 import signal

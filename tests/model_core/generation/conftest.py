@@ -1,3 +1,5 @@
+"""A tiny model with its tokenizer, and an engine that runs it."""
+
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""Many requests, one model: each gets what it would get alone."""
+"""Requests in one batch: each gets the output that it would get alone."""
 
 import threading
 import time

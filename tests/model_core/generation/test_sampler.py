@@ -1,4 +1,4 @@
-"""Each text draws by its own settings and generator."""
+"""Sampling: each sequence has its own settings and generator."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""The C library's settings: a process that lacks them begins once more, and stays the same to whoever started it."""
+"""A process without the settings of the C allocator re-executes itself with them."""
 
 import json
 import os

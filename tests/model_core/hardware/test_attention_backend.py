@@ -1,4 +1,4 @@
-"""Attention kernels: told for machines that are not at hand, and as PyTorch itself chooses on this one."""
+"""Attention kernels on described machines, and as PyTorch chooses them on this one."""
 
 import pytest
 import torch

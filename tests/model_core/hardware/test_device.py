@@ -1,4 +1,4 @@
-"""Which hardware is used, decided on descriptions of machines that need not be at hand."""
+"""Choice of device and data type, on described machines."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is said when memory runs out, and how many rows would fit."""
+"""The error when memory runs out, and the micro batch that would fit."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Speed, waiting and MFU, from what was measured and published."""
+"""Throughput, waiting and MFU from measured times."""
 
 import pytest
 

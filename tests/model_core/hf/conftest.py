@@ -1,4 +1,4 @@
-"""Tiny runs, the folders that they become, and what transformers makes of those."""
+"""Tiny runs, their exports, and the results of transformers on those."""
 
 import json
 import os

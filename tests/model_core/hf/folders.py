@@ -1,4 +1,4 @@
-"""Shapes, texts and models for folders that go in and out."""
+"""Shapes, texts and models for exported and imported folders."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What transformers makes of folders, in a process of its own that knows nothing of ours and has no network.
+"""Load folders with transformers, in a process without our packages and without a network.
 
     python in_transformers.py REQUEST.json ANSWER.pt
 

@@ -1,4 +1,4 @@
-"""Models in and out of transformers: the same numbers on both sides, whatever the heads."""
+"""Models exported to transformers and imported from it compute the same numbers."""
 
 import hashlib
 

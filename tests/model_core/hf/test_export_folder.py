@@ -1,4 +1,4 @@
-"""What counts as a complete export, whatever was cut off."""
+"""When an exported folder counts as complete."""
 
 import os
 import shutil

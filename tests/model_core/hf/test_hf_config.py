@@ -1,4 +1,4 @@
-"""What config.json says of a model is the model again."""
+"""config.json describes the model completely."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Tokenizers out to transformers' files and back, whatever they were trained on."""
+"""Tokenizers written to transformers' files and read back."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""Folders that are damaged, or are no GPT-2 as ours is: each is named, and nothing of a run is left."""
+"""Folders that are damaged or hold another model are refused, and leave no run."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Export as a worker starts it: events and an outcome, and one folder however often it is asked for."""
+"""Export as a worker starts it: events, an outcome, and one folder for repeated requests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command: one line for a person, an exit code for a program, and never half a folder or half a run."""
+"""`python -m model_core.hf`: output, exit codes, and no partial folder or run."""
 
 import os
 import signal

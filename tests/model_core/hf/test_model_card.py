@@ -1,4 +1,4 @@
-"""What a card says of the data is what somebody wrote down, of just that data."""
+"""The model card describes the data that the manifest records."""
 
 from pathlib import Path
 from typing import Any

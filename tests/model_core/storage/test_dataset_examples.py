@@ -1,4 +1,4 @@
-"""Examples: any is read without the others, from a prepared file or a user's own."""
+"""Single examples are read by index, from a prepared file or from a file without an index."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""events.jsonl: numbered, never rewritten, floats bit for bit."""
+"""events.jsonl: numbered, append-only, with exact floats."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A run on disk: created once, never half a file, and damage is seen."""
+"""A run on disk: created atomically, never with a partial file, with damage detected."""
 
 import contextlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Curves out of events: the latest attempt's values, and fewer points of the same shape."""
+"""Series from events: values of the latest attempt, and downsampling that keeps the shape."""
 
 import struct
 from pathlib import Path

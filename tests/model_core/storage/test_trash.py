@@ -1,3 +1,5 @@
+"""Deletion: moved to the trash first, then removed, under a lock."""
+
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One of two processes that take steps together: started by a test, it leaves what it saw in a file of its own.
+"""One of two ranks that take steps together; it writes its results to a file.
 
 The second runs out of memory, or gets a loss that is no number, where the test needs that.
 """

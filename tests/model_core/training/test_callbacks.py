@@ -1,4 +1,4 @@
-"""What listens: it changes no loss, asks for the disk before it writes, and gets by with less memory."""
+"""Callbacks change no loss, check the disk before they write, and adapt to less memory."""
 
 import math
 import shutil

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps: the best by validation loss, the newest periodic ones, the final, a rolling one."""
+"""Which checkpoints a run keeps: best, newest periodic ones, final and rolling."""
 
 from collections.abc import Callable
 from pathlib import Path

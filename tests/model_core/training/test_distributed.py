@@ -1,4 +1,4 @@
-"""Two processes that share each step's rows do what one does with all of them, and agree on everything else."""
+"""Two ranks that share the rows of a step compute what one process computes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Where a new run begins: another run's checkpoint, a file that lies alone, nanoGPT's."""
+"""Initial checkpoints: of another run, of a file, of nanoGPT."""
 
 from collections.abc import Callable
 from pathlib import Path

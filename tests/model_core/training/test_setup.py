@@ -1,4 +1,4 @@
-"""A run that was interrupted, at any step, goes on to the bits of one that was not."""
+"""A run that is interrupted at any step resumes bit for bit."""
 
 import io
 from collections.abc import Callable, Iterator

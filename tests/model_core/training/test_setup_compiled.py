@@ -1,4 +1,4 @@
-"""torch.compile: what fails there falls back with the reason, and what it leaves on disk is the eager model's."""
+"""torch.compile: a failure falls back to eager execution with a warning."""
 
 import os
 import subprocess

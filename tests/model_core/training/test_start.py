@@ -1,4 +1,4 @@
-"""What may begin, and what is refused at once: by the program, which leaves nothing behind then."""
+"""Starting a run: refusals that leave no files, and the `start` event."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases get the numbers of events.jsonl, each step once, and cost no training."""
+"""TensorBoard and Weights & Biases get the numbers of events.jsonl, each step once."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""The loop itself: what is not finite changes nothing, what does not fit is cut, and accumulation only computes."""
+"""The training loop: values that are not finite, micro batches that do not fit, and resumption."""
 
 import math
 import time

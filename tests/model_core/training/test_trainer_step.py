@@ -1,4 +1,4 @@
-"""One step: accumulation is only a way to compute, the norm is clipped and told, and matrices alone decay."""
+"""One step: accumulation, clipping and weight decay."""
 
 from typing import Any
 

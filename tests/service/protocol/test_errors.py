@@ -1,3 +1,5 @@
+"""Problem documents for every kind of wrong request."""
+
 import json
 import socket
 import time

@@ -1,4 +1,4 @@
-"""What of a request stands in the server's log."""
+"""The access log shows only known query parameters."""
 
 import contextlib
 import io

@@ -1,3 +1,5 @@
+"""Content negotiation, entity tags and byte ranges."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

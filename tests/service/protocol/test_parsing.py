@@ -1,4 +1,4 @@
-"""Request bodies, names and values: what is refused, and what is understood as it was meant."""
+"""Request bodies, names and values: what is refused, and what is converted."""
 
 import time
 from typing import Any

@@ -1,3 +1,5 @@
+"""Pictures and statistics of attention over HTTP, with their caching."""
+
 import io
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Checkpoints over HTTP: bytes in part and whole, what is kept, and what may go."""
+"""Checkpoints over HTTP: content, ranges, pins and deletion."""
 
 from typing import Any
 

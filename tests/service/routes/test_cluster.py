@@ -1,3 +1,5 @@
+"""Workers, GPUs and what fits on them."""
+
 from typing import Any
 
 from tests.polling import eventually

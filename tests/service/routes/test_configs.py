@@ -1,3 +1,5 @@
+"""Presets and validation of configurations."""
+
 import pytest
 import yaml
 

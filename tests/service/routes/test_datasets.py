@@ -1,4 +1,4 @@
-"""Datasets over HTTP: asked for, listed, looked into, deleted."""
+"""Datasets over HTTP: made, listed, read and deleted."""
 
 import json
 from collections.abc import Callable

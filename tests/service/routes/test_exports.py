@@ -1,4 +1,4 @@
-"""Exports over HTTP: one job for all who ask, what is there, and what goes with the job that made it."""
+"""Exports over HTTP: one job for equal requests, the folder, and its deletion."""
 
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Generation over HTTP as JSON, text and server-sent events."""
+
 import json
 from typing import Any
 

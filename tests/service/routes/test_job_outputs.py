@@ -1,4 +1,4 @@
-"""A job's log: whole, in part, and told while it grows; and what HEAD says of streams."""
+"""A job's log: whole, in ranges and streamed; and HEAD requests of streams."""
 
 import time
 from collections.abc import Iterator

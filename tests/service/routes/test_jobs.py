@@ -1,3 +1,5 @@
+"""Submission, listing and details of jobs."""
+
 import copy
 import json
 import shutil

@@ -1,3 +1,5 @@
+"""Actions on jobs, as docs/api.md documents them."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,3 +1,5 @@
+"""PATCH of priority and metadata."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""Runs over HTTP."""
+
 from model_core.storage.files import write_json
 
 

@@ -1,3 +1,5 @@
+"""The report of a run over HTTP, and its warnings."""
+
 import json
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Places that a test may break."""
+"""A Redis and a data root that a test may break."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

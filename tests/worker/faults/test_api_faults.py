@@ -1,4 +1,4 @@
-"""Faults between clients and the API: many submissions with one key at once, and a Redis that does not answer."""
+"""Faults between clients and the API: concurrent submissions with one key, and a silent Redis."""
 
 import signal
 import time

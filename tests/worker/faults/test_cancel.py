@@ -1,4 +1,4 @@
-"""A cancelled job never runs, or its process is gone when it says so; what it has saved is whole."""
+"""A cancelled job never runs, or its process is gone once it is cancelled, with intact files."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Faults of the disk and of what lies on it: damaged states, a state that would run code, no space."""
+"""Faults of the disk: damaged states, a pickled object in a state, no space."""
 
 import os
 import signal

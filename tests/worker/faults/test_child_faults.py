@@ -1,4 +1,4 @@
-"""Faults of a job's process: it is killed, it crashes, it hangs, it hears nothing, it leaves others behind."""
+"""Faults of a job's process: it is killed, crashes, hangs, ignores signals, or leaves processes behind."""
 
 import functools
 import signal

@@ -1,4 +1,4 @@
-"""An export that is paused or cancelled leaves no folder, and goes on from its beginning."""
+"""An export that is paused or cancelled leaves no folder, and starts over when resumed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Redis is lost for good while jobs of every status are there: they come back from disk, and go on."""
+"""Redis loses its data while jobs of every status exist: they are rebuilt from disk and resumed."""
 
 import shutil
 

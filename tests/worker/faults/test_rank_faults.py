@@ -1,4 +1,4 @@
-"""Faults of a job of several processes: it ends whole, leaves nobody behind, and goes on as if nothing had been."""
+"""Faults of a job of several processes: it ends as a whole, and resumes."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Faults of Redis: it is away, it is frozen, it is killed with a full queue; and wake-ups that are lost."""
+"""Faults of Redis: stopped, frozen, killed with a full queue; and lost wake-ups."""
 
 import signal
 import time

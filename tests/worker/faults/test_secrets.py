@@ -1,4 +1,4 @@
-"""A canary in the environment of worker and API: it may stand nowhere that somebody reads."""
+"""A canary token in the environment of worker and API appears in no output."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
-"""A storm: forty trainings while something is killed every five seconds, then calm. Nothing is lost, nothing differs.
+"""Forty trainings while something is killed every five seconds: no job is lost, and no number differs.
 
-``HEADCOUNT_STORM_SEED`` chooses what is hit; without it the seed is drawn; the table at the end says it.
+``HEADCOUNT_STORM_SEED`` sets the seed; without it a random one is used, which the table at the end contains.
 """
 
 import os

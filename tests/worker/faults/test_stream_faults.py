@@ -1,4 +1,4 @@
-"""A client follows a job while its connection, the job's supervisor and Redis break: it gets each event once."""
+"""A client that follows a job through failures of every part gets each event once."""
 
 import contextlib
 import json

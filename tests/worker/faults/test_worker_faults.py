@@ -1,4 +1,4 @@
-"""Faults of a worker: it is killed, asked to leave, frozen; and two workers that reach Redis by different addresses."""
+"""Faults of a worker: killed, terminated, frozen; and two workers with different addresses of Redis."""
 
 import signal
 import sys

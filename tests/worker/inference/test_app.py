@@ -1,4 +1,4 @@
-"""The application around models that only pretend."""
+"""The inference application around a fake model cache."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""The inference process as the API meets it: a real process, real HTTP, a real Redis that comes late."""
+"""The inference process over real HTTP, with a real Redis that starts late."""
 
 import json
 import os

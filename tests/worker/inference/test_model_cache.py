@@ -1,4 +1,4 @@
-"""ModelCache come and go under a cap of memory."""
+"""Loading and eviction of models under a memory limit."""
 
 import threading
 from collections.abc import Callable, Iterator

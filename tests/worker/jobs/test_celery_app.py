@@ -1,3 +1,5 @@
+"""Celery settings and wake-ups."""
+
 import time
 
 import pytest

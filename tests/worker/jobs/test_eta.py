@@ -1,3 +1,5 @@
+"""Forecast of when queued jobs start."""
+
 import json
 
 import pytest

@@ -1,4 +1,4 @@
-"""Records from what is on disk alone."""
+"""Job records rebuilt from disk alone."""
 
 import uuid
 

@@ -1,3 +1,5 @@
+"""The registry of live processes."""
+
 import pytest
 
 from tests.polling import eventually

@@ -1,3 +1,5 @@
+"""Progress of a job from its events."""
+
 from worker.jobs.schemas import Progress
 from worker.jobs.serialization import progressed
 

@@ -1,3 +1,5 @@
+"""Validation of the settings."""
+
 import pytest
 from pydantic import ValidationError
 

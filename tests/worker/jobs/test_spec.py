@@ -1,3 +1,5 @@
+"""Parsing of a job request."""
+
 import pytest
 
 from model_core.errors import InvalidConfig, InvalidParameter, UnknownPreset

@@ -1,3 +1,5 @@
+"""The table of statuses and actions."""
+
 import pytest
 
 from worker.jobs.states import ACTIONS, STATUSES, TERMINAL, TRANSITIONS, allowed_actions

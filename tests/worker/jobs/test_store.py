@@ -1,4 +1,4 @@
-"""Transitions of the store, on a real Redis."""
+"""Transitions of the job store on a real Redis."""
 
 import time
 

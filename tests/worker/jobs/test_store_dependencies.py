@@ -1,4 +1,4 @@
-"""Jobs that wait for others."""
+"""Jobs that depend on other jobs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Preparations in the store: who shares one, who waits for one, and what comes back when Redis is lost."""
+"""Preparations in the store: sharing, waiting, and recovery."""
 
 import pytest
 

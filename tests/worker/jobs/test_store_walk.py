@@ -1,4 +1,4 @@
-"""Random walks over the store's transitions: whatever happens in whatever order, the same things hold.
+"""Random walks over the transitions of the store keep its invariants.
 
 Replies get lost, so calls are repeated; wake-ups get lost, so workers look only when they happen to be woken, or when
 a janitor asks.

@@ -1,4 +1,4 @@
-"""Who gets which GPU."""
+"""Assignment of GPUs to jobs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Text files: where documents end, in files of every shape and across the blocks in which they are read."""
+"""Text files: where documents end, in any layout and across block boundaries."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""The token: where it is found, and that it is in no text of ours."""
+"""The hub token: where it is found, and that no text contains it."""
 
 import errno
 

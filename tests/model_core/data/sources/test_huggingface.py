@@ -1,4 +1,4 @@
-"""Datasets of a hub on a loopback address: what is read, and what is said when the hub does not give one."""
+"""Datasets of an emulated hub: what is read, and the error for each refusal."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files with columns, and folders: what they hold, from any document on, and what is wrong with them."""
+"""Local files with columns, and folders: their documents, and the errors of damaged files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Docstrings: the prose of a library, without its code, its tests and what says too little."""
+"""Docstrings of a library as documents, without code and tests."""
 
 from model_core.data.sources.python_docs import docstrings, prose_of
 

@@ -1,4 +1,4 @@
-"""What may be asked for, and what every source keeps to: the same documents each time, from any of them on."""
+"""Which sources exist, and that each gives the same documents every time, from any position."""
 
 from itertools import islice
 

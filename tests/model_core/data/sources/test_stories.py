@@ -1,4 +1,4 @@
-"""The stories: enough of them, varied, clean, and equal for equal seeds."""
+"""Generated stories: varied, clean, and equal for equal seeds."""
 
 import re
 from collections import Counter

@@ -1,9 +1,9 @@
 """Job records rebuilt from the files on disk after Redis lost them.
 
-A job is found by its directory, or by a run whose `attempt` file names it. job.json contains the request and the last
-known status; where it says nothing, the outcome file of the job's process counts. An interrupted job becomes paused,
-so that a person decides. Any file may be truncated or written by another version; a file that cannot be read affects
-its own job only. A job that never started has no files.
+A job is found by its directory, or by a run whose `attempt` file names it. job.json contains the request and a status;
+unless that is final, the outcome file of the job's process counts. An interrupted job becomes paused, so that a person
+decides. Any file may be truncated or written by another version; a file that cannot be read affects its own job only.
+A job that never started has no files.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tools.structure import ROOT, Rule, main, measure, read_sources
+from tools.structure import PACKAGES, ROOT, Rule, main, measure, read_sources
 
 Measure = Callable[[dict[str, str]], dict[str, Rule]]
 # Test files that no module answers for, with what they test instead.
@@ -238,6 +238,13 @@ def import_rules() -> dict[str, Any]:
 
 def test_the_import_linter_counts_imports_for_type_checking() -> None:
     assert import_rules()["exclude_type_checking_imports"] is False
+
+
+def test_every_package_lists_its_modules_in_layers() -> None:
+    inits = (file for name in PACKAGES for file in (ROOT / name).rglob("__init__.py"))
+    packages = {".".join(init.relative_to(ROOT).parent.parts) for init in inits}
+    exhaustive = [one for one in import_rules()["contracts"] if one["type"] == "layers" and one.get("exhaustive")]
+    assert packages - {"model_core.hf.custom"} == {name for contract in exhaustive for name in contract["containers"]}
 
 
 def test_the_service_may_import_nothing_of_the_worker_but_its_jobs() -> None:

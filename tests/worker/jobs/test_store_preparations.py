@@ -17,7 +17,7 @@ DONE = Outcome("succeeded", "finished")
 
 def preparation(name="tales", seed=None, **data):
     device = {} if seed is None else {"device": {"seed": seed}}
-    return parse_spec({"job": {"kind": "prepare"}, "data": {"dataset": name, "source": "logs", **data}, **device})
+    return parse_spec({"job": {"kind": "prepare"}, "data": {"dataset": name, "source": "stories", **data}, **device})
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def train(store):
     """Submit a training whose dataset is missing."""
 
     def train(run, **data):
-        spec = parse_spec({"experiment_name": run, "data": {"dataset": "tales", "source": "logs", **data}})
+        spec = parse_spec({"experiment_name": run, "data": {"dataset": "tales", "source": "stories", **data}})
         return submit_job(store, spec, key=run, fingerprint="f", preparation=DatasetSpec.of(spec.config.data)).job
 
     return train

@@ -50,7 +50,7 @@ class Walk:
     def prepare(self):
         """A preparation, or a training that needs one: of few names, so that they meet."""
         name, size = f"data-{self.random.randrange(6)}", self.random.choice((300, 300, 400))
-        data = {"dataset": name, "source": "logs", "tokenizer": {"type": "bpe", "vocab_size": size}}
+        data = {"dataset": name, "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": size}}
         wanted = self.random.choice(({"job": {"kind": "prepare"}}, {"experiment_name": f"run-{next(self.names)}"}))
         spec = parse_spec({**wanted, "data": data})
         needed = DatasetSpec.of(spec.config.data) if spec.kind == "train" else None

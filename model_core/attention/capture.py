@@ -31,6 +31,7 @@ from model_core.attention.record import (
 )
 from model_core.errors import AttentionTooLarge, DatasetNotReady, ExampleNotFound, InvalidParameter
 from model_core.schemas import AttentionRequest, text_id
+from model_core.storage.run import Run
 
 if TYPE_CHECKING:
     from model_core.checkpoint import LoadedModel
@@ -143,7 +144,7 @@ def capture_example(
         InvalidParameter: The id is not that of the text, or the text has no tokens.
         AttentionTooLarge: It would fill the memory or the disk; nothing was computed.
     """
-    max_tokens = request.max_tokens or default_max_tokens(layout, run)
+    max_tokens = request.max_tokens or default_max_tokens(Run.open(layout.run(run)).config().testing)
     model, info, directory = loaded.config.model, loaded.info, text_directory(layout, run, request.id)
     if found := AttentionRecord.find(layout, run, request.id, info.sha256, max_tokens=max_tokens):
         return found

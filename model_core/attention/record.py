@@ -23,6 +23,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from model_core.attention.statistics import layer_statistics, statistics_record
+from model_core.config import TestingConfig
 from model_core.errors import InvalidParameter
 from model_core.storage.files import Layout, checked_name, now, read_json, replacing, write_json, write_text
 from model_core.storage.run import Run
@@ -83,7 +84,9 @@ class AttentionRecord:
         directory = text_directory(layout, run, id)
         if not directory.is_dir():
             return None
-        limit = max_tokens if max_tokens is not None else default_max_tokens(layout, run)
+        limit = max_tokens
+        if limit is None:
+            limit = default_max_tokens(Run.open(layout.run(run)).config().testing)
         for record in list_records(directory):
             if record.manifest["sha256"] == sha256 and record._has_length(limit):
                 return record
@@ -291,17 +294,15 @@ def free_directory(directory: Path, sha256: str, tokens: int) -> Path:
     return next((path for path in candidates if AttentionRecord.open(path) is None), candidates[-1])
 
 
-def default_max_tokens(layout: Layout, run: str) -> int:
+def default_max_tokens(testing: TestingConfig) -> int:
     """Return how many tokens are captured when a request gives no limit.
 
     Args:
-        layout: Paths of the data root.
-        run: Name of the run.
+        testing: Section `testing` of the run's configuration.
 
     Returns:
         The smaller of `testing.max_seq_len_viz` and `testing.test_sample_length`.
     """
-    testing = Run.open(layout.run(run)).config().testing
     return min(testing.max_seq_len_viz, testing.test_sample_length)
 
 

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 
 from model_core.attention.layout import PictureStyle
 from model_core.attention.plot import record_picture
-from model_core.attention.record import AttentionRecord
+from model_core.attention.record import AttentionRecord, default_max_tokens
 from model_core.config import Config, Name
 from model_core.errors import CheckpointNotFound
 from model_core.schemas import AttentionRequest, CheckpointRef, Count, ExampleId, JsonNumber, TokenCount
@@ -39,6 +39,20 @@ from service.protocol.errors import InferenceUnavailable
 from service.protocol.negotiation import choose, etag_matches
 from service.protocol.parsing import JSON, QueryRoute, validate
 from service.schemas import View
+
+MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
+_FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
+_BY_HASH = re.compile(r"sha256=([0-9a-f]{64})")
+_EDITION = 1  # increase it when the same attention is drawn differently
+_FOREVER = "private, max-age=31536000, immutable"
+
+Index = Annotated[int, Field(ge=0, le=65_536), JsonNumber]
+
+router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"], route_class=QueryRoute)
+
+_PICTURES: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
+_ERRORS = problems(404, 406, 409, 422, 503)
+_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already"}}
 
 
 class LayerView(View):
@@ -76,7 +90,14 @@ class AttentionView(View):
 
     @classmethod
     def of(cls, manifest: dict[str, Any]) -> Self:
-        """From the manifest on disk; the links name the checkpoint by its hash, so what they show never changes."""
+        """Build the view of a record; its links name the checkpoint by its hash, so what they show never changes.
+
+        Args:
+            manifest: Manifest of the record.
+
+        Returns:
+            The view.
+        """
         here = f"/attention/{manifest['run']}/{quote(manifest['id'])}"
         keyed = urlencode({"checkpoint": f"sha256={manifest['sha256']}", "max_tokens": len(manifest["tokens"])})
         links = AttentionLinks(
@@ -87,15 +108,6 @@ class AttentionView(View):
         )
         shown = {name: value for name, value in manifest.items() if name in cls.model_fields}
         return cls.model_validate({**shown, "links": links})
-
-
-MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
-_FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
-_BY_HASH = re.compile(r"sha256=([0-9a-f]{64})")
-_EDITION = 1  # raise it when the same weights are drawn differently
-_FOREVER = "private, max-age=31536000, immutable"
-
-Index = Annotated[int, Field(ge=0, le=65_536), JsonNumber]
 
 
 class PictureQuery(Config):
@@ -115,110 +127,6 @@ class PictureQuery(Config):
     )
     dpi: Count = Field(default=150, ge=10, le=600)
     max_tokens: TokenCount | None = Field(default=None, description="else as the run's configuration says")
-
-
-@dataclass(frozen=True)
-class _Target:
-    """A checkpoint: its hash, and the file that has it now, if one does."""
-
-    sha256: str
-    file: str | None
-
-
-async def answer(services: Services, request: Request, run: str, example: str, wanted: PictureQuery) -> Response:
-    """Serve a picture or the manifest, or say that the client has it already.
-
-    Args:
-        services: Where to ask.
-        request: For its headers, and to stop when the client goes.
-        run: Whose model.
-        example: Number of a test example, or the id of a text.
-        wanted: What of it.
-
-    Raises:
-        ModelCoreError: Whatever stands against it.
-    """
-    kind = choose(request.headers.get("accept"), _offered(wanted))
-    style = PictureStyle(format=_FORMATS.get(kind, "png"), cmap=wanted.cmap, dpi=wanted.dpi)
-    look = validate(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
-    target = await run_in_threadpool(_target, services.layout, run, wanted.checkpoint)
-    headers = _headers(target.sha256, kind, look, wanted)
-    if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    record = await _record(services, request, look, target)
-    headers = _headers(record.manifest["sha256"], kind, look, wanted)
-    if kind == JSON:
-        return JSONResponse(AttentionView.of(record.manifest).model_dump(mode="json"), headers=headers)
-    draw = partial(record_picture, record, layer=wanted.layer, head=wanted.head, style=style)
-    picture = await to_thread.run_sync(draw, limiter=services.drawing)
-    return Response(picture, media_type=kind, headers=headers)
-
-
-def _offered(wanted: PictureQuery) -> tuple[str, ...]:
-    if wanted.format is not None:
-        return (MEDIA_TYPES[wanted.format], JSON)
-    return ("image/png", JSON, "image/svg+xml", "application/pdf")
-
-
-def _target(layout: Layout, name: str, wanted: str) -> _Target:
-    run = Run.open(layout.run(name))
-    by_hash = _BY_HASH.fullmatch(wanted)
-    if by_hash is None:
-        info = run.resolve(wanted)
-        return _Target(info.sha256, info.file)
-    file = next((info.file for info in run.checkpoints() if info.sha256 == by_hash[1]), None)
-    return _Target(by_hash[1], file)  # replaced since, perhaps: what was captured of it is still there
-
-
-def _headers(sha256: str, kind: str, look: AttentionRequest, wanted: PictureQuery) -> dict[str, str]:
-    key = repr((_EDITION, sha256, kind, look.run, look.id, wanted.model_dump(exclude={"checkpoint", "format"})))
-    is_fixed = _BY_HASH.fullmatch(wanted.checkpoint) is not None
-    return {
-        "ETag": f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"',
-        "Vary": "Accept",
-        "Cache-Control": _FOREVER if is_fixed else "private, no-cache",
-    }
-
-
-async def _record(services: Services, request: Request, look: AttentionRequest, target: _Target) -> AttentionRecord:
-    """The captured weights; an inference process captures them the first time."""
-    record = await run_in_threadpool(_find, services.layout, look, target.sha256)
-    if record is not None:
-        return record
-    if target.file is None:
-        present = await run_in_threadpool(lambda: Run.open(services.layout.run(look.run)).checkpoints())
-        raise CheckpointNotFound(look.run, f"sha256={target.sha256}", tuple(info.file for info in present))
-    await run_in_threadpool(_example_is_there, services.layout, look)
-    resolved = look.model_copy(update={"checkpoint": target.file})
-    body = await while_connected(request, services.hosts.post("/capture", resolved, target.sha256))
-    manifest: Mapping[str, Any] = json.loads(body)
-    record = await run_in_threadpool(_find, services.layout, look, str(manifest["sha256"]))
-    if record is None:
-        raise InferenceUnavailable("the inference process does not share this service's data root")
-    return record
-
-
-def _example_is_there(layout: Layout, look: AttentionRequest) -> None:
-    """Refuse an example of a dataset that has none, before a model is loaded for it.
-
-    Raises:
-        DatasetNotReady: With the request that makes the dataset.
-    """
-    config = Run.open(layout.run(look.run)).config()
-    dataset = dataset_of(config, layout)
-    if look.id.isdecimal() and not (dataset.directory / EXAMPLES).is_file():
-        raise not_ready(dataset, config)
-
-
-def _find(layout: Layout, look: AttentionRequest, sha256: str) -> AttentionRecord | None:
-    return AttentionRecord.find(layout, look.run, look.id, sha256, max_tokens=look.max_tokens)
-
-
-router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"], route_class=QueryRoute)
-
-_PICTURES: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
-_ERRORS = problems(404, 406, 409, 422, 503)
-_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already"}}
 
 
 @router.get(
@@ -263,3 +171,101 @@ async def layer(
     """Under the name that the file has on disk."""
     chosen = wanted.model_copy(update={"layer": layer, "format": format})
     return await answer(services, request, run, example, chosen)
+
+
+async def answer(services: Services, request: Request, run: str, example: str, wanted: PictureQuery) -> Response:
+    """Find or capture the attention, and reply with a picture or the manifest.
+
+    Args:
+        services: Services of this process.
+        request: The HTTP request: its headers and its connection.
+        run: Name of the run.
+        example: Number of a test example, or the id of a text.
+        wanted: The validated query.
+
+    Returns:
+        The picture, the manifest as JSON, or 304 if the client has it already.
+
+    Raises:
+        ModelCoreError: The run, the checkpoint, the example, the layer or the head does not exist; no inference
+            process can capture it; the picture cannot be drawn.
+    """
+    kind = choose(request.headers.get("accept"), _offered(wanted))
+    style = PictureStyle(format=_FORMATS.get(kind, "png"), cmap=wanted.cmap, dpi=wanted.dpi)
+    text = validate(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
+    target = await run_in_threadpool(_resolve, services.layout, run, wanted.checkpoint)
+    headers = _headers(target.sha256, kind, text, wanted)
+    if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    record = await _record(services, request, text, target)
+    headers = _headers(record.manifest["sha256"], kind, text, wanted)
+    if kind == JSON:
+        return JSONResponse(AttentionView.of(record.manifest).model_dump(mode="json"), headers=headers)
+    draw = partial(record_picture, record, layer=wanted.layer, head=wanted.head, style=style)
+    picture = await to_thread.run_sync(draw, limiter=services.drawing)
+    return Response(picture, media_type=kind, headers=headers)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A checkpoint: its hash, and the file with that hash; None if the file was replaced or deleted."""
+
+    sha256: str
+    file: str | None
+
+
+def _offered(wanted: PictureQuery) -> tuple[str, ...]:
+    if wanted.format is not None:
+        return (MEDIA_TYPES[wanted.format], JSON)
+    return ("image/png", JSON, "image/svg+xml", "application/pdf")
+
+
+def _resolve(layout: Layout, name: str, wanted: str) -> _Target:
+    run = Run.open(layout.run(name))
+    by_hash = _BY_HASH.fullmatch(wanted)
+    if by_hash is None:
+        info = run.resolve(wanted)
+        return _Target(info.sha256, info.file)
+    file = next((info.file for info in run.checkpoints() if info.sha256 == by_hash[1]), None)
+    return _Target(by_hash[1], file)  # without a file, what was captured before is still served
+
+
+def _headers(sha256: str, kind: str, text: AttentionRequest, wanted: PictureQuery) -> dict[str, str]:
+    key = repr((_EDITION, sha256, kind, text.run, text.id, wanted.model_dump(exclude={"checkpoint", "format"})))
+    is_fixed = _BY_HASH.fullmatch(wanted.checkpoint) is not None
+    return {
+        "ETag": f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"',
+        "Vary": "Accept",
+        "Cache-Control": _FOREVER if is_fixed else "private, no-cache",
+    }
+
+
+async def _record(services: Services, request: Request, text: AttentionRequest, target: _Target) -> AttentionRecord:
+    """Find the record; an inference process captures it the first time."""
+    record = await run_in_threadpool(_find, services.layout, text, target.sha256)
+    if record is not None:
+        return record
+    if target.file is None:
+        present = await run_in_threadpool(lambda: Run.open(services.layout.run(text.run)).checkpoints())
+        raise CheckpointNotFound(text.run, f"sha256={target.sha256}", tuple(info.file for info in present))
+    text = await run_in_threadpool(_resolve_request, services.layout, text, target.file)
+    body = await while_connected(request, services.hosts.post("/capture", text, target.sha256))
+    manifest: Mapping[str, Any] = json.loads(body)
+    record = await run_in_threadpool(_find, services.layout, text, str(manifest["sha256"]))
+    if record is None:
+        raise InferenceUnavailable("the inference process does not share this service's data root")
+    return record
+
+
+def _resolve_request(layout: Layout, text: AttentionRequest, file: str) -> AttentionRequest:
+    """Fill in the checkpoint's file and the length; refuse an example without a dataset before a model is loaded."""
+    config = Run.open(layout.run(text.run)).config()
+    dataset = dataset_of(config, layout)
+    if text.id.isdecimal() and not (dataset.directory / EXAMPLES).is_file():
+        raise not_ready(dataset, config)
+    max_tokens = text.max_tokens or default_max_tokens(config.testing)
+    return text.model_copy(update={"checkpoint": file, "max_tokens": max_tokens})
+
+
+def _find(layout: Layout, text: AttentionRequest, sha256: str) -> AttentionRecord | None:
+    return AttentionRecord.find(layout, text.run, text.id, sha256, max_tokens=text.max_tokens)

@@ -28,143 +28,9 @@ from worker.jobs.states import TERMINAL
 
 Format = Literal["pt", "safetensors"]
 BYTES = "application/octet-stream"
-_BLOCK = 1 << 20
-
-
-def page(layout: Layout, name: str) -> Listed[CheckpointView]:
-    """Every checkpoint of a run, by step.
-
-    Raises:
-        RunNotFound: There is no such run.
-    """
-    run = Run.open(layout.run(name))
-    data = [checkpoint_view(run, info) for info in run.checkpoints()]
-    return Listed[CheckpointView].of(data, [view.file for view in data], has_more=False)
-
-
-def one(layout: Layout, name: str, wanted: str) -> CheckpointView:
-    """One checkpoint.
-
-    Args:
-        layout: Where runs lie.
-        name: The run's.
-        wanted: As `Run.resolve` takes it.
-
-    Raises:
-        RunNotFound: There is no such run.
-        CheckpointNotReady: It has no checkpoint; CheckpointNotFound: it has others.
-    """
-    return checkpoint_view(*_found(layout, name, wanted))
-
-
-def set_pin(layout: Layout, name: str, wanted: str, *, pinned: bool) -> CheckpointView:
-    """Pin a checkpoint, or let it go; see `one` for the rest."""
-    run, info = _found(layout, name, wanted)
-    (run.pin if pinned else run.unpin)(info.file)
-    return checkpoint_view(run, info)
-
-
-async def delete_checkpoint(services: Services, name: str, wanted: str) -> None:
-    """Delete a checkpoint.
-
-    Args:
-        services: Where to ask whether the run is over.
-        name: The run's.
-        wanted: As `Run.resolve` takes it.
-
-    Raises:
-        CheckpointKept: It is pinned, or the run is not over and needs it.
-        RunBusy: The run is over, and yet a process holds it.
-        QueueUnavailable: Nobody can say whether the run is over.
-    """
-    run, info = await run_in_threadpool(_found, services.layout, name, wanted)
-    job = (await run_in_threadpool(run.attempt))["job_id"]
-    statuses = await services.ask(job_statuses, services.store, [job]) if job else {}
-    await run_in_threadpool(_delete, run, info, statuses)
-
-
-def _delete(run: Run, info: CheckpointInfo, statuses: dict[str, str]) -> None:
-    if run_status(run.attempt(), run.outcome(), statuses) not in TERMINAL:
-        run.remove(info.file, is_over=False)
-        return
-    with run.lock():
-        run.remove(info.file, is_over=True)
-
-
-def send_content(
-    layout: Layout, name: str, wanted: str, kind: Format, *, byte_range: str | None, if_range: str | None
-) -> Response:
-    """The bytes of a checkpoint, or a part of them.
-
-    Args:
-        layout: Where runs and exports lie.
-        name: The run's.
-        wanted: As `Run.resolve` takes it.
-        kind: As it was written, or as safetensors.
-        byte_range: The Range header.
-        if_range: The If-Range header: an ETag, with which alone the range counts.
-
-    Raises:
-        NotAvailable: There is no export of it, and so no safetensors.
-        RangeNotSatisfiable: The range begins behind the end.
-    """
-    run, info = _found(layout, name, wanted)
-    path = run.path / info.file if kind == "pt" else _exported(layout, run, info)
-    state = path.stat()
-    etag = _etag(state)
-    part = parse_range(byte_range, state.st_size) if if_range in {None, etag} else None
-    shown = part or ByteRange(0, state.st_size, state.st_size)
-    headers = {
-        "Cache-Control": "no-cache",
-        "Accept-Ranges": "bytes",
-        "Content-Length": str(shown.end - shown.begin),
-        "Content-Disposition": f'attachment; filename="{run.name}-{Path(info.file).stem}.{kind}"',
-        "ETag": etag,
-        **({"Content-Range": part.content_range} if part else {}),
-    }
-    blocks = _blocks(path, etag, shown)
-    return StreamingResponse(blocks, status_code=206 if part else 200, media_type=BYTES, headers=headers)
-
-
-def _found(layout: Layout, name: str, wanted: str) -> tuple[Run, CheckpointInfo]:
-    run = Run.open(layout.run(name))
-    return run, run.resolve(wanted)
-
-
-def _exported(layout: Layout, run: Run, info: CheckpointInfo) -> Path:
-    folder = layout.export(run.name, info.file, info.sha256)
-    if folder is None or not is_complete(folder):
-        how = f'POST /runs/{run.name}/exports with {{"checkpoint": "{info.file}"}} makes it'
-        detail = f"{info.file} has not been exported, and so there is no {WEIGHTS} of it; {how}"
-        raise NotAvailable((FieldProblem("/format", detail, "safetensors", ("pt",), code="not_available"),))
-    return folder / WEIGHTS
-
-
-def _etag(state: os.stat_result) -> str:
-    """Changes whenever another file gets the name."""
-    return f'"{state.st_mtime_ns:x}-{state.st_ino:x}-{state.st_size:x}"'
-
-
-def _blocks(path: Path, etag: str, part: ByteRange) -> Iterator[bytes]:
-    """Read a part of one file; a checkpoint that was replaced since it was promised breaks the answer off."""
-    with path.open("rb") as file:
-        if _etag(os.fstat(file.fileno())) != etag:
-            raise OSError(f"{path.name} was replaced while it was asked for")
-        file.seek(part.begin)
-        left = part.end - part.begin
-        while left > 0 and (block := file.read(min(left, _BLOCK))):
-            left -= len(block)
-            yield block
-
+_BLOCK = 1 << 20  # bytes
 
 router = APIRouter(prefix="/runs/{run}/checkpoints", tags=["runs"], route_class=QueryRoute)
-
-
-class ContentQuery(Config):
-    """In which form."""
-
-    format: Format = Field(default="pt", description="pt: as it was written; safetensors: from its export")
-
 
 _FILE: dict[str, Any] = {BYTES: {"schema": {"type": "string", "format": "binary"}}}
 _PART = {
@@ -172,6 +38,12 @@ _PART = {
     "content": _FILE,
     "headers": {"Content-Range": {"schema": {"type": "string"}, "description": "`bytes FIRST-LAST/SIZE`"}},
 }
+
+
+class ContentQuery(Config):
+    """In which form."""
+
+    format: Format = Field(default="pt", description="pt: as it was written; safetensors: from its export")
 
 
 @router.get("", summary="List a run's checkpoints by step", responses=problems(404, 422))
@@ -222,3 +94,164 @@ async def unpin(run: Name, checkpoint: str, services: ServicesDep) -> Checkpoint
 async def delete(run: Name, checkpoint: str, services: ServicesDep) -> None:
     """204: its bytes are free. 409: it is pinned, or the run is not over and needs it."""
     await delete_checkpoint(services, run, checkpoint)
+
+
+def page(layout: Layout, name: str) -> Listed[CheckpointView]:
+    """List the checkpoints of a run.
+
+    Args:
+        layout: Paths of the data root.
+        name: Name of the run.
+
+    Returns:
+        All of them on one page, by step.
+
+    Raises:
+        RunNotFound: There is no such run.
+    """
+    run = Run.open(layout.run(name))
+    data = [checkpoint_view(run, info) for info in run.checkpoints()]
+    return Listed[CheckpointView].of(data, [view.file for view in data], has_more=False)
+
+
+def one(layout: Layout, name: str, wanted: str) -> CheckpointView:
+    """Describe one checkpoint.
+
+    Args:
+        layout: Paths of the data root.
+        name: Name of the run.
+        wanted: Reference as `Run.resolve` takes it.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        RunNotFound: There is no such run.
+        CheckpointNotReady: The run has no checkpoint.
+        CheckpointNotFound: The run has other checkpoints.
+    """
+    return checkpoint_view(*_resolve(layout, name, wanted))
+
+
+def set_pin(layout: Layout, name: str, wanted: str, *, pinned: bool) -> CheckpointView:
+    """Pin or unpin a checkpoint.
+
+    Args:
+        layout: Paths of the data root.
+        name: Name of the run.
+        wanted: Reference as `Run.resolve` takes it.
+        pinned: Whether it is to be pinned.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        RunNotFound: There is no such run.
+        CheckpointNotReady: The run has no checkpoint.
+        CheckpointNotFound: The run has other checkpoints.
+    """
+    run, info = _resolve(layout, name, wanted)
+    (run.pin if pinned else run.unpin)(info.file)
+    return checkpoint_view(run, info)
+
+
+async def delete_checkpoint(services: Services, name: str, wanted: str) -> None:
+    """Delete a checkpoint.
+
+    Args:
+        services: Services of this process.
+        name: Name of the run.
+        wanted: Reference as `Run.resolve` takes it.
+
+    Raises:
+        RunNotFound: There is no such run.
+        CheckpointNotReady: The run has no checkpoint.
+        CheckpointNotFound: The run has other checkpoints.
+        CheckpointKept: It is pinned, or the run is not over and needs it.
+        RunBusy: The run is over, but a process holds its lock.
+        QueueUnavailable: Redis, which knows whether the run is over, does not answer.
+    """
+    run, info = await run_in_threadpool(_resolve, services.layout, name, wanted)
+    job = (await run_in_threadpool(run.attempt))["job_id"]
+    statuses = await services.ask(job_statuses, services.store, [job]) if job else {}
+    await run_in_threadpool(_delete, run, info, statuses)
+
+
+def send_content(
+    layout: Layout, name: str, wanted: str, kind: Format, *, byte_range: str | None, if_range: str | None
+) -> Response:
+    """Stream the bytes of a checkpoint, or a range of them.
+
+    Args:
+        layout: Paths of the data root.
+        name: Name of the run.
+        wanted: Reference as `Run.resolve` takes it.
+        kind: ``pt``, the file of the training, or ``safetensors``, that of its export.
+        byte_range: The Range header.
+        if_range: The If-Range header. The range only counts if it is the present ETag.
+
+    Returns:
+        200 with the whole file, or 206 with the range.
+
+    Raises:
+        RunNotFound: There is no such run.
+        CheckpointNotReady: The run has no checkpoint.
+        CheckpointNotFound: The run has other checkpoints.
+        NotAvailable: It was not exported, so there is no safetensors file.
+        RangeNotSatisfiable: The range begins after the end.
+    """
+    run, info = _resolve(layout, name, wanted)
+    path = run.path / info.file if kind == "pt" else _exported(layout, run, info)
+    state = path.stat()
+    etag = _etag(state)
+    part = parse_range(byte_range, state.st_size) if if_range in {None, etag} else None
+    shown = part or ByteRange(0, state.st_size, state.st_size)
+    headers = {
+        "Cache-Control": "no-cache",
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(shown.end - shown.begin),
+        "Content-Disposition": f'attachment; filename="{run.name}-{Path(info.file).stem}.{kind}"',
+        "ETag": etag,
+        **({"Content-Range": part.content_range} if part else {}),
+    }
+    blocks = _blocks(path, etag, shown)
+    return StreamingResponse(blocks, status_code=206 if part else 200, media_type=BYTES, headers=headers)
+
+
+def _delete(run: Run, info: CheckpointInfo, statuses: dict[str, str]) -> None:
+    if run_status(run.attempt(), run.outcome(), statuses) not in TERMINAL:
+        run.remove(info.file, is_over=False)
+        return
+    with run.lock():
+        run.remove(info.file, is_over=True)
+
+
+def _resolve(layout: Layout, name: str, wanted: str) -> tuple[Run, CheckpointInfo]:
+    run = Run.open(layout.run(name))
+    return run, run.resolve(wanted)
+
+
+def _exported(layout: Layout, run: Run, info: CheckpointInfo) -> Path:
+    folder = layout.export(run.name, info.file, info.sha256)
+    if folder is None or not is_complete(folder):
+        how = f'POST /runs/{run.name}/exports with {{"checkpoint": "{info.file}"}} makes it'
+        detail = f"{info.file} has not been exported, and so there is no {WEIGHTS} of it; {how}"
+        raise NotAvailable((FieldProblem("/format", detail, "safetensors", ("pt",), code="not_available"),))
+    return folder / WEIGHTS
+
+
+def _etag(state: os.stat_result) -> str:
+    """Another ETag for every file that gets the name."""
+    return f'"{state.st_mtime_ns:x}-{state.st_ino:x}-{state.st_size:x}"'
+
+
+def _blocks(path: Path, etag: str, part: ByteRange) -> Iterator[bytes]:
+    """Read a range of one file; if the checkpoint was replaced since the headers were sent, the reply breaks off."""
+    with path.open("rb") as file:
+        if _etag(os.fstat(file.fileno())) != etag:
+            raise OSError(f"{path.name} was replaced during the request")
+        file.seek(part.begin)
+        left = part.end - part.begin
+        while left > 0 and (block := file.read(min(left, _BLOCK))):
+            left -= len(block)
+            yield block

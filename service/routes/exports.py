@@ -23,6 +23,8 @@ from service.schemas import Listed
 from worker.jobs.schemas import Submission
 from worker.jobs.spec import Licence
 
+router = APIRouter(prefix="/runs/{run}/exports", tags=["runs"])
+
 
 class ExportRequest(Config):
     """What is to be written as a folder of transformers."""
@@ -35,54 +37,6 @@ class ExportRequest(Config):
         description="of the model, for its card, such as `mit`; null: not stated, or what is stated already",
     )
 
-
-def page(layout: Layout, name: str) -> Listed[ExportView]:
-    """Every export of a run, by name.
-
-    Raises:
-        RunNotFound: There is no such run.
-    """
-    data = [ExportView.of(name, info) for info in list_exports(layout, Run.open(layout.run(name)))]
-    return Listed[ExportView].of(data, [view.name for view in data], has_more=False)
-
-
-async def submit(services: Services, run: str, wanted: ExportRequest, *, key: str | None) -> Submission | ExportView:
-    """Have a checkpoint exported; equal requests share one job.
-
-    Args:
-        services: Where to ask.
-        run: The run's name.
-        wanted: Which checkpoint, and what its card states.
-        key: The client's Idempotency-Key.
-
-    Returns:
-        The job that makes the export; or the export, if it is there already.
-
-    Raises:
-        RunNotFound: There is no such run.
-        CheckpointNotReady: It has no checkpoint; CheckpointNotFound: it has others.
-    """
-    job = {"kind": "export", "licence": wanted.licence}
-    tree = {"job": job, "experiment_name": run, "testing": {"checkpoint_path": wanted.checkpoint}}
-    prepared = await services.admission.submit(read_spec(tree, run=None, data_root=services.settings.data))
-    submitted = await submission.enqueue(
-        services, prepared, key=key, taken=prepared.taken, fingerprint=prepared.fingerprint
-    )
-    if isinstance(submitted, Submission):
-        return submitted
-    if submitted.why != "ready":
-        raise await submission.rejection_error(services, prepared, submitted)
-    there = await run_in_threadpool(_there, services.layout, run, wanted)
-    return there or await submission.submit(services, prepared, key=key)  # it has gone in this moment
-
-
-def _there(layout: Layout, name: str, wanted: ExportRequest) -> ExportView | None:
-    run = Run.open(layout.run(name))
-    info = find_export(layout, run, run.resolve(wanted.checkpoint))
-    return ExportView.of(name, info) if info is not None else None
-
-
-router = APIRouter(prefix="/runs/{run}/exports", tags=["runs"])
 
 _WANTED: dict[str, Any] = {"schema": ExportRequest.model_json_schema(), "example": {"checkpoint": "best"}}
 _BODY: dict[str, Any] = {"required": False, "content": {JSON: _WANTED, YAML: _WANTED}}
@@ -121,3 +75,57 @@ async def export(
 async def exports(run: Name, services: ServicesDep) -> Listed[ExportView]:
     """All of them on one page."""
     return await run_in_threadpool(page, services.layout, run)
+
+
+def page(layout: Layout, name: str) -> Listed[ExportView]:
+    """List the exports of a run.
+
+    Args:
+        layout: Paths of the data root.
+        name: Name of the run.
+
+    Returns:
+        All of them on one page, by name.
+
+    Raises:
+        RunNotFound: There is no such run.
+    """
+    data = [ExportView.of(name, info) for info in list_exports(layout, Run.open(layout.run(name)))]
+    return Listed[ExportView].of(data, [view.name for view in data], has_more=False)
+
+
+async def submit(services: Services, run: str, wanted: ExportRequest, *, key: str | None) -> Submission | ExportView:
+    """Submit the job that exports a checkpoint; equal requests share one job.
+
+    Args:
+        services: Services of this process.
+        run: Name of the run.
+        wanted: The checkpoint, and the license for its model card.
+        key: The client's Idempotency-Key.
+
+    Returns:
+        The job that makes the export; or the export, if it exists already.
+
+    Raises:
+        RunNotFound: There is no such run.
+        CheckpointNotReady: The run has no checkpoint.
+        CheckpointNotFound: The run has other checkpoints.
+    """
+    job = {"kind": "export", "licence": wanted.licence}
+    tree = {"job": job, "experiment_name": run, "testing": {"checkpoint_path": wanted.checkpoint}}
+    prepared = await services.admission.submit(read_spec(tree, run=None, data_root=services.settings.data))
+    submitted = await submission.enqueue(
+        services, prepared, key=key, taken=prepared.taken, fingerprint=prepared.fingerprint
+    )
+    if isinstance(submitted, Submission):
+        return submitted
+    if submitted.why != "ready":
+        raise await submission.rejection_error(services, prepared, submitted)
+    export = await run_in_threadpool(_existing, services.layout, run, wanted)
+    return export or await submission.submit(services, prepared, key=key)  # it was deleted in this moment
+
+
+def _existing(layout: Layout, name: str, wanted: ExportRequest) -> ExportView | None:
+    run = Run.open(layout.run(name))
+    info = find_export(layout, run, run.resolve(wanted.checkpoint))
+    return ExportView.of(name, info) if info is not None else None

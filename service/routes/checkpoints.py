@@ -34,7 +34,7 @@ router = APIRouter(prefix="/runs/{run}/checkpoints", tags=["runs"], route_class=
 
 _FILE: dict[str, Any] = {BYTES: {"schema": {"type": "string", "format": "binary"}}}
 _PART = {
-    "description": "The bytes that were asked for",
+    "description": "The requested bytes",
     "content": _FILE,
     "headers": {"Content-Range": {"schema": {"type": "string"}, "description": "`bytes FIRST-LAST/SIZE`"}},
 }

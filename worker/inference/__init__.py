@@ -1,1 +1,1 @@
-"""The inference process: trained models behind HTTP, for text and for attention weights."""
+"""The inference program: trained models behind HTTP, for text and for attention."""

@@ -1,8 +1,8 @@
-"""One Redis connection that hears of every change and wakes whoever follows that job.
+"""One Redis connection that reads the stream of changes and wakes the followers of each changed job.
 
-However many event streams are open, Redis sees one listener a process, and none while nobody follows. A wake-up
-carries nothing: who is woken reads what is new. While Redis is away everybody is woken each second, because the files
-may still grow.
+Redis sees one listener per process, however many event streams are open, and none while there are no followers. A
+wake-up carries no data: the follower reads the job again. While Redis is unreachable, all followers are woken each
+second, because files may still grow.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from worker.jobs.store import CHANGES_KEY
 log = logging.getLogger(__name__)
 
 _BLOCK_MS = 5000
-_AGAIN_S = 1.0
-_CALM_S = 0.02  # a storm of changes is heard of at this pace
+_RETRY_S = 1.0
+_POLL_INTERVAL_S = 0.02  # bounds the work during many changes
 
 
 class ChangeListener:
-    """Followers by job, and the task that wakes them."""
+    """Followers by job, and the task that wakes them.
+
+    Args:
+        redis_url: Address of Redis.
+    """
 
     def __init__(self, redis_url: str) -> None:
         self._url = redis_url
@@ -37,17 +41,24 @@ class ChangeListener:
 
     @property
     def closing(self) -> bool:
-        """Whether the process is leaving, so that streams must end."""
+        """Whether the process is shutting down, so that streams must end."""
         return self._closing
 
     def close(self) -> None:
-        """Wake everybody for the last time."""
+        """Wake all followers for the last time."""
         self._closing = True
         self._wake_all()
 
     @contextlib.contextmanager
     def follow(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the job may have changed."""
+        """Follow a job.
+
+        Args:
+            job_id: Id of the job.
+
+        Yields:
+            An event that is set whenever the job may have changed.
+        """
         event = asyncio.Event()
         self._followers.setdefault(job_id, set()).add(event)
         self._followed.set()
@@ -68,15 +79,15 @@ class ChangeListener:
             except (redis.RedisError, OSError) as error:
                 log.info("listener lost redis reason=%s", type(error).__name__)
                 self._wake_all()
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(_RETRY_S)
 
     async def _listen(self, client: redis.asyncio.Redis) -> None:
         """Wake followers while there are any."""
         last = await _newest(client)
-        self._wake_all()  # something may have happened while nobody listened
+        self._wake_all()  # changes before the connection were missed
         while self._followers:
-            last = await self._hear(client, last)
-            await asyncio.sleep(_CALM_S)
+            last = await self._read_changes(client, last)
+            await asyncio.sleep(_POLL_INTERVAL_S)
         self._followed.clear()
 
     def _connect(self) -> redis.asyncio.Redis:
@@ -88,7 +99,7 @@ class ChangeListener:
             retry=Retry(NoBackoff(), 0),
         )
 
-    async def _hear(self, client: redis.asyncio.Redis, last: str) -> str:
+    async def _read_changes(self, client: redis.asyncio.Redis, last: str) -> str:
         replies: Any = await client.xread({CHANGES_KEY: last}, block=_BLOCK_MS)
         for _, entries in replies.items() if isinstance(replies, dict) else replies:
             for entry_id, fields in _flat(entries):

@@ -1,7 +1,7 @@
-"""Server-Sent Events: the frames, and the stream that follows a job to its end.
+"""Server-sent events: their format, and the stream that follows a job to its end.
 
-Numbered events come from the tail in Redis, or from the events.jsonl on disk where the tail does not reach, so
-that each is delivered once and in order, whatever was lost in between. Changes of status travel without a number.
+Numbered events come from the tail in Redis, or from events.jsonl on disk where the tail does not reach back far enough,
+so each is sent once and in order. Changes of status have no number.
 """
 
 from __future__ import annotations
@@ -29,13 +29,22 @@ log = logging.getLogger(__name__)
 EVENT_STREAM = "text/event-stream"
 PING = b": ping\n\n"
 RETRY = b"retry: 1000\n\n"
-_BATCH = 500
-_NEEDED = {"seq", "time", "attempt", "type"}
-POLL_INTERVAL_S = 0.05  # between two looks, so that a quick training costs few of them
+POLL_INTERVAL_S = 0.05  # bounds the reads of a fast training
+_BATCH = 500  # events of one read
+_REQUIRED = {"seq", "time", "attempt", "type"}
 
 
 def frame(data: Any, *, event: str | None = None, id: int | str | None = None) -> bytes:  # noqa: A002 - its name in SSE
-    """One event as bytes."""
+    """Format a server-sent event.
+
+    Args:
+        data: JSON value.
+        event: Type of the event.
+        id: What a client sends back as Last-Event-ID.
+
+    Returns:
+        The event as bytes, with the empty line that ends it.
+    """
     lines = [f"id: {id}"] if id is not None else []
     lines += [f"event: {event}"] if event is not None else []
     body = json.dumps(json_safe(data), ensure_ascii=False, allow_nan=False)
@@ -43,55 +52,60 @@ def frame(data: Any, *, event: str | None = None, id: int | str | None = None) -
 
 
 def event_stream_response(frames: AsyncIterator[bytes]) -> StreamingResponse:
-    """An event stream as a response that nothing on its way may keep back."""
+    """Build the response of an event stream.
+
+    Args:
+        frames: Formatted events.
+
+    Returns:
+        The response, with headers that forbid caching and buffering by proxies.
+    """
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(frames, media_type=EVENT_STREAM, headers=headers)
 
 
 async def events_after(services: Services, job: Job, after: int, limit: int) -> list[Event]:
-    """The next events of a job: from Redis if they follow on, else from disk.
+    """Read the next events of a job: from Redis if they follow without a gap, else from disk.
 
     Args:
-        services: Where to ask.
-        job: Whose events.
-        after: The last number that is known.
-        limit: At most so many.
+        services: Services of the process.
+        job: The job.
+        after: Number of the last event that is known.
+        limit: Largest number of events.
+
+    Returns:
+        Events in order; empty when there are none yet.
     """
     try:
         recent: Sequence[Event] = await services.ask(services.store.events, job.id, after, limit)
     except QueueUnavailable:
         recent = ()
-    following = [event for place, event in enumerate(recent, after + 1) if event["seq"] == place]
-    if following:  # a Redis that lost its last second has gaps; what lies behind them comes with the next look
+    following = [event for seq, event in enumerate(recent, after + 1) if event["seq"] == seq]
+    if following:  # a Redis that lost its last second has gaps; the next call reads what follows them
         return following
     return await run_in_threadpool(_on_disk, services.layout, job, after, limit)
 
 
-def _on_disk(layout: Layout, job: Job, after: int, limit: int) -> list[Event]:
-    path = events_path(layout, job)
-    last = last_event(path)
-    if last is None or last["seq"] <= after:
-        return []
-    return list(islice((event for event in read_events(path, after) if event.keys() >= _NEEDED), limit))
-
-
 async def follow(services: Services, job: Job, after: int) -> AsyncIterator[bytes]:
-    """Frames of a job until it is over and everything has been told.
+    """Follow a job until it is terminal and all its events are sent.
 
     Args:
-        services: Where to ask.
-        job: As it is now.
-        after: The last event that the client has.
+        services: Services of the process.
+        job: The job as it is now.
+        after: Number of the last event that the client has.
+
+    Yields:
+        Formatted events: numbered ones, changes of status, and comments during silence.
     """
     seen = job.history
     with services.changes.follow(job.id) as changed:
         yield RETRY + status_frame(job, seen[-1] if seen else None)
         while not services.changes.closing:
             changed.clear()
-            present = await reload_job(services, job)
-            if present is None:
+            current = await reload_job(services, job)
+            if current is None:
                 return
-            job = present
+            job = current
             while events := await events_after(services, job, after, _BATCH):
                 after = events[-1]["seq"]
                 yield b"".join(frame(event, event=event["type"], id=event["seq"]) for event in events)
@@ -106,7 +120,15 @@ async def follow(services: Services, job: Job, after: int) -> AsyncIterator[byte
 
 
 async def reload_job(services: Services, job: Job) -> Job | None:
-    """A job as it is now; as it was, while Redis does not say; None when its record is gone."""
+    """Read a job again.
+
+    Args:
+        services: Services of the process.
+        job: The job as last read.
+
+    Returns:
+        The job as it is now; unchanged while Redis is unreachable; None once it was deleted.
+    """
     try:
         return await services.ask(services.store.get, job.id)
     except JobNotFound:
@@ -116,15 +138,16 @@ async def reload_job(services: Services, job: Job) -> Job | None:
         return job
 
 
-def _since(seen: Sequence[Transition], history: Sequence[Transition]) -> Sequence[Transition]:
-    """Transitions after those that were seen; the history may have lost its beginning."""
-    if not seen or seen[-1] not in history:
-        return history if history != seen else ()
-    return history[len(history) - history[::-1].index(seen[-1]) :]
-
-
 def status_frame(job: Job, transition: Transition | None) -> bytes:
-    """A change of status, or the present one, as an event without a number."""
+    """Format a change of status as an event without a number.
+
+    Args:
+        job: The job as it is now.
+        transition: The change; None formats the current status.
+
+    Returns:
+        The event as bytes.
+    """
     status = transition.to if transition else job.status
     facts: Mapping[str, Any] = {
         "status": status,
@@ -138,9 +161,32 @@ def status_frame(job: Job, transition: Transition | None) -> bytes:
 
 
 async def wait_until_set(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event; whether it came in time."""
+    """Wait until an event is set.
+
+    Args:
+        event: The event.
+        seconds: Longest wait.
+
+    Returns:
+        Whether it was set in time.
+    """
     try:
         await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:
         return False
     return True
+
+
+def _on_disk(layout: Layout, job: Job, after: int, limit: int) -> list[Event]:
+    path = events_path(layout, job)
+    last = last_event(path)
+    if last is None or last["seq"] <= after:
+        return []
+    return list(islice((event for event in read_events(path, after) if event.keys() >= _REQUIRED), limit))
+
+
+def _since(seen: Sequence[Transition], history: Sequence[Transition]) -> Sequence[Transition]:
+    """Transitions after those that were seen; the history may have been cut at its beginning."""
+    if not seen or seen[-1] not in history:
+        return history if history != seen else ()
+    return history[len(history) - history[::-1].index(seen[-1]) :]

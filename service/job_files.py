@@ -1,6 +1,7 @@
-"""What a job leaves on disk: its events, a log for people, and what its process printed; all read while they grow.
+"""Files of a job: its events, its log, and the output of its process. All are read while they grow.
 
-A training's records are its run's, as long as the run is this job's: another may have taken the name since.
+A training writes into its run's directory, which counts only while it belongs to this job: another job may have taken
+the name since.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class LogFile:
-    """A text that a job left, whether or not it is there yet.
+    """A log of a job, whether or not the file exists yet.
 
     Attributes:
-        source: ``log`` is written for people; ``process`` is all that the job's process printed.
-        path: Where it lies.
+        source: `log` is written for people; `process` is the output of the job's process.
+        path: Path of the file.
     """
 
     source: LogSource
@@ -34,31 +35,44 @@ class LogFile:
 
 
 def events_path(layout: Layout, job: Job) -> Path:
-    """A job's event file, whether or not it is there yet."""
-    return _directory(layout, job) / "events.jsonl"
+    """Locate the event file of a job.
+
+    Args:
+        layout: Paths of the data root.
+        job: The job.
+
+    Returns:
+        Path of the file, which may not exist yet.
+    """
+    return _output_directory(layout, job) / "events.jsonl"
 
 
 def log_file(layout: Layout, job: Job, source: LogSource | None = None) -> LogFile:
-    """A job's log; unless it is asked for by name, what the process printed while there is no log."""
-    log = LogFile("log", _directory(layout, job) / "logs" / "log.txt")
+    """Locate a log of a job.
+
+    Args:
+        layout: Paths of the data root.
+        job: The job.
+        source: Which log; None takes the log for people, or the output of the process while there is none.
+
+    Returns:
+        The log, whose file may not exist yet.
+    """
+    log = LogFile("log", _output_directory(layout, job) / "logs" / "log.txt")
     if source == "log" or (source is None and log.path.is_file()):
         return log
-    return LogFile("process", _own(layout, job) / "child.log")
-
-
-def _directory(layout: Layout, job: Job) -> Path:
-    if kind_of(job.kind).makes_run and job.run and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
-        return layout.run(job.run)
-    return _own(layout, job)
-
-
-def _own(layout: Layout, job: Job) -> Path:
-    assert layout.jobs is not None
-    return layout.jobs / job.id
+    return LogFile("process", _job_directory(layout, job) / "child.log")
 
 
 def file_size(path: Path) -> int:
-    """How many bytes a file has now; none if it is not there."""
+    """Measure a file that may not exist yet.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Size in bytes; 0 without a file.
+    """
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -69,9 +83,12 @@ def read_blocks(path: Path, begin: int, end: int) -> Iterator[bytes]:
     """Read a part of a file, block by block.
 
     Args:
-        path: The file.
-        begin: The part's first byte.
-        end: The byte after its last; where nothing is to be read, the file need not be there.
+        path: Path of the file, which need not exist for an empty part.
+        begin: Offset of the first byte.
+        end: Offset after the last byte.
+
+    Yields:
+        Blocks of at most 64 KiB.
     """
     if begin >= end:
         return
@@ -83,14 +100,34 @@ def read_blocks(path: Path, begin: int, end: int) -> Iterator[bytes]:
 
 
 def tail_offset(path: Path, lines: int, end: int) -> int:
-    """Where the last lines before `end` begin; a last line without its line feed counts too."""
+    """Find where the last lines of a file begin.
+
+    Args:
+        path: Path of the file.
+        lines: Number of lines; a last line without a line feed counts.
+        end: Offset at which the text ends, in bytes.
+
+    Returns:
+        Offset of the first of these lines.
+    """
     if lines == 0 or end == 0:
         return end
     with path.open("rb") as file:
-        return _start_of_tail(file, lines, end)
+        return _tail_offset(file, lines, end)
 
 
-def _start_of_tail(file: BinaryIO, lines: int, end: int) -> int:
+def _output_directory(layout: Layout, job: Job) -> Path:
+    if kind_of(job.kind).makes_run and job.run and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
+        return layout.run(job.run)
+    return _job_directory(layout, job)
+
+
+def _job_directory(layout: Layout, job: Job) -> Path:
+    assert layout.jobs is not None
+    return layout.jobs / job.id
+
+
+def _tail_offset(file: BinaryIO, lines: int, end: int) -> int:
     position = end - 1  # the last line feed ends a line and begins none
     while position > 0:
         begin = max(0, position - _BLOCK)

@@ -1,4 +1,4 @@
-"""A job's log as text: whole, in part, or told line by line while it grows."""
+"""Log of a job as text: whole, in part, or streamed line by line while it grows."""
 
 from __future__ import annotations
 
@@ -21,27 +21,34 @@ from worker.jobs.schemas import Job
 
 TEXT = "text/plain"
 POSITION_PATTERN = r"^([A-Za-z0-9_-]{1,63}:)?\d{1,18}$"
-_LOOK_S = 0.5  # a file does not say that it has grown
-_MOST_BYTES = 1 << 16  # of a frame; a longer line comes in several
+_FILE_POLL_S = 0.5  # growth of a file sends no notification
+_MAX_EVENT_BYTES = 1 << 16  # a longer line is sent in several events
 
 
 @dataclass(frozen=True)
 class LogPosition:
-    """How far a client has read, as it stands in `id:` and Last-Event-ID.
+    """How far a client has read, as written in `id:` and Last-Event-ID.
 
     Attributes:
-        text: Which text: empty for the one that is meant without a word, ``process`` while there is no log, and the
-            name of a run that the job began from scratch later.
-        offset: The byte behind what was told.
+        text: Which text: empty for the job's first log, `process` while there is no log, and the name of the run after
+            a retry from scratch.
+        offset: Offset after the last byte that was sent.
     """
 
     text: str = ""
     offset: int = 0
 
     @classmethod
-    def of(cls, told: str) -> LogPosition:
-        """Read it back."""
-        text, _, offset = told.rpartition(":")
+    def of(cls, event_id: str) -> LogPosition:
+        """Parse a position.
+
+        Args:
+            event_id: Value of Last-Event-ID that matches `POSITION_PATTERN`.
+
+        Returns:
+            The position.
+        """
+        text, _, offset = event_id.rpartition(":")
         return cls(text, int(offset))
 
     def __str__(self) -> str:
@@ -51,17 +58,20 @@ class LogPosition:
 def text_response(
     layout: Layout, job: Job, source: LogSource | None, *, tail: int | None, byte_range: str | None
 ) -> Response:
-    """As much of a log as is wanted, up to the end that it has now.
+    """Serve a log, or a part of it, up to its present end.
 
     Args:
-        layout: Where things lie.
-        job: Whose log.
-        source: Which one; None: the log for people, or what the process printed while there is none.
-        tail: Only so many lines from the end; a range is ignored then.
+        layout: Paths of the data root.
+        job: The job.
+        source: Which log; None takes the log for people, or the output of the process while there is none.
+        tail: Number of lines from the end, whatever the range; None serves all.
         byte_range: The Range header.
 
+    Returns:
+        A streaming response with status 200, or 206 for a range.
+
     Raises:
-        RangeNotSatisfiable: It begins behind the end.
+        RangeNotSatisfiable: The range begins after the end.
     """
     path = log_file(layout, job, source).path
     size = file_size(path)
@@ -84,12 +94,12 @@ def text_response(
 
 @dataclass(frozen=True)
 class LogReader:
-    """Reads the log of a job whose files and whose run may change meanwhile.
+    """Reads the log of a job whose files and run may change meanwhile.
 
     Attributes:
-        layout: Where things lie.
-        source: See `text_response`.
-        first_run: The run that the job began with; None if it has none.
+        layout: Paths of the data root.
+        source: Which log, as `text_response` takes it.
+        first_run: Run of the job's first attempt; None without one.
     """
 
     layout: Layout
@@ -97,22 +107,38 @@ class LogReader:
     first_run: str | None
 
     def position_before_end(self, job: Job, tail: int) -> LogPosition:
-        """The place so many lines before the end."""
+        """Find the position of the last lines.
+
+        Args:
+            job: The job as it is now.
+            tail: Number of lines before the end.
+
+        Returns:
+            Position of the first of these lines.
+        """
         log = self._log(job)
         return LogPosition(self._text(job, log), tail_offset(log.path, tail, file_size(log.path)))
 
-    def read_after(self, job: Job, place: LogPosition) -> tuple[str, LogPosition] | None:
-        """The next lines and the place behind them; None while there are none."""
+    def read_after(self, job: Job, position: LogPosition) -> tuple[str, LogPosition] | None:
+        """Read the next lines.
+
+        Args:
+            job: The job as it is now.
+            position: Position after the last line that was sent.
+
+        Returns:
+            The lines and the position after them; None while there are none.
+        """
         log = self._log(job)
         text, size = self._text(job, log), file_size(log.path)
-        offset = place.offset if place.text == text and place.offset <= size else 0  # else it is another file's
+        offset = position.offset if position.text == text and position.offset <= size else 0  # else of another file
         data = b""
         with contextlib.suppress(FileNotFoundError):
-            data = b"".join(read_blocks(log.path, offset, min(size, offset + _MOST_BYTES)))
-        lines, told_bytes = _whole_lines(data, is_over=job.terminal)
+            data = b"".join(read_blocks(log.path, offset, min(size, offset + _MAX_EVENT_BYTES)))
+        lines, read_bytes = _whole_lines(data, is_over=job.terminal)
         if log.source == "process" and self._log(job) != log:
-            return self.read_after(job, place)  # the log came to be, with the same lines in it
-        return (lines, LogPosition(text, offset + told_bytes)) if told_bytes else None
+            return self.read_after(job, position)  # the log was created meanwhile, with the same lines
+        return (lines, LogPosition(text, offset + read_bytes)) if read_bytes else None
 
     def _log(self, job: Job) -> LogFile:
         return log_file(self.layout, job, self.source)
@@ -123,45 +149,48 @@ class LogReader:
         return job.run if job.run and job.run != self.first_run else ""
 
 
-async def follow_log(services: Services, job: Job, reader: LogReader, place: LogPosition) -> AsyncIterator[bytes]:
-    """Frames of whole lines until the job is over and everything has been told; the last is its status.
+async def follow_log(services: Services, job: Job, reader: LogReader, position: LogPosition) -> AsyncIterator[bytes]:
+    """Stream a log until the job is terminal and all lines are sent.
 
     Args:
-        services: Where to ask.
-        job: As it is now.
-        reader: Of its log.
-        place: How far the client is.
+        services: Services of the process.
+        job: The job as it is now.
+        reader: Reader of its log.
+        position: How far the client has read.
+
+    Yields:
+        Formatted events with whole lines, comments during silence, and at the end the status of the job.
     """
     ping_s = services.settings.ping_s
     with services.changes.follow(job.id) as changed:
         yield RETRY
-        changed.set()  # it may have changed before anybody listened
-        told_at = time.monotonic()
+        changed.set()  # the job may have changed before
+        sent_at = time.monotonic()
         while not services.changes.closing:
             if changed.is_set():
                 changed.clear()
-                present = await reload_job(services, job)
-                if present is None:
+                current = await reload_job(services, job)
+                if current is None:
                     return
-                job = present
-            while found := await run_in_threadpool(reader.read_after, job, place):
-                text, place = found
-                yield frame({"text": text}, event="log", id=str(place))
-                told_at = time.monotonic()
+                job = current
+            while found := await run_in_threadpool(reader.read_after, job, position):
+                text, position = found
+                yield frame({"text": text}, event="log", id=str(position))
+                sent_at = time.monotonic()
             if job.terminal:
                 yield status_frame(job, job.history[-1] if job.history else None)
                 return
-            if time.monotonic() - told_at >= ping_s:
+            if time.monotonic() - sent_at >= ping_s:
                 yield PING
-                told_at = time.monotonic()
+                sent_at = time.monotonic()
             await asyncio.sleep(POLL_INTERVAL_S)
-            await wait_until_set(changed, min(_LOOK_S, ping_s))
+            await wait_until_set(changed, min(_FILE_POLL_S, ping_s))
 
 
 def _whole_lines(data: bytes, *, is_over: bool) -> tuple[str, int]:
-    """As much of a block as can be told, and its length in bytes: no line is cut that fits, and never a character."""
+    """Whole lines of a block and their length in bytes; a line longer than the block is cut between characters."""
     end = data.rfind(b"\n") + 1
-    is_full = len(data) == _MOST_BYTES
+    is_full = len(data) == _MAX_EVENT_BYTES
     if (is_full and end == 0) or (is_over and not is_full):
         end = len(data)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -1,4 +1,4 @@
-"""What a job leaves behind while it runs: its events, its logs, its curves."""
+"""Outputs of a job, also while it runs: events, logs and metrics."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ async def events(
     after = max(wanted.after, last_event_id or 0)
     if kind == EVENT_STREAM:
         return event_stream_response(follow(services, found, after))
-    told = await events_after(services, found, after, wanted.limit + 1)
-    shown = told[: wanted.limit]
-    return Listed[dict[str, Any]].of(shown, [event["seq"] for event in shown], has_more=len(told) > wanted.limit)
+    read = await events_after(services, found, after, wanted.limit + 1)
+    shown = read[: wanted.limit]
+    return Listed[dict[str, Any]].of(shown, [event["seq"] for event in shown], has_more=len(read) > wanted.limit)
 
 
 @router.get(
@@ -104,10 +104,10 @@ async def logs(
     if kind == EVENT_STREAM:
         job = await services.ask(services.store.detail, job_id)
         reader = LogReader(services.layout, wanted.source, job.attempts[0].run if job.attempts else job.run)
-        place = LogPosition.of(last_event_id) if last_event_id else LogPosition()
+        position = LogPosition.of(last_event_id) if last_event_id else LogPosition()
         if not last_event_id and wanted.tail is not None:
-            place = await run_in_threadpool(reader.position_before_end, job, wanted.tail)
-        return event_stream_response(follow_log(services, job, reader, place))
+            position = await run_in_threadpool(reader.position_before_end, job, wanted.tail)
+        return event_stream_response(follow_log(services, job, reader, position))
     found = await services.ask(services.store.get, job_id)
     part = byte_range if if_range is None else None
     return await run_in_threadpool(

@@ -1,6 +1,7 @@
-"""Datasets: listed, described, read in part and deleted.
+"""Datasets: views, list, statistics, examples and deletion.
 
-The disk knows which are ready; Redis knows which are being prepared and why a preparation failed, and may be away.
+The disk shows which datasets are ready. Redis knows which are being prepared and why a preparation failed, and may be
+unreachable.
 """
 
 from __future__ import annotations
@@ -24,279 +25,11 @@ from worker.jobs import commands
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.schemas import Job, JobError, Progress
 
-_DELETED = "dataset"  # whose the hidden name of a deleted dataset is
-
-
-async def page(services: Services, *, after: str | None, limit: int) -> Listed[DatasetView]:
-    """List datasets by name: those on disk, and those that some job is to make.
-
-    Args:
-        services: Where to ask.
-        after: The last dataset of the page before.
-        limit: How many at most.
-    """
-    data: list[DatasetView] = []
-    while len(data) <= limit:
-        names, is_known = await _names(services, after, limit + 1)
-        makers = await _makers(services, names) if is_known else [None] * len(names)
-        for name, maker in zip(names, makers, strict=True):
-            data += filter(None, [await _view(services, name, maker)])
-        if len(names) <= limit:
-            break
-        after = names[-1]
-    shown = data[:limit]
-    return Listed[DatasetView].of(shown, [view.name for view in shown], has_more=len(data) > limit)
-
-
-async def one(services: Services, name: str) -> DatasetDetail:
-    """A dataset with its manifest.
-
-    Raises:
-        DatasetNotFound: There is none of that name, and none is being made.
-        QueueUnavailable: It is not there, and nobody can say whether it is being made.
-    """
-    dataset = await _on_disk(services, name)
-    maker = await _maker(services, name, is_ready=dataset is not None)
-    view = await _view(services, name, maker)
-    if view is None:
-        raise DatasetNotFound(name)
-    manifest = await run_in_threadpool(manifest_of, dataset) if dataset is not None else None
-    return DatasetDetail(**dict(view), manifest=manifest)
-
-
-async def statistics(services: Services, name: str) -> DatasetStatistics:
-    """What is in a dataset.
-
-    Raises:
-        DatasetNotFound: There is none of that name.
-        DatasetNotReady: It is being made, or that failed.
-    """
-    return await run_in_threadpool(statistics_of, await _ready(services, name))
-
-
-async def example(services: Services, name: str, number: int) -> ExampleView:
-    """One document of the test split, without reading the others.
-
-    Raises:
-        DatasetNotFound: There is no dataset of that name.
-        DatasetNotReady: It is being made, or that failed.
-        ExampleNotFound: It has fewer.
-    """
-    return await run_in_threadpool(example_of, await _ready(services, name), number)
-
-
-async def examples(services: Services, name: str, *, after: int | None, limit: int) -> Listed[ExampleView]:
-    """Documents of the test split, in order.
-
-    Args:
-        services: Where to ask.
-        name: The dataset's.
-        after: Number of the last of the page before.
-        limit: How many at most; fewer where they are long.
-    """
-    dataset = await _ready(services, name)
-    return await run_in_threadpool(partial(examples_of, dataset, after=after, limit=limit))
-
-
-async def delete(services: Services, name: str) -> None:
-    """Free a dataset's bytes, with the files that were uploaded for it.
-
-    Raises:
-        DatasetNotFound: There is nothing of that name.
-        DatasetBusy: A job that is not over makes or reads it, or a preparation by hand is at it.
-    """
-    user = await services.async_store.run(commands.active_user(name))
-    await one(services, name)
-    if user is not None:
-        raise DatasetBusy(name, user)
-    await run_in_threadpool(_remove, services.layout, name)
-
-
-def _remove(layout: Layout, name: str) -> None:
-    with lock_dataset(layout, name):
-        move_dataset_to_trash(layout, name, _DELETED)
-    empty_trash(layout, _DELETED)
-
-
-async def _names(services: Services, after: str | None, limit: int) -> tuple[list[str], bool]:
-    """The next names in order, whatever is behind them, and whether Redis answered."""
-    on_disk = await run_in_threadpool(_directories, services.layout)
-    known, is_known = list[str](), True
-    try:
-        known = await services.async_store.run(commands.dataset_names(after=after, limit=limit))
-    except QueueUnavailable:
-        is_known = False
-    return sorted({*(name for name in on_disk if after is None or name > after), *known})[:limit], is_known
-
-
-def _directories(layout: Layout) -> list[str]:
-    assert layout.datasets is not None
-    if not layout.datasets.is_dir():
-        return []
-    return [path.name for path in layout.datasets.iterdir() if not path.name.startswith(".") and path.is_dir()]
-
-
-async def _makers(services: Services, names: Sequence[str]) -> list[Job | None]:
-    try:
-        return await services.async_store.run(commands.dataset_jobs(names))
-    except QueueUnavailable:
-        return [None] * len(names)
-
-
-async def _maker(services: Services, name: str, *, is_ready: bool) -> Job | None:
-    """The last job that was to make it; the disk has to be enough for what is ready."""
-    try:
-        [maker] = await services.async_store.run(commands.dataset_jobs([name]))
-    except QueueUnavailable:
-        if not is_ready:
-            raise
-        return None
-    return maker
-
-
-async def _on_disk(services: Services, name: str) -> Dataset | None:
-    """The dataset, if it is ready."""
-    dataset = Dataset.named(name, services.layout.dataset(name))
-    return None if await run_in_threadpool(dataset.missing) else dataset
-
-
-async def _ready(services: Services, name: str) -> Dataset:
-    dataset = await _on_disk(services, name)
-    if dataset is not None:
-        return dataset
-    maker = await _maker(services, name, is_ready=False)
-    state = _state(maker, is_ready=False)
-    if maker is None or state is None:
-        raise DatasetNotFound(name)
-    error = DatasetNotReady(f"dataset {name!r} is not ready: its preparation, {maker.id}, is {maker.status}")
-    error.job_id = maker.id
-    raise error
-
-
-def _state(maker: Job | None, *, is_ready: bool) -> State | None:
-    """What is to be said of a dataset; None: nothing, there is none."""
-    if is_ready:
-        return "ready"
-    if maker is None or maker.status == "succeeded":  # and somebody removed it since
-        return None
-    return maker.status if maker.status in ("failed", "cancelled") else "preparing"
-
-
-async def _view(services: Services, name: str, maker: Job | None) -> DatasetView | None:
-    dataset = await _on_disk(services, name)
-    manifest = await run_in_threadpool(manifest_of, dataset) if dataset is not None else None
-    state = _state(maker, is_ready=dataset is not None)
-    if state is None:
-        return None
-    told, sums = manifest or {}, sums_of((manifest or {}).get("splits", {}))
-    here = f"/datasets/{name}"
-    return DatasetView(
-        name=name,
-        state=state,
-        job=maker.id if maker is not None else None,
-        progress=maker.progress if maker is not None and state == "preparing" else None,
-        error=maker.error if maker is not None and state == "failed" else None,
-        source=told.get("source"),
-        revision=told.get("revision"),
-        created_at=told.get("created_at"),
-        documents=sums["documents"],
-        tokens=sums["tokens"],
-        links=DatasetLinks(
-            self_=here,
-            statistics=f"{here}/statistics",
-            examples=f"{here}/examples",
-            job=f"/jobs/{maker.id}" if maker is not None else None,
-        ),
-    )
-
-
 log = logging.getLogger(__name__)
 
-_MOST_CHARACTERS = 1 << 22  # of a page of examples: each may be as long as its source lets it
+_TRASH_OWNER = "dataset"  # part of the hidden name of a deleted dataset
+_MAX_PAGE_CHARACTERS = 1 << 22  # of examples, whose length only their source limits
 _SUMS = ("documents", "tokens", "text_bytes", "size_bytes")
-
-
-def statistics_of(dataset: Dataset) -> DatasetStatistics:
-    """Count a dataset, split by split and in sum."""
-    manifest = manifest_of(dataset) or {}
-    splits = manifest.get("splits") or {split: _counted(dataset, split) for split in SPLITS}
-    categories = manifest.get("categories")
-    return DatasetStatistics(
-        dataset=dataset.name,
-        duplicates=manifest.get("duplicates"),
-        splits={split: _split(facts) for split, facts in splits.items()},
-        categories=None
-        if categories is None
-        else {name: CategoryStatistics.model_validate(facts) for name, facts in categories.items()},
-        examples=dataset.example_count,
-        **dict(_split(sums_of(splits))),
-    )
-
-
-def manifest_of(dataset: Dataset) -> dict[str, Any] | None:
-    """What preparation recorded; None of files put there by hand, and where the record cannot be read."""
-    try:
-        return dataset.manifest()
-    except InvalidData as error:
-        log.warning("manifest unreadable dataset=%s reason=%s", dataset.name, error)
-        return None
-
-
-def _split(facts: Mapping[str, Any]) -> SplitStatistics:
-    kept = {key: facts.get(key) for key in _SUMS}
-    documents, tokens = kept["documents"], kept["tokens"]
-    return SplitStatistics(**kept, tokens_per_document=round(tokens / documents, 2) if documents and tokens else None)
-
-
-def sums_of(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, int | None]:
-    """Sums over the splits; None where one of them does not say."""
-    return {key: _sum([facts.get(key) for facts in splits.values()]) for key in _SUMS}
-
-
-def _sum(column: Sequence[int | None]) -> int | None:
-    known = [value for value in column if value is not None]
-    return sum(known) if known and len(known) == len(column) else None
-
-
-def _counted(dataset: Dataset, split: str) -> dict[str, int | None]:
-    """What a token file tells that was put there by hand."""
-    paths = token_files(dataset.split(split))
-    size_bytes = sum(path.stat().st_size for path in paths)
-    try:
-        tokens = sum(int(np.load(path, mmap_mode="r").size) for path in paths)
-    except (ValueError, EOFError, OSError):  # whoever trains on it is told
-        return {"tokens": None, "size_bytes": size_bytes}
-    return {"tokens": tokens, "size_bytes": size_bytes}
-
-
-def example_of(dataset: Dataset, number: int) -> ExampleView:
-    """One document of the test split.
-
-    Raises:
-        ExampleNotFound: It has fewer.
-    """
-    found = dataset.example(number)
-    return ExampleView(dataset=dataset.name, id=found.id, text=found.text, tokens=list(found.tokens))
-
-
-def examples_of(dataset: Dataset, *, after: int | None, limit: int) -> Listed[ExampleView]:
-    """Documents of the test split, in order.
-
-    Args:
-        dataset: Whose.
-        after: Number of the last of the page before.
-        limit: How many at most; fewer where they are long.
-    """
-    first, count = 0 if after is None else after + 1, dataset.example_count
-    shown, characters = list[ExampleView](), 0
-    for number in range(first, min(first + limit, count)):
-        shown.append(example_of(dataset, number))
-        characters += len(shown[-1].text)
-        if characters > _MOST_CHARACTERS:
-            break
-    has_more = bool(shown) and shown[-1].id + 1 < count
-    return Listed[ExampleView].of(shown, [item.id for item in shown], has_more=has_more)
-
 
 State = Literal["ready", "preparing", "failed", "cancelled"]
 
@@ -370,3 +103,298 @@ class ExampleView(View):
     id: int
     text: str
     tokens: list[int]
+
+
+async def list_datasets(services: Services, *, after: str | None, limit: int) -> Listed[DatasetView]:
+    """List datasets by name: those on disk, and those that a job makes or failed to make.
+
+    Args:
+        services: Services of the process.
+        after: Last dataset of the previous page; None begins at the first.
+        limit: Largest number of datasets.
+
+    Returns:
+        One page.
+    """
+    data: list[DatasetView] = []
+    while len(data) <= limit:
+        names, is_known = await _names(services, after, limit + 1)
+        makers = await _makers(services, names) if is_known else [None] * len(names)
+        for name, maker in zip(names, makers, strict=True):
+            data += filter(None, [await _view(services, name, maker)])
+        if len(names) <= limit:
+            break
+        after = names[-1]
+    shown = data[:limit]
+    return Listed[DatasetView].of(shown, [view.name for view in shown], has_more=len(data) > limit)
+
+
+async def get_dataset(services: Services, name: str) -> DatasetDetail:
+    """Look up a dataset.
+
+    Args:
+        services: Services of the process.
+        name: Name of the dataset.
+
+    Returns:
+        The dataset with its manifest.
+
+    Raises:
+        DatasetNotFound: No such dataset exists or is being made.
+        QueueUnavailable: It is not on disk, and Redis cannot tell whether it is being made.
+    """
+    dataset = await _on_disk(services, name)
+    maker = await _maker(services, name, is_ready=dataset is not None)
+    view = await _view(services, name, maker)
+    if view is None:
+        raise DatasetNotFound(name)
+    manifest = await run_in_threadpool(read_manifest, dataset) if dataset is not None else None
+    return DatasetDetail(**dict(view), manifest=manifest)
+
+
+async def get_statistics(services: Services, name: str) -> DatasetStatistics:
+    """Count what a dataset holds.
+
+    Args:
+        services: Services of the process.
+        name: Name of the dataset.
+
+    Returns:
+        Counts in all, by split and by category.
+
+    Raises:
+        DatasetNotFound: No such dataset exists or is being made.
+        DatasetNotReady: Its preparation is not finished, or failed.
+    """
+    return await run_in_threadpool(_statistics, await _ready(services, name))
+
+
+async def get_example(services: Services, name: str, number: int) -> ExampleView:
+    """Read one document of the test split, without reading the others.
+
+    Args:
+        services: Services of the process.
+        name: Name of the dataset.
+        number: Number of the document, from 0.
+
+    Returns:
+        Its text and tokens.
+
+    Raises:
+        DatasetNotFound: No such dataset exists or is being made.
+        DatasetNotReady: Its preparation is not finished, or failed.
+        ExampleNotFound: The split has fewer documents.
+    """
+    return await run_in_threadpool(_example, await _ready(services, name), number)
+
+
+async def list_examples(services: Services, name: str, *, after: int | None, limit: int) -> Listed[ExampleView]:
+    """Read documents of the test split, in order.
+
+    Args:
+        services: Services of the process.
+        name: Name of the dataset.
+        after: Number of the last document of the previous page; None begins at the first.
+        limit: Largest number of documents; a page has fewer when they are long.
+
+    Returns:
+        One page.
+
+    Raises:
+        DatasetNotFound: No such dataset exists or is being made.
+        DatasetNotReady: Its preparation is not finished, or failed.
+    """
+    dataset = await _ready(services, name)
+    return await run_in_threadpool(partial(_examples, dataset, after=after, limit=limit))
+
+
+async def delete_dataset(services: Services, name: str) -> None:
+    """Delete a dataset with the files that were uploaded for it.
+
+    Args:
+        services: Services of the process.
+        name: Name of the dataset.
+
+    Raises:
+        DatasetNotFound: No such dataset exists or is being made.
+        DatasetBusy: A job that is not terminal makes or reads it, or a preparation by hand has its lock.
+    """
+    user = await services.async_store.run(commands.active_user(name))
+    await get_dataset(services, name)
+    if user is not None:
+        raise DatasetBusy(name, user)
+    await run_in_threadpool(_remove, services.layout, name)
+
+
+def read_manifest(dataset: Dataset) -> dict[str, Any] | None:
+    """Read the manifest of a dataset.
+
+    Args:
+        dataset: A dataset on disk.
+
+    Returns:
+        The manifest; None for files that were put there by hand, and when it cannot be read.
+    """
+    try:
+        return dataset.manifest()
+    except InvalidData as error:
+        log.warning("manifest unreadable dataset=%s reason=%s", dataset.name, error)
+        return None
+
+
+def _remove(layout: Layout, name: str) -> None:
+    with lock_dataset(layout, name):
+        move_dataset_to_trash(layout, name, _TRASH_OWNER)
+    empty_trash(layout, _TRASH_OWNER)
+
+
+async def _names(services: Services, after: str | None, limit: int) -> tuple[list[str], bool]:
+    """The next names in order, and whether Redis answered."""
+    on_disk = await run_in_threadpool(_directories, services.layout)
+    known, is_known = list[str](), True
+    try:
+        known = await services.async_store.run(commands.dataset_names(after=after, limit=limit))
+    except QueueUnavailable:
+        is_known = False
+    return sorted({*(name for name in on_disk if after is None or name > after), *known})[:limit], is_known
+
+
+def _directories(layout: Layout) -> list[str]:
+    assert layout.datasets is not None
+    if not layout.datasets.is_dir():
+        return []
+    return [path.name for path in layout.datasets.iterdir() if not path.name.startswith(".") and path.is_dir()]
+
+
+async def _makers(services: Services, names: Sequence[str]) -> list[Job | None]:
+    try:
+        return await services.async_store.run(commands.dataset_jobs(names))
+    except QueueUnavailable:
+        return [None] * len(names)
+
+
+async def _maker(services: Services, name: str, *, is_ready: bool) -> Job | None:
+    """The last job that makes or made a dataset; one that is ready does not need Redis."""
+    try:
+        [maker] = await services.async_store.run(commands.dataset_jobs([name]))
+    except QueueUnavailable:
+        if not is_ready:
+            raise
+        return None
+    return maker
+
+
+async def _on_disk(services: Services, name: str) -> Dataset | None:
+    """The dataset, if it is ready."""
+    dataset = Dataset.named(name, services.layout.dataset(name))
+    return None if await run_in_threadpool(dataset.missing) else dataset
+
+
+async def _ready(services: Services, name: str) -> Dataset:
+    dataset = await _on_disk(services, name)
+    if dataset is not None:
+        return dataset
+    maker = await _maker(services, name, is_ready=False)
+    state = _state(maker, is_ready=False)
+    if maker is None or state is None:
+        raise DatasetNotFound(name)
+    error = DatasetNotReady(f"dataset {name!r} is not ready: its preparation, {maker.id}, is {maker.status}")
+    error.job_id = maker.id
+    raise error
+
+
+def _state(maker: Job | None, *, is_ready: bool) -> State | None:
+    """State of a dataset; None if it does not exist."""
+    if is_ready:
+        return "ready"
+    if maker is None or maker.status == "succeeded":  # removed since
+        return None
+    return maker.status if maker.status in ("failed", "cancelled") else "preparing"
+
+
+async def _view(services: Services, name: str, maker: Job | None) -> DatasetView | None:
+    dataset = await _on_disk(services, name)
+    manifest = await run_in_threadpool(read_manifest, dataset) if dataset is not None else None
+    state = _state(maker, is_ready=dataset is not None)
+    if state is None:
+        return None
+    recorded, sums = manifest or {}, _sums((manifest or {}).get("splits", {}))
+    here = f"/datasets/{name}"
+    return DatasetView(
+        name=name,
+        state=state,
+        job=maker.id if maker is not None else None,
+        progress=maker.progress if maker is not None and state == "preparing" else None,
+        error=maker.error if maker is not None and state == "failed" else None,
+        source=recorded.get("source"),
+        revision=recorded.get("revision"),
+        created_at=recorded.get("created_at"),
+        documents=sums["documents"],
+        tokens=sums["tokens"],
+        links=DatasetLinks(
+            self_=here,
+            statistics=f"{here}/statistics",
+            examples=f"{here}/examples",
+            job=f"/jobs/{maker.id}" if maker is not None else None,
+        ),
+    )
+
+
+def _statistics(dataset: Dataset) -> DatasetStatistics:
+    manifest = read_manifest(dataset) or {}
+    splits = manifest.get("splits") or {split: _counted(dataset, split) for split in SPLITS}
+    categories = manifest.get("categories")
+    return DatasetStatistics(
+        dataset=dataset.name,
+        duplicates=manifest.get("duplicates"),
+        splits={split: _split(facts) for split, facts in splits.items()},
+        categories=None
+        if categories is None
+        else {name: CategoryStatistics.model_validate(facts) for name, facts in categories.items()},
+        examples=dataset.example_count,
+        **dict(_split(_sums(splits))),
+    )
+
+
+def _split(facts: Mapping[str, Any]) -> SplitStatistics:
+    kept = {key: facts.get(key) for key in _SUMS}
+    documents, tokens = kept["documents"], kept["tokens"]
+    return SplitStatistics(**kept, tokens_per_document=round(tokens / documents, 2) if documents and tokens else None)
+
+
+def _sums(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, int | None]:
+    """Sums over the splits; None where a split has no count."""
+    return {key: _sum([facts.get(key) for facts in splits.values()]) for key in _SUMS}
+
+
+def _sum(column: Sequence[int | None]) -> int | None:
+    known = [value for value in column if value is not None]
+    return sum(known) if known and len(known) == len(column) else None
+
+
+def _counted(dataset: Dataset, split: str) -> dict[str, int | None]:
+    """Counts of token files without a manifest."""
+    paths = token_files(dataset.split(split))
+    size_bytes = sum(path.stat().st_size for path in paths)
+    try:
+        tokens = sum(int(np.load(path, mmap_mode="r").size) for path in paths)
+    except (ValueError, EOFError, OSError):  # training reports it
+        return {"tokens": None, "size_bytes": size_bytes}
+    return {"tokens": tokens, "size_bytes": size_bytes}
+
+
+def _example(dataset: Dataset, number: int) -> ExampleView:
+    found = dataset.example(number)
+    return ExampleView(dataset=dataset.name, id=found.id, text=found.text, tokens=list(found.tokens))
+
+
+def _examples(dataset: Dataset, *, after: int | None, limit: int) -> Listed[ExampleView]:
+    first, count = 0 if after is None else after + 1, dataset.example_count
+    shown, characters = list[ExampleView](), 0
+    for number in range(first, min(first + limit, count)):
+        shown.append(_example(dataset, number))
+        characters += len(shown[-1].text)
+        if characters > _MAX_PAGE_CHARACTERS:
+            break
+    has_more = bool(shown) and shown[-1].id + 1 < count
+    return Listed[ExampleView].of(shown, [item.id for item in shown], has_more=has_more)

@@ -24,7 +24,7 @@ from model_core.storage.trash import (
     move_export_to_trash,
     move_to_trash,
 )
-from service.datasets import manifest_of
+from service.datasets import read_manifest
 from service.deps import Services
 from worker.jobs import commands
 from worker.jobs.kinds import Resource, kind_of
@@ -132,7 +132,7 @@ def _made_its_dataset(store: JobStore, layout: Layout, job: JobDetail) -> bool:
     dataset = Dataset.named(job.dataset, layout.dataset(job.dataset))
     if dataset.missing():
         return True
-    manifest = manifest_of(dataset)
+    manifest = read_manifest(dataset)
     return manifest is not None and (job.started_at or "~") <= manifest["created_at"] <= (job.finished_at or "")
 
 

@@ -1,7 +1,7 @@
-"""Jobs as JSON: the record and its links, from the store's rows straight to bytes.
+"""Views of jobs, and their JSON from the rows of the job store.
 
-Most jobs have not changed since the last look, so the JSON of a job is cached by its record. Only the place in the
-queue changes without the record; it is inserted each time.
+Few jobs change between two requests, so the JSON of a job is cached by its record. Only the queue position changes
+without the record, so it is inserted each time.
 """
 
 from __future__ import annotations
@@ -28,73 +28,7 @@ from worker.jobs.serialization import (
 )
 from worker.jobs.spec import JobSpec
 
-_KEPT = 2048
-
-
-class Rendered(NamedTuple):
-    """A job's JSON up to where its place in line follows."""
-
-    id: str
-    revision: int
-    json: bytes
-
-    def at(self, jobs_ahead: int | None, forecast: str) -> bytes:
-        """The whole JSON.
-
-        Args:
-            jobs_ahead: Ready jobs before it; None if it is not in the queue.
-            forecast: When those in line will start.
-        """
-        return b'%b,"queue":%b}' % (self.json, b"null" if jobs_ahead is None else _queue(jobs_ahead, forecast))
-
-
-class Listing(NamedTuple):
-    """A `Listed[JobView]` as JSON, and the id of its last job."""
-
-    body: bytes
-    last_id: str | None
-
-
-def render_page(found: JobPage) -> Listing:
-    """Render a page."""
-    jobs = [(known, row.jobs_ahead) for row in found.rows if (known := _job(row.record)) is not None]
-    first_id, last_id = (jobs[0][0].id, jobs[-1][0].id) if jobs else (None, None)
-    data = b",".join(known.at(ahead, found.forecast) for known, ahead in jobs)
-    ends = json.dumps({"first_id": first_id, "last_id": last_id, "has_more": found.has_more}).encode()
-    return Listing(b'{"object":"list","data":[%b],%b' % (data, ends[1:]), last_id)
-
-
-def render_detail(job_id: str, found: JobRecord) -> tuple[bytes, int]:
-    """Render one job: a `JobDetailView` as JSON, and its revision.
-
-    Raises:
-        JobNotFound: There is none of that id.
-    """
-    known = _detail(found.row.record, found.more)
-    if known is None:
-        raise JobNotFound(job_id)
-    return known.at(found.row.jobs_ahead, found.forecast), known.revision
-
-
-@lru_cache(_KEPT)
-def _queue(jobs_ahead: int, forecast: str) -> bytes:
-    return queue_of(jobs_ahead, forecast).model_dump_json().encode()
-
-
-@lru_cache(_KEPT)
-def _job(record: str) -> Rendered | None:
-    job = job_without_queue_position(record)
-    return None if job is None else _rendered(JobView.of(job))
-
-
-@lru_cache(_KEPT)
-def _detail(record: str, more: str) -> Rendered | None:
-    job = detail_without_queue_position(record, more)
-    return None if job is None else _rendered(JobDetailView.of(job))
-
-
-def _rendered(view: JobView | JobDetailView) -> Rendered:
-    return Rendered(view.id, view.revision, view.model_dump_json(exclude={"queue"}).encode()[:-1])
+_CACHE_SIZE = 2048
 
 
 class JobLinks(View):
@@ -116,7 +50,14 @@ class JobView(Job):
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        """Add the links to a record."""
+        """Add links to a job.
+
+        Args:
+            job: The record.
+
+        Returns:
+            The view.
+        """
         return cls(**job.__dict__, links=_job_links(job.id, job.run, job.dataset))
 
 
@@ -127,20 +68,15 @@ class JobDetailView(JobDetail):
 
     @classmethod
     def of(cls, job: JobDetail) -> Self:
-        """Add the links to a record."""
+        """Add links to a job.
+
+        Args:
+            job: The record.
+
+        Returns:
+            The view.
+        """
         return cls(**job.__dict__, links=_job_links(job.id, job.run, job.dataset))
-
-
-@lru_cache(maxsize=2048)
-def _job_links(job_id: str, run: str | None, dataset: str | None) -> JobLinks:
-    here = f"/jobs/{job_id}"
-    more = {name: f"{here}/{name}" for name in ("events", "logs", "metrics", "cancel")}
-    return JobLinks(
-        self_=here,
-        run=f"/runs/{run}" if run else None,
-        dataset=f"/datasets/{dataset}" if dataset else None,
-        **more,
-    )
 
 
 class EventView(BaseModel):
@@ -169,7 +105,16 @@ class Validation(View):
 
     @classmethod
     def of(cls, spec: JobSpec, budget: Budget | None, warnings: Sequence[ConfigWarning]) -> Self:
-        """Put together what was found."""
+        """Summarize a submission that was checked.
+
+        Args:
+            spec: The job as it would run.
+            budget: What it would cost; None for jobs without a model.
+            warnings: Warnings about the configuration.
+
+        Returns:
+            The view.
+        """
         return cls(
             kind=spec.kind,
             run=spec.run,
@@ -178,3 +123,109 @@ class Validation(View):
             budget=budget.to_dict() if budget is not None else None,
             warnings=[Warned(code=item.code, detail=item.detail) for item in warnings],
         )
+
+
+class Rendered(NamedTuple):
+    """JSON of a job without its queue position.
+
+    Attributes:
+        id: Id of the job.
+        revision: Revision of its record.
+        json: The JSON object without its closing brace.
+    """
+
+    id: str
+    revision: int
+    json: bytes
+
+    def with_queue(self, jobs_ahead: int | None, forecast: str) -> bytes:
+        """Complete the JSON.
+
+        Args:
+            jobs_ahead: Ready jobs before it; None if it is not in the queue.
+            forecast: Forecast of the queue, as the store keeps it.
+
+        Returns:
+            The JSON object.
+        """
+        return b'%b,"queue":%b}' % (self.json, b"null" if jobs_ahead is None else _queue(jobs_ahead, forecast))
+
+
+class Listing(NamedTuple):
+    """A page of jobs.
+
+    Attributes:
+        body: A `Listed[JobView]` as JSON.
+        last_id: Id of the last job; None for an empty page.
+    """
+
+    body: bytes
+    last_id: str | None
+
+
+def render_page(found: JobPage) -> Listing:
+    """Render a page of jobs.
+
+    Args:
+        found: Rows of the page, from the store.
+
+    Returns:
+        The page as JSON.
+    """
+    jobs = [(known, row.jobs_ahead) for row in found.rows if (known := _job(row.record)) is not None]
+    first_id, last_id = (jobs[0][0].id, jobs[-1][0].id) if jobs else (None, None)
+    data = b",".join(known.with_queue(ahead, found.forecast) for known, ahead in jobs)
+    ends = json.dumps({"first_id": first_id, "last_id": last_id, "has_more": found.has_more}).encode()
+    return Listing(b'{"object":"list","data":[%b],%b' % (data, ends[1:]), last_id)
+
+
+def render_detail(job_id: str, found: JobRecord) -> tuple[bytes, int]:
+    """Render a job with its attempts.
+
+    Args:
+        job_id: Id that was requested.
+        found: The record, from the store.
+
+    Returns:
+        A `JobDetailView` as JSON, and the revision of the job.
+
+    Raises:
+        JobNotFound: The store has no such job.
+    """
+    known = _detail(found.row.record, found.more)
+    if known is None:
+        raise JobNotFound(job_id)
+    return known.with_queue(found.row.jobs_ahead, found.forecast), known.revision
+
+
+@lru_cache(_CACHE_SIZE)
+def _queue(jobs_ahead: int, forecast: str) -> bytes:
+    return queue_of(jobs_ahead, forecast).model_dump_json().encode()
+
+
+@lru_cache(_CACHE_SIZE)
+def _job(record: str) -> Rendered | None:
+    job = job_without_queue_position(record)
+    return None if job is None else _rendered(JobView.of(job))
+
+
+@lru_cache(_CACHE_SIZE)
+def _detail(record: str, more: str) -> Rendered | None:
+    job = detail_without_queue_position(record, more)
+    return None if job is None else _rendered(JobDetailView.of(job))
+
+
+def _rendered(view: JobView | JobDetailView) -> Rendered:
+    return Rendered(view.id, view.revision, view.model_dump_json(exclude={"queue"}).encode()[:-1])
+
+
+@lru_cache(_CACHE_SIZE)
+def _job_links(job_id: str, run: str | None, dataset: str | None) -> JobLinks:
+    here = f"/jobs/{job_id}"
+    more = {name: f"{here}/{name}" for name in ("events", "logs", "metrics", "cancel")}
+    return JobLinks(
+        self_=here,
+        run=f"/runs/{run}" if run else None,
+        dataset=f"/datasets/{dataset}" if dataset else None,
+        **more,
+    )

@@ -1,4 +1,4 @@
-"""A job's curves: metrics by step out of its events, thinned to what a picture can show, as JSON or CSV."""
+"""Metrics of a job by step, read from its events and downsampled for plotting, as JSON or CSV."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from worker.jobs.schemas import Job, Number
 
 CSV = "text/csv"
 MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "csv": CSV}
-_MOST_VALUES = 8_000_000  # kept in memory, of 16 bytes each
-_MOST_FILES = 100
+_MAX_VALUES = 8_000_000  # kept in memory, of 16 bytes each
+_MAX_FILES = 100
 _THREADS = 2
 
 
@@ -76,52 +76,67 @@ class MetricsView(View):
 
 
 class SeriesCache:
-    """Event files that were asked for lately, so that looking again costs only what is new in them.
+    """Metrics of recently read event files, so that reading again costs only the new events.
+
+    Args:
+        max_values: Number of values to keep.
 
     Attributes:
-        threads: Bounds how many are read at the same time.
+        threads: Bounds the files that are read at the same time.
     """
 
-    def __init__(self, *, most_values: int = _MOST_VALUES) -> None:
-        self.threads, self._most_values = CapacityLimiter(_THREADS), most_values
+    def __init__(self, *, max_values: int = _MAX_VALUES) -> None:
+        self.threads, self._max_values = CapacityLimiter(_THREADS), max_values
         self._readers: OrderedDict[tuple[str, Path, int], SeriesReader] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many values are kept."""
+        """Number of values that are kept."""
         return sum(map(len, self._readers.values()))
 
     def read(self, layout: Layout, job: Job, names: Collection[Metric] | None) -> dict[Metric, Series]:
-        """Series of a job; without names all that have a point."""
+        """Read metrics of a job.
+
+        Args:
+            layout: Paths of the data root.
+            job: The job.
+            names: Metrics to read; None reads all that have a value.
+
+        Returns:
+            Series by metric.
+        """
         reader = self._reader(job.id, events_path(layout, job))
         series = reader.read(METRICS if names is None else names)
-        self._forget_the_oldest()
+        self._evict_oldest()
         return {name: points for name, points in series.items() if len(points) or names is not None}
 
     def _reader(self, job_id: str, path: Path) -> SeriesReader:
         if not path.is_file():
             return SeriesReader(path)
-        key = (job_id, path, path.stat().st_ino)  # a name may come to mean another file
+        key = (job_id, path, path.stat().st_ino)  # a path may later be another file
         with self._lock:
             reader = self._readers.setdefault(key, SeriesReader(path))
             self._readers.move_to_end(key)
         return reader
 
-    def _forget_the_oldest(self) -> None:
+    def _evict_oldest(self) -> None:
         with self._lock:
-            while len(self._readers) > 1 and (len(self) > self._most_values or len(self._readers) > _MOST_FILES):
+            while len(self._readers) > 1 and (len(self) > self._max_values or len(self._readers) > _MAX_FILES):
                 self._readers.popitem(last=False)
 
 
 def render(cache: SeriesCache, layout: Layout, job: Job, wanted: MetricsQuery, media_type: str) -> Response:
-    """Answer with the curves of a job.
+    """Build the response with the metrics of a job.
 
     Args:
-        cache: Reads them.
-        layout: Where things lie.
-        job: Whose curves.
-        wanted: Which.
-        media_type: JSON or CSV.
+        cache: Reads the metrics.
+        layout: Paths of the data root.
+        job: The job.
+        wanted: Metrics and number of points.
+        media_type: Media type of JSON or CSV.
+
+    Returns:
+        The response.
     """
     series = cache.read(layout, job, wanted.name)
     shown = {name: points.downsample(wanted.max_points) for name, points in series.items()}
@@ -143,7 +158,7 @@ def _values(points: Series) -> list[Number]:
 
 
 def _csv(series: Mapping[Metric, Series]) -> str:
-    """RFC 4180: a row a step that any series has; Python writes floats so that they read back bit for bit."""
+    """RFC 4180: one row for each step that any series has; floats are written so that they read back exactly."""
     columns = [dict(zip(points.steps.tolist(), _values(points), strict=True)) for points in series.values()]
     steps = np.unique(np.concatenate([points.steps for points in series.values()])) if series else np.array([])
     text = io.StringIO(newline="")

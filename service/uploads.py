@@ -1,4 +1,4 @@
-"""Files that come with a request: streamed to disk part by part, and kept in a folder named by what is in them.
+"""Uploaded files: streamed to disk part by part, and kept in a directory named by their content.
 
 So the same files sent twice are the same source, and other files never replace those that a job reads.
 """
@@ -27,20 +27,20 @@ from model_core.storage.files import HashingWriter, sync_directory
 from service.protocol.errors import BodyTooLarge, InvalidRequest, MalformedBody
 
 KINDS = (".txt", ".jsonl", ".parquet")
-_FILES = ("files", "file")  # how a part with a file may be called
-_INCOMING, _FORGOTTEN_S = ".incoming-", 86_400.0
-_MOST_FILES, _MOST_FIELDS, _LONGEST_FIELD = 1000, 20, 1 << 16
-_AT_ONCE_BYTES = 1 << 20
+_FILE_PARTS = ("files", "file")  # names of parts with a file
+_INCOMING, _ABANDONED_S = ".incoming-", 86_400.0
+_MAX_FILES, _MAX_FIELDS, _MAX_FIELD_BYTES = 1000, 20, 1 << 16
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a multipart body held.
+    """A multipart body that was received.
 
     Attributes:
-        fields: Its values, as text.
-        directory: Where its files lie until somebody keeps them.
-        digest: Of the names and the bytes of all files.
+        fields: Values by name, as text.
+        directory: Temporary directory of the files.
+        digest: Hash of the names and contents of all files.
     """
 
     fields: dict[str, str]
@@ -48,13 +48,13 @@ class Upload:
     digest: str
 
     def keep(self, home: Path) -> Path:
-        """Put the files where they stay.
+        """Move the files to their permanent directory.
 
         Args:
-            home: Holds the folders of one dataset.
+            home: Directory of all uploads for one dataset.
 
         Returns:
-            Their folder, which may be there already with the same files.
+            The directory of the files, which may exist already with the same files.
         """
         place = home / self.digest
         home.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,11 @@ class Upload:
         return place
 
     def undo_keep(self, place: Path) -> None:
-        """Undo `keep`."""
+        """Move the files back.
+
+        Args:
+            place: Directory that `keep` returned.
+        """
         place.rename(self.directory)
         with contextlib.suppress(OSError):  # other files are there
             place.parent.rmdir()
@@ -75,17 +79,20 @@ class Upload:
 
 @contextlib.asynccontextmanager
 async def receive_upload(request: Request, uploads: Path) -> AsyncIterator[Upload]:
-    """Take in a body; what nobody keeps is gone in the end.
+    """Receive a multipart body; files that are not kept are deleted at the end.
 
     Args:
-        request: Whose body.
-        uploads: The directory of all uploads.
+        request: The request.
+        uploads: Directory of all uploads.
+
+    Yields:
+        The values and files of the body.
 
     Raises:
-        MalformedBody: It is not multipart, or ends in the middle.
-        BodyTooLarge: More files or longer values than anybody needs.
-        InvalidRequest: Files of other kinds, or of one name.
-        DiskFull: There is no room for it.
+        MalformedBody: The body is not multipart, or is incomplete.
+        BodyTooLarge: The body has too many files or values, or a value is too long.
+        InvalidRequest: A file has an unknown suffix, or two files have the same name.
+        DiskFull: The disk has no space for the body.
     """
     directory = uploads / f"{_INCOMING}{uuid.uuid4().hex}"
     await run_in_threadpool(_make_room, uploads, directory, request.headers.get("content-length", ""))
@@ -98,10 +105,25 @@ async def receive_upload(request: Request, uploads: Path) -> AsyncIterator[Uploa
         await run_in_threadpool(shutil.rmtree, directory, ignore_errors=True)
 
 
+def safe_name(given: str) -> str:
+    """Make the name of an uploaded file safe.
+
+    Args:
+        given: Name that the client sent.
+
+    Returns:
+        The name without directories, in ASCII letters, digits, `_` and `-`, with its suffix in lower case.
+    """
+    base = given.replace("\\", "/").rpartition("/")[2]
+    stem, dot, ending = base.rpartition(".")
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", stem if dot else base).strip("-")[:100] or "text"
+    return f"{plain}.{re.sub(r'[^a-z0-9]', '', ending.lower())[:20]}" if dot else plain
+
+
 def _make_room(uploads: Path, directory: Path, announced: str) -> None:
     directory.mkdir(parents=True)
     for left in uploads.glob(f"{_INCOMING}*"):
-        if time.time() - left.stat().st_mtime > _FORGOTTEN_S:  # of a service that was killed
+        if time.time() - left.stat().st_mtime > _ABANDONED_S:  # left by a service that was killed
             shutil.rmtree(left, ignore_errors=True)
     needed, free = int(announced) if announced.isdigit() else 0, shutil.disk_usage(uploads).free
     if needed > free:
@@ -114,7 +136,7 @@ async def _fill(form: _Form, request: Request) -> None:
     waiting = bytearray()
     async for chunk in request.stream():
         waiting += chunk
-        if len(waiting) >= _AT_ONCE_BYTES or not chunk:
+        if len(waiting) >= _BLOCK_BYTES or not chunk:
             await run_in_threadpool(_write, parser, bytes(waiting))
             waiting.clear()
     if not form.is_complete:
@@ -157,7 +179,7 @@ def _write(parser: MultipartParser, data: bytes) -> None:
 
 @dataclass
 class _Form:
-    """Takes the parts of a body as they come."""
+    """Callbacks of the multipart parser: writes files, collects values and problems."""
 
     directory: Path
     fields: dict[str, str] = field(default_factory=dict)
@@ -192,17 +214,17 @@ class _Form:
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
         given = options.get(b"filename")
         if given is None:
-            if len(self.fields) >= _MOST_FIELDS:
-                raise BodyTooLarge(f"a body may hold at most {_MOST_FIELDS} values")
+            if len(self.fields) >= _MAX_FIELDS:
+                raise BodyTooLarge(f"a body may hold at most {_MAX_FIELDS} values")
         elif given:
             self._open_file(given.decode("utf-8", "replace"))
 
     def _open_file(self, given: str) -> None:
-        if len(self._hashes) >= _MOST_FILES:
-            raise BodyTooLarge(f"a body may hold at most {_MOST_FILES} files; put several texts into one")
+        if len(self._hashes) >= _MAX_FILES:
+            raise BodyTooLarge(f"a body may hold at most {_MAX_FILES} files; put several texts into one")
         name = safe_name(given)
         pointer = f"/files/{len(self._hashes) + len(self._problems)}"
-        if self._name not in _FILES:
+        if self._name not in _FILE_PARTS:
             detail = f"{self._name!r} holds a file; the parts with files are called files"
             self._problems.append(FieldProblem(f"/{self._name}", detail, given, ("files",)))
         elif Path(name).suffix not in KINDS:
@@ -220,8 +242,8 @@ class _Form:
     def data(self, data: bytes, start: int, end: int) -> None:
         if self._writer is not None:
             self._writer.write(memoryview(data)[start:end])
-        elif len(self._value) + end - start > _LONGEST_FIELD and not self._problems:
-            raise BodyTooLarge(f"{self._name!r} may have at most {_LONGEST_FIELD:,} bytes")
+        elif len(self._value) + end - start > _MAX_FIELD_BYTES and not self._problems:
+            raise BodyTooLarge(f"{self._name!r} may have at most {_MAX_FIELD_BYTES:,} bytes")
         elif not self._problems:
             self._value += data[start:end]
 
@@ -243,7 +265,7 @@ class _Form:
         self._file = self._writer = None
 
     def finish(self) -> str:
-        """Refuse what cannot be used; the digest of the files."""
+        """Raise the problems that were found, or return the digest of the files."""
         if not self._hashes and not self._problems:
             detail = f"no file came; send one or more parts called files, each {', '.join(KINDS)}"
             self._problems.append(FieldProblem("/files", detail))
@@ -251,11 +273,3 @@ class _Form:
             raise InvalidRequest(self._problems)
         every = "\n".join(f"{name} {digest}" for name, digest in sorted(self._hashes.items()))
         return hashlib.sha256(every.encode()).hexdigest()[:16]
-
-
-def safe_name(given: str) -> str:
-    """A file's name without directories and odd characters; its ending in small letters."""
-    base = given.replace("\\", "/").rpartition("/")[2]
-    stem, dot, ending = base.rpartition(".")
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", stem if dot else base).strip("-")[:100] or "text"
-    return f"{plain}.{re.sub(r'[^a-z0-9]', '', ending.lower())[:20]}" if dot else plain

@@ -9,8 +9,18 @@ from pydantic import Field
 
 from model_core.config import Config, Name
 from service import dataset_requests
-from service import datasets as records
-from service.datasets import DatasetDetail, DatasetStatistics, DatasetView, ExampleView
+from service.datasets import (
+    DatasetDetail,
+    DatasetStatistics,
+    DatasetView,
+    ExampleView,
+    delete_dataset,
+    get_dataset,
+    get_example,
+    get_statistics,
+    list_datasets,
+    list_examples,
+)
 from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import dataset_body, problems
@@ -60,7 +70,7 @@ async def make(
     if submitted is None:
         response.status_code = 200
         response.headers["Location"] = f"/datasets/{name}"
-        return await records.one(services, name)
+        return await get_dataset(services, name)
     response.status_code = 202 if submitted.created else 200
     response.headers["Location"] = f"/jobs/{submitted.job.id}"
     return JobView.of(submitted.job)
@@ -78,7 +88,7 @@ async def datasets(
     response: Response,
 ) -> Listed[DatasetView]:
     """One page; `last_id` is the next page's `after`. Those that are being made, or that failed, are there too."""
-    page = await records.page(services, after=wanted.after, limit=wanted.limit)
+    page = await list_datasets(services, after=wanted.after, limit=wanted.limit)
     _link_on(page, request, response)
     return page
 
@@ -86,19 +96,19 @@ async def datasets(
 @router.get("/{name}", summary="Look at a dataset", responses=problems(404, 422, 503))
 async def dataset(name: Name, services: ServicesDep) -> DatasetDetail:
     """Whether it is ready, its manifest, the job that makes it or made it, and why that failed."""
-    return await records.one(services, name)
+    return await get_dataset(services, name)
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a dataset", responses=problems(404, 409, 422, 503))
 async def delete(name: Name, services: ServicesDep) -> None:
     """Its files and what was uploaded for it; refused while a job that is not over makes or reads it."""
-    await records.delete(services, name)
+    await delete_dataset(services, name)
 
 
 @router.get("/{name}/statistics", summary="Count what is in a dataset", responses=problems(404, 409, 422, 503))
 async def statistics(name: Name, services: ServicesDep) -> DatasetStatistics:
     """Documents, tokens and bytes: in all, by split, and by category where the source has them."""
-    return await records.statistics(services, name)
+    return await get_statistics(services, name)
 
 
 @router.get(
@@ -114,7 +124,7 @@ async def examples(
     response: Response,
 ) -> Listed[ExampleView]:
     """One page; `last_id` is the next page's `after`."""
-    page = await records.examples(services, name, after=wanted.after, limit=wanted.limit)
+    page = await list_examples(services, name, after=wanted.after, limit=wanted.limit)
     _link_on(page, request, response)
     return page
 
@@ -122,7 +132,7 @@ async def examples(
 @router.get("/{name}/examples/{number}", summary="Read one document", responses=problems(404, 409, 422, 503))
 async def example(name: Name, number: Number, services: ServicesDep) -> ExampleView:
     """Text and tokens of one document of the test split: the text that attention and samples are about."""
-    return await records.example(services, name, number)
+    return await get_example(services, name, number)
 
 
 def _link_on(page: Listed[Any], request: Request, response: Response) -> None:

@@ -156,7 +156,7 @@ def test_no_more_is_kept_in_memory_than_was_allowed(site) -> None:
         tell(site, claim, steps([3.0, 2.0]))
         site.finish(claim)
         jobs.append(site.store.get(claim.id))
-    curves = SeriesCache(most_values=5)
+    curves = SeriesCache(max_values=5)
     for job in [*jobs, *jobs]:
         assert curves.read(site.layout, job, ["loss"])["loss"].values.tolist() == [3.0, 2.0]
         assert len(curves) <= 5

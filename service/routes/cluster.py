@@ -20,7 +20,7 @@ router = APIRouter(tags=["cluster"], route_class=QueryRoute)
 
 
 class QueueQuery(Config):
-    """How much of the queue."""
+    """Extent of the queue report."""
 
     limit: int = Field(default=20, ge=1, le=100, description="so many of the ready jobs")
 
@@ -75,50 +75,30 @@ class QueueReport(View):
 
     @classmethod
     def of(cls, state: QueueState) -> Self:
-        """From the store's answer."""
+        """Build the report.
+
+        Args:
+            state: State of the queue, from the store.
+
+        Returns:
+            The report.
+        """
         jobs = [JobView.of(job) for job in state.jobs]
         counts = {name: getattr(state, name) for name in ("queued", "ready", "waiting", "running")}
         return cls.model_construct(object="queue", **counts, data=jobs)
 
 
-def workers_of(facts: Iterable[Mapping[str, Any]]) -> list[WorkerFacts]:
-    """Workers as they announced themselves."""
-    return [WorkerFacts.model_validate(told) for told in facts]
-
-
-def gpus_of(workers: Iterable[WorkerFacts]) -> list[GpuView]:
-    """Every GPU that some worker has, once."""
-    seen: dict[str, list[tuple[WorkerFacts, WorkerGpu]]] = {}
-    for worker in workers:
-        for gpu in worker.gpus:
-            seen.setdefault(gpu.uuid or f"{worker.id}/{gpu.index}", []).append((worker, gpu))
-    return [_gpu(name, seen[name]) for name in sorted(seen)]
-
-
-def _gpu(name: str, told: list[tuple[WorkerFacts, WorkerGpu]]) -> GpuView:
-    worker, gpu = told[0]
-    return GpuView(
-        id=name,
-        host=worker.host,
-        index=gpu.index,
-        name=gpu.name,
-        memory_bytes=gpu.memory_bytes,
-        workers=[worker.id for worker, _ in told],
-        job=next((gpu.job for _, gpu in told if gpu.job is not None), None),
-    )
-
-
 @router.get("/workers", summary="List the workers", responses=problems(503))
 async def workers(services: ServicesDep) -> Listed[WorkerFacts]:
     """Those that are alive, by id, with what they run."""
-    found = workers_of(await services.ask(services.registry.alive, "workers"))
+    found = _parse_workers(await services.ask(services.registry.alive, "workers"))
     return Listed[WorkerFacts].of(found, [worker.id for worker in found], has_more=False)
 
 
 @router.get("/gpus", summary="List the GPUs", responses=problems(503))
 async def gpus(services: ServicesDep) -> Listed[GpuView]:
     """Those of all workers that are alive, with the job that has each."""
-    found = gpus_of(workers_of(await services.ask(services.registry.alive, "workers")))
+    found = _list_gpus(_parse_workers(await services.ask(services.registry.alive, "workers")))
     return Listed[GpuView].of(found, [gpu.id for gpu in found], has_more=False)
 
 
@@ -130,3 +110,30 @@ async def gpus(services: ServicesDep) -> Listed[GpuView]:
 async def queue(wanted: Annotated[QueueQuery, Query()], services: ServicesDep) -> QueueReport:
     """How many jobs wait and run, and which will be taken next."""
     return QueueReport.of(await services.ask(services.store.queue, wanted.limit))
+
+
+def _parse_workers(facts: Iterable[Mapping[str, Any]]) -> list[WorkerFacts]:
+    """Validate the heartbeats of workers."""
+    return [WorkerFacts.model_validate(one) for one in facts]
+
+
+def _list_gpus(workers: Iterable[WorkerFacts]) -> list[GpuView]:
+    """List each GPU once, even if several workers can use it."""
+    seen: dict[str, list[tuple[WorkerFacts, WorkerGpu]]] = {}
+    for worker in workers:
+        for gpu in worker.gpus:
+            seen.setdefault(gpu.uuid or f"{worker.id}/{gpu.index}", []).append((worker, gpu))
+    return [_gpu(name, seen[name]) for name in sorted(seen)]
+
+
+def _gpu(name: str, seen: list[tuple[WorkerFacts, WorkerGpu]]) -> GpuView:
+    worker, gpu = seen[0]
+    return GpuView(
+        id=name,
+        host=worker.host,
+        index=gpu.index,
+        name=gpu.name,
+        memory_bytes=gpu.memory_bytes,
+        workers=[worker.id for worker, _ in seen],
+        job=next((gpu.job for _, gpu in seen if gpu.job is not None), None),
+    )

@@ -1,4 +1,4 @@
-"""Configurations: those that ship, and whether a given one is right."""
+"""Presets, and validation of configurations."""
 
 from __future__ import annotations
 

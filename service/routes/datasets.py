@@ -33,14 +33,14 @@ Number = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class DatasetsQuery(Config):
-    """Which datasets."""
+    """Page of the list of datasets."""
 
     after: str | None = Field(default=None, max_length=100, description="last_id of the page before")
     limit: int = Field(default=20, ge=1, le=100)
 
 
 class ExamplesQuery(Config):
-    """Which examples."""
+    """Page of the list of examples."""
 
     after: int | None = Field(default=None, ge=0, lt=2**53, description="last_id of the page before")
     limit: int = Field(default=20, ge=1, le=100)
@@ -89,7 +89,7 @@ async def datasets(
 ) -> Listed[DatasetView]:
     """One page; `last_id` is the next page's `after`. Those that are being made, or that failed, are there too."""
     page = await list_datasets(services, after=wanted.after, limit=wanted.limit)
-    _link_on(page, request, response)
+    _add_next_link(page, request, response)
     return page
 
 
@@ -125,7 +125,7 @@ async def examples(
 ) -> Listed[ExampleView]:
     """One page; `last_id` is the next page's `after`."""
     page = await list_examples(services, name, after=wanted.after, limit=wanted.limit)
-    _link_on(page, request, response)
+    _add_next_link(page, request, response)
     return page
 
 
@@ -135,6 +135,6 @@ async def example(name: Name, number: Number, services: ServicesDep) -> ExampleV
     return await get_example(services, name, number)
 
 
-def _link_on(page: Listed[Any], request: Request, response: Response) -> None:
+def _add_next_link(page: Listed[Any], request: Request, response: Response) -> None:
     if page.has_more:
         response.headers["Link"] = f'<{request.url.include_query_params(after=page.last_id)}>; rel="next"'

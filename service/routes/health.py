@@ -20,46 +20,9 @@ from service.protocol.errors import NotReady
 from service.protocol.negotiation import choose
 from service.schemas import View
 
+router = APIRouter(tags=["service"])
 
-async def readiness(services: Services) -> Readiness:
-    """Check everything.
-
-    Raises:
-        NotReady: Saying what is missing.
-    """
-    names = ("data", "redis", "worker", "inference")
-    found = await asyncio.gather(
-        run_in_threadpool(_data, services),
-        _redis(services),
-        _alive(services, "workers", "no worker has announced itself"),
-        _alive(services, "inference", "no inference process has announced itself"),
-    )
-    checks = dict(zip(names, found, strict=True))
-    if not all(check.ok for check in found):
-        raise NotReady({name: check.model_dump() for name, check in checks.items()})
-    return Readiness(checks=checks)
-
-
-def _data(services: Services) -> Check:
-    root = services.layout.exp.parent
-    is_usable = root.is_dir() and os.access(root, os.R_OK | os.W_OK | os.X_OK)
-    return Check(ok=is_usable, detail="readable and writable" if is_usable else "the data root is missing or read-only")
-
-
-async def _redis(services: Services) -> Check:
-    try:
-        await services.ask(services.store.time_s)
-    except ModelCoreError as error:
-        return Check(ok=False, detail=str(error))
-    return Check(ok=True, detail="answers")
-
-
-async def _alive(services: Services, kind: str, none: str) -> Check:
-    try:
-        found = await services.ask(services.registry.alive, "inference" if kind == "inference" else "workers")
-    except ModelCoreError as error:
-        return Check(ok=False, detail=str(error))
-    return Check(ok=bool(found), detail=f"{len(found)} alive" if found else none)
+_LINKS = ("docs", "jobs", "queue", "workers", "gpus", "datasets", "runs", "configs", "healthz", "readyz")
 
 
 class PresetView(View):
@@ -98,11 +61,6 @@ class Welcome(View):
     links: dict[str, str]
 
 
-router = APIRouter(tags=["service"])
-
-_LINKS = ("docs", "jobs", "queue", "workers", "gpus", "datasets", "runs", "configs", "healthz", "readyz")
-
-
 @router.get("/healthz", summary="Is the process alive?")
 async def healthz() -> Health:
     """Asks nobody else."""
@@ -122,3 +80,50 @@ async def welcome(request: Request, accept: Annotated[str | None, Header()] = No
         return RedirectResponse("/docs")
     links = {name: f"/{name}" for name in _LINKS} | {"openapi": "/openapi.json"}
     return Welcome(version=request.app.version, links=links)
+
+
+async def readiness(services: Services) -> Readiness:
+    """Check all dependencies of the service at the same time.
+
+    Args:
+        services: Services of the process.
+
+    Returns:
+        The checks, all passed.
+
+    Raises:
+        NotReady: A check failed; the error has all checks.
+    """
+    names = ("data", "redis", "worker", "inference")
+    found = await asyncio.gather(
+        run_in_threadpool(_data, services),
+        _redis(services),
+        _alive(services, "workers", "no worker has announced itself"),
+        _alive(services, "inference", "no inference process has announced itself"),
+    )
+    checks = dict(zip(names, found, strict=True))
+    if not all(check.ok for check in found):
+        raise NotReady({name: check.model_dump() for name, check in checks.items()})
+    return Readiness(checks=checks)
+
+
+def _data(services: Services) -> Check:
+    root = services.layout.exp.parent
+    is_usable = root.is_dir() and os.access(root, os.R_OK | os.W_OK | os.X_OK)
+    return Check(ok=is_usable, detail="readable and writable" if is_usable else "the data root is missing or read-only")
+
+
+async def _redis(services: Services) -> Check:
+    try:
+        await services.ask(services.store.time_s)
+    except ModelCoreError as error:
+        return Check(ok=False, detail=str(error))
+    return Check(ok=True, detail="answers")
+
+
+async def _alive(services: Services, kind: str, none: str) -> Check:
+    try:
+        found = await services.ask(services.registry.alive, "inference" if kind == "inference" else "workers")
+    except ModelCoreError as error:
+        return Check(ok=False, detail=str(error))
+    return Check(ok=bool(found), detail=f"{len(found)} alive" if found else none)

@@ -26,24 +26,6 @@ from service.schemas import Listed
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=QueryRoute)
 
 
-class EventsQuery(Config):
-    """Which events."""
-
-    after: int = Field(default=0, ge=0, lt=2**63, description="the last seq that is known")
-    limit: int = Field(default=100, ge=1, le=1000)
-
-
-class LogsQuery(Config):
-    """How much of which log."""
-
-    tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only so many lines from the end")
-    source: LogSource | None = Field(
-        default=None,
-        description="log: for people; process: all that the process printed, stacks of a hang too; "
-        "else the log, or what the process printed while there is none",
-    )
-
-
 _STREAM: dict[str, Any] = {EVENT_STREAM: {"schema": {"type": "string"}}}
 _TEXT: dict[str, Any] = {TEXT: {"schema": {"type": "string"}}}
 _PART = {
@@ -54,6 +36,24 @@ _PART = {
 _CSV: dict[str, Any] = {
     CSV: {"schema": {"type": "string"}, "example": "step,loss,val_loss\r\n1,6.25,\r\n2,6.125,6.5\r\n"}
 }
+
+
+class EventsQuery(Config):
+    """Page of the list of events."""
+
+    after: int = Field(default=0, ge=0, lt=2**63, description="the last seq that is known")
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+class LogsQuery(Config):
+    """Part and source of a log."""
+
+    tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only so many lines from the end")
+    source: LogSource | None = Field(
+        default=None,
+        description="log: for people; process: all that the process printed, stacks of a hang too; "
+        "else the log, or what the process printed while there is none",
+    )
 
 
 @router.get(

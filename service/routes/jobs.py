@@ -1,7 +1,7 @@
 """Jobs: submit, list, look up, change, delete, and the actions cancel, pause, resume and retry.
 
-An action may be repeated: 202 when it changed the job, 200 when the job was already there or on its way, 409 with the
-allowed actions when the job's status has no way to it.
+Actions are idempotent: 202 when the action changed the job, 200 when the job has or will have the requested state, 409
+with the allowed actions when its status does not permit the action.
 """
 
 from __future__ import annotations
@@ -36,35 +36,24 @@ from worker.jobs.states import Status
 
 router = APIRouter(tags=["jobs"], route_class=QueryRoute)
 
-
-_ANSWERS: dict[str, Any] = {
+MERGE_PATCH = "application/merge-patch+json"
+IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1000, description="the ETag that was seen, or `*`")]
+_NO_REVISION = -1  # matches no job
+_ACTION: dict[str, Any] = {
     "status_code": 202,
     "responses": {200: {"model": JobView}, **problems(404, 409, 422, 503)},
 }
 
 
-class RetryQuery(Config):
-    """Where to go on."""
-
-    from_: Literal["checkpoint", "scratch"] = Field(
-        default="checkpoint", alias="from", description="the last full state, or scratch: a new run from step 0"
-    )
-
-
-def _answer(wish: ActionResult, response: Response) -> JobView:
-    response.status_code = 202 if wish.is_new else 200
-    return JobView.of(wish.job)
-
-
 class SubmitQuery(Config):
-    """How to take a submission."""
+    """Options of a submission."""
 
     run: Name | None = Field(default=None, description="name of the run; else the body's experiment_name")
     validate_only: bool = Field(default=False, description="answer 200 with budget and warnings; make nothing")
 
 
 class JobsQuery(Config):
-    """Which jobs."""
+    """Page and filters of the list of jobs."""
 
     after: str | None = Field(default=None, max_length=100, description="last_id of the page before")
     limit: int = Field(default=20, ge=1, le=100)
@@ -74,8 +63,16 @@ class JobsQuery(Config):
     dataset: Name | None = Field(default=None, description="only jobs that make or read it")
 
 
+class RetryQuery(Config):
+    """Start of the new attempt."""
+
+    from_: Literal["checkpoint", "scratch"] = Field(
+        default="checkpoint", alias="from", description="the last full state, or scratch: a new run from step 0"
+    )
+
+
 class DeleteQuery(Config):
-    """What goes with a job."""
+    """Extent of a deletion."""
 
     artifacts: bool = Field(default=False, description="free the bytes too: run, pictures, dataset, export, output")
 
@@ -91,66 +88,8 @@ class JobPatch(Config):
     )
 
 
-IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1000, description="the ETag that was seen, or `*`")]
-MERGE_PATCH = "application/merge-patch+json"
-_NONE = -1  # no job has that revision
 _PATCH: dict[str, Any] = {"schema": JobPatch.model_json_schema(), "example": {"priority": 10}}
 _PATCH_BODY: dict[str, Any] = {"required": True, "content": {MERGE_PATCH: _PATCH, JSON: _PATCH}}
-
-
-async def _look(services: Services, job_id: str) -> Response:
-    body, revision = render_detail(job_id, await services.async_store.run(commands.record(job_id)))
-    headers = {"ETag": f'"{revision}"', "Cache-Control": "no-store"}
-    return Response(body, media_type=JSON, headers=headers)
-
-
-async def _expected(services: Services, job_id: str, if_match: str | None) -> int | None:
-    """The revision that a change may begin from; None: any."""
-    tags = strong_etags(if_match)
-    if tags is None:
-        return None
-    revisions = [int(tag) if tag.isdecimal() else _NONE for tag in tags]
-    if len(revisions) == 1:
-        return revisions[0]
-    present = (await services.ask(services.store.get, job_id)).revision
-    return present if present in revisions else _NONE
-
-
-@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", **_ANSWERS)
-async def cancel(job_id: str, services: ServicesDep, response: Response) -> JobView:
-    """A queued job is cancelled at once, a running one when its process has saved and gone."""
-    return _answer(await services.ask(services.store.request_action, job_id, "cancel"), response)
-
-
-@router.post("/jobs/{job_id}/pause", summary="Pause a job", **_ANSWERS)
-async def pause(job_id: str, services: ServicesDep, response: Response) -> JobView:
-    """A running job saves its full state and leaves its worker; `resume` goes on from there."""
-    return _answer(await services.ask(services.store.request_action, job_id, "pause"), response)
-
-
-@router.post("/jobs/{job_id}/resume", summary="Go on with a job that was paused or cancelled", **_ANSWERS)
-async def resume(job_id: str, services: ServicesDep, response: Response) -> JobView:
-    """It is queued again, and goes on from its last full state."""
-    wish = await services.ask(services.store.request_action, job_id, "resume")
-    services.wakeups.notify()
-    return _answer(wish, response)
-
-
-@router.post(
-    "/jobs/{job_id}/retry",
-    summary="Run a failed job again",
-    **_ANSWERS,
-)
-async def retry(
-    job_id: str,
-    wanted: Annotated[RetryQuery, Query()],
-    services: ServicesDep,
-    response: Response,
-) -> JobView:
-    """With a new crash budget: from its last full state, or from scratch in a run of a new name."""
-    wish = await services.ask(services.store.retry, job_id, scratch=wanted.from_ == "scratch")
-    services.wakeups.notify()
-    return _answer(wish, response)
 
 
 @router.post(
@@ -197,7 +136,7 @@ async def jobs(wanted: Annotated[JobsQuery, Query()], services: ServicesDep, req
 @router.get("/jobs/{job_id}", summary="Look at a job", response_model=JobDetailView, responses=problems(404, 503))
 async def job(job_id: str, request: Request) -> Response:
     """Status, progress, attempts and what can be done now; the ETag is for If-Match."""
-    return await _look(services_of(request), job_id)
+    return await _job_response(services_of(request), job_id)
 
 
 @router.patch(
@@ -213,9 +152,9 @@ async def amend(job_id: str, tree: ConfigTree, services: ServicesDep, if_match: 
     A queued job takes its new place at once. With If-Match nothing is changed once somebody else changed the job.
     """
     patch = validate(JobPatch, tree).model_dump(exclude_unset=True)
-    expected = await _expected(services, job_id, if_match)
+    expected = await _expected_revision(services, job_id, if_match)
     await services.ask(services.store.update, job_id, **patch, expected=expected)
-    return await _look(services, job_id)
+    return await _job_response(services, job_id)
 
 
 @router.delete(
@@ -227,3 +166,63 @@ async def amend(job_id: str, tree: ConfigTree, services: ServicesDep, if_match: 
 async def delete(job_id: str, wanted: Annotated[DeleteQuery, Query()], services: ServicesDep) -> None:
     """Its record; with `artifacts=true` also its directory, and the run with its pictures, dataset or export."""
     await deletion.delete(services, job_id, artifacts=wanted.artifacts)
+
+
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", **_ACTION)
+async def cancel(job_id: str, services: ServicesDep, response: Response) -> JobView:
+    """A queued job is cancelled at once, a running one when its process has saved and gone."""
+    return _action_response(await services.ask(services.store.request_action, job_id, "cancel"), response)
+
+
+@router.post("/jobs/{job_id}/pause", summary="Pause a job", **_ACTION)
+async def pause(job_id: str, services: ServicesDep, response: Response) -> JobView:
+    """A running job saves its full state and leaves its worker; `resume` goes on from there."""
+    return _action_response(await services.ask(services.store.request_action, job_id, "pause"), response)
+
+
+@router.post("/jobs/{job_id}/resume", summary="Go on with a job that was paused or cancelled", **_ACTION)
+async def resume(job_id: str, services: ServicesDep, response: Response) -> JobView:
+    """It is queued again, and goes on from its last full state."""
+    result = await services.ask(services.store.request_action, job_id, "resume")
+    services.wakeups.notify()
+    return _action_response(result, response)
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    summary="Run a failed job again",
+    **_ACTION,
+)
+async def retry(
+    job_id: str,
+    wanted: Annotated[RetryQuery, Query()],
+    services: ServicesDep,
+    response: Response,
+) -> JobView:
+    """With a new crash budget: from its last full state, or from scratch in a run of a new name."""
+    result = await services.ask(services.store.retry, job_id, scratch=wanted.from_ == "scratch")
+    services.wakeups.notify()
+    return _action_response(result, response)
+
+
+def _action_response(result: ActionResult, response: Response) -> JobView:
+    response.status_code = 202 if result.is_new else 200
+    return JobView.of(result.job)
+
+
+async def _job_response(services: Services, job_id: str) -> Response:
+    body, revision = render_detail(job_id, await services.async_store.run(commands.record(job_id)))
+    headers = {"ETag": f'"{revision}"', "Cache-Control": "no-store"}
+    return Response(body, media_type=JSON, headers=headers)
+
+
+async def _expected_revision(services: Services, job_id: str, if_match: str | None) -> int | None:
+    """The revision that If-Match demands; None accepts any."""
+    tags = strong_etags(if_match)
+    if tags is None:
+        return None
+    revisions = [int(tag) if tag.isdecimal() else _NO_REVISION for tag in tags]
+    if len(revisions) == 1:
+        return revisions[0]
+    current = (await services.ask(services.store.get, job_id)).revision
+    return current if current in revisions else _NO_REVISION

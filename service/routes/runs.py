@@ -1,6 +1,6 @@
-"""Runs on disk, with the status of their jobs where Redis answers, and what they cost.
+"""Runs on disk, with the status of their jobs if Redis answers, and the report of what a run costs.
 
-The report is counted from the run's config.yaml, without Redis or torch.
+The report is computed from the run's config.yaml, without Redis or torch.
 """
 
 from __future__ import annotations
@@ -34,104 +34,11 @@ from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Warned
 from worker.jobs.store import JobStore
 
+router = APIRouter(tags=["runs"], route_class=QueryRoute)
 
-async def page_of_runs(services: Services, *, after: str | None, limit: int) -> Listed[RunView]:
-    """List runs by name.
-
-    Args:
-        services: Where to ask.
-        after: The last run of the page before.
-        limit: How many at most.
-    """
-    every = await run_in_threadpool(runs_in, services.layout)
-    rest = [run for run in every if after is None or run.name > after]
-    chosen = rest[:limit]
-    statuses = await _statuses(services, chosen)
-    data = await run_in_threadpool(lambda: list(_views(chosen, statuses)))
-    return Listed[RunView].of(data, [run.name for run in chosen], has_more=len(rest) > limit)
-
-
-async def one(services: Services, name: str) -> RunDetail:
-    """A run with its configuration.
-
-    Raises:
-        RunNotFound: There is none of that name.
-    """
-    run = await run_in_threadpool(lambda: Run.open(services.layout.run(name)))
-    statuses = await _statuses(services, [run])
-    return await run_in_threadpool(_detail, run, statuses)
-
-
-async def _statuses(services: Services, runs: Sequence[Run]) -> Mapping[str, str]:
-    """Status by job; empty while Redis is away, because the disk has to be enough."""
-    jobs = await run_in_threadpool(lambda: [job for run in runs if (job := run.attempt()["job_id"])])
-    try:
-        return await services.ask(job_statuses, services.store, jobs)
-    except ModelCoreError:
-        return {}
-
-
-def job_statuses(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
-    """Status by job, of those that have a record."""
-    statuses: dict[str, str] = {}
-    for job in jobs:
-        try:
-            statuses[job] = store.get(job).status
-        except JobNotFound:
-            continue  # records may be lost; the run is not
-    return statuses
-
-
-def run_status(attempt: Mapping[str, Any], outcome: Mapping[str, Any] | None, statuses: Mapping[str, str]) -> str:
-    """A run's status: its job's, else how its last attempt ended, else ``unknown``.
-
-    Args:
-        attempt: Who owns the run.
-        outcome: How an attempt ended.
-        statuses: By job.
-    """
-    is_over = outcome is not None and outcome["attempt"] == attempt["attempt"]
-    return statuses.get(attempt["job_id"]) or (str(outcome["outcome"]) if outcome and is_over else "unknown")
-
-
-def checkpoint_view(run: Run, info: CheckpointInfo) -> CheckpointView:
-    """A checkpoint, and whether it is pinned."""
-    return CheckpointView.of(info, pinned=run.is_pinned(info.file))
-
-
-def _views(runs: Sequence[Run], statuses: Mapping[str, str]) -> Iterator[RunView]:
-    for run in runs:
-        with contextlib.suppress(FileNotFoundError):  # deleted while it was read
-            yield _view(run, statuses)
-
-
-def _detail(run: Run, statuses: Mapping[str, str]) -> RunDetail:
-    try:
-        return RunDetail(**dict(_view(run, statuses)), config=run.config())
-    except FileNotFoundError:
-        raise RunNotFound(run.name) from None
-
-
-def _view(run: Run, statuses: Mapping[str, str]) -> RunView:
-    attempt, outcome = run.attempt(), run.outcome()
-    job = attempt["job_id"]
-    return RunView(
-        name=run.name,
-        status=run_status(attempt, outcome, statuses),
-        job=job,
-        attempt=attempt["attempt"],
-        created_at=_began(run),
-        checkpoints=[checkpoint_view(run, info) for info in run.checkpoints()],
-        outcome=outcome,
-        links=run_links(run.name, job),
-    )
-
-
-def _began(run: Run) -> str | None:
-    """When the first event was written."""
-    with contextlib.suppress(FileNotFoundError, ValueError), run.events.open("rb") as file:
-        return str(json.loads(file.readline())["time"])
-    return None
+MARKDOWN = "text/markdown"
+MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "md": MARKDOWN}
+_MARKDOWN: dict[str, Any] = {MARKDOWN: {"schema": {"type": "string"}}}
 
 
 class CheckpointView(View):
@@ -150,9 +57,17 @@ class CheckpointView(View):
 
     @classmethod
     def of(cls, info: CheckpointInfo, *, pinned: bool) -> Self:
-        """From the record on disk."""
-        told = {name: getattr(info, name) for name in cls.model_fields if name not in {"object", "pinned"}}
-        return cls(**told, pinned=pinned)
+        """Build the view.
+
+        Args:
+            info: The record of the checkpoint.
+            pinned: Whether the checkpoint is pinned.
+
+        Returns:
+            The view.
+        """
+        recorded = {name: getattr(info, name) for name in cls.model_fields if name not in {"object", "pinned"}}
+        return cls(**recorded, pinned=pinned)
 
 
 class ExportLinks(View):
@@ -177,7 +92,15 @@ class ExportView(View):
 
     @classmethod
     def of(cls, run: str, info: ExportInfo) -> Self:
-        """From what lies on disk."""
+        """Build the view.
+
+        Args:
+            run: Name of the run.
+            info: The export on disk.
+
+        Returns:
+            The view.
+        """
         content = f"/runs/{run}/checkpoints/{info.file}/content?format=safetensors"
         return cls(
             name=info.name,
@@ -221,23 +144,8 @@ class RunDetail(RunView):
     config: ExperimentConfig
 
 
-def run_links(name: str, job: str | None) -> RunLinks:
-    """Where to go from a run."""
-    return RunLinks(
-        self_=f"/runs/{name}",
-        job=f"/jobs/{job}" if job else None,
-        generate=f"/generate?{urlencode({'run': name})}",
-        attention=f"/attention/{name}/0",
-        report=f"/runs/{name}/report",
-    )
-
-
-MARKDOWN = "text/markdown"
-MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "md": MARKDOWN}
-
-
 class ReportQuery(Config):
-    """How to tell it."""
+    """Format of a report."""
 
     format: Literal["json", "md"] | None = Field(default=None, description="else what Accept prefers")
 
@@ -253,35 +161,8 @@ class ReportView(View):
     warnings: list[Warned]
 
 
-def render(layout: Layout, name: str, media_type: str) -> Response:
-    """Answer with the report of a run.
-
-    Args:
-        layout: Where things lie.
-        name: Of the run.
-        media_type: JSON or Markdown.
-
-    Raises:
-        RunNotFound: There is none of that name.
-    """
-    try:
-        config = Run.open(layout.run(name)).config()
-    except FileNotFoundError:  # deleted meanwhile
-        raise RunNotFound(name) from None
-    report = build_report(ParsedConfig(config, config_warnings(config)), dataset_of(config, layout))
-    headers = {"Cache-Control": "no-store", "Vary": "Accept"}
-    if media_type == MARKDOWN:
-        return Response(report.to_markdown(), media_type=MARKDOWN, headers=headers)
-    body = {"object": "report", "run": name, **report.to_dict()}
-    return Response(json.dumps(body, allow_nan=False), media_type=JSON, headers=headers)
-
-
-router = APIRouter(tags=["runs"], route_class=QueryRoute)
-_MARKDOWN: dict[str, Any] = {MARKDOWN: {"schema": {"type": "string"}}}
-
-
 class RunsQuery(Config):
-    """Which runs."""
+    """Page of the list of runs."""
 
     after: str | None = Field(default=None, max_length=100, description="last_id of the page before")
     limit: int = Field(default=20, ge=1, le=100)
@@ -296,7 +177,7 @@ async def runs(
     wanted: Annotated[RunsQuery, Query()], services: ServicesDep, request: Request, response: Response
 ) -> Listed[RunView]:
     """One page; `last_id` is the next page's `after`."""
-    page = await page_of_runs(services, after=wanted.after, limit=wanted.limit)
+    page = await list_runs(services, after=wanted.after, limit=wanted.limit)
     if page.has_more:
         response.headers["Link"] = f'<{request.url.include_query_params(after=page.last_id)}>; rel="next"'
     return page
@@ -305,7 +186,7 @@ async def runs(
 @router.get("/runs/{run}", summary="Look at a run", responses=problems(404, 422))
 async def run(run: Name, services: ServicesDep) -> RunDetail:
     """Configuration, checkpoints, how it ended, and where to go from here."""
-    return await one(services, run)
+    return await get_run(services, run)
 
 
 @router.get(
@@ -323,3 +204,167 @@ async def report(
     """The numbers of `headcount report` for the run's own configuration: JSON, or Markdown for people."""
     kind = MEDIA_TYPES[wanted.format] if wanted.format else choose(accept, (JSON, MARKDOWN))
     return await run_in_threadpool(render, services.layout, run, kind)
+
+
+async def list_runs(services: Services, *, after: str | None, limit: int) -> Listed[RunView]:
+    """List runs by name.
+
+    Args:
+        services: Services of the process.
+        after: Last run of the previous page; None begins at the first.
+        limit: Largest number of runs.
+
+    Returns:
+        One page.
+    """
+    every = await run_in_threadpool(runs_in, services.layout)
+    rest = [run for run in every if after is None or run.name > after]
+    chosen = rest[:limit]
+    statuses = await _statuses(services, chosen)
+    data = await run_in_threadpool(lambda: list(_views(chosen, statuses)))
+    return Listed[RunView].of(data, [run.name for run in chosen], has_more=len(rest) > limit)
+
+
+async def get_run(services: Services, name: str) -> RunDetail:
+    """Look up a run.
+
+    Args:
+        services: Services of the process.
+        name: Name of the run.
+
+    Returns:
+        The run with its configuration.
+
+    Raises:
+        RunNotFound: There is no such run.
+    """
+    run = await run_in_threadpool(lambda: Run.open(services.layout.run(name)))
+    statuses = await _statuses(services, [run])
+    return await run_in_threadpool(_detail, run, statuses)
+
+
+def job_statuses(store: JobStore, jobs: Sequence[str]) -> dict[str, str]:
+    """Read the status of jobs.
+
+    Args:
+        store: The job store.
+        jobs: Ids of the jobs.
+
+    Returns:
+        Status by id, without jobs that have no record.
+    """
+    statuses: dict[str, str] = {}
+    for job in jobs:
+        try:
+            statuses[job] = store.get(job).status
+        except JobNotFound:
+            continue  # Redis may lose a job; the run remains
+    return statuses
+
+
+def run_status(attempt: Mapping[str, Any], outcome: Mapping[str, Any] | None, statuses: Mapping[str, str]) -> str:
+    """Derive the status of a run: its job's, else the outcome of its last attempt, else `unknown`.
+
+    Args:
+        attempt: The attempt file of the run.
+        outcome: The outcome file of the run, if an attempt has ended.
+        statuses: Status by job.
+
+    Returns:
+        The status.
+    """
+    is_over = outcome is not None and outcome["attempt"] == attempt["attempt"]
+    return statuses.get(attempt["job_id"]) or (str(outcome["outcome"]) if outcome and is_over else "unknown")
+
+
+def checkpoint_view(run: Run, info: CheckpointInfo) -> CheckpointView:
+    """Describe a checkpoint.
+
+    Args:
+        run: The run.
+        info: The record of the checkpoint.
+
+    Returns:
+        The view, with whether the checkpoint is pinned.
+    """
+    return CheckpointView.of(info, pinned=run.is_pinned(info.file))
+
+
+def render(layout: Layout, name: str, media_type: str) -> Response:
+    """Build the response with the report of a run.
+
+    Args:
+        layout: Paths of the data root.
+        name: Name of the run.
+        media_type: Media type of JSON or Markdown.
+
+    Returns:
+        The response.
+
+    Raises:
+        RunNotFound: There is no such run.
+    """
+    try:
+        config = Run.open(layout.run(name)).config()
+    except FileNotFoundError:  # deleted meanwhile
+        raise RunNotFound(name) from None
+    report = build_report(ParsedConfig(config, config_warnings(config)), dataset_of(config, layout))
+    headers = {"Cache-Control": "no-store", "Vary": "Accept"}
+    if media_type == MARKDOWN:
+        return Response(report.to_markdown(), media_type=MARKDOWN, headers=headers)
+    body = {"object": "report", "run": name, **report.to_dict()}
+    return Response(json.dumps(body, allow_nan=False), media_type=JSON, headers=headers)
+
+
+async def _statuses(services: Services, runs: Sequence[Run]) -> Mapping[str, str]:
+    """Status by job; empty while Redis is unreachable, because runs are served from disk."""
+    jobs = await run_in_threadpool(lambda: [job for run in runs if (job := run.attempt()["job_id"])])
+    try:
+        return await services.ask(job_statuses, services.store, jobs)
+    except ModelCoreError:
+        return {}
+
+
+def _views(runs: Sequence[Run], statuses: Mapping[str, str]) -> Iterator[RunView]:
+    for run in runs:
+        with contextlib.suppress(FileNotFoundError):  # deleted while it was read
+            yield _view(run, statuses)
+
+
+def _detail(run: Run, statuses: Mapping[str, str]) -> RunDetail:
+    try:
+        return RunDetail(**dict(_view(run, statuses)), config=run.config())
+    except FileNotFoundError:
+        raise RunNotFound(run.name) from None
+
+
+def _view(run: Run, statuses: Mapping[str, str]) -> RunView:
+    attempt, outcome = run.attempt(), run.outcome()
+    job = attempt["job_id"]
+    return RunView(
+        name=run.name,
+        status=run_status(attempt, outcome, statuses),
+        job=job,
+        attempt=attempt["attempt"],
+        created_at=_began(run),
+        checkpoints=[checkpoint_view(run, info) for info in run.checkpoints()],
+        outcome=outcome,
+        links=_run_links(run.name, job),
+    )
+
+
+def _began(run: Run) -> str | None:
+    """When the first event was written."""
+    with contextlib.suppress(FileNotFoundError, ValueError), run.events.open("rb") as file:
+        return str(json.loads(file.readline())["time"])
+    return None
+
+
+def _run_links(name: str, job: str | None) -> RunLinks:
+    return RunLinks(
+        self_=f"/runs/{name}",
+        job=f"/jobs/{job}" if job else None,
+        generate=f"/generate?{urlencode({'run': name})}",
+        attention=f"/attention/{name}/0",
+        report=f"/runs/{name}/report",
+    )

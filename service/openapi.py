@@ -39,7 +39,7 @@ _EVENTS = {  # schema of one server-sent event (OpenAPI 3.2)
         "required": ["data"],
     }
 }
-_SHORT = {
+_EXAMPLE = {
     "experiment_name": "first-steps",
     "training": {"max_steps": 60, "warmup_steps": 10},
     "job": {"preset": "quickstart", "metadata": {"why": "to see it work"}},
@@ -77,6 +77,29 @@ def add_documentation(app: FastAPI) -> None:
     app.mount(_STATIC, StaticFiles(directory=Path(spec.origin).parent / "static"), name="docs-static")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_api_route("/docs", _page, include_in_schema=False, response_class=HTMLResponse)
+
+
+def dataset_body() -> dict[str, Any]:
+    """Describe the body of POST /datasets: values, or values with files.
+
+    Returns:
+        An OpenAPI request body.
+    """
+    schema = DatasetRequest.model_json_schema(ref_template=_INPUT)
+    parts = schema.pop("$defs", {})
+    inlined = _inlined(schema, parts)
+    form = {key: part for key, part in inlined["properties"].items() if key != "source"}
+    files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+    upload = {"type": "object", "properties": {**form, "files": files}, "required": ["name", "files"]}
+    example = {"name": "stories", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 1024}}
+    return {
+        "required": True,
+        "content": {
+            JSON: {"schema": inlined, "example": example},
+            YAML: {"schema": inlined, "example": example},
+            MULTIPART: {"schema": upload | {"additionalProperties": False}},
+        },
+    }
 
 
 def _page() -> HTMLResponse:
@@ -152,29 +175,6 @@ def _parameter(parameter: Mapping[str, Any]) -> dict[str, Any]:
     return {**described, "schema": schema, **own}
 
 
-def dataset_body() -> dict[str, Any]:
-    """Describe the body of POST /datasets: values, or values with files.
-
-    Returns:
-        An OpenAPI request body.
-    """
-    schema = DatasetRequest.model_json_schema(ref_template=_INPUT)
-    parts = schema.pop("$defs", {})
-    inlined = _inlined(schema, parts)
-    form = {key: part for key, part in inlined["properties"].items() if key != "source"}
-    files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-    upload = {"type": "object", "properties": {**form, "files": files}, "required": ["name", "files"]}
-    example = {"name": "stories", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 1024}}
-    return {
-        "required": True,
-        "content": {
-            JSON: {"schema": inlined, "example": example},
-            YAML: {"schema": inlined, "example": example},
-            MULTIPART: {"schema": upload | {"additionalProperties": False}},
-        },
-    }
-
-
 def _inlined(part: Any, parts: Mapping[str, Any]) -> Any:
     """Resolve the references of a schema, because no route declares its models."""
     if isinstance(part, list):
@@ -192,7 +192,7 @@ def _config_body() -> dict[str, Any]:
         "required": True,
         "description": "The tree of a configuration file. Every key has a default; unknown keys are refused.",
         "content": {
-            JSON: {"schema": schema, "example": _SHORT},
+            JSON: {"schema": schema, "example": _EXAMPLE},
             YAML: {"schema": schema, "example": preset_tree("quickstart")},
         },
     }

@@ -112,3 +112,26 @@ def test_what_cannot_be_streamed_is_reported_before_the_stream_begins(site, path
     reply = site.http.get(path, headers={"Accept": "text/event-stream"})
     assert (reply.status_code, reply.json()["code"]) == (404, code)
     assert reply.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("address", "errors"),
+    [
+        ("/jobs?limt=3", [("/limt", "3", ["limit"])]),
+        ("/jobs?limit=0&after=a", [("/limit", "0", [])]),
+        ("/jobs?limit=5&limit=5", [("/limit", None, [])]),
+        ("/jobs?hf_token=abc&limit=0", [("/hf_token", None, [])]),
+        ("/jobs?status=runing&sort=asc", [("/status", "runing", ["running", "stopping"]), ("/sort", "asc", [])]),
+        ("/runs/a%20b/report?format=mdd", [("/format", "mdd", ["md"])]),
+        ("/runs/a%20b/report", [("/run", "a b", [])]),
+        ("/generate?run=x&n=none&stop=a&stop=b", [("/n", "none", [])]),
+        ("/jobs/job_0/metrics?name=loss,los", [("/name/1", "los", ["loss", "val_loss"])]),
+    ],
+)  # fmt: skip
+def test_a_wrong_query_is_answered_with_the_parameter_its_value_and_what_is_near(
+    site, address: str, errors: list[tuple[str, str | None, list[str]]]
+) -> None:
+    reply = site.http.get(address)
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid_parameter")
+    found = [(error["pointer"], error["value"], error["nearest"]) for error in reply.json()["errors"]]
+    assert found == errors

@@ -35,7 +35,7 @@ _THREADS = 2
 def _split(value: Any) -> Any:
     """Split a parameter at its commas; FastAPI reads a parameter of several values as a list of texts."""
     texts = [value] if isinstance(value, str) else value
-    return tuple(dict.fromkeys(name for text in texts for name in text.split(",")))
+    return tuple(dict.fromkeys(",".join(texts).split(","))) if isinstance(texts, list) else value
 
 
 Names = Annotated[tuple[Metric, ...], Field(min_length=1)]

@@ -137,14 +137,29 @@ def test_every_function_that_the_architecture_names_is_there() -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize(
+    ("way", "most"),
+    [("A configuration's learning rate", 10), ("A prompt's next token", 15), ("A job's command line", 25)],
+)
+def test_a_way_through_the_code_passes_few_files(way: str, most: int) -> None:
+    ways = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").partition("## Three ways, file by file")[2]
+    listed = re.search(rf"\*\*{way}\*\*.*?:\n\n(.*?)\n\n", ways, re.DOTALL)
+    assert listed is not None
+    files = re.findall(r"`([\w/]+\.(?:py|lua))`", listed[1])
+    assert len(files) == len(set(files)) <= most
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
 def _definitions(path: Path) -> set[str]:
     """Names of the module-level definitions of a file, and the empty name for the file itself."""
     if not path.is_file():
         return set()
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
     assigned = {ast.unparse(target) for node in nodes if isinstance(node, ast.Assign) for target in node.targets}
+    annotated = {ast.unparse(node.target) for node in nodes if isinstance(node, ast.AnnAssign)}
     return {
         "",
         *assigned,
+        *annotated,
         *(node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)),
     }

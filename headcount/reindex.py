@@ -153,8 +153,11 @@ def _known(store: JobStore, job_id: str) -> Job | None:
 
 @contextlib.contextmanager
 def _store(data: Path, redis_url: str) -> Iterator[JobStore]:
-    with connect(redis_url, for_api=False) as client:
+    client = connect(redis_url, for_api=False)
+    try:
         yield JobStore(client, JobSettings(data=data, redis_url=redis_url))
+    finally:
+        client.connection_pool.disconnect()  # closing the client would leave the pool that it was given
 
 
 def _is_served(stack: contextlib.ExitStack, data: Path, url: str) -> bool:

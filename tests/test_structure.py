@@ -273,3 +273,7 @@ def test_every_excuse_of_a_test_file_is_needed() -> None:
     tests = [file.relative_to(ROOT / "tests") for file in (ROOT / "tests").rglob("test_*.py")]
     unmatched = [test.as_posix() for test in tests if not module_exists(test)]
     assert [name for name in WITHOUT_MODULE if not any(test.startswith(name) for test in unmatched)] == []
+
+
+def test_every_public_docstring_has_its_sections() -> None:
+    assert paths(real()["docstrings"]) == []

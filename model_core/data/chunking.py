@@ -1,8 +1,8 @@
-"""From documents to pieces of work: split assignment, deduplication, chunks and their encoding.
+"""Numbers, deduplicates and splits documents, groups them into chunks and encodes the chunks.
 
-Every block of a hundred documents is dealt to the splits by the shares, in an order given by the seed and the number
-of the block, so a split is exact and does not depend on later documents. A chunk holds whole documents. Its encoding
-depends only on them and their positions, so chunks may be cut anywhere and encoded in parallel.
+Every block of 100 documents is divided between the splits by their shares, in an order that depends only on the seed
+and the number of the block, so a split is exact and independent of later documents. The encoding of a chunk depends
+only on its documents and their positions, so chunks can have any size and be encoded in parallel.
 """
 
 from __future__ import annotations
@@ -22,46 +22,51 @@ from model_core.data.encoder import BulkEncoder, Ids
 from model_core.data.sources.base import Source
 from model_core.storage.dataset import SPLITS
 
-BLOCK = 100  # documents that are dealt together
+BLOCK = 100  # documents that are divided between the splits together
+HASH_BYTES = 16
+CHUNK_CHARACTERS = 1 << 20  # in smaller chunks fewer words repeat, and threads wait more often for the GIL
+_HASH_DTYPE = f"S{HASH_BYTES}"  # numpy strips trailing zeros, which is harmless because all lengths are equal
+_MAX_UNSORTED = 4096  # hashes in the set before they become a sorted run
+
 T = TypeVar("T")
 
 
-def assigned(documents: Iterable[T], shares: Sequence[float], seed: int) -> Iterator[tuple[str, T]]:
-    """Give every document its split.
+def assign_splits(documents: Iterable[T], shares: Sequence[float], seed: int) -> Iterator[tuple[str, T]]:
+    """Assign every document to a split.
 
     Args:
-        documents: In order; at most a block of them is held.
-        shares: Of training, validation and test documents; they sum to 1.
-        seed: Decides which documents of a block go where.
+        documents: Documents in order; at most one block is held in memory.
+        shares: Shares of training, validation and test documents, which sum to 1.
+        seed: Seed of the assignment within each block.
 
     Yields:
         Split and document, in the order of the documents.
     """
-    return chain.from_iterable(dealt_blocks(documents, shares, seed))
+    return chain.from_iterable(split_blocks(documents, shares, seed))
 
 
-def dealt_blocks(
+def split_blocks(
     documents: Iterable[T], shares: Sequence[float], seed: int, *, first: int = 0
 ) -> Iterator[list[tuple[str, T]]]:
-    """Give every document its split, a block at a time.
+    """Assign every document to a split, block by block.
 
     Args:
-        documents: In order, from the beginning of a block.
-        shares: See `assigned`.
-        seed: See `assigned`.
+        documents: Documents in order, from the start of a block.
+        shares: See `assign_splits`.
+        seed: See `assign_splits`.
         first: Number of the first block.
 
     Yields:
-        Split and document of a block's documents; the last block may be shorter.
+        Split and document for each document of a block; the last block may be shorter.
     """
     remaining, number = iter(documents), first
     while block := list(islice(remaining, BLOCK)):
-        yield list(zip(_dealt(len(block), shares, seed, number), block, strict=True))
+        yield list(zip(_assignment(len(block), shares, seed, number), block, strict=True))
         number += 1
 
 
 def apportion(count: int, shares: Sequence[float]) -> list[int]:
-    """Divide a count into whole numbers that follow the shares, by largest remainder.
+    """Divide a count in proportion to the shares, by the largest remainder method.
 
     Args:
         count: Number to divide.
@@ -70,7 +75,7 @@ def apportion(count: int, shares: Sequence[float]) -> list[int]:
     Returns:
         One number per share; they sum to `count`.
     """
-    exact = [round(count * share, 9) for share in shares]  # 100 * 0.09 is not 9 in binary
+    exact = [round(count * share, 9) for share in shares]  # 100 * 0.09 is not exactly 9 in binary
     whole = [int(number) for number in exact]
     by_remainder = sorted(range(len(shares)), key=lambda i: (whole[i] - exact[i], i))
     for i in by_remainder[: count - sum(whole)]:
@@ -78,31 +83,17 @@ def apportion(count: int, shares: Sequence[float]) -> list[int]:
     return whole
 
 
-def _dealt(count: int, shares: Sequence[float], seed: int, block: int) -> list[str]:
-    splits = [split for split, n in zip(SPLITS, apportion(count, shares), strict=True) for _ in range(n)]
-    # by hash and not by a library's generator: those may change from version to version
-    numbers = np.frombuffer(hashlib.shake_256(f"{seed}/{block}".encode()).digest(8 * count), "<u8")  # (count,)
-    order = np.argsort(numbers, kind="stable").tolist()
-    dealt = [""] * count
-    for place, split in zip(order, splits, strict=True):
-        dealt[place] = split
-    return dealt
-
-
-HASH_BYTES = 16
-_DTYPE = f"S{HASH_BYTES}"  # of equal lengths, so it does not matter that numpy drops zeros at the end
-_UNSORTED = 4096  # hashes that wait in a set for a run of their own
-
-
 class Deduplicator:
     """Detects repeated texts by their hashes.
+
+    The hashes are in sorted runs, which need less memory than a set; runs of similar length are merged.
 
     Args:
         hashes: Concatenated hashes of the texts that an earlier process added.
     """
 
     def __init__(self, hashes: bytes = b"") -> None:
-        self._runs: list[NDArray[Any]] = [np.sort(np.frombuffer(hashes, _DTYPE))] if hashes else []
+        self._runs: list[NDArray[Any]] = [np.sort(np.frombuffer(hashes, _HASH_DTYPE))] if hashes else []
         self._recent: set[bytes] = set()
 
     def add(self, text: str) -> bytes | None:
@@ -114,36 +105,35 @@ class Deduplicator:
         Returns:
             Hash of the text if it is new; None if it was added before.
         """
-        found = hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
-        if found in self._recent or self._is_in_a_run(found):
+        digest = hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+        if digest in self._recent or self._is_in_run(digest):
             return None
-        self._recent.add(found)
-        if len(self._recent) == _UNSORTED:
-            self._make_run()
-        return found
+        self._recent.add(digest)
+        if len(self._recent) == _MAX_UNSORTED:
+            self._add_run()
+        return digest
 
-    def _is_in_a_run(self, wanted: bytes) -> bool:
-        key = np.array(wanted, _DTYPE)
-        places = ((run, int(run.searchsorted(key))) for run in self._runs)
-        return any(place < len(run) and run[place] == key for run, place in places)
+    def _is_in_run(self, digest: bytes) -> bool:
+        key = np.array(digest, _HASH_DTYPE)
+        candidates = ((run, int(run.searchsorted(key))) for run in self._runs)
+        return any(index < len(run) and run[index] == key for run, index in candidates)
 
-    def _make_run(self) -> None:
-        run = np.sort(np.array(list(self._recent), _DTYPE))
+    def _add_run(self) -> None:
+        run = np.sort(np.array(list(self._recent), _HASH_DTYPE))
         self._recent.clear()
         while self._runs and len(self._runs[-1]) <= 2 * len(run):
-            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")  # which merges
+            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")  # merges the sorted runs
         self._runs.append(run)
 
 
-CHUNK_CHARACTERS = 1 << 20  # smaller ones repeat less, and wait for the interpreter's lock too often
-
-
-class NumberedDocument(NamedTuple):  # of which there are millions
-    """A document on its way.
+class NumberedDocument(NamedTuple):  # a tuple, because a corpus has millions of documents
+    """A document with its position in the source.
 
     Attributes:
-        number: How many documents of the source were read with it.
-        hash: Of its text, where duplicates are dropped.
+        text: Text of the document; encodable as UTF-8.
+        category: Category that the corpus gives it, if any.
+        number: Number of the document in the source, from 1.
+        hash: Hash of the text; empty if duplicates are kept.
     """
 
     text: str
@@ -154,22 +144,22 @@ class NumberedDocument(NamedTuple):  # of which there are millions
 
 @dataclass(frozen=True)
 class Chunk:
-    """Documents that are worked on together.
+    """Documents that are encoded together.
 
     Attributes:
-        parts: Split and document.
-        first_example: How many test documents were before.
-        ends_block: Whether the next document begins a block of the split: what is done up to here can be kept.
+        documents: Split and document of each.
+        first_example: Number of test documents before this chunk.
+        ends_block: Whether the chunk ends at the end of a block, where an interrupted build can resume.
     """
 
-    parts: list[tuple[str, NumberedDocument]]
+    documents: list[tuple[str, NumberedDocument]]
     first_example: int
     ends_block: bool
 
 
 @dataclass
 class Counts:
-    """Of some documents."""
+    """Numbers of documents, tokens and bytes of text."""
 
     documents: int = 0
     tokens: int = 0
@@ -188,13 +178,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A chunk as it goes to disk.
+    """An encoded chunk, ready to be written.
 
     Attributes:
-        chunk: Which.
-        tokens: Bytes of the ids of every split, an end of text behind each document.
-        splits: What they hold.
-        categories: Likewise, by category; empty when the source has none.
+        chunk: Chunk that was encoded.
+        tokens: Bytes of the token ids by split, with an end-of-text token after each document.
+        splits: Counts by split.
+        categories: Counts by category; empty if the source has no categories.
         examples: Test documents as JSON objects.
     """
 
@@ -206,16 +196,16 @@ class Encoded:
 
 
 class DocumentReader:
-    """Reads a source once, numbers the documents and drops duplicates if the spec asks for it.
+    """Reads a source once, numbers the documents and drops duplicates if the spec requests it.
 
     Attributes:
-        read: How many documents were read so far, with those of earlier processes.
+        read: Documents read so far, including those of earlier processes.
 
     Args:
-        source: The corpus.
-        spec: What to do with it.
-        skip: How many documents were read before.
-        hashes: Of those that were kept.
+        source: Source to read.
+        spec: Spec of the dataset; only `dedupe` matters.
+        skip: Documents that earlier processes read.
+        hashes: Hashes of the documents that earlier processes kept.
     """
 
     def __init__(self, source: Source, spec: DatasetSpec, *, skip: int = 0, hashes: bytes = b"") -> None:
@@ -226,93 +216,105 @@ class DocumentReader:
         for document in self._documents:
             self.read += 1
             text = _encodable(document.text)
-            found = self._seen.add(text) if self._seen else b""
-            if found is not None:
+            digest = self._seen.add(text) if self._seen else b""
+            if digest is not None:
                 category = None if document.category is None else _encodable(document.category)
-                yield NumberedDocument(text, category, self.read, found)
+                yield NumberedDocument(text, category, self.read, digest)
 
 
-def chunks(
-    parts: Iterable[NumberedDocument],
+def make_chunks(
+    documents: Iterable[NumberedDocument],
     spec: DatasetSpec,
     *,
     kept: int = 0,
     examples: int = 0,
     characters: int = CHUNK_CHARACTERS,
 ) -> Iterator[Chunk]:
-    """Cut documents into chunks.
+    """Assign documents to splits and group them into chunks.
 
     Args:
-        parts: From the beginning of a block of the split.
-        spec: Its shares and seed.
-        kept: Documents before these.
-        examples: Test documents before these.
-        characters: About how many a chunk has.
+        documents: Documents in order, from the start of a block.
+        spec: Shares and seed of the split.
+        kept: Number of documents before these.
+        examples: Number of test documents before these.
+        characters: Approximate size of a chunk.
 
     Yields:
         Chunks in the order of the documents.
     """
-    gathered: list[tuple[str, NumberedDocument]] = []
-    size, is_cut = 0, False
-    for block in dealt_blocks(parts, spec.split, spec.seed, first=kept // BLOCK):
-        for split, part in block:
+    pending: list[tuple[str, NumberedDocument]] = []
+    size, is_inside_block = 0, False
+    for block in split_blocks(documents, spec.split, spec.seed, first=kept // BLOCK):
+        for split, document in block:
             if size >= characters:
-                yield Chunk(gathered, examples, ends_block=False)
-                examples += sum(split == "test" for split, _ in gathered)
-                gathered, size, is_cut = [], 0, True
-            gathered.append((split, part))
-            size += len(part.text)
-        if is_cut or size >= characters // 2:
-            yield Chunk(gathered, examples, ends_block=True)
-            examples += sum(split == "test" for split, _ in gathered)
-            gathered, size, is_cut = [], 0, False
-    if gathered:
-        yield Chunk(gathered, examples, ends_block=True)
+                yield Chunk(pending, examples, ends_block=False)
+                examples += sum(split == "test" for split, _ in pending)
+                pending, size, is_inside_block = [], 0, True
+            pending.append((split, document))
+            size += len(document.text)
+        if is_inside_block or size >= characters // 2:
+            yield Chunk(pending, examples, ends_block=True)
+            examples += sum(split == "test" for split, _ in pending)
+            pending, size, is_inside_block = [], 0, False
+    if pending:
+        yield Chunk(pending, examples, ends_block=True)
 
 
 def encode_chunk(chunk: Chunk, encoder: BulkEncoder, dtype: str) -> Encoded:
-    """Tokenize a chunk. Several threads may call it at once.
+    """Tokenize a chunk. Thread-safe.
 
     Args:
-        chunk: The documents.
-        encoder: Of the dataset's tokenizer.
-        dtype: Of the ids on disk.
+        chunk: Chunk to encode.
+        encoder: Encoder of the dataset's tokenizer.
+        dtype: Type of the token ids on disk.
 
     Returns:
-        The encoded chunk, ready to be written.
+        The encoded chunk.
     """
-    texts = [part.text for _, part in chunk.parts]
+    texts = [document.text for _, document in chunk.documents]
     ids, lengths = encoder.encode(texts)  # (T,), (N,)
     sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])  # (N,)
-    of_document = np.array([SPLITS.index(split) for split, _ in chunk.parts], np.int8)  # (N,)
-    of_token = np.repeat(of_document, lengths)  # (T,)
-    on_disk = ids.astype(dtype)  # (T,)
-    tokens = {split: on_disk[of_token == n].tobytes() for n, split in enumerate(SPLITS)}
-    splits = {split: _count(of_document == n, lengths, sizes) for n, split in enumerate(SPLITS)}
-    names = dict.fromkeys(part.category for _, part in chunk.parts)
+    document_split = np.array([SPLITS.index(split) for split, _ in chunk.documents], np.int8)  # (N,)
+    token_split = np.repeat(document_split, lengths)  # (T,)
+    stored_ids = ids.astype(dtype)  # (T,)
+    tokens = {split: stored_ids[token_split == n].tobytes() for n, split in enumerate(SPLITS)}
+    splits = {split: _count(document_split == n, lengths, sizes) for n, split in enumerate(SPLITS)}
+    names = dict.fromkeys(document.category for _, document in chunk.documents)
     numbers = {name: n for n, name in enumerate(names)}
-    of_category = np.array([numbers[part.category] for _, part in chunk.parts])  # (N,)
-    categories = {name: _count(of_category == n, lengths, sizes) for name, n in numbers.items() if name is not None}
+    category = np.array([numbers[document.category] for _, document in chunk.documents])  # (N,)
+    categories = {name: _count(category == n, lengths, sizes) for name, n in numbers.items() if name is not None}
     return Encoded(chunk, tokens, splits, categories, _examples(chunk, ids, lengths))
 
 
-def _count(which: NDArray[np.bool_], lengths: NDArray[np.int64], sizes: NDArray[np.int64]) -> Counts:
-    """Count some of N documents, of which lengths in tokens and sizes in bytes are known."""
-    return Counts(int(which.sum()), int(lengths[which].sum()), int(sizes[which].sum()))
+def _assignment(count: int, shares: Sequence[float], seed: int, block: int) -> list[str]:
+    """Return the split of each of `count` documents of a block."""
+    splits = [split for split, n in zip(SPLITS, apportion(count, shares), strict=True) for _ in range(n)]
+    # a hash instead of a random generator, whose numbers may change with the version of the library
+    numbers = np.frombuffer(hashlib.shake_256(f"{seed}/{block}".encode()).digest(8 * count), "<u8")  # (count,)
+    order = np.argsort(numbers, kind="stable").tolist()
+    assignment = [""] * count
+    for index, split in zip(order, splits, strict=True):
+        assignment[index] = split
+    return assignment
+
+
+def _count(mask: NDArray[np.bool_], lengths: NDArray[np.int64], sizes: NDArray[np.int64]) -> Counts:
+    """Count the documents of a mask, (N,), by their lengths in tokens and sizes in bytes."""
+    return Counts(int(mask.sum()), int(lengths[mask].sum()), int(sizes[mask].sum()))
 
 
 def _examples(chunk: Chunk, ids: Ids, lengths: NDArray[np.int64]) -> list[bytes]:
     examples, ends = list[bytes](), np.cumsum(lengths)
-    for (split, part), length, end in zip(chunk.parts, lengths, ends, strict=True):
+    for (split, document), length, end in zip(chunk.documents, lengths, ends, strict=True):
         if split == "test":
             number = chunk.first_example + len(examples)
-            record = {"id": number, "text": part.text, "tokens": ids[end - length : end - 1].tolist()}
+            record = {"id": number, "text": document.text, "tokens": ids[end - length : end - 1].tolist()}
             examples.append(json.dumps(record, ensure_ascii=False).encode())
     return examples
 
 
 def _encodable(text: str) -> str:
-    """The text; halves of surrogate pairs, which JSON can bring and UTF-8 cannot hold, become U+FFFD."""
+    """Replace lone surrogates, which JSON can contain and UTF-8 cannot, by U+FFFD."""
     if text.isascii():
         return text
     try:

@@ -1,7 +1,7 @@
-"""The description of a dataset: everything that decides its bytes, beside the documents themselves.
+"""Specification of a dataset: everything that determines its bytes, except the documents.
 
-A configuration, a request and the command line each build one `DatasetSpec`. It names the dataset for the queue
-(`fingerprint`), is recorded in the manifest (`manifest_fields`) and is compared with it (`differences`).
+A configuration, a request and the command line each build one `DatasetSpec`. The queue identifies the dataset by its
+`fingerprint`; the manifest records its `manifest_fields`, and `differences` compares the two.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from model_core.data.sources.registry import open_source, revision_of, source_na
 from model_core.storage.dataset import MANIFEST
 
 DEFAULT_SPLIT = (0.90, 0.09, 0.01)
-DEFAULT_SEED = 1337  # of every dataset, whatever the seed of the training: runs with other seeds share the data
+DEFAULT_SEED = 1337  # independent of the training seed, so that runs with different seeds share the data
 DEFAULT_SHARD_BYTES = 1 << 30
 
 TokenizerChoice = Literal["gpt2"] | BpeTokenizer
 Shares = tuple[float, float, float]
 
-_DATA_KEYS = ("source", "revision", "text_column", "split", "dedupe", "tokenizer")  # of the section `data`
+_DATA_KEYS = ("source", "revision", "text_column", "split", "dedupe", "tokenizer")  # keys of the section `data`
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What a dataset is made from, and how.
+    """Source, tokenizer, split and options of a dataset.
 
     Attributes:
         name: Name of the dataset and prefix of its files.
@@ -41,9 +41,9 @@ class DatasetSpec:
         revision: Revision of the source, for sources that have revisions.
         text_column: Column with the text, for sources with columns.
         seed: Seed of the split, and of generated text.
-        dedupe: Whether documents with a text that occurred before are dropped.
-        shard_bytes: Size at which a token file is continued in another one.
-        explicit: Keys that the configuration states itself; `as_config` leaves out the others.
+        dedupe: Whether documents that repeat an earlier text are dropped.
+        shard_bytes: Maximum size of the token ids in one file.
+        explicit: Keys that the configuration sets explicitly; `as_config` omits the others.
     """
 
     name: str
@@ -63,13 +63,13 @@ class DatasetSpec:
 
         Args:
             data: Section `data`.
-            seed: Seed that was asked for. None: the default, as for every training, so that trainings with
-                different seeds share their data.
+            seed: Requested seed of the dataset. None: the default, which all trainings use, so that trainings
+                with different seeds share their data.
 
         Returns:
             The spec.
         """
-        source = data.source or ""  # a job that is restored from a damaged directory may have lost it
+        source = data.source or ""  # None if the job was restored from a damaged directory
         return cls(
             data.dataset_name, source, data.tokenizer, data.split, data.revision, data.text_column,
             DEFAULT_SEED if seed is None else seed, data.dedupe,
@@ -78,7 +78,7 @@ class DatasetSpec:
 
     @classmethod
     def of_job(cls, config: ExperimentConfig) -> DatasetSpec:
-        """Build the spec of a job that prepares a dataset: here `device.seed` is the dataset's seed.
+        """Build the spec of a job that prepares a dataset; its `device.seed` is the seed of the dataset.
 
         Args:
             config: Configuration of the job; its `data.source` is set.
@@ -90,10 +90,10 @@ class DatasetSpec:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for datasets that are made in the same way: a hash, a colon and the seed.
+        """Hash of the spec, a colon and the seed; equal for specs that produce the same dataset.
 
-        A training accepts a dataset that was split with another seed. It compares only what precedes the colon,
-        which contains the seed of generated text.
+        A training accepts a dataset that was split with another seed, so it compares only the hash. The hash
+        includes the seed if the source generates its text.
         """
         data = {key: getattr(self, key) for key in _DATA_KEYS}
         data |= {"split": list(self.split), "tokenizer": _as_json(self.tokenizer)}
@@ -101,10 +101,10 @@ class DatasetSpec:
         return f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}:{self.seed}"
 
     def manifest_fields(self) -> dict[str, Any]:
-        """Return the entries of the manifest that state how the dataset was made.
+        """Return the entries of the manifest that record how the dataset was made.
 
         Returns:
-            Entries by key, without name and revision of the source, which `source_fields` adds.
+            Entries by key, without those of `source_fields`.
         """
         return {
             "text_column": self.text_column,
@@ -115,13 +115,13 @@ class DatasetSpec:
         }
 
     def source_fields(self, *, read_files: bool = True) -> dict[str, Any]:
-        """Return the entries of the manifest about the source that are known without a network.
+        """Return the entries of the manifest about the source, as far as they are known without network access.
 
         Args:
-            read_files: Hash the files of a local source, which takes as long as they are large.
+            read_files: Hash the files of a local source; slow for large files.
 
         Returns:
-            Name of the source, and its revision where it is known.
+            Name of the source, and its revision if it is known.
         """
         is_known = read_files or not self.source.startswith("file:")
         revision = revision_of(self.source, seed=self.seed, revision=self.revision) if is_known else None
@@ -133,12 +133,12 @@ class DatasetSpec:
         """Compare the spec with the manifest of a dataset.
 
         Args:
-            manifest: Manifest of the dataset. Keys that an earlier version did not write are not compared.
+            manifest: Manifest of the dataset. Missing keys, which earlier versions did not write, are not compared.
             read_files: See `source_fields`.
             any_seed: Accept a dataset that was split with another seed.
 
         Returns:
-            One clause for each difference; none if the dataset is the described one.
+            One clause for each difference; empty if the dataset matches.
         """
         expected = self.manifest_fields() | self.source_fields(read_files=read_files)
         if any_seed:
@@ -146,35 +146,35 @@ class DatasetSpec:
         return _differences(manifest, expected)
 
     def as_request(self) -> dict[str, Any]:
-        """Return the body of the POST /datasets request that makes this dataset.
+        """Return the body of the POST /datasets request that prepares this dataset.
 
         Returns:
-            Keys of the request; those with their default value are left out.
+            Keys of the request, without those that have their default value.
         """
         defaults = {item.name: item.default for item in fields(self)}
-        stated = [key for key in (*_DATA_KEYS, "seed") if getattr(self, key) != defaults[key]]
-        return {"name": self.name} | {key: _as_json(getattr(self, key), exclude_defaults=True) for key in stated}
+        changed = [key for key in (*_DATA_KEYS, "seed") if getattr(self, key) != defaults[key]]
+        return {"name": self.name} | {key: _as_json(getattr(self, key), exclude_defaults=True) for key in changed}
 
     def as_config(self) -> ExperimentConfig:
         """Return the configuration of the job that prepares this dataset.
 
         Returns:
-            Section `data` with the dataset's name and the explicit keys, and `device.seed` if that is explicit.
+            Section `data` with the name of the dataset and the explicit keys, and `device.seed` if it is explicit.
         """
-        stated = {key: _as_json(getattr(self, key), exclude_unset=True) for key in _DATA_KEYS if key in self.explicit}
-        tree: dict[str, Any] = {"data": {"dataset": self.name, **stated}}
+        explicit = {key: _as_json(getattr(self, key), exclude_unset=True) for key in _DATA_KEYS if key in self.explicit}
+        tree: dict[str, Any] = {"data": {"dataset": self.name, **explicit}}
         if "seed" in self.explicit:
             tree["device"] = {"seed": self.seed}
         return parse_config(tree).config
 
     def open_source(self, token: Token | None) -> Source:
-        """Find the source and check it.
+        """Open the source and check it.
 
         Args:
             token: Access token for sources with restricted access.
 
         Returns:
-            The source.
+            The source, ready to be read.
 
         Raises:
             ModelCoreError: See `registry.open_source`.
@@ -184,10 +184,10 @@ class DatasetSpec:
 
 
 def tokenizer_name(tokenizer: TokenizerChoice) -> str:
-    """Return a choice of tokenizer in one word.
+    """Return the name of a tokenizer choice.
 
     Args:
-        tokenizer: The choice of a configuration.
+        tokenizer: Tokenizer of the configuration.
 
     Returns:
         ``gpt2`` or ``bpe:VOCAB_SIZE``.
@@ -196,31 +196,31 @@ def tokenizer_name(tokenizer: TokenizerChoice) -> str:
 
 
 def training_mismatch(manifest: Mapping[str, Any] | None, data: DataConfig, *, read_files: bool = True) -> str | None:
-    """Say why a training cannot use a dataset as the one that its configuration describes.
+    """Explain why a training cannot use a dataset.
 
     Args:
-        manifest: Manifest of the dataset; None if it has none, so that its tokens count as GPT-2's.
-        data: Section `data` of the training; without a source, only the tokenizer is compared.
+        manifest: Manifest of the dataset. None if it has none; its tokenizer is then assumed to be GPT-2's.
+        data: Section `data` of the training. Without a source, only the tokenizer is compared.
         read_files: See `DatasetSpec.source_fields`.
 
     Returns:
         The first difference, as a clause; None if the dataset can be used.
     """
-    wanted = tokenizer_name(data.tokenizer)
+    requested = tokenizer_name(data.tokenizer)
     if manifest is None:
-        taken = f"has no {MANIFEST}, so its tokens are taken for tokenizer 'gpt2'"
-        return None if wanted == "gpt2" else f"{taken}, not {wanted!r}"
+        assumed = f"has no {MANIFEST}, so its tokenizer is assumed to be 'gpt2'"
+        return None if requested == "gpt2" else f"{assumed}, not {requested!r}"
     if data.source is None:
-        return next(iter(_differences(manifest, {"tokenizer": wanted})), None)
+        return next(iter(_differences(manifest, {"tokenizer": requested})), None)
     return next(iter(DatasetSpec.of(data).differences(manifest, read_files=read_files, any_seed=True)), None)
 
 
 def _differences(manifest: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    found = {**manifest, "tokenizer": manifest["tokenizer"].get("asked")}
+    actual = {**manifest, "tokenizer": manifest["tokenizer"].get("asked")}
     return [
-        f"was made with {key} {found[key]!r}, not {value!r}"
+        f"was made with {key} {actual[key]!r}, not {value!r}"
         for key, value in expected.items()
-        if key in found and found[key] != value
+        if key in actual and actual[key] != value
     ]
 
 

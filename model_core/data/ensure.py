@@ -1,7 +1,7 @@
 """Opens a dataset, and prepares it first if it is missing.
 
-An existing dataset is compared with what is wanted. A file lock makes processes that want the same dataset share one
-preparation.
+An existing dataset is compared with the requested one. A file lock ensures that processes which need the same dataset
+prepare it only once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from model_core.errors import DatasetNotReady, InvalidData
 from model_core.storage.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
 from model_core.storage.files import Layout, checked_name
 
-_POLL_S, _TELL_S = 0.5, 10.0
+_POLL_S, _REPORT_EVERY_S = 0.5, 10.0
 
 
 def ensure_dataset(
@@ -43,8 +43,8 @@ def ensure_dataset(
     """Open the dataset of a configuration, and prepare it first if it is missing.
 
     Args:
-        config: Its section `data`.
-        layout: Where datasets lie.
+        config: Configuration; its section `data` describes the dataset.
+        layout: Directories of the data root.
         token: See `prepare`.
         emit: See `prepare`.
         stop: See `prepare`.
@@ -53,34 +53,35 @@ def ensure_dataset(
         The complete dataset.
 
     Raises:
-        Stopped: Somebody asked for it; what is done is kept.
-        DatasetNotReady: It is missing and the configuration names no source; with the command that makes it.
-        InvalidData: The source cannot be read, or the dataset that is there was made in another way or is damaged.
+        Stopped: A stop was requested; completed work is kept.
+        DatasetNotReady: The dataset is missing and the configuration names no source; the message contains the
+            command that prepares it.
+        InvalidData: The source cannot be read, or the existing dataset differs from the spec or is damaged.
     """
     dataset, data = dataset_of(config, layout), config.data
     missing = dataset.missing()
     if missing and data.source is not None:
-        return make(DatasetSpec.of(data), dataset, _context(emit, stop), token=token)
+        return prepare_dataset(DatasetSpec.of(data), dataset, _context(emit, stop), token=token)
     if missing:
         raise DatasetNotReady(f"there is no {missing[0]}; make it with: {_command(dataset, data.tokenizer, layout)}")
-    refuse_unlike(dataset, data)
+    check_matches(dataset, data)
     dataset.check_sizes()
     return dataset
 
 
-def refuse_unlike(dataset: Dataset, data: DataConfig, *, read_files: bool = True) -> None:
-    """Refuse a dataset that is there and is not the one that a training asks for.
+def check_matches(dataset: Dataset, data: DataConfig, *, read_files: bool = True) -> None:
+    """Check that an existing dataset is the one that a training requests.
 
     Args:
-        dataset: Complete.
-        data: What is asked for.
+        dataset: Complete dataset.
+        data: Section `data` of the training.
         read_files: See `training_mismatch`.
 
     Raises:
-        InvalidData: It was made in another way, or its manifest cannot be read.
+        InvalidData: The dataset differs, or its manifest cannot be read.
     """
-    if (different := training_mismatch(dataset.manifest(), data, read_files=read_files)) is not None:
-        raise _other(dataset, different)
+    if (difference := training_mismatch(dataset.manifest(), data, read_files=read_files)) is not None:
+        raise _mismatch_error(dataset, difference)
 
 
 def prepare(
@@ -92,41 +93,44 @@ def prepare(
     """Prepare a dataset. An existing one that was made in the same way is verified and kept.
 
     Args:
-        source: ``stories``, ``file:PATH`` or another that `open_source` knows.
-        directory: Where its files go.
-        name: What they are called after.
-        tokenizer: ``gpt2``, or a BPE to be trained on the training split.
+        source: Source of the documents, such as ``stories`` or ``file:PATH``; see `open_source`.
+        directory: Directory of the dataset's files.
+        name: Name of the dataset and prefix of its files.
+        tokenizer: ``gpt2``, or a BPE to train on the training split.
         split: Shares of training, validation and test documents.
-        revision: Which state of the source, where it has several.
-        text_column: Which column of a source with columns is the text.
-        seed: Of the split, and of generated text.
-        dedupe: Drop documents whose text was there before.
-        shard_bytes: Of token ids in one file; what is longer goes on in another.
-        token: For sources that not everybody may read.
-        emit: Told ``progress``, ``resumed`` and ``prepared``, as events are.
-        stop: Asked between documents.
-        threads: How many tokenize; None for one more than there are cores. The files do not depend on it.
-        commit_every_s: How much work a kill may cost.
+        revision: Revision of the source, for sources that have revisions.
+        text_column: Column with the text, for sources with columns.
+        seed: Seed of the split, and of generated text.
+        dedupe: Drop documents that repeat an earlier text.
+        shard_bytes: Maximum size of the token ids in one file.
+        token: Access token for sources with restricted access.
+        emit: Receives the events ``progress``, ``resumed``, ``warning`` and ``prepared``.
+        stop: Checked between chunks of documents.
+        threads: Number of tokenizing threads; None for one more than the number of cores. The files do not depend
+            on it.
+        commit_every_s: Seconds between commits, and so the work that a crash can lose.
 
     Returns:
         The complete dataset.
 
     Raises:
-        Stopped: Somebody asked for it; the same call goes on from there.
-        DiskFull: Likewise.
-        InvalidConfig: There is no such source.
-        InvalidData: The source cannot be read, or the dataset that is there was made in another way or is damaged.
+        Stopped: A stop was requested; the same call continues from there.
+        DiskFull: The disk is full; the same call continues from there.
+        InvalidConfig: The source does not exist.
+        InvalidData: The source cannot be read, or the existing dataset differs from the spec or is damaged.
     """
     dataset = Dataset.named(checked_name("dataset", name), directory)
     spec = DatasetSpec(name, source, tokenizer, split, revision, text_column, seed, dedupe, shard_bytes)
-    return make(spec, dataset, _context(emit, stop, threads, commit_every_s), token=token)
+    return prepare_dataset(spec, dataset, _context(emit, stop, threads, commit_every_s), token=token)
 
 
-def make(spec: DatasetSpec, dataset: Dataset, context: PrepareContext, *, token: Token | None = None) -> Dataset:
+def prepare_dataset(
+    spec: DatasetSpec, dataset: Dataset, context: PrepareContext, *, token: Token | None = None
+) -> Dataset:
     """Prepare the dataset of a spec; see `prepare`.
 
     Args:
-        spec: What the dataset is made from.
+        spec: Source and options of the dataset.
         dataset: Files of the dataset.
         context: Callbacks and options of the preparation.
         token: Access token for sources with restricted access.
@@ -142,23 +146,23 @@ def make(spec: DatasetSpec, dataset: Dataset, context: PrepareContext, *, token:
     tokenized = _make_missing(spec, dataset, context, token) if dataset.missing() else 0
     manifest = dataset.manifest()
     if manifest is not None:
-        for different in spec.differences(manifest):
-            raise _other(dataset, different)
+        for difference in spec.differences(manifest):
+            raise _mismatch_error(dataset, difference)
     if not tokenized:
         dataset.verify()
-    counted = (manifest or {"splits": {}})["splits"].values()
-    facts = {key: sum(counts[key] for counts in counted) for key in ("documents", "tokens")}
-    context.emit("prepared", dataset=dataset.name, **facts, tokenized=tokenized)
+    splits = (manifest or {"splits": {}})["splits"].values()
+    totals = {key: sum(counts[key] for counts in splits) for key in ("documents", "tokens")}
+    context.emit("prepared", dataset=dataset.name, **totals, tokenized=tokenized)
     return dataset
 
 
 def _make_missing(spec: DatasetSpec, dataset: Dataset, context: PrepareContext, token: Token | None) -> int:
-    """Make the files, unless somebody else does meanwhile; returns how many documents were tokenized here."""
+    """Make the files, unless another process does so first; return the number of documents tokenized here."""
     source = spec.open_source(token)
-    for advice in source.advice:
-        context.emit("warning", code=advice.code, detail=advice.detail)
+    for warning in source.warnings:
+        context.emit("warning", code=warning.code, detail=warning.detail)
     dataset.directory.mkdir(parents=True, exist_ok=True)
-    with _alone(dataset.directory, context):
+    with _locked(dataset.directory, context):
         if not dataset.missing():
             return 0
         _refuse_to_overwrite(dataset)
@@ -166,35 +170,35 @@ def _make_missing(spec: DatasetSpec, dataset: Dataset, context: PrepareContext, 
 
 
 @contextmanager
-def _alone(directory: Path, context: PrepareContext) -> Iterator[None]:
-    """Hold the directory; whoever waits says so, and the kernel frees the lock of a killed process."""
-    lock, tell_at = FileLock(directory / LOCK), time.monotonic() + _POLL_S
+def _locked(directory: Path, context: PrepareContext) -> Iterator[None]:
+    """Lock the directory, and report while waiting; the kernel releases the lock of a killed process."""
+    lock, report_at = FileLock(directory / LOCK), time.monotonic() + _POLL_S
     while not lock.is_locked:
         context.stop.check()
         try:
             lock.acquire(timeout=_POLL_S)
         except Timeout:
-            if time.monotonic() >= tell_at:
+            if time.monotonic() >= report_at:
                 context.emit("progress", done=0, of=1, unit="preparation by another process")
-                tell_at = time.monotonic() + _TELL_S
+                report_at = time.monotonic() + _REPORT_EVERY_S
     try:
         yield
     finally:
         lock.release()
 
 
-def _other(dataset: Dataset, different: str) -> InvalidData:
-    advice = "ask for that, take another dataset name, or delete the folder"
-    return InvalidData(f"dataset {dataset.name!r} in {dataset.directory} {different}; {advice}")
+def _mismatch_error(dataset: Dataset, difference: str) -> InvalidData:
+    hint = "request it as it is, choose another dataset name, or delete the folder"
+    return InvalidData(f"dataset {dataset.name!r} in {dataset.directory} {difference}; {hint}")
 
 
 def _refuse_to_overwrite(dataset: Dataset) -> None:
-    """Files that were not made here are not ours to replace, nor to be taken for what is asked."""
+    """Refuse files without a manifest: another program wrote them, and they may hold other data."""
     if dataset.manifest() is not None:
         return
     files = [dataset.directory / MANIFEST, *(file for split in SPLITS for file in token_files(dataset.split(split)))]
-    if present := [file for file in files if file.exists()]:
-        raise InvalidData(f"{present[0]} is not of this dataset and would be overwritten; choose another folder")
+    if existing := [file for file in files if file.exists()]:
+        raise InvalidData(f"{existing[0]} is not of this dataset and would be overwritten; choose another folder")
 
 
 def _context(
@@ -205,9 +209,9 @@ def _context(
 
 def _command(dataset: Dataset, tokenizer: TokenizerChoice, layout: Layout) -> str:
     source = dataset.name if dataset.name in {*BUILTIN_SOURCES, *HUB_DATASETS} else "file:PATH"
-    where = f"--data-root {layout.datasets.parent}" if layout.datasets else f"--out {dataset.directory}"
-    made_with = "" if tokenizer == "gpt2" else f" --tokenizer {tokenizer_name(tokenizer)}"
-    return f"python -m model_core.data.prepare --source {source} --name {dataset.name} {where}{made_with}"
+    target = f"--data-root {layout.datasets.parent}" if layout.datasets else f"--out {dataset.directory}"
+    option = "" if tokenizer == "gpt2" else f" --tokenizer {tokenizer_name(tokenizer)}"
+    return f"python -m model_core.data.prepare --source {source} --name {dataset.name} {target}{option}"
 
 
 def _silent(event: str, **fields: Any) -> None:

@@ -1,7 +1,7 @@
-"""Batches from memory-mapped rows of tokens.
+"""Batches from memory-mapped token ids.
 
-A row of tokens is cut into windows of T. A step of the loader takes the next windows in the order of its epoch, B for
-each process that trains, so the whole state is one number: how many windows were handed out, to all of them.
+The token ids are divided into windows of T. Each step takes the next windows in the order of the epoch, B for each
+rank, so the state is one number: how many windows all ranks have consumed.
 
 Shapes: B rows, T tokens.
 """
@@ -29,17 +29,17 @@ Rows = NDArray[np.int64]
 
 
 class Tokens(Protocol):
-    """A row of token ids: an array, or what reads like one where a part of it is concerned."""
+    """A one-dimensional sequence of token ids that supports length and slices."""
 
     def __len__(self) -> int:
-        """How many ids it has."""
+        """Return the number of ids."""
 
     def __getitem__(self, part: slice, /) -> Ids:
-        """Some ids that follow each other."""
+        """Return a slice of consecutive ids."""
 
 
 class ShardedTokens:
-    """Token ids in several arrays that read as one; only slices across a border are copied.
+    """Token ids in several arrays that behave as one; only slices that cross a boundary are copied.
 
     Args:
         shards: Token ids, one-dimensional arrays in order.
@@ -56,9 +56,9 @@ class ShardedTokens:
         start, end, _ = part.indices(len(self))
         pieces: list[Ids] = []
         while start < end:
-            number = bisect_right(self._ends, start)
-            base = self._ends[number] - len(self._shards[number])
-            pieces.append(self._shards[number][start - base : end - base])
+            shard = bisect_right(self._ends, start)
+            offset = self._ends[shard] - len(self._shards[shard])
+            pieces.append(self._shards[shard][start - offset : end - offset])
             start += len(pieces[-1])
         if len(pieces) == 1:
             return pieces[0]
@@ -69,17 +69,149 @@ def load_tokens(path: Path) -> Tokens:
     """Map token ids into memory.
 
     Args:
-        path: A one-dimensional .npy of uint16 or uint32; or, when there is no such file, what several are called
-            after that are read as one: ``x_train_00000.npy``, ``x_train_00001.npy`` ... of ``x_train.npy``.
+        path: A one-dimensional .npy of uint16 or uint32. If the file does not exist, its shards are read as one:
+            ``x_train_00000.npy``, ``x_train_00001.npy`` ... for ``x_train.npy``.
 
     Returns:
-        The ids; the file is read on access.
+        The ids, (T,); the file is read on access.
 
     Raises:
-        InvalidData: It is something else.
+        InvalidData: The file is not such an array.
     """
     shards = [_load(file) for file in token_files(path)]
     return shards[0] if len(shards) == 1 else ShardedTokens(shards)
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """Size, order and distribution of batches.
+
+    Attributes:
+        batch_size: Rows of a batch on each rank, B.
+        sequence_length: Tokens of a row, T.
+        shuffle: ``block`` permutes the windows in each epoch, ``none`` keeps their order in the file.
+        seed: Seed of the permutations.
+        vocab_size: Ids at or above it are an error.
+        rank: Rank of this process, from 0.
+        world_size: Number of ranks; each gets different windows.
+    """
+
+    batch_size: int
+    sequence_length: int
+    shuffle: str = "none"
+    seed: int = 0
+    vocab_size: int = 2**32
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} does not exist in a group of {self.world_size} processes")
+
+    @property
+    def windows(self) -> int:
+        """Windows that all ranks together consume in one step."""
+        return self.batch_size * self.world_size
+
+
+class TokenLoader:
+    """Endless batches of tokens, epoch after epoch.
+
+    Attributes:
+        windows: Windows of an epoch.
+        position: Windows that all ranks have consumed so far; assign it to resume.
+
+    Args:
+        tokens: Token ids, (tokens,).
+        config: Size, order and distribution of batches.
+        device: Device of the batches.
+        pin_memory: Copy batches to the device asynchronously, from pinned memory.
+        read_ahead: Read the next batch on a thread. None: if memory is pinned.
+        name: Name of the data in errors.
+
+    Raises:
+        InvalidData: There are too few tokens for one batch.
+    """
+
+    def __init__(
+        self, tokens: Tokens, config: LoaderConfig, *, device: str = "cpu", pin_memory: bool = False,
+        read_ahead: bool | None = None, name: str = "the file",
+    ) -> None:  # fmt: skip
+        self._tokens, self._config, self._device, self._name = tokens, config, device, name
+        self._pin_memory = pin_memory
+        self.windows = max(0, (len(tokens) - 1) // config.sequence_length)
+        if self.windows < config.windows:
+            needed = config.windows * config.sequence_length + 1
+            raise InvalidData(f"{name} has {len(tokens)} tokens; one batch takes {needed}")
+        self.position = 0
+        self._permuted: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))  # epoch, order of its windows
+        uses_thread = pin_memory if read_ahead is None else read_ahead
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead") if uses_thread else None
+        self._prefetched: tuple[tuple[int, int], Future[Rows]] | None = None
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far."""
+        return self.position / self.windows
+
+    def resize(self, batch_size: int) -> None:
+        """Change the batch size from the next batch on; the order of the windows stays the same.
+
+        Args:
+            batch_size: Rows of a batch, B.
+        """
+        self._config = replace(self._config, batch_size=batch_size)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Return the next batch.
+
+        Returns:
+            Ids and targets, which are the ids shifted by one; each (B, T) int64 on the device.
+
+        Raises:
+            InvalidData: An id is outside the vocabulary.
+        """
+        batch = torch.from_numpy(self._next_rows())  # (B, T+1)
+        if self._pin_memory:
+            batch = batch.pin_memory()
+        batch = batch.to(self._device, non_blocking=self._pin_memory)
+        return batch[:, :-1], batch[:, 1:]  # 2 x (B, T)
+
+    def _next_rows(self) -> Rows:
+        """Return the next rows, (B, T+1), prefetched unless position or batch size changed."""
+        request = (self.position, self._config.batch_size)
+        is_prefetched = self._prefetched is not None and self._prefetched[0] == request
+        rows = self._prefetched[1].result() if self._prefetched and is_prefetched else self._read(*request)  # (B, T+1)
+        self.position += self._config.windows
+        if self._reader is not None:
+            following = (self.position, self._config.batch_size)
+            self._prefetched = (following, self._reader.submit(self._read, *following))
+        return rows
+
+    def _read(self, position: int, size: int) -> Rows:
+        """Read the rows of this rank, (B, T+1), after `position` windows."""
+        length, first = self._config.sequence_length, position + self._config.rank * size
+        starts = [self._window(first + row) * length for row in range(size)]
+        rows = np.empty((size, length + 1), np.int64)  # (B, T+1)
+        for row, start in enumerate(starts):
+            rows[row] = self._tokens[start : start + length + 1]
+        largest = int(rows.max())
+        if largest >= self._config.vocab_size:
+            row, column = divmod(int(rows.argmax()), length + 1)
+            found = f"id {largest} at token {starts[row] + column}"
+            raise InvalidData(f"{self._name} contains {found}; the vocabulary has {self._config.vocab_size} ids")
+        return rows
+
+    def _window(self, position: int) -> int:
+        epoch, index = divmod(position, self.windows)
+        return index if self._config.shuffle == "none" else int(self._permutation(epoch)[index])
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        cached = self._permuted  # read once: the read-ahead thread may replace it with the next epoch's
+        if cached[0] != epoch:
+            generator = np.random.default_rng([self._config.seed, epoch])
+            cached = self._permuted = (epoch, generator.permutation(self.windows))
+        return cached[1]
 
 
 def _load(path: Path) -> Ids:
@@ -90,135 +222,3 @@ def _load(path: Path) -> Ids:
     if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
         raise InvalidData(f"{path.name} holds {tokens.dtype} of shape {tokens.shape}, not one row of uint16 or uint32")
     return tokens
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    """How tokens become batches.
-
-    Attributes:
-        batch_size: Rows, B.
-        sequence_length: Tokens of a row, T.
-        shuffle: ``block`` draws the windows of each epoch in a new order, ``none`` takes them as they lie.
-        seed: Of the orders.
-        vocab_size: Ids at or above it are an error.
-        rank: Which of the processes that train together this is, from 0.
-        ranks: How many there are; each gets other windows.
-    """
-
-    batch_size: int
-    sequence_length: int
-    shuffle: str = "none"
-    seed: int = 0
-    vocab_size: int = 2**32
-    rank: int = 0
-    ranks: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.ranks:
-            raise ValueError(f"rank {self.rank} is not one of {self.ranks}; ranks are numbered from 0")
-
-    @property
-    def windows(self) -> int:
-        """Windows that all processes together take at a time."""
-        return self.batch_size * self.ranks
-
-
-class TokenLoader:
-    """Endless batches of tokens, epoch after epoch.
-
-    Attributes:
-        windows: How many an epoch has.
-        position: Windows handed out so far, to all processes; set it to go on from there.
-
-    Args:
-        tokens: The row.
-        config: How it is cut.
-        device: Where batches go.
-        pinned: Copy to the device while it computes.
-        ahead: Read the next batch meanwhile, on a thread; None: where batches are pinned.
-        name: What errors call the row.
-
-    Raises:
-        InvalidData: It is shorter than one batch.
-    """
-
-    def __init__(
-        self, tokens: Tokens, config: LoaderConfig, *, device: str = "cpu", pinned: bool = False,
-        ahead: bool | None = None, name: str = "the file",
-    ) -> None:  # fmt: skip
-        self._tokens, self._config, self._device, self._pinned, self._name = tokens, config, device, pinned, name
-        self.windows = max(0, (len(tokens) - 1) // config.sequence_length)
-        if self.windows < config.windows:
-            needed = config.windows * config.sequence_length + 1
-            raise InvalidData(f"{name} has {len(tokens)} tokens; one batch takes {needed}")
-        self.position = 0
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
-        self._reader = (
-            ThreadPoolExecutor(1, thread_name_prefix="read-ahead") if (pinned if ahead is None else ahead) else None
-        )
-        self._ahead: tuple[tuple[int, int], Future[Rows]] | None = None
-
-    @property
-    def epoch(self) -> float:
-        """Passes over the row so far."""
-        return self.position / self.windows
-
-    def resize(self, batch_size: int) -> None:
-        """Change the batch size from the next batch on; the windows keep their order.
-
-        Args:
-            batch_size: Rows of a batch, B.
-        """
-        self._config = replace(self._config, batch_size=batch_size)
-
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """Hand out the next batch.
-
-        Returns:
-            Ids and the ids one further, each (B, T) int64 on the device.
-
-        Raises:
-            InvalidData: An id does not fit the vocabulary.
-        """
-        batch = torch.from_numpy(self._next_rows())  # (B, T+1)
-        if self._pinned:
-            batch = batch.pin_memory()
-        batch = batch.to(self._device, non_blocking=self._pinned)
-        return batch[:, :-1], batch[:, 1:]  # 2 x (B, T)
-
-    def _next_rows(self) -> Rows:
-        """The next rows, (B, T+1): read ahead, if what was read is what is wanted."""
-        wanted = (self.position, self._config.batch_size)
-        is_there = self._ahead is not None and self._ahead[0] == wanted
-        rows = self._ahead[1].result() if self._ahead and is_there else self._read(*wanted)  # (B, T+1)
-        self.position += self._config.windows
-        if self._reader is not None:
-            following = (self.position, self._config.batch_size)
-            self._ahead = (following, self._reader.submit(self._read, *following))
-        return rows
-
-    def _read(self, position: int, size: int) -> Rows:
-        """Rows of this process, (B, T+1), when `position` windows were handed out before."""
-        length, first = self._config.sequence_length, position + self._config.rank * size
-        starts = [self._window(first + row) * length for row in range(size)]
-        rows = np.empty((size, length + 1), np.int64)  # (B, T+1)
-        for row, start in enumerate(starts):
-            rows[row] = self._tokens[start : start + length + 1]
-        largest = int(rows.max())
-        if largest >= self._config.vocab_size:
-            row, column = divmod(int(rows.argmax()), length + 1)
-            where = f"at token {starts[row] + column}"
-            raise InvalidData(f"{self._name} holds id {largest} {where}; the vocabulary has {self._config.vocab_size}")
-        return rows
-
-    def _window(self, position: int) -> int:
-        epoch, index = divmod(position, self.windows)
-        return index if self._config.shuffle == "none" else int(self._permutation(epoch)[index])
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        known = self._order  # once: the thread that reads ahead may be an epoch further
-        if known[0] != epoch:
-            generator = np.random.default_rng([self._config.seed, epoch])
-            known = self._order = (epoch, generator.permutation(self.windows))
-        return known[1]

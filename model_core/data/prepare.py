@@ -1,9 +1,9 @@
-"""Command line to prepare a dataset, for people and for workers.
+"""Command line that prepares a dataset, for users and for workers.
 
     python -m model_core.data.prepare --source stories
 
-SIGTERM, Ctrl-C, or the end of standard input under a supervisor stop it with exit code 75; the same command continues
-from there. A terminal shows a progress bar.
+SIGTERM, Ctrl-C, or the end of standard input under a supervisor stop the preparation with exit code 75; the same
+command continues it. On a terminal it shows a progress bar.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from model_core.catalog import SOURCE_SYNTAX
 from model_core.config_loader import parse_config, read_config
 from model_core.data.dataset_spec import DEFAULT_SEED, DEFAULT_SPLIT, DatasetSpec
-from model_core.data.ensure import make
+from model_core.data.ensure import prepare_dataset
 from model_core.data.pipeline import PrepareContext
 from model_core.data.sources.hub_access import token_from
 from model_core.entrypoint import Attempt, OneLineParser, ShutdownSignal, exit_code, log_to_stderr, make_attempt, refuse
@@ -43,17 +43,17 @@ examples:
   HF_TOKEN=... python -m model_core.data.prepare --source babylm
 
 The dataset's folder gets <name>_train.npy, <name>_val.npy and <name>_test.npy (token ids, one end of text after
-each document), test_examples.json with its index, tokenizer.json and manifest.json. A dataset that is already
-there and was made in the same way is verified and left as it is. After Ctrl-C, or if the machine went down, the same
-command goes on where it was. Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped.
+each document), test_examples.json with its index, tokenizer.json and manifest.json. An existing dataset that was made
+in the same way is verified and kept. After Ctrl-C or a crash, the same command continues the work.
+Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare a dataset as asked.
+    """Run the command.
 
     Args:
-        argv: Arguments; the process' own if not given.
+        argv: Arguments; those of the process if None.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 bad input, 75 stopped.
@@ -62,32 +62,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = ShutdownSignal()
     stop.listen(stdin=arguments.attempt is not None)
 
-    def on_refusal(error: ModelCoreError) -> None:
+    def report_refusal(error: ModelCoreError) -> None:
         if arguments.attempt is not None:
             refuse(arguments.record, arguments.attempt, error)
 
     try:
-        return exit_code(lambda: _run(arguments, stop), on_refusal)
+        return exit_code(lambda: _run(arguments, stop), report_refusal)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+class ProgressBar:
+    """Shows ``progress`` events on stderr, if it is a terminal."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
+        self._progress = Progress(*columns, console=Console(stderr=True), disable=not Console(stderr=True).is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Show one event.
+
+        Args:
+            event: Type of the event.
+            fields: Fields of the event.
+        """
+        if event == "resumed":
+            self._progress.console.print(f"resuming after {fields['done']:,} {fields['unit']}")
+        if event == "warning":
+            self._progress.console.print(f"warning: {fields['detail']}", markup=False, highlight=False)
+        if event != "progress":
+            return
+        unit, total = fields["unit"], fields["of"]
+        if unit not in self._tasks:
+            self._tasks[unit] = self._progress.add_task(unit, total=total, status="")
+        self._progress.update(self._tasks[unit], completed=fields["done"], total=total, status=_status(fields))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m model_core.data.prepare",
-        description="Make a dataset: split the documents of a source, tokenize them, write them to disk.",
+        description="Prepare a dataset: split the documents of a source, tokenize them and write the ids to disk.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument(
         "--source", metavar="SOURCE",
-        help=f"one of {', '.join(SOURCE_SYNTAX)}. stories and pydoc need no network; file: takes a text with blank "
-        "lines or lines of <|endoftext|> between documents (without either, every line is one), .jsonl, .parquet, "
-        "or a folder",
+        help=f"one of {', '.join(SOURCE_SYNTAX)}. stories and pydoc need no network; file: takes a text file with "
+        "blank lines or lines of <|endoftext|> between documents (without either, every line is a document), .jsonl, "
+        ".parquet, or a folder",
     )  # fmt: skip
-    what.add_argument(
+    inputs.add_argument(
         "--config", type=portable, metavar="FILE", help="YAML file whose section data describes the dataset"
     )
     add("--name", metavar="DATASET", help="name of the dataset and of its files (default: the source's name)")
@@ -96,64 +132,64 @@ def _parser() -> argparse.ArgumentParser:
         help="data root of the service; the dataset goes to DIR/datasets/DATASET (default: $HEADCOUNT_DATA)",
     )  # fmt: skip
     add("--out", type=portable, metavar="DIR", help="the dataset's folder (default without a data root: ./<name>_data)")
-    add("--revision", metavar="REV", help="commit, branch or tag of a dataset of the hub (default: the newest)")
-    add("--text-column", default="text", metavar="NAME", help="the column that is the text (default: text)")
+    add("--revision", metavar="REV", help="commit, branch or tag of a hub dataset (default: the newest)")
+    add("--text-column", default="text", metavar="NAME", help="column with the text (default: text)")
     add(
         "--tokenizer", default="gpt2", metavar="gpt2|bpe:SIZE",
-        help="GPT-2's, or a byte-level BPE of SIZE ids that is trained on the training split (default: gpt2)",
+        help="GPT-2's tokenizer, or a byte-level BPE of SIZE ids, trained on the training split (default: gpt2)",
     )  # fmt: skip
     add(
         "--split", type=_shares, default=DEFAULT_SPLIT, metavar="TRAIN,VAL,TEST",
-        help="shares of the documents, exact in every hundred of them (default: 0.90,0.09,0.01)",
+        help="shares of the documents, exact in every 100 documents (default: 0.90,0.09,0.01)",
     )  # fmt: skip
     add("--seed", type=int, default=DEFAULT_SEED, help="seed of the split and of generated text (default: %(default)s)")
-    add("--dedupe", action="store_true", help="drop documents with the same text as an earlier one")
+    add("--dedupe", action="store_true", help="drop documents that repeat an earlier text")
     add(
         "--threads", type=_count, metavar="N",
-        help="threads that tokenize (default: cores + 1); the result does not depend on it",
+        help="number of tokenizing threads (default: cores + 1); the result does not depend on it",
     )  # fmt: skip
-    add("--run", help=argparse.SUPPRESS)  # every job's command line has it; a preparation makes no run
-    add("--attempt", type=int, help=argparse.SUPPRESS)  # the supervisor's: number of this attempt
-    add("--job-id", help=argparse.SUPPRESS)  # the supervisor's: whose dataset it is
-    add("--seq-after", type=int, default=0, help=argparse.SUPPRESS)  # the supervisor's: events told before
-    add("--record", type=Path, default=Path(), metavar="DIR", help=argparse.SUPPRESS)  # the supervisor's: for events
+    add("--run", help=argparse.SUPPRESS)  # part of every job's command line; a preparation creates no run
+    add("--attempt", type=int, help=argparse.SUPPRESS)  # from the supervisor: number of this attempt
+    add("--job-id", help=argparse.SUPPRESS)  # from the supervisor: job that prepares the dataset
+    add("--seq-after", type=int, default=0, help=argparse.SUPPRESS)  # from the supervisor: last event number
+    add("--record", type=Path, default=Path(), metavar="DIR", help=argparse.SUPPRESS)  # from the supervisor: events
     return parser
 
 
 def _run(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
-    spec, dataset = (_written if arguments.config is None else _configured)(arguments)
+    spec, dataset = (_from_arguments if arguments.config is None else _from_config)(arguments)
     token = token_from(os.environ)
     if arguments.attempt is None:
         with ProgressBar() as progress_bar:
-            make(spec, dataset, PrepareContext(progress_bar.emit, stop, arguments.threads), token=token)
-        _describe(dataset)
+            prepare_dataset(spec, dataset, PrepareContext(progress_bar.emit, stop, arguments.threads), token=token)
+        _print_summary(dataset)
         return DONE
     log_to_stderr(verbose=True)
 
     def body(attempt: Attempt) -> int:
-        make(spec, dataset, PrepareContext(attempt.emit, stop, arguments.threads), token=token)
+        prepare_dataset(spec, dataset, PrepareContext(attempt.emit, stop, arguments.threads), token=token)
         log.info("dataset prepared name=%s", dataset.name)
         return DONE
 
     return make_attempt(arguments.record, arguments.attempt, body, seq_after=arguments.seq_after)
 
 
-def _written(arguments: argparse.Namespace) -> tuple[DatasetSpec, Dataset]:
-    """What the arguments ask for."""
-    name = arguments.name or _name_of(arguments.source)
-    asked = ("source", "revision", "text_column", "dedupe")
-    section = {key: getattr(arguments, key) for key in asked} | {"dataset": name, "split": list(arguments.split)}
+def _from_arguments(arguments: argparse.Namespace) -> tuple[DatasetSpec, Dataset]:
+    """Build the spec from the options of the command line."""
+    name = arguments.name or _default_name(arguments.source)
+    options = ("source", "revision", "text_column", "dedupe")
+    section = {key: getattr(arguments, key) for key in options} | {"dataset": name, "split": list(arguments.split)}
     data = parse_config({"data": {**section, "tokenizer": _tokenizer(arguments.tokenizer)}}).config.data
     return DatasetSpec.of(data, arguments.seed), Dataset.named(
         checked_name("dataset", name), _directory(arguments, name)
     )
 
 
-def _configured(arguments: argparse.Namespace) -> tuple[DatasetSpec, Dataset]:
-    """What a configuration asks for."""
+def _from_config(arguments: argparse.Namespace) -> tuple[DatasetSpec, Dataset]:
+    """Build the spec from a configuration file."""
     config = read_config(arguments.config).config
     if config.data.source is None:
-        raise InvalidParameter(f"{arguments.config} names no data.source, so there is nothing to prepare from")
+        raise InvalidParameter(f"{arguments.config} has no data.source, so there is nothing to prepare")
     layout = Layout.under(Path(arguments.data_root)) if arguments.data_root else Layout.of(config)
     return DatasetSpec.of(config.data, config.device.seed), dataset_of(config, layout)
 
@@ -164,7 +200,7 @@ def _directory(arguments: argparse.Namespace, name: str) -> Path:
     return Layout.under(Path(arguments.data_root)).dataset(name) if arguments.data_root else Path(f"{name}_data")
 
 
-def _name_of(source: str) -> str:
+def _default_name(source: str) -> str:
     stem = portable(source.removeprefix("file:").removeprefix("hub:")).stem
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:63] or "text"
 
@@ -192,53 +228,17 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _describe(dataset: Dataset) -> None:
-    for split, facts in (dataset.manifest() or {"splits": {}})["splits"].items():
-        line = f"{facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['text_bytes']:,} bytes of text"
-        sys.stdout.write(f"{split}: {line} in {dataset.split(split)}\n")
+def _print_summary(dataset: Dataset) -> None:
+    for split, entry in (dataset.manifest() or {"splits": {}})["splits"].items():
+        counts = f"{entry['documents']:,} documents, {entry['tokens']:,} tokens, {entry['text_bytes']:,} bytes of text"
+        sys.stdout.write(f"{split}: {counts} in {dataset.split(split)}\n")
 
 
-class ProgressBar:
-    """Shows ``progress`` events on stderr; says nothing when that is no terminal."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=not Console(stderr=True).is_terminal)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def emit(self, event: str, **fields: Any) -> None:
-        """Show one event.
-
-        Args:
-            event: Type of the event.
-            fields: Fields of the event.
-        """
-        if event == "resumed":
-            self._progress.console.print(f"going on after {fields['done']:,} {fields['unit']}")
-        if event == "warning":
-            self._progress.console.print(f"warning: {fields['detail']}", markup=False, highlight=False)
-        if event != "progress":
-            return
-        unit, of = fields["unit"], fields["of"]
-        if unit not in self._tasks:
-            self._tasks[unit] = self._progress.add_task(unit, total=of, facts="")
-        self._progress.update(self._tasks[unit], completed=fields["done"], total=of, facts=_facts(fields))
-
-
-def _facts(fields: dict[str, Any]) -> str:
-    of, speed, eta_s = fields["of"], fields.get("mb_per_s"), fields.get("eta_s")
-    parts = [f"{fields['done']:,}" + (f" of {of:,}" if of is not None else "")]
+def _status(fields: dict[str, Any]) -> str:
+    total, speed, eta_s = fields["of"], fields.get("mb_per_s"), fields.get("eta_s")
+    parts = [f"{fields['done']:,}" + (f" of {total:,}" if total is not None else "")]
     parts += [f"{speed:,.1f} MB/s"] if speed else []
-    parts += [f"{_duration(eta_s)} to go"] if eta_s else []
+    parts += [f"{_duration(eta_s)} left"] if eta_s else []
     return ", ".join(parts)
 
 

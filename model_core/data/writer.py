@@ -1,8 +1,8 @@
-"""Append-only files of a dataset under construction, and the record of what is safe on disk.
+"""Append-only files of a dataset that is being built, and the record of its committed progress.
 
-Files are synced from time to time, and a small record states how far. After a kill, what was written beyond the
-record is cut off. Complete files move to their final names, the training tokens last, so a dataset is never half ready.
-Token ids and the example index are .npy files whose length is filled in at the end.
+A commit syncs the files and records their lengths. After a crash, data beyond the record is truncated. Complete files
+move to their final names, the training tokens last, so that a partial dataset never looks complete. Token ids and the
+example index are .npy files whose header gets its final length at the end.
 """
 
 from __future__ import annotations
@@ -22,27 +22,34 @@ from model_core.errors import InvalidData
 from model_core.storage.dataset import EXAMPLE_INDEX, EXAMPLES, MANIFEST, SPLITS, TOKENIZER, Dataset
 from model_core.storage.files import read_json, sync_directory, write_json
 
+PROGRESS_FILE = "progress.json"
+_FOLDER, _HASHES = ".building", "hashes"
+_MAX_CATEGORIES, _OTHER_CATEGORIES = 256, "(further categories)"
+
 
 class AppendFile:
-    """A file that only grows at its end.
+    """A file that grows only at its end.
+
+    Attributes:
+        size: Bytes after the header.
 
     Args:
-        path: The file; it is made when it is not there.
-        head: What a new file begins with.
-        size: How many bytes after that are kept.
+        path: Path of the file, which is created if it does not exist.
+        header: First bytes of the file.
+        size: Bytes after the header to keep; the rest is truncated.
 
     Raises:
-        InvalidData: It has fewer.
+        InvalidData: The file is shorter.
     """
 
-    def __init__(self, path: Path, *, head: bytes, size: int) -> None:
-        self._head = head
-        present = path.stat().st_size if path.exists() else 0
-        if size and present < len(head) + size:
+    def __init__(self, path: Path, *, header: bytes, size: int) -> None:
+        self._header = header
+        size_on_disk = path.stat().st_size if path.exists() else 0
+        if size and size_on_disk < len(header) + size:
             raise InvalidData(f"{path} has lost bytes that were written; delete {path.parent} and prepare again")
-        self._file: BinaryIO = path.open("r+b" if present else "w+b")
-        self._file.truncate(len(head) + size)
-        self.rewrite_head(head)
+        self._file: BinaryIO = path.open("r+b" if size_on_disk else "w+b")
+        self._file.truncate(len(header) + size)
+        self.rewrite_header(header)
         self.size = size
 
     def write(self, data: bytes | memoryview) -> None:
@@ -54,43 +61,46 @@ class AppendFile:
         self._file.write(data)
         self.size += len(data)
 
-    def rewrite_head(self, head: bytes) -> None:
-        """Replace the head of the file by one of equal length.
+    def rewrite_header(self, header: bytes) -> None:
+        """Replace the header by another one of equal length.
 
         Args:
-            head: New head.
+            header: New header.
         """
-        assert len(head) == len(self._head)
+        assert len(header) == len(self._header)
         self._file.seek(0)
-        self._file.write(head)
+        self._file.write(header)
         self._file.seek(0, os.SEEK_END)
 
     def sync(self) -> None:
-        """Put everything on disk."""
+        """Flush all data to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         self._file.close()
 
 
-class Shards:
-    """The token ids of a split, in as many files as they need.
+class ShardWriter:
+    """Writes the token ids of a split to one or more files.
+
+    Attributes:
+        paths: Files in order.
 
     Args:
-        directory: Where the files lie.
-        split: What they are called after.
-        dtype: Of an id.
-        shard_bytes: Of ids in one file; every file but the last holds as many.
-        tokens: Ids that are kept of what was written before.
+        directory: Directory of the files.
+        split: Name of the split and prefix of the files.
+        dtype: Type of a token id on disk.
+        shard_bytes: Size of the token ids in every file except the last.
+        tokens: Token ids that an earlier process committed.
     """
 
     def __init__(self, directory: Path, split: str, dtype: str, shard_bytes: int, *, tokens: int) -> None:
         self._directory, self._split, self._dtype = directory, split, np.dtype(dtype)
         self._limit = max(1, shard_bytes // self._dtype.itemsize) * self._dtype.itemsize
         size = tokens * self._dtype.itemsize
-        complete = max(0, size - 1) // self._limit  # a full file is the last until there is more
+        complete = max(0, size - 1) // self._limit  # a full file stays open until more ids arrive
         self.paths = [self._path(number) for number in range(complete)]
         self._open(size - complete * self._limit)
 
@@ -98,7 +108,7 @@ class Shards:
         """Append token ids.
 
         Args:
-            ids: Ids in the byte order and type of the file.
+            ids: Bytes of the ids, in the type of the file.
         """
         rest = memoryview(ids)
         while len(rest) > (room := self._limit - self._file.size):
@@ -109,20 +119,20 @@ class Shards:
         self._file.write(rest)
 
     def sync(self) -> None:
-        """Put everything on disk."""
+        """Flush all data to disk."""
         self._file.sync()
 
     def finish(self) -> list[Path]:
         """Complete the last file.
 
         Returns:
-            All files in order.
+            Paths of all files in order.
         """
         self._complete()
         return self.paths
 
     def close(self) -> None:
-        """Close what is open, as it is."""
+        """Close the open files without completing them."""
         self._file.close()
 
     def _path(self, number: int) -> Path:
@@ -130,93 +140,83 @@ class Shards:
 
     def _open(self, size: int) -> None:
         path = self._path(len(self.paths))
-        self._file = AppendFile(path, head=_head(self._dtype, (0,)), size=size)
+        self._file = AppendFile(path, header=_npy_header(self._dtype, (0,)), size=size)
         self.paths.append(path)
 
     def _complete(self) -> None:
-        self._file.rewrite_head(_head(self._dtype, (self._file.size // self._dtype.itemsize,)))
+        self._file.rewrite_header(_npy_header(self._dtype, (self._file.size // self._dtype.itemsize,)))
         self._file.sync()
         self._file.close()
 
 
-class Examples:
-    """Writer of test_examples.json and its index.
+class ExampleWriter:
+    """Writes test_examples.json and its index.
+
+    Attributes:
+        count: Examples written so far.
 
     Args:
-        directory: Where both files lie.
-        count: Examples that are kept of what was written before.
-        size: Their bytes.
+        directory: Directory of both files.
+        count: Examples that an earlier process committed.
+        size: Size of these examples in bytes.
     """
 
-    _ROW = np.dtype("<u8")
+    _OFFSET = np.dtype("<u8")
 
     def __init__(self, directory: Path, *, count: int, size: int) -> None:
         self.count = count
-        self._file = AppendFile(directory / EXAMPLES, head=b"[", size=size)
-        row = 2 * self._ROW.itemsize
-        self._index = AppendFile(directory / EXAMPLE_INDEX, head=_head(self._ROW, (0, 2)), size=count * row)
+        self._file = AppendFile(directory / EXAMPLES, header=b"[", size=size)
+        index_size = count * 2 * self._OFFSET.itemsize
+        self._index = AppendFile(directory / EXAMPLE_INDEX, header=_npy_header(self._OFFSET, (0, 2)), size=index_size)
 
     @property
     def size(self) -> int:
-        """Bytes of the examples."""
+        """Size of the examples in bytes."""
         return self._file.size
 
     def write(self, examples: Sequence[bytes]) -> None:
         """Append test examples.
 
         Args:
-            examples: JSON objects, encoded.
+            examples: JSON objects, encoded as UTF-8.
         """
-        places: list[tuple[int, int]] = []
+        positions: list[tuple[int, int]] = []
         for example in examples:
-            self._file.write(b",\n" if self.count + len(places) else b"\n")
-            begin = self._file.size + 1  # after the bracket
+            self._file.write(b",\n" if self.count + len(positions) else b"\n")
+            start = self._file.size + 1  # the opening bracket precedes the examples
             self._file.write(example)
-            places.append((begin, begin + len(example)))
-        self._index.write(np.array(places, self._ROW).tobytes())
-        self.count += len(places)
+            positions.append((start, start + len(example)))
+        self._index.write(np.array(positions, self._OFFSET).tobytes())
+        self.count += len(positions)
 
     def sync(self) -> None:
-        """Put everything on disk."""
+        """Flush all data to disk."""
         self._file.sync()
         self._index.sync()
 
     def finish(self) -> None:
         """Complete both files."""
         self._file.write(b"\n]\n")
-        self._index.rewrite_head(_head(self._ROW, (self.count, 2)))
+        self._index.rewrite_header(_npy_header(self._OFFSET, (self.count, 2)))
         self.sync()
         self.close()
 
     def close(self) -> None:
-        """Close both files, as they are."""
+        """Close both files without completing them."""
         self._file.close()
         self._index.close()
 
 
-def _head(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
-    """The header of a .npy; numpy leaves room in it for any length of the first dimension."""
-    head = io.BytesIO()
-    facts = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(head, facts)
-    return head.getvalue()
-
-
-RECORD = "progress.json"
-_FOLDER, _HASHES = ".building", "hashes"
-_MOST_CATEGORIES, _FURTHER = 256, "(further categories)"
-
-
 @dataclass
 class BuildProgress:
-    """What was written so far.
+    """Amount of data written so far. The fields are the keys of the record on disk.
 
     Attributes:
-        read: Documents of the source, duplicates among them.
-        splits: What each holds.
-        categories: What of each kind there is; empty when the source has none.
-        example_bytes: Of the test examples.
-        places: When all is complete, the name each file gets, in the order in which they move.
+        read: Documents read from the source, including duplicates.
+        splits: Counts by split.
+        categories: Counts by category; empty if the source has no categories.
+        example_bytes: Size of the test examples.
+        places: Final name of each file, in the order of the moves; empty until all files are complete.
     """
 
     read: int = 0
@@ -240,50 +240,51 @@ class BuildProgress:
 
     @property
     def kept(self) -> int:
-        """Documents that are in a split."""
+        """Documents in all splits."""
         return sum(counts.documents for counts in self.splits.values())
 
     @property
     def tokens(self) -> int:
-        """Of all splits."""
+        """Tokens in all splits."""
         return sum(counts.tokens for counts in self.splits.values())
 
     @property
     def text_bytes(self) -> int:
-        """Of all splits."""
+        """Bytes of text in all splits."""
         return sum(counts.text_bytes for counts in self.splits.values())
 
     def add(self, encoded: Encoded, *, example_bytes: int) -> None:
-        """Count a chunk that was written.
+        """Add the counts of a chunk that was written.
 
         Args:
-            encoded: The chunk.
-            example_bytes: Size of the test examples after it.
+            encoded: Encoded chunk.
+            example_bytes: Size of all test examples, including those of the chunk.
         """
-        self.read = encoded.chunk.parts[-1][1].number
+        self.read = encoded.chunk.documents[-1][1].number
         self.example_bytes = example_bytes
         for split, counts in encoded.splits.items():
             self.splits[split].add(counts)
         for name, counts in encoded.categories.items():
-            known = name in self.categories or len(self.categories) < _MOST_CATEGORIES
-            self.categories.setdefault(name if known else _FURTHER, Counts()).add(counts)
+            is_listed = name in self.categories or len(self.categories) < _MAX_CATEGORIES
+            self.categories.setdefault(name if is_listed else _OTHER_CATEGORIES, Counts()).add(counts)
 
 
 class DatasetBuild:
-    """A dataset that is being written by one process at a time.
+    """An unfinished dataset, which one process at a time writes. Resumes a build with the same identity.
 
     Attributes:
-        progress: What was written, and counts as safe after the next `commit`.
+        directory: Directory of the unfinished files.
+        progress: Progress of the build, including data that is not committed yet.
 
     Args:
-        dataset: Where the complete files go.
-        identity: Whatever decides their bytes.
+        dataset: Final location of the files.
+        identity: Everything that determines the bytes of the files.
     """
 
     def __init__(self, dataset: Dataset, identity: Mapping[str, Any]) -> None:
         self._dataset, self.directory = dataset, dataset.directory / _FOLDER
         self._identity = dict(identity)
-        file = self.directory / RECORD
+        file = self.directory / PROGRESS_FILE
         record = read_json(file) if file.is_file() else {}
         self.progress = BuildProgress()
         if record.get("identity") == self._identity:
@@ -291,7 +292,7 @@ class DatasetBuild:
         else:
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory.mkdir(parents=True)
-            self.record(asdict(self.progress))
+            self.save_progress(asdict(self.progress))
 
     def size_bytes(self) -> int:
         """Return the size of all files written so far.
@@ -302,106 +303,108 @@ class DatasetBuild:
         return sum(file.stat().st_size for file in self.directory.iterdir() if file.is_file())
 
     def hashes(self) -> bytes:
-        """Return the hashes of the documents that were kept.
+        """Return the hashes of the documents kept so far.
 
         Returns:
-            The concatenated hashes; empty if duplicates are not dropped.
+            Concatenated hashes; empty if duplicates are kept.
         """
         file = self.directory / _HASHES
         return file.read_bytes()[: HASH_BYTES * self.progress.kept] if file.exists() else b""
 
     def discard(self) -> None:
-        """Leave nothing of it."""
+        """Delete all files of the build."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def open(self, dtype: str, shard_bytes: int, *, dedupe: bool) -> OpenFiles:
-        """Open the files at the recorded position.
+        """Open the files at the committed position.
 
         Args:
-            dtype: Of a token id.
-            shard_bytes: Of ids in one file.
-            dedupe: Whether hashes of documents are kept too.
+            dtype: Type of a token id on disk.
+            shard_bytes: Maximum size of the token ids in one file.
+            dedupe: Whether to store the hashes of the documents.
 
         Returns:
             The open files.
         """
         return OpenFiles(self, dtype, shard_bytes, dedupe=dedupe)
 
-    def complete(self, manifest: Mapping[str, Any]) -> None:
-        """Record that every file is complete.
+    def mark_complete(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest and record that every file is complete.
 
         Args:
-            manifest: What the dataset's will be.
+            manifest: Manifest of the dataset.
         """
         write_json(self.directory / MANIFEST, manifest)
         self.progress.places = {name: name for name in (MANIFEST, TOKENIZER, EXAMPLES, EXAMPLE_INDEX)}
         for split in reversed(SPLITS):
-            facts = manifest["splits"][split]
-            names = [shard["file"] for shard in facts.get("files", [facts])]
+            entry = manifest["splits"][split]
+            names = [shard["file"] for shard in entry.get("files", [entry])]
             self.progress.places |= {f"{split}_{n:05d}.npy": name for n, name in enumerate(names)}
-        self.record(asdict(self.progress))
+        self.save_progress(asdict(self.progress))
 
-    def move(self) -> None:
-        """Give every complete file its name; again after a kill in between."""
-        for written, place in self.progress.places.items():
-            if (self.directory / written).exists():
-                (self.directory / written).replace(self._dataset.directory / place)
+    def publish(self) -> None:
+        """Move every complete file to its final name. Can be repeated after a crash."""
+        for written_name, final_name in self.progress.places.items():
+            if (self.directory / written_name).exists():
+                (self.directory / written_name).replace(self._dataset.directory / final_name)
         sync_directory(self._dataset.directory)
         self.discard()
 
-    def record(self, progress: Mapping[str, Any]) -> None:
-        """Write down what is safe on disk.
+    def save_progress(self, progress: Mapping[str, Any]) -> None:
+        """Record the progress that is on disk.
 
         Args:
-            progress: As `asdict` gives it.
+            progress: A `BuildProgress` as a dictionary.
         """
-        write_json(self.directory / RECORD, {"schema_version": 1, "identity": self._identity, "ledger": progress})
+        write_json(
+            self.directory / PROGRESS_FILE, {"schema_version": 1, "identity": self._identity, "ledger": progress}
+        )
 
 
 class OpenFiles:
     """The open files of a `DatasetBuild`.
 
     Args:
-        build: The build; its progress says where to continue.
+        build: Build to continue, from its progress.
         dtype: Type of a token id on disk.
-        shard_bytes: Size at which a token file is continued in another one.
-        dedupe: Whether hashes of documents are kept.
+        shard_bytes: Maximum size of the token ids in one file.
+        dedupe: Whether to store the hashes of the documents.
     """
 
     def __init__(self, build: DatasetBuild, dtype: str, shard_bytes: int, *, dedupe: bool) -> None:
         self._build, progress, directory = build, build.progress, build.directory
         self.shards = {
-            split: Shards(directory, split, dtype, shard_bytes, tokens=counts.tokens)
+            split: ShardWriter(directory, split, dtype, shard_bytes, tokens=counts.tokens)
             for split, counts in progress.splits.items()
         }
-        self._examples = Examples(directory, count=progress.splits["test"].documents, size=progress.example_bytes)
-        kept_bytes = HASH_BYTES * progress.kept
-        self._hashes = AppendFile(directory / _HASHES, head=b"", size=kept_bytes) if dedupe else None
-        files: tuple[Shards | Examples | AppendFile | None, ...]
+        self._examples = ExampleWriter(directory, count=progress.splits["test"].documents, size=progress.example_bytes)
+        hash_bytes = HASH_BYTES * progress.kept
+        self._hashes = AppendFile(directory / _HASHES, header=b"", size=hash_bytes) if dedupe else None
+        files: tuple[ShardWriter | ExampleWriter | AppendFile | None, ...]
         files = (*self.shards.values(), self._examples, self._hashes)
         self._files = tuple(file for file in files if file is not None)
-        self._safe = asdict(progress)
+        self._committable = asdict(progress)  # progress at the end of the last block
 
     def add(self, encoded: Encoded) -> None:
         """Append a chunk.
 
         Args:
-            encoded: The tokenized chunk.
+            encoded: Encoded chunk.
         """
         for split, ids in encoded.tokens.items():
             self.shards[split].write(ids)
         self._examples.write(encoded.examples)
         if self._hashes is not None:
-            self._hashes.write(b"".join(part.hash for _, part in encoded.chunk.parts))
+            self._hashes.write(b"".join(document.hash for _, document in encoded.chunk.documents))
         self._build.progress.add(encoded, example_bytes=self._examples.size)
         if encoded.chunk.ends_block:
-            self._safe = asdict(self._build.progress)
+            self._committable = asdict(self._build.progress)
 
     def commit(self) -> None:
-        """Make safe what ends with a block of the split."""
+        """Sync all files and record the progress up to the last complete block."""
         for file in self._files:
             file.sync()
-        self._build.record(self._safe)
+        self._build.save_progress(self._committable)
 
     def finish(self) -> dict[str, list[Path]]:
         """Complete all files.
@@ -413,6 +416,14 @@ class OpenFiles:
         return {split: shards.finish() for split, shards in self.shards.items()}
 
     def close(self) -> None:
-        """Close what is open, as it is."""
+        """Close the open files without completing them."""
         for file in self._files:
             file.close()
+
+
+def _npy_header(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
+    """Return the header of a .npy file; NumPy pads it, so its size does not depend on the length of the array."""
+    header = io.BytesIO()
+    fields = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    return header.getvalue()

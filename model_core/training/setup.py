@@ -101,7 +101,11 @@ def build_train_state(
         optimizer=make_optimizer(model, training, fused=runtime.fused_adamw),
         scaler=torch.amp.GradScaler(runtime.device_type, enabled=runtime.scaler),
         loader=TokenLoader(
-            load_tokens(dataset.train), loader, device=runtime.device, pinned=runtime.pinned, name=dataset.train.name
+            load_tokens(dataset.train),
+            loader,
+            device=runtime.device,
+            pin_memory=runtime.pinned,
+            name=dataset.train.name,
         ),
         forward=compiled(model, runtime.compile_mode, emit) if runtime.compile_mode else model,
         process_group=process_group,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_core.config import ExperimentConfig
 from model_core.data.dataset_spec import DatasetSpec
-from model_core.data.ensure import ensure_dataset, refuse_unlike
+from model_core.data.ensure import check_matches, ensure_dataset
 from model_core.entrypoint import Emit, next_attempt
 from model_core.errors import InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.launch import DistEnv
@@ -170,7 +170,7 @@ def _check_and_resolve(
     dataset = dataset_of(config, layout)
     is_prepared = not dataset.missing()
     if is_prepared:
-        refuse_unlike(dataset, config.data, read_files=False)
+        check_matches(dataset, config.data, read_files=False)
     elif config.data.source is not None:
         DatasetSpec.of(config.data).open_source(arguments.token)
     else:

@@ -20,7 +20,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         documents = [[document.text, document.category] for document in source.documents(question.get("skip", 0))]
     except ModelCoreError as error:
         return {"code": error.code, "said": str(error), "hint": error.hint}
-    advice = [advice.code for advice in source.advice]
+    advice = [advice.code for advice in source.warnings]
     told = {"revision": source.revision, "count": source.count, "text_bytes": source.text_bytes, "advice": advice}
     return {"code": None, "documents": documents, "facts": dict(source.facts), **told}
 

@@ -1,1 +1,1 @@
-"""Where documents come from: made, local files, the interpreter's own documentation, the Hugging Face hub."""
+"""Sources of documents: generated stories, Python's documentation, local files and the Hugging Face hub."""

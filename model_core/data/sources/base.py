@@ -1,4 +1,4 @@
-"""Types that every source of documents shares."""
+"""Types that all sources of documents share."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 from model_core.config_loader import ConfigWarning
 
-MAX_DOCUMENT_BYTES = 16 * 2**20  # of one document, and of one line of a file: what is in memory at once stays small
-CATEGORY_COLUMNS = ("category", "data-source")  # the first that a corpus has
+MAX_DOCUMENT_BYTES = 16 * 2**20  # of a document, and of a line of a file; bounds the memory
+CATEGORY_COLUMNS = ("category", "data-source")  # the first existing one is used
 
 
-class Document(NamedTuple):  # of which there are millions
+class Document(NamedTuple):  # a tuple, because a corpus has millions of documents
     """One text of a corpus.
 
     Attributes:
-        text: Never empty.
-        category: What the corpus says it is, where it says so.
+        text: Text of the document, never empty.
+        category: Category that the corpus gives it, if any.
     """
 
     text: str
@@ -27,16 +27,16 @@ class Document(NamedTuple):  # of which there are millions
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus. It can be read more than once, and gives the same documents in the same order each time.
+    """A corpus that can be read repeatedly, with the same documents in the same order each time.
 
     Attributes:
-        name: As the configuration writes it, without the directories of a file.
-        revision: Changes when the documents do.
-        count: Documents it has; None where only reading tells.
-        text_bytes: About how much text, in UTF-8; None where unknown.
-        documents: ``documents(n)`` reads from the document after the first `n`.
-        facts: What else a manifest should say of it.
-        advice: What whoever asked for it should know.
+        name: Name as in the configuration, without the directories of a file.
+        revision: Revision of the documents, which changes when they do.
+        count: Number of documents; None if unknown.
+        text_bytes: Approximate size of the text in UTF-8; None if unknown.
+        documents: Function from the number of documents to skip to an iterator of the rest.
+        facts: Further entries for the manifest.
+        warnings: Warnings for the user.
     """
 
     name: str
@@ -45,16 +45,16 @@ class Source:
     text_bytes: int | None
     documents: Callable[[int], Iterator[Document]]
     facts: Mapping[str, Any] = field(default_factory=dict)
-    advice: tuple[ConfigWarning, ...] = ()
+    warnings: tuple[ConfigWarning, ...] = ()
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some documents of a file that lie together, made when they are looked at.
+    """Consecutive documents of a file, decoded on demand.
 
     Attributes:
-        count: How many.
-        documents: Makes them.
+        count: Number of documents.
+        documents: Function that decodes the documents.
     """
 
     count: int
@@ -78,16 +78,16 @@ class File:
     """A file to read documents from.
 
     Attributes:
-        path: Where it lies.
-        shown: What errors call it.
+        path: Path of the file.
+        display_name: Name of the file in errors.
     """
 
     path: Path
-    shown: str
+    display_name: str
 
 
-def category_of(row: Mapping[str, Any], column: str) -> str | None:
-    """Return the category of a row's text, if the corpus states one.
+def find_category(row: Mapping[str, Any], column: str) -> str | None:
+    """Return the category of a row's text, if the corpus has categories.
 
     Args:
         row: Values by column.

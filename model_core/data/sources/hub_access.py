@@ -1,7 +1,7 @@
-"""Access to the Hugging Face hub: its token, and its errors in terms of what to do.
+"""Access to the Hugging Face hub: the access token, and errors with hints that the user can act on.
 
 The token comes from the environment or from ``hf auth login``, never from a configuration. Messages of the hub's
-libraries may quote it, so they pass through `Token.redacted`.
+libraries may contain it, so they pass through `Token.redacted`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 from model_core.catalog import HubDataset
 from model_core.errors import DiskFull, InvalidData, ModelCoreError
 
+TOKEN_VARIABLE = "HF_TOKEN"
+REFUSED_VARIABLE = "HF_TOKEN_REFUSED"  # reason why a process did not pass its token to a child process
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 _LOG_IN = (
     f"make a token with read access at {_TOKENS_PAGE}, then run `hf auth login`, or set HF_TOKEN where data is prepared"
@@ -23,7 +25,7 @@ _LOG_IN = (
 
 
 class HubLoginRequired(ModelCoreError):
-    """The dataset is for users who are logged in, and there is no token."""
+    """The dataset requires a login, and there is no token."""
 
     code = "hub_login_required"
 
@@ -33,16 +35,16 @@ class HubLoginRequired(ModelCoreError):
 
 
 class HubTermsNotAccepted(ModelCoreError):
-    """The token is right, and its user may not read the dataset, or not yet."""
+    """The token is valid, but its user has no access to the dataset."""
 
     code = "hub_terms_not_accepted"
 
-    def __init__(self, dataset: HubDataset, said: str) -> None:
+    def __init__(self, dataset: HubDataset, message: str) -> None:
         user = "the user of the token"
-        if "awaiting" in said or "pending" in said:
-            super().__init__(f"{user} has asked for dataset {dataset.id!r}, and its authors have not answered yet")
-            self.hint = f"wait for approval: {dataset.page} says when it is there; then try again"
-        elif "rejected" in said:
+        if "awaiting" in message or "pending" in message:
+            super().__init__(f"{user} has requested dataset {dataset.id!r}, and its authors have not answered yet")
+            self.hint = f"wait for approval, which {dataset.page} shows; then try again"
+        elif "rejected" in message:
             super().__init__(f"the authors of dataset {dataset.id!r} have rejected the request of {user}")
             self.hint = f"write to them at {dataset.page}/discussions, or take another source, such as tinystories"
         else:
@@ -51,59 +53,59 @@ class HubTermsNotAccepted(ModelCoreError):
 
 
 class HubBadToken(ModelCoreError):
-    """The token is none, is not known any more, or may not do what is asked."""
+    """The token is malformed, expired, unknown, or lacks the permission."""
 
     code = "hub_bad_token"
 
-    def __init__(self, origin: str, flaw: str) -> None:
-        super().__init__(f"the token in {origin} is refused: {flaw}")
+    def __init__(self, origin: str, problem: str) -> None:
+        super().__init__(f"the token in {origin} is refused: {problem}")
         self.hint = _LOG_IN
 
 
 class HubNotFound(ModelCoreError):
-    """There is no such dataset or revision, or it is private."""
+    """The dataset or the revision does not exist, or is private."""
 
     code = "hub_not_found"
 
     def __init__(self, dataset: HubDataset, revision: str | None = None, *, has_token: bool) -> None:
         if revision is None:
-            who = "to the user of the token" if has_token else "without a login"
-            super().__init__(f"the hub shows no dataset {dataset.id!r} {who}")
+            viewer = "to the user of the token" if has_token else "without a login"
+            super().__init__(f"the hub shows no dataset {dataset.id!r} {viewer}")
             log_in = "" if has_token else f"; if it is private, {_LOG_IN}"
             self.hint = f"compare the name with {dataset.page}{log_in}"
         else:
             super().__init__(f"dataset {dataset.id!r} has no revision {revision!r}")
-            self.hint = f"its commits stand at {dataset.page}/commits/main; leave data.revision out for the newest"
+            self.hint = f"see its commits at {dataset.page}/commits/main; omit data.revision to use the newest"
 
 
 class HubUnreachable(ModelCoreError):
-    """The hub does not answer, or not in time."""
+    """The hub does not answer in time, or answers with a server error."""
 
     code = "hub_unreachable"
 
     def __init__(self, reason: str, *, hint: str | None = None) -> None:
         super().__init__(f"the hub cannot be reached: {reason}")
-        self.hint = hint or "check the network and its proxy; files that are complete are kept, so trying again goes on"
+        self.hint = hint or "check the network and its proxy; complete files are kept, so a retry continues"
 
 
 def offline() -> HubUnreachable:
     """Build the error for offline mode.
 
     Returns:
-        The error, with a hint how to leave offline mode.
+        The error, with a hint that explains how to turn off offline mode.
     """
-    hint = "unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE where data is prepared, or take stories, pydoc or file:PATH"
+    hint = "unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE where data is prepared, or use stories, pydoc or file:PATH"
     return HubUnreachable("offline mode is on", hint=hint)
 
 
 @contextmanager
 def translate_hub_errors(dataset: HubDataset, token: Token | None, revision: str | None = None) -> Iterator[None]:
-    """Translate whatever the hub's libraries raise inside into an error of this package.
+    """Translate exceptions of the hub's libraries into errors of this package.
 
     Args:
-        dataset: What is asked for.
-        token: The `Token` that goes along, if any.
-        revision: What was asked for, if anything was.
+        dataset: Requested dataset.
+        token: Token of the request, if any.
+        revision: Requested revision, if any.
 
     Raises:
         ModelCoreError: The translated error; it never contains the token.
@@ -112,80 +114,41 @@ def translate_hub_errors(dataset: HubDataset, token: Token | None, revision: str
         yield
     except ModelCoreError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a library raises may quote the token
-        raise _sorted(error, dataset, token, revision) from None
-
-
-def _sorted(error: BaseException, dataset: HubDataset, token: Token | None, revision: str | None) -> ModelCoreError:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    redacted: Callable[[str], str] = token.redacted if token else str
-    said = redacted(" ".join(str(error).split())[:300]) or type(error).__name__
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        return _sorted(error.__cause__, dataset, token, revision)
-    if isinstance(error, HfHubHTTPError):
-        return _answered(error, dataset, token, revision, said)
-    if isinstance(error, OfflineModeIsEnabled):
-        return offline()
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFull(Path(error.filename or dataset.id))
-    if not isinstance(error, FileNotFoundError | PermissionError) and isinstance(error, HfHubHTTPError.__bases__):
-        return HubUnreachable(said)  # the HTTP library's errors, and the system's
-    return InvalidData(f"dataset {dataset.id!r} cannot be read: {said}")
-
-
-def _answered(error: Any, dataset: HubDataset, token: Token | None, revision: str | None, said: str) -> ModelCoreError:
-    """What a refusal of the hub means; it answers 401 for many reasons."""
-    status, kind = error.response.status_code, error.response.headers.get("X-Error-Code")
-    words = token.redacted(error.server_message or "") if token else error.server_message or ""
-    if status == 401 and token:
-        return HubBadToken(token.origin, "it has expired" if "expired" in words else "the hub does not know it")
-    if token and ((status == 403 and kind != "GatedRepo") or "fine-grained" in words):
-        return HubBadToken(token.origin, f"it may not read dataset {dataset.id!r}: {words or 'the hub says no more'}")
-    if kind == "GatedRepo":
-        return HubTermsNotAccepted(dataset, words) if token else HubLoginRequired(dataset)
-    if kind == "RevisionNotFound":
-        return HubNotFound(dataset, revision or "main", has_token=bool(token))
-    if status in {401, 404}:
-        return HubNotFound(dataset, has_token=bool(token))
-    return HubUnreachable(f"it answers {status} ({words or said})")
-
-
-TOKEN_VARIABLE = "HF_TOKEN"
-REFUSED_VARIABLE = "HF_TOKEN_REFUSED"  # why the token of a process was not handed on to a process it started
+    except Exception as error:  # noqa: BLE001 - any exception may contain the token
+        raise _translate(error, dataset, token, revision) from None
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it was found. Its value stands in no representation of it.
+    """An unchecked access token. Its `repr` does not contain the value.
 
     Attributes:
-        value: Perhaps with white space around it, perhaps of characters that no token has.
-        origin: Where it was found.
-        flaw: Why a process that had the token did not hand it on; the value is empty then.
+        value: Token as it was read, with any white space around it.
+        origin: Name of the variable or file that it was read from.
+        problem: Reason why the parent process did not pass its token on; the value is then empty.
     """
 
     value: str = field(repr=False)
     origin: str = TOKEN_VARIABLE
-    flaw: str | None = None
+    problem: str | None = None
 
     def checked(self) -> str:
-        """Return the token without surrounding white space, after checking it.
+        """Check the token and strip the white space around it.
 
         Returns:
             The value to send.
 
         Raises:
-            HubBadToken: It holds what no header of a request can; the error does not repeat it.
+            HubBadToken: The token contains characters that an HTTP header cannot; the error does not quote it.
         """
         value = self.value.strip()
-        if flaw := self.flaw or token_problem(value):
-            raise HubBadToken(self.origin, flaw)
+        if problem := self.problem or token_problem(value):
+            raise HubBadToken(self.origin, problem)
         return value
 
     @property
     def is_padded(self) -> bool:
-        """Whether white space stands around it."""
+        """Whether there is white space around the token."""
         return self.value != self.value.strip()
 
     def redacted(self, text: str) -> str:
@@ -202,18 +165,18 @@ class Token:
 
 
 def token_from(environment: Mapping[str, str]) -> Token | None:
-    """Find the access token in the environment, else in the file that ``hf auth login`` wrote.
+    """Find the access token in the environment, else in the file that ``hf auth login`` writes.
 
     Args:
-        environment: Variables of the process.
+        environment: Environment variables.
 
     Returns:
         The token; None if there is neither.
     """
     if environment.get(TOKEN_VARIABLE, "").strip():
         return Token(environment[TOKEN_VARIABLE])
-    if flaw := environment.get(REFUSED_VARIABLE):
-        return Token("", flaw=flaw)
+    if problem := environment.get(REFUSED_VARIABLE):
+        return Token("", problem=problem)
     file = _login_file(environment)
     try:
         value = file.read_text(encoding="utf-8", errors="replace")
@@ -223,19 +186,56 @@ def token_from(environment: Mapping[str, str]) -> Token | None:
 
 
 def token_problem(token: str) -> str | None:
-    """Find what makes a string unusable as a token.
+    """Explain why a string cannot be a token.
 
     Args:
-        token: The string, stripped.
+        token: String without white space around it.
 
     Returns:
-        The reason, which does not quote the token; None if the string is usable.
+        The reason, which does not quote the token; None if the string can be a token.
     """
     if not token.isascii():
         return "it holds a character that is not ASCII"
     if not token.isprintable():
         return "it holds a line end or another control character"
     return "it holds white space" if " " in token else None
+
+
+def _translate(error: BaseException, dataset: HubDataset, token: Token | None, revision: str | None) -> ModelCoreError:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    redacted: Callable[[str], str] = token.redacted if token else str
+    message = redacted(" ".join(str(error).split())[:300]) or type(error).__name__
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        return _translate(error.__cause__, dataset, token, revision)
+    if isinstance(error, HfHubHTTPError):
+        return _translate_response(error, dataset, token, revision, message)
+    if isinstance(error, OfflineModeIsEnabled):
+        return offline()
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFull(Path(error.filename or dataset.id))
+    if not isinstance(error, FileNotFoundError | PermissionError) and isinstance(error, HfHubHTTPError.__bases__):
+        return HubUnreachable(message)  # errors of the HTTP library and of the network
+    return InvalidData(f"dataset {dataset.id!r} cannot be read: {message}")
+
+
+def _translate_response(
+    error: Any, dataset: HubDataset, token: Token | None, revision: str | None, message: str
+) -> ModelCoreError:
+    """Translate an error response; the hub answers 401 for many reasons."""
+    status, error_code = error.response.status_code, error.response.headers.get("X-Error-Code")
+    reason = token.redacted(error.server_message or "") if token else error.server_message or ""
+    if status == 401 and token:
+        return HubBadToken(token.origin, "it has expired" if "expired" in reason else "the hub does not know it")
+    if token and ((status == 403 and error_code != "GatedRepo") or "fine-grained" in reason):
+        return HubBadToken(token.origin, f"it may not read dataset {dataset.id!r}: {reason or 'no reason given'}")
+    if error_code == "GatedRepo":
+        return HubTermsNotAccepted(dataset, reason) if token else HubLoginRequired(dataset)
+    if error_code == "RevisionNotFound":
+        return HubNotFound(dataset, revision or "main", has_token=bool(token))
+    if status in {401, 404}:
+        return HubNotFound(dataset, has_token=bool(token))
+    return HubUnreachable(f"it answers {status} ({reason or message})")
 
 
 def _login_file(environment: Mapping[str, str]) -> Path:

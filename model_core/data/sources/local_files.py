@@ -1,7 +1,7 @@
-"""Local files as a source: one file, or a folder of them, in the order of their names.
+"""Local files as a source: one file, or the files of a folder in the order of their names.
 
-How a file is read follows from its ending: ``.jsonl`` and ``.json`` hold an object a line, ``.parquet`` rows, and
-whatever else is text. A folder is read for its ``.txt``, ``.jsonl``, ``.json`` and ``.parquet`` files.
+The suffix determines the format: ``.jsonl`` and ``.json`` contain one object per line, ``.parquet`` contains rows, and
+all other files are text. In a folder, only ``.txt``, ``.jsonl``, ``.json`` and ``.parquet`` files are read.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ def open_files(path: Path, column: str) -> Source:
     """Open a file, or a folder of files, and check what can be checked without reading every document.
 
     Args:
-        path: A relative one is one of the working directory.
-        column: Which column holds the text, in files with columns.
+        path: File or folder, relative to the working directory.
+        column: Column with the text, for formats with columns.
 
     Returns:
         The source.
 
     Raises:
-        InvalidData: Something is missing, empty or cannot be read; with the file and the place in it.
+        InvalidData: A file is missing, empty or malformed; the message names the file and the position.
     """
-    paths = _found(path)
+    paths = _find_files(path)
     files = [File(file, str(file)) for file in paths]
     for file in files:
         _check(file, column)
-    size = sum(file.stat().st_size for file in paths)
-    name, revision = name_of(path), _revision(paths, path.is_dir())
+    size_bytes = sum(file.stat().st_size for file in paths)
+    name, revision = local_source_name(path), _revision(paths, path.is_dir())
     facts = {"files": [file.name for file in paths]} if path.is_dir() else {}
-    return Source(name, revision, None, size, reading(files, column), facts, _left_aside(path, paths))
+    return Source(name, revision, None, size_bytes, _reader(files, column), facts, _ignored_files(path, paths))
 
 
-def name_of(path: Path) -> str:
-    """Return the name of a local source in records, without directories, because they differ by host.
+def local_source_name(path: Path) -> str:
+    """Return the name of a local source in manifests, without directories, because they differ between hosts.
 
     Args:
         path: File or folder.
@@ -57,41 +57,20 @@ def name_of(path: Path) -> str:
 
 
 def revision_of_files(path: Path) -> str | None:
-    """Hash the files of a local source, and in a folder also their names.
+    """Hash the files of a local source, and the names of the files in a folder.
 
     Args:
         path: File or folder.
 
     Returns:
-        The hash, hex; None if the files do not exist.
+        The SHA-256, hex; None if the files do not exist.
     """
     if path.is_dir():
-        return _revision(paths, True) if (paths := _readable(path)) else None
+        return _revision(paths, True) if (paths := _readable_files(path)) else None
     return _revision([path], False) if path.is_file() else None
 
 
-def _revision(paths: Sequence[Path], in_folder: bool) -> str:
-    hashes = [sha256_of(path) for path in paths]
-    if not in_folder:
-        return hashes[0]
-    lines = (f"{digest} {path.name}\n" for digest, path in zip(hashes, paths, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def reading(files: Sequence[File], column: str) -> Callable[[int], Iterator[Document]]:
-    """Build `Source.documents` for files that are read one after the other.
-
-    Args:
-        files: Files in order.
-        column: Column with the text.
-
-    Returns:
-        A function from the number of documents to skip to the rest.
-    """
-    return lambda skip: documents_after(skip, (batch for file in files for batch in batches_of(file, column)))
-
-
-def batches_of(file: File, column: str) -> Iterator[Batch]:
+def read_batches(file: File, column: str) -> Iterator[Batch]:
     """Read the documents of a file in the format of its suffix.
 
     Args:
@@ -109,12 +88,12 @@ def batches_of(file: File, column: str) -> Iterator[Batch]:
     return text_batches(file)
 
 
-def documents_after(skip: int, batches: Iterable[Batch]) -> Iterator[Document]:
-    """Skip documents; batches that are skipped whole are only counted.
+def skip_documents(batches: Iterable[Batch], skip: int) -> Iterator[Document]:
+    """Skip the first documents; batches that are skipped completely are not decoded.
 
     Args:
-        skip: Number of documents to skip.
         batches: Batches in order.
+        skip: Number of documents to skip.
 
     Yields:
         The remaining documents.
@@ -125,9 +104,22 @@ def documents_after(skip: int, batches: Iterable[Batch]) -> Iterator[Document]:
         skip = max(0, skip - batch.count)
 
 
-def _found(path: Path) -> list[Path]:
+def _reader(files: Sequence[File], column: str) -> Callable[[int], Iterator[Document]]:
+    """Build `Source.documents` for files that are read one after the other."""
+    return lambda skip: skip_documents((batch for file in files for batch in read_batches(file, column)), skip)
+
+
+def _revision(paths: Sequence[Path], in_folder: bool) -> str:
+    hashes = [sha256_of(path) for path in paths]
+    if not in_folder:
+        return hashes[0]
+    lines = (f"{digest} {path.name}\n" for digest, path in zip(hashes, paths, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _find_files(path: Path) -> list[Path]:
     if path.is_dir():
-        return _in_folder(path)
+        return _find_in_folder(path)
     if not path.is_file():
         raise InvalidData(f"there is no file {path.resolve()}; give a file or a folder as file:PATH")
     if path.suffix.lower() in _NOT_TEXT:
@@ -136,25 +128,25 @@ def _found(path: Path) -> list[Path]:
     return [path]
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    paths, names = _readable(folder), sorted(entry.name for entry in folder.iterdir())
+def _find_in_folder(folder: Path) -> list[Path]:
+    paths, names = _readable_files(folder), sorted(entry.name for entry in folder.iterdir())
     if not paths:
-        there = ", ".join(names[:5]) or "nothing"
-        raise InvalidData(f"{folder} has no file that ends in {', '.join(READABLE)}; there is: {there}")
+        existing = ", ".join(names[:5]) or "nothing"
+        raise InvalidData(f"{folder} has no file that ends in {', '.join(READABLE)}; it contains: {existing}")
     return paths
 
 
-def _left_aside(folder: Path, paths: Sequence[Path]) -> tuple[ConfigWarning, ...]:
+def _ignored_files(folder: Path, paths: Sequence[Path]) -> tuple[ConfigWarning, ...]:
     if not folder.is_dir():
         return ()
     others = sorted({entry.name for entry in folder.iterdir()} - {path.name for path in paths})
     named = ", ".join(others[:10]) + (" ..." if len(others) > 10 else "")
-    detail = f"{folder} is read for {', '.join(READABLE)}; left aside: {named}"
+    detail = f"only the {', '.join(READABLE)} files of {folder} are read; ignored: {named}"
     return (ConfigWarning("files_left_aside", detail),) if others else ()
 
 
-def _readable(folder: Path) -> list[Path]:
-    """Its files of documents, in the order of their names."""
+def _readable_files(folder: Path) -> list[Path]:
+    """Find the files with a readable suffix, in the order of their names."""
     entries = (entry for entry in folder.iterdir() if entry.suffix.lower() in READABLE and entry.is_file())
     return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
@@ -163,8 +155,8 @@ def _check(file: File, column: str) -> None:
     try:
         if file.path.suffix.lower() not in READABLE[1:]:
             check_text(file)
-        is_empty = not any(batch.count for batch in batches_of(file, column))
+        is_empty = not any(batch.count for batch in read_batches(file, column))
     except OSError as error:
-        raise InvalidData(f"{file.shown} cannot be read: {error.strerror or error}") from None
+        raise InvalidData(f"{file.display_name} cannot be read: {error.strerror or error}") from None
     if is_empty:
-        raise InvalidData(f"{file.shown} is empty; a source needs text")
+        raise InvalidData(f"{file.display_name} is empty; a source needs text")

@@ -1,7 +1,7 @@
-"""What the Python interpreter says of itself: a corpus that needs no network and is nobody's but Python's.
+"""Documentation of the installed Python as a source that needs no network.
 
-The topics of ``help()`` and the docstrings of the standard library, paragraphs of prose alone. The text differs
-from one version of Python to the next, so the revision is a hash of it.
+The corpus is the prose of the ``help()`` topics and of the docstrings in the standard library. The text depends on the
+version of Python, so the revision is a hash of it.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from pathlib import Path
 
 from model_core.errors import InvalidData
 
-_SHORTEST = 80  # characters of a docstring that says more than its name
-_LEFT_OUT = frozenset(
+_MIN_CHARACTERS = 80  # shorter docstrings rarely say more than the name
+_EXCLUDED = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "turtledemo", "encodings"}
 )
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 _WORDS = re.compile(r"[A-Za-z][a-z]+[ ,.;:]")
-_UNLIKE_PROSE = re.compile(r"^\s*(?:>>>|\.\.\.|[|+$#@*=~-]|\w+\s*=|\w+\(.*\)$)|::=|[=*-]{4}", re.MULTILINE)
+_CODE_OR_TABLE = re.compile(r"^\s*(?:>>>|\.\.\.|[|+$#@*=~-]|\w+\s*=|\w+\(.*\)$)|::=|[=*-]{4}", re.MULTILINE)
 
 
 @cache
 def documentation() -> tuple[str, ...]:
-    """Every document once, in a fixed order.
+    """Return the documents without repetitions, in a fixed order.
 
     Returns:
-        The documents, in a fixed order.
+        The documents.
 
     Raises:
-        InvalidData: This Python comes without its documentation.
+        InvalidData: This Python is installed without its documentation.
     """
-    documents = tuple(prose_of([*_topics(), *docstrings(Path(sysconfig.get_path("stdlib")))]))
+    documents = tuple(extract_prose([*_topics(), *docstrings(Path(sysconfig.get_path("stdlib")))]))
     if not documents:
-        raise InvalidData("source 'pydoc': this Python comes without topics of help() and sources of its library")
+        raise InvalidData("source 'pydoc': Python is installed without the topics of help() and its library's source")
     return documents
 
 
 def documentation_revision() -> str:
-    """Hash of the documents, hex.
+    """Return the SHA-256 of the documents.
 
     Returns:
-        The revision; it changes when the documents do.
+        The revision, hex; it changes when the documents do.
     """
     return hashlib.sha256("\0".join(documentation()).encode()).hexdigest()
 
@@ -63,12 +63,12 @@ def docstrings(library: Path) -> Iterator[str]:
         Docstrings in the order of the files.
     """
     for file in sorted(library.rglob("*.py")):
-        if _LEFT_OUT.isdisjoint(file.relative_to(library).parts):
-            yield from _docstrings_of(file)
+        if _EXCLUDED.isdisjoint(file.relative_to(library).parts):
+            yield from _file_docstrings(file)
 
 
-def prose_of(texts: Iterable[str]) -> Iterator[str]:
-    """Keep the paragraphs of prose, and drop repeated texts, short ones, code and tables.
+def extract_prose(texts: Iterable[str]) -> Iterator[str]:
+    """Keep the paragraphs of prose; drop code, tables, short texts and repeated texts.
 
     Args:
         texts: Texts to filter.
@@ -77,42 +77,42 @@ def prose_of(texts: Iterable[str]) -> Iterator[str]:
         The prose of each remaining text.
     """
     parts = ("\n\n".join(filter(_is_prose, _PARAGRAPH_END.split(cleandoc(text)))) for text in texts)
-    yield from dict.fromkeys(text for text in parts if len(text) > _SHORTEST)
+    yield from dict.fromkeys(text for text in parts if len(text) > _MIN_CHARACTERS)
 
 
 def _topics() -> Iterator[str]:
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:  # some distributions leave it out
+    except ImportError:  # some distributions omit it
         return
     yield from (topics[name] for name in sorted(topics))
 
 
-def _docstrings_of(file: Path) -> Iterator[str]:
+def _file_docstrings(file: Path) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in other people's strings
+            warnings.simplefilter("ignore")  # invalid escapes in the strings of the library
             tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, OSError):
         return
-    yield from _docstrings_in(tree)
+    yield from _node_docstrings(tree)
 
 
-def _docstrings_in(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
-    """Its own, and those of what it defines; what a function defines is nobody's to read."""
+def _node_docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    """Docstrings of a node and of its classes and functions, but not of functions inside functions."""
     text = ast.get_docstring(node, clean=False)
-    if text is not None and len(text) > _SHORTEST:
+    if text is not None and len(text) > _MIN_CHARACTERS:
         yield text
     if isinstance(node, ast.Module | ast.ClassDef):
         for child in node.body:
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                yield from _docstrings_in(child)
+                yield from _node_docstrings(child)
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Whether it is sentences, and not code, a table or a heading."""
+    """Whether a paragraph consists of sentences, not of code, a table or a heading."""
     return (
         paragraph.rstrip().endswith((".", ":", "!", "?", ")"))
-        and not _UNLIKE_PROSE.search(paragraph)
+        and not _CODE_OR_TABLE.search(paragraph)
         and sum(len(word) for word in _WORDS.findall(paragraph)) > 0.55 * len(paragraph)
     )

@@ -1,4 +1,4 @@
-"""Finds the source that a configuration names."""
+"""Opens the source that a configuration names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model_core.config_validation import cross_section_errors
 from model_core.data.sources.base import Document, Source
 from model_core.data.sources.hub_access import Token
 from model_core.data.sources.huggingface import open_hub
-from model_core.data.sources.local_files import name_of, open_files, revision_of_files
+from model_core.data.sources.local_files import local_source_name, open_files, revision_of_files
 from model_core.data.sources.python_docs import documentation, documentation_revision
 from model_core.data.sources.stories import STORY_COUNT, VERSION, stories
 from model_core.errors import InvalidConfig
@@ -24,24 +24,24 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 def open_source(
     text: str, *, seed: int, revision: str | None = None, text_column: str = "text", token: Token | None = None
 ) -> Source:
-    """Find a source and check what can be checked without reading every document.
+    """Open a source and check what can be checked without reading every document.
 
     Args:
-        text: One of `catalog.SOURCE_SYNTAX`; a relative path is one of the working directory.
-        seed: Of generated text.
-        revision: Commit, branch or tag of a dataset of the hub.
-        text_column: Which column holds the text, where there are columns.
-        token: For datasets of the hub that not everybody may read.
+        text: Source as in `catalog.SOURCE_SYNTAX`; paths are relative to the working directory.
+        seed: Seed of generated text.
+        revision: Commit, branch or tag of a hub dataset.
+        text_column: Column with the text, for sources with columns.
+        token: Access token for hub datasets with restricted access.
 
     Returns:
         The source.
 
     Raises:
-        InvalidConfig: There is no such source, or it has no revisions or columns to choose.
-        InvalidData: A file is missing, empty, or not what it should be; with file and place. What lies deep
-            in a file is found by reading, so iterating raises this too.
-        ModelCoreError: With one of the codes of `refusal`, when the hub does not give a dataset.
-        DiskFull: What the hub gives would not fit in the cache of its library.
+        InvalidConfig: The source does not exist, or has no revisions or columns to choose.
+        InvalidData: A file is missing, empty or malformed; the message names the file and the position. Iterating
+            over the documents raises this too, because most of a file is checked only when it is read.
+        ModelCoreError: One of the errors of `hub_access`, if the hub refuses access to the dataset.
+        DiskFull: The files of a hub dataset do not fit in the cache of the hub's library.
     """
     problems = tuple(
         cross_section_errors({"data": DataConfig(source=text, revision=revision, text_column=text_column)})
@@ -49,26 +49,26 @@ def open_source(
     if problems:
         raise InvalidConfig(problems)
     if text == "stories":
-        return Source(text, _stories_revision(seed), STORY_COUNT, None, _again(lambda: stories(seed)))
+        return Source(text, _stories_revision(seed), STORY_COUNT, None, _documents(lambda: stories(seed)))
     if text == "pydoc":
         documents = documentation()
         text_bytes = sum(len(document.encode()) for document in documents)
-        return Source(text, documentation_revision(), len(documents), text_bytes, _again(lambda: documents))
+        return Source(text, documentation_revision(), len(documents), text_bytes, _documents(lambda: documents))
     if dataset := hub_dataset(text):
         return open_hub(text, dataset, revision=revision, column=text_column, token=token)
     return open_files(portable(text.removeprefix("file:")), text_column)
 
 
 def revision_of(text: str, *, seed: int, revision: str | None = None) -> str | None:
-    """Return `Source.revision` if it is known quickly and without a network.
+    """Return `Source.revision` if it is known without opening the source.
 
     Args:
-        text: Source, as the configuration writes it.
+        text: Source as in the configuration.
         seed: Seed of generated text.
-        revision: Revision that was asked for.
+        revision: Requested revision.
 
     Returns:
-        The revision; None if only opening the source would show it.
+        The revision; None if it is known only after opening the source.
     """
     if text == "stories":
         return _stories_revision(seed)
@@ -81,7 +81,7 @@ def uses_seed(text: str) -> bool:
     """Return whether the documents of a source depend on the seed.
 
     Args:
-        text: The source, as the configuration writes it.
+        text: Source as in the configuration.
 
     Returns:
         True for a source that generates its documents.
@@ -90,20 +90,20 @@ def uses_seed(text: str) -> bool:
 
 
 def source_name(text: str) -> str:
-    """Return the name of a source in records.
+    """Return the name of a source in manifests.
 
     Args:
-        text: Source, as the configuration writes it.
+        text: Source as in the configuration.
 
     Returns:
         The name, without the directories of a file.
     """
-    return name_of(portable(text[5:])) if text.startswith("file:") else text
+    return local_source_name(portable(text[5:])) if text.startswith("file:") else text
 
 
 def _stories_revision(seed: int) -> str:
     return f"{VERSION}, seed {seed}"
 
 
-def _again(texts: Callable[[], Iterable[str]]) -> Callable[[int], Iterator[Document]]:
+def _documents(texts: Callable[[], Iterable[str]]) -> Callable[[int], Iterator[Document]]:
     return lambda skip: map(Document, islice(texts(), skip, None))

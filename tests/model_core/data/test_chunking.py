@@ -4,13 +4,13 @@ from collections import Counter
 
 import pytest
 
-from model_core.data.chunking import apportion, assigned
+from model_core.data.chunking import apportion, assign_splits
 
 SHARES = (0.90, 0.09, 0.01)
 
 
 def test_every_hundred_documents_are_split_exactly():
-    splits = [split for split, _ in assigned(map(str, range(1000)), SHARES, 7)]
+    splits = [split for split, _ in assign_splits(map(str, range(1000)), SHARES, 7)]
     for block in range(10):
         assert Counter(splits[100 * block :][:100]) == {"train": 90, "val": 9, "test": 1}
 
@@ -33,12 +33,12 @@ def test_a_partial_block_follows_the_largest_remainders(count, shares, parts):
 
 def test_documents_keep_their_order_and_the_seed_decides_where_they_go():
     documents = [str(number) for number in range(250)]
-    first, again, other = (list(assigned(documents, SHARES, seed)) for seed in (1, 1, 2))
+    first, again, other = (list(assign_splits(documents, SHARES, seed)) for seed in (1, 1, 2))
     assert [document for _, document in first] == documents
     assert first == again
     assert first != other
 
 
 def test_blocks_are_split_differently():
-    test = [int(document) for split, document in assigned(map(str, range(1000)), SHARES, 1) if split == "test"]
+    test = [int(document) for split, document in assign_splits(map(str, range(1000)), SHARES, 1) if split == "test"]
     assert len({number % 100 for number in test}) > 5

@@ -59,10 +59,10 @@ def test_a_word_that_comes_again_has_its_ids_again(texts):
 
 def test_words_begin_with_the_white_space_that_something_else_follows():
     words = Words(f"The cat\n\nsat.  The cat\xa0\u3000ran {END}The cat{END}")
-    assert words.different == ["The", " cat\n", "\nsat. ", " The", " cat\xa0", "\u3000ran ", f"{END}The", f" cat{END}"]
+    assert words.distinct == ["The", " cat\n", "\nsat. ", " The", " cat\xa0", "\u3000ran ", f"{END}The", f" cat{END}"]
 
 
 def test_ids_replace_every_occurrence_of_their_word():
-    words = Words("a bc bc d bc")  # different: a, bc, d
-    replaced = words.replaced(np.array([1, 2, 3, 4], np.uint32), np.array([1, 3, 4]))
+    words = Words("a bc bc d bc")  # distinct: a, bc, d
+    replaced = words.replace(np.array([1, 2, 3, 4], np.uint32), np.array([1, 3, 4]))
     assert replaced.tolist() == [1, 2, 3, 2, 3, 4, 2, 3]

@@ -73,8 +73,8 @@ def test_ranks_of_a_row_in_shards_take_what_one_process_takes_of_it_whole(
     shards = ShardedTokens(np.split(TOKENS, sorted(cuts)))
     whole = TokenLoader(TOKENS, LoaderConfig(ranks * size, 10, shuffle, 3))
     expected = [starts(whole, 1) for _ in range(after + steps)][after:]
-    configs = [LoaderConfig(size, 10, shuffle, 3, rank=rank, ranks=ranks) for rank in range(ranks)]
-    loaders = [TokenLoader(shards, config, ahead=ahead) for config in configs]
+    configs = [LoaderConfig(size, 10, shuffle, 3, rank=rank, world_size=ranks) for rank in range(ranks)]
+    loaders = [TokenLoader(shards, config, read_ahead=ahead) for config in configs]
     for loader in loaders:
         loader.next_batch()
         loader.position = after * ranks * size  # as after a resume: what was read ahead is not taken
@@ -99,7 +99,7 @@ def test_files_of_a_row_are_read_as_one_without_copying(tmp_path: Path) -> None:
 
 def test_an_unknown_rank_is_refused() -> None:
     with pytest.raises(ValueError, match="rank 2"):
-        LoaderConfig(1, 1, rank=2, ranks=2)
+        LoaderConfig(1, 1, rank=2, world_size=2)
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 2), np.uint16), np.zeros(4), np.array([object()])])
@@ -131,4 +131,4 @@ def test_ranks_share_the_rows_that_one_process_would_take(
 
 def test_file_that_is_too_short_for_a_batch_of_all_ranks_is_refused() -> None:
     with pytest.raises(InvalidData, match="161"):
-        TokenLoader(TOKENS[:150], LoaderConfig(8, 10, rank=1, ranks=2), name="short.npy")
+        TokenLoader(TOKENS[:150], LoaderConfig(8, 10, rank=1, world_size=2), name="short.npy")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_core.config import BpeTokenizer
-from model_core.data.chunking import assigned
+from model_core.data.chunking import assign_splits
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.data.ensure import prepare
 from model_core.data.loader import load_tokens
@@ -74,7 +74,7 @@ def test_the_files_are_those_of_a_plain_program(tmp_path_factory, texts, threads
     kept = list(dict.fromkeys(readable)) if dedupe else readable
     kept = kept + [f"filler {n}" for n in range(100 - len(kept))]
     tokenizer, expected = gpt2_tokenizer(), {"train": [], "val": [], "test": []}
-    for split, text in assigned(kept, SHARES, 5):
+    for split, text in assign_splits(kept, SHARES, 5):
         expected[split].append([*tokenizer.encode(text), tokenizer.eot])
     texts = texts + kept[len(dict.fromkeys(readable)) if dedupe else len(texts) :]
     options = {

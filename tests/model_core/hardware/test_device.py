@@ -235,7 +235,7 @@ def test_a_decision_for_cuda_is_applied_to_the_process() -> None:
 @needs_cuda
 def test_batches_reach_the_gpu_from_page_locked_memory_unchanged() -> None:
     tokens, config = np.arange(100, dtype=np.uint16), LoaderConfig(2, 8)
-    idx, targets = TokenLoader(tokens, config, device="cuda", pinned=on(describe_machine()).pinned).next_batch()
+    idx, targets = TokenLoader(tokens, config, device="cuda", pin_memory=on(describe_machine()).pinned).next_batch()
     expected = TokenLoader(tokens, config).next_batch()
     assert (idx.device.type, targets.device.type) == ("cuda", "cuda")
     assert [torch.equal(a.cpu(), b) for a, b in zip((idx, targets), expected, strict=True)] == [True, True]

@@ -50,7 +50,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
     assert list(source.documents(0)) == expected
     assert list(source.documents(501)) == expected[501:]
     assert source.facts == {"files": ["a.txt", "b.parquet", "c.jsonl"]}
-    assert [advice.detail.rpartition(": ")[2] for advice in source.advice] == ["README.md"]
+    assert [advice.detail.rpartition(": ")[2] for advice in source.warnings] == ["README.md"]
     (tmp_path / "a.txt").rename(tmp_path / "aa.txt")
     assert open_source(f"file:{tmp_path}", seed=0).revision != source.revision
 

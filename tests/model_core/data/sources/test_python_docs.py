@@ -1,6 +1,6 @@
 """Docstrings of a library as documents, without code and tests."""
 
-from model_core.data.sources.python_docs import docstrings, prose_of
+from model_core.data.sources.python_docs import docstrings, extract_prose
 
 PROSE = "This sentence describes what the thing does, at some length, and it goes on until it is long enough."
 MODULE = f'''"""{PROSE} One."""
@@ -33,4 +33,4 @@ def test_prose_is_taken_from_modules_classes_and_functions_once(tmp_path):
     (tmp_path / "test" / "c.py").write_text(f'"""{PROSE} Test."""')
     two = f"{PROSE} Two.\n\nA last paragraph of plain words stands below."
     expected = [f"{PROSE} A \\d zero.", f"{PROSE} One.", two, f"{PROSE} Three."]
-    assert list(prose_of(docstrings(tmp_path))) == expected
+    assert list(extract_prose(docstrings(tmp_path))) == expected

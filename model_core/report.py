@@ -1,7 +1,7 @@
-"""The costs of a configuration beside those of the uniform model, as JSON, Markdown or tables.
+"""Comparison of a configuration's costs with those of the uniform baseline, as JSON, Markdown or tables.
 
-`headcount report`, `GET /runs/{run}/report` and `POST /jobs?validate_only=true` all use this module and `budget.py`, so
-they cannot disagree. `preflight` compares the needs of a run with the machine before the first step.
+`headcount report`, `GET /runs/{run}/report` and `POST /jobs?validate_only=true` use this module and `budget.py`, so
+their numbers agree. `preflight` compares the requirements of a run with the machine before the first step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows and columns; the first column names the row.
+    """A table of text whose first column names the row.
 
     Attributes:
         title: Title of the table.
@@ -47,13 +47,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What one configuration costs.
+    """Costs of a configuration and of its uniform baseline.
 
     Attributes:
         experiment_name: Name of the experiment.
-        budget: Its costs.
-        uniform: Costs of the same experiment with equal heads.
-        warnings: What its author should know.
+        budget: Costs of the configuration.
+        uniform: Costs of the same experiment with equal head counts.
+        warnings: Warnings of the configuration.
     """
 
     experiment_name: str
@@ -73,15 +73,15 @@ class Report:
         """Build the tables.
 
         Returns:
-            Layers, totals beside the uniform model, memory, and length and disk.
+            Tables of the layers, the totals and those of the uniform model, the memory, and the length and disk.
         """
-        return (_layers(self), _totals(self), _memory(self), _length(self))
+        return (_layer_table(self), _totals_table(self), _memory_table(self), _length_table(self))
 
     def remarks(self) -> Iterator[str]:
-        """Write the sentences below the tables.
+        """Write the remarks below the tables.
 
-        Returns:
-            The sentences, without Markdown.
+        Yields:
+            Sentences without Markdown.
         """
         if saves_nothing(self.budget, self.uniform):
             yield NO_SAVING
@@ -90,23 +90,23 @@ class Report:
         yield from (f"warning: {warning.detail}" for warning in self.warnings)
 
     def to_markdown(self) -> str:
-        """Write the report as a page.
+        """Format the report as a Markdown page.
 
         Returns:
             Markdown text.
         """
-        tables = [f"## {table.title}\n\n{_markdown(table)}" for table in self.tables()]
+        tables = [f"## {table.title}\n\n{_format_markdown(table)}" for table in self.tables()]
         formulas = [f"- {what} = `{formula}`" for what, formula in self.budget.formulas.items()]
         parts = [f"# {self.experiment_name}", *tables, *self.remarks(), "## Formulas", "\n".join(formulas)]
         return "\n\n".join(parts) + "\n"
 
 
 def build_report(parsed: ParsedConfig, dataset: Dataset) -> Report:
-    """Compute what a configuration costs, and what its uniform baseline would.
+    """Compute the costs of a configuration and of its uniform baseline.
 
     Args:
         parsed: The configuration and its warnings.
-        dataset: Its dataset; if it is prepared, its size gives the epochs.
+        dataset: Dataset of the configuration; epochs are computed only if it is prepared.
 
     Returns:
         The report.
@@ -130,12 +130,12 @@ def count_train_tokens(dataset: Dataset) -> int | None:
         return int(manifest["splits"]["train"]["tokens"]) or None
     try:
         return int(np.load(dataset.train, mmap_mode="r", allow_pickle=False).size) or None
-    except (OSError, ValueError, EOFError):  # a training reports what is wrong
+    except (OSError, ValueError, EOFError):  # the training itself reports the error
         return None
 
 
 def preflight(config: ExperimentConfig, dataset: Dataset, run: Path, emit: Callable[..., Any]) -> None:
-    """Log the length of a run in steps, tokens and epochs, and warn if the disk may become full.
+    """Log the length of a run in steps, tokens and epochs, and warn if the disk may fill up.
 
     Args:
         config: Resolved configuration.
@@ -151,14 +151,14 @@ def preflight(config: ExperimentConfig, dataset: Dataset, run: Path, emit: Calla
 
 
 def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[ConfigWarning]:
-    """Warn if the checkpoints of a run may not fit on the disk. Other writers may fill it too, so it is no error.
+    """Warn if the checkpoints of a run may not fit on the disk. Free space changes, so this is not an error.
 
     Args:
         disk: Size of the checkpoints.
-        run: Directory of the run, which need not exist. Its checkpoints are not counted again.
+        run: Directory of the run, which need not exist. Its existing checkpoints are subtracted.
 
-    Returns:
-        The warning, if there is one.
+    Yields:
+        At most one warning.
     """
     existing = run = run.absolute()
     while not existing.is_dir():
@@ -174,14 +174,14 @@ def disk_shortage(disk: DiskBudget, run: Path) -> Iterator[ConfigWarning]:
         )
 
 
-def _layers(report: Report) -> Table:
-    head = ("layer", "heads", "head_dim", "parameters", "KV bytes a token", "FLOPs a token", "softmax", "flash")
+def _layer_table(report: Report) -> Table:
+    head = ("layer", "heads", "head_dim", "parameters", "KV bytes per token", "FLOPs per token", "softmax", "flash")
     embeddings = ("embed", "", "", f"{report.budget.embedding_parameters:,}", "", "", "", "")
-    rows = tuple(_layer(layer) for layer in report.budget.layers)
+    rows = tuple(_layer_row(layer) for layer in report.budget.layers)
     return Table(f"{report.experiment_name}: layers", head, (*rows, embeddings))
 
 
-def _layer(layer: LayerBudget) -> tuple[str, ...]:
+def _layer_row(layer: LayerBudget) -> tuple[str, ...]:
     numbers = (
         layer.layer, layer.n_head, layer.head_dim, layer.parameters, layer.kv_bytes_per_token, layer.flops_per_token,
         layer.softmax_elements,
@@ -189,54 +189,56 @@ def _layer(layer: LayerBudget) -> tuple[str, ...]:
     return (*(f"{number:,}" for number in numbers), "yes" if layer.flash else "no")
 
 
-def _totals(report: Report) -> Table:
+def _totals_table(report: Report) -> Table:
     budget, uniform = report.budget, report.uniform
     heads = {layer.n_head for layer in budget.layers}
-    here = f"this ({heads.pop() if len(heads) == 1 else 'unequal'} heads)"
+    column = f"this ({heads.pop() if len(heads) == 1 else 'unequal'} heads)"
     rows = (
-        _beside("parameters", budget.parameters, uniform.parameters),
-        _beside("KV bytes a token (bf16)", budget.kv_bytes_per_token, uniform.kv_bytes_per_token),
-        _beside("FLOPs a token", budget.flops_per_token, uniform.flops_per_token),
-        _beside("softmax elements a sequence", budget.softmax_elements, uniform.softmax_elements),
-        _beside("training memory on a CPU, MiB", _mib(budget.memory.total_bytes), _mib(uniform.memory.total_bytes)),
-        _beside("checkpoints on disk, MiB", _mib(budget.disk.total_bytes), _mib(uniform.disk.total_bytes)),
+        _comparison_row("parameters", budget.parameters, uniform.parameters),
+        _comparison_row("KV bytes per token (bf16)", budget.kv_bytes_per_token, uniform.kv_bytes_per_token),
+        _comparison_row("FLOPs per token", budget.flops_per_token, uniform.flops_per_token),
+        _comparison_row("softmax elements per sequence", budget.softmax_elements, uniform.softmax_elements),
+        _comparison_row(
+            "training memory on a CPU, MiB", _mib(budget.memory.total_bytes), _mib(uniform.memory.total_bytes)
+        ),
+        _comparison_row("checkpoints on disk, MiB", _mib(budget.disk.total_bytes), _mib(uniform.disk.total_bytes)),
     )
-    head = ("", here, f"uniform ({uniform.layers[0].n_head} heads)", "change")
+    head = ("", column, f"uniform ({uniform.layers[0].n_head} heads)", "change")
     return Table("beside the uniform model", head, rows)
 
 
-def _beside(label: str, value: int, uniform: int) -> tuple[str, str, str, str]:
-    share = 100 * (value - uniform) / uniform if uniform else 0.0
-    return label, f"{value:,}", f"{uniform:,}", "same" if value == uniform else f"{share:+.1f} %"
+def _comparison_row(label: str, value: int, uniform: int) -> tuple[str, str, str, str]:
+    change = 100 * (value - uniform) / uniform if uniform else 0.0
+    return label, f"{value:,}", f"{uniform:,}", "same" if value == uniform else f"{change:+.1f} %"
 
 
-def _memory(report: Report) -> Table:
+def _memory_table(report: Report) -> Table:
     memory = report.budget.memory
     parts = {
-        "above import": memory.base_bytes,
+        "process after import": memory.base_bytes,
         "weights": memory.weights_bytes,
         "gradients": memory.gradients_bytes,
         "optimizer": memory.optimizer_bytes,
         "activations": memory.activations_bytes,
         "logits and cross entropy": memory.logits_bytes,
         "attention weights (dropout)": memory.attention_bytes,
-        "together": memory.total_bytes,
-        "asked for, with a margin": memory.required_bytes,
+        "total": memory.total_bytes,
+        "required, with a margin": memory.required_bytes,
     }
     rows = tuple((part, f"{_mib(size):,}") for part, size in parts.items())
     return Table("memory of a training step on a CPU, MiB", ("part", "MiB"), rows)
 
 
-def _length(report: Report) -> Table:
+def _length_table(report: Report) -> Table:
     schedule, disk = report.budget.schedule, report.budget.disk
     known = schedule.epochs is not None
     rows = (
         ("steps", f"{schedule.steps:,}"),
-        ("micro batches a step", f"{schedule.accumulation:,}"),
+        ("micro batches per step", f"{schedule.accumulation:,}"),
         ("tokens", f"{schedule.tokens:,}"),
         ("tokens of the dataset", f"{schedule.train_tokens:,}" if known else "unknown: it is not prepared here"),
         ("epochs", f"{schedule.epochs:,.2f}" if known else "unknown"),
-        ("a full state, MiB", f"{_mib(disk.full_state_bytes):,}"),
+        ("full state, MiB", f"{_mib(disk.full_state_bytes):,}"),
         ("weights alone, MiB", f"{_mib(disk.weights_bytes):,}"),
         ("checkpoints, at most, MiB", f"{_mib(disk.total_bytes):,}"),
     )
@@ -247,6 +249,6 @@ def _mib(size_bytes: int) -> int:
     return size_bytes // _MIB
 
 
-def _markdown(table: Table) -> str:
+def _format_markdown(table: Table) -> str:
     rule = ("---", *("---:" for _ in table.head[1:]))
     return "\n".join(f"| {' | '.join(row)} |" for row in (table.head, rule, *table.rows))

@@ -14,18 +14,18 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, mode
 
 from model_core.config import Config, Name, Real
 
-MAX_PROMPT_CHARACTERS = 200_000  # on a million spaces the pattern of GPT-2 overflows its stack
-_DRAWN_SEEDS = 2**32  # small enough to be exact in every JSON reader
+MAX_PROMPT_CHARACTERS = 200_000  # on a million spaces GPT-2's regular expression overflows its stack
+_RANDOM_SEEDS = 2**32  # small enough for an exact double in any JSON parser
 
 
 def _json_number(value: Any) -> Any:
-    """Refuse true, and accept 20.0 as an integer, as JSON Schema does."""
+    """Reject booleans, and accept 20.0 as an integer, as JSON Schema does."""
     if isinstance(value, bool):
         raise ValueError("Input should be a number")
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _one_or_many(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
@@ -33,10 +33,10 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-# A query string has only text, so "20" counts as a number here, unlike in a configuration.
+# Values of a query string are text, so "20" is a number here, unlike in a configuration.
 JsonNumber = BeforeValidator(_json_number)
 Count = Annotated[int, JsonNumber]
-TokenCount = Annotated[int, Field(ge=1, le=2**17), JsonNumber]  # bounds first, or they would be missing in the schema
+TokenCount = Annotated[int, Field(ge=1, le=2**17), JsonNumber]  # bounds first: the schema omits later ones
 CheckpointRef = Annotated[str, Field(min_length=1, max_length=100)]  # best, final, latest, step=N or a file name
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Annotated[tuple[StopText, ...], Field(max_length=16)]
@@ -44,18 +44,18 @@ ExampleId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,11}|t_[0-9a-f]{8,64}
 
 
 class SamplingParams(Config):
-    """How a prompt is continued, by any model.
+    """A prompt and how to continue it, for any model.
 
     Attributes:
         prompt: Text to continue; empty starts a new text.
-        max_new_tokens: Upper limit of new tokens; fewer when the model has no more positions.
+        max_new_tokens: Upper limit of new tokens; fewer when the context window is full.
         temperature: Divides the logits; 0 always takes the most likely token.
         top_k: Sample among this number of most likely tokens; 0 takes all.
         top_p: Sample among the most likely tokens that together have this probability.
-        seed: Seed of every draw; None draws one, which the result states.
+        seed: Seed of the random numbers; None draws a seed, which the result contains.
         n: Number of continuations of the same prompt.
         stop: Texts that end a continuation; they are not part of it.
-        logprobs: Report the log probability of each token and of this number of others; None leaves them out.
+        logprobs: Return the log probability of each token and of this number of most likely tokens; None returns none.
     """
 
     prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS)
@@ -65,16 +65,16 @@ class SamplingParams(Config):
     top_p: Real = Field(default=1.0, gt=0.0, le=1.0)
     seed: Annotated[int, Field(ge=0, lt=2**63), JsonNumber] | None = None
     n: Count = Field(default=1, ge=1, le=256)
-    stop: Annotated[Stops, BeforeValidator(_one_or_many, json_schema_input_type=StopText | Stops)] = ()
+    stop: Annotated[Stops, BeforeValidator(_as_tuple, json_schema_input_type=StopText | Stops)] = ()
     logprobs: Annotated[int, Field(ge=0, le=20), JsonNumber] | None = None
 
     def seeded(self) -> Self:
-        """Add a seed if there is none, drawn without a global generator.
+        """Draw a seed if there is none, from the operating system's random numbers.
 
         Returns:
             The same parameters with a seed.
         """
-        return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(_DRAWN_SEEDS)})
+        return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(_RANDOM_SEEDS)})
 
 
 class GenerateRequest(SamplingParams):
@@ -86,7 +86,7 @@ class GenerateRequest(SamplingParams):
 
 
 class TokenLogprob(Config):
-    """Log probability of one token in nats, by the model itself: before temperature, top-k and top-p."""
+    """Log probability of one token in nats, before temperature, top-k and top-p."""
 
     token: int
     text: str
@@ -94,7 +94,7 @@ class TokenLogprob(Config):
 
 
 class ScoredToken(TokenLogprob):
-    """A generated token, and the most likely ones at its position."""
+    """A generated token and the most likely tokens at its position."""
 
     top: tuple[TokenLogprob, ...] = ()
 
@@ -103,11 +103,11 @@ class Choice(Config):
     """One continuation.
 
     Attributes:
-        index: Its number among the n continuations.
+        index: Number of the continuation, from 0.
         text: The generated text, without the prompt; cut before a stop text.
         tokens: Ids of that text; after a cut, the last one may extend beyond it. The end-of-text id is not included.
         finish_reason: ``stop`` (end of text, or a stop text) or ``length``.
-        logprobs: One entry for each token, if requested; otherwise the key is left out.
+        logprobs: One entry per token if requested; otherwise the key is omitted.
     """
 
     index: int
@@ -117,7 +117,7 @@ class Choice(Config):
     logprobs: tuple[ScoredToken, ...] | None = None
 
     @model_serializer(mode="wrap")
-    def _leave_out_what_was_not_asked(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_unrequested_logprobs(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
         if self.logprobs is None:
             del fields["logprobs"]
@@ -125,14 +125,14 @@ class Choice(Config):
 
 
 class Usage(Config):
-    """Tokens of the prompt (an empty one counts as its start token) and tokens of all choices."""
+    """Number of prompt tokens (1 for an empty prompt, its start token) and of the tokens of all choices."""
 
     prompt_tokens: int
     completion_tokens: int
 
 
 class GenerateResult(Config):
-    """Reply to a `GenerateRequest`; `checkpoint` is the file that was used."""
+    """Response to a `GenerateRequest`; `checkpoint` is the file that was used."""
 
     run: str
     checkpoint: str
@@ -147,11 +147,11 @@ class AttentionRequest(Config):
     """Request for the attention of every head on one text.
 
     Attributes:
-        run: Run of the model.
-        id: Number of a test example, or `text_id` of a text.
-        checkpoint: As in `GenerateRequest`.
-        text: The text itself, for an id that starts with ``t_``.
-        max_tokens: Upper limit of tokens that are read; None takes the one of the run's configuration.
+        run: Name of the run.
+        id: Number of a test example, or `text_id` of a free text.
+        checkpoint: See `GenerateRequest`.
+        text: The free text, for an id that starts with ``t_``.
+        max_tokens: Upper limit of tokens that are processed; None takes the limit of the run's configuration.
     """
 
     run: Name
@@ -168,6 +168,6 @@ def text_id(text: str) -> str:
         text: The text.
 
     Returns:
-        ``t_`` and the start of its sha256.
+        ``t_`` and the first 16 hex digits of the text's sha256.
     """
     return "t_" + hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Admission of job requests: everything that can be checked without the queue.
+"""Admission of job requests: all checks that need the disk but not the queue.
 
-Parses the request, looks up its run, dataset and source on disk, and finds the reason to refuse it. What is looked up
-for a kind of job is one function, named in its row of `kinds.KINDS`. The status of a dataset is cached by the state of
-its directory, because many requests ask for the same one.
+Parses a request, looks up its run, dataset and source on disk, and reports the reason to refuse it. Each kind of job
+has one check function, named in its row of `kinds.KINDS`. The status of a dataset is cached until its directory
+changes, because many requests use the same dataset.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _OFFLINE_SOURCE = "stories"  # needs neither network nor file
 
 @dataclass(frozen=True)
 class PreparedSubmission:
-    """A valid job request, and what was found on disk for it.
+    """A valid job request, and the state of the disk that concerns it.
 
     Attributes:
         spec: The request.
-        budget: What the model costs; None if the job uses none.
-        taken: Whether what the job makes exists already.
-        missing: What the job needs and the disk lacks.
-        preparation: Spec of the dataset, if it is missing and can be made first.
-        differs: How the dataset that has the name differs from the requested one.
+        budget: Costs of the model; None if the job uses no model.
+        taken: Whether the result of the job already exists.
+        missing: Error about input of the job that is missing on disk or does not match; None if all of it exists.
+        preparation: Spec of the dataset, if it is missing and another job can prepare it first.
+        differs: How an existing dataset of the same name differs from the requested one.
     """
 
     spec: JobSpec
@@ -68,31 +68,46 @@ class PreparedSubmission:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the worker needs, or each of its GPUs; the budget is that of one process."""
+        """Memory that the worker needs, or each of its GPUs; the budget is for one process."""
         if self.budget is None or not KINDS[self.spec.kind].makes_run:
             return 0
         return self.budget.memory.required_bytes * self.processes_per_memory
 
     @property
     def processes_per_memory(self) -> int:
-        """Number of processes that share one memory."""
+        """Number of processes that share the same memory."""
         return 1 if self.spec.gpus else self.spec.processes
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal requests, however they are written."""
+        """Hash that is equal for equal requests, whatever their format."""
         spec = self.spec
         job = json.dumps(spec.job.model_dump(mode="json"), sort_keys=True)
-        asked = "\n".join((spec.kind, spec.run or "", spec.config.model_dump_json(), job))
-        return hashlib.sha256(asked.encode()).hexdigest()
+        text = "\n".join((spec.kind, spec.run or "", spec.config.model_dump_json(), job))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """Status of a dataset on disk.
+
+    Attributes:
+        is_ready: Whether all its token files exist.
+        train_tokens: Number of tokens of its training split; None if the split is missing.
+        manifest: Manifest that its preparation wrote; None if it was not prepared here.
+    """
+
+    is_ready: bool
+    train_tokens: int | None
+    manifest: Mapping[str, Any] | None
 
 
 def read_spec(tree: Tree, *, run: str | None, data_root: Path) -> JobSpec:
     """Parse a job request.
 
     Args:
-        tree: The tree of the body.
-        run: New name of the run.
+        tree: Tree of the body.
+        run: New name of the run; None keeps that of the tree.
         data_root: Data root; a ``file:`` source must be below its ``uploads``.
 
     Returns:
@@ -110,30 +125,30 @@ def read_spec(tree: Tree, *, run: str | None, data_root: Path) -> JobSpec:
 
 
 def prepare_submissions(layout: Layout, specs: Sequence[JobSpec]) -> list[PreparedSubmission | Exception]:
-    """Look up on disk what concerns each request.
+    """Check requests against the disk.
 
     Args:
-        layout: Paths of the data root.
+        layout: Directories of the data root.
         specs: The requests.
 
     Returns:
-        One result per request, in order; an exception if its lookup failed.
+        One result per request, in order; an exception if its check failed.
     """
     results: list[PreparedSubmission | Exception] = []
     for spec in specs:
         check = KINDS[spec.kind].check
         try:
             results.append(_CHECKS[check](layout, spec) if check is not None else PreparedSubmission(spec))
-        except Exception as error:  # noqa: BLE001 - it concerns this request alone
+        except Exception as error:  # noqa: BLE001 - the other requests are not affected
             results.append(error)
     return results
 
 
 def not_ready(dataset: Dataset, config: ExperimentConfig) -> DatasetNotReady:
-    """Build the error about a missing dataset, with the request that makes it.
+    """Build the error about a missing dataset, with the request that prepares it.
 
     Args:
-        dataset: The dataset.
+        dataset: Dataset that lacks files.
         config: Configuration whose section `data` names it.
 
     Returns:
@@ -141,16 +156,16 @@ def not_ready(dataset: Dataset, config: ExperimentConfig) -> DatasetNotReady:
     """
     lacking = [path.name for path in dataset.missing()] or [EXAMPLES]
     body = _dataset_request(config)
-    advice = "POST /datasets makes it"
+    advice = "POST /datasets prepares it"
     if config.data.source is None:
-        where = f"from {body['source']!r} or another source"
-        advice = f"{advice}, {where}; a training whose data.source is set has it made first"
+        origin = f"from {body['source']!r} or another source"
+        advice = f"{advice}, {origin}; a training whose data.source is set waits until it is prepared"
     error = DatasetNotReady(f"dataset {dataset.name!r} lacks {', '.join(lacking)}; {advice}")
     error.request = {"method": "POST", "path": "/datasets", "body": body}
     return error
 
 
-# --- one check a kind of job; what is missing is ignored if the job waits for others, which may make it -------------
+# --- one check per kind of job; missing input is ignored if the job depends on others, which may create it ----------
 
 
 def _check_training(layout: Layout, spec: JobSpec) -> PreparedSubmission:
@@ -159,7 +174,7 @@ def _check_training(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     preparation, warnings = None, [*disk_shortage(budget.disk, run)]
     if spec.config.data.source is not None and not status.is_ready:
         preparation = DatasetSpec.of(spec.config.data)
-        warnings.append(_made_first(preparation))
+        warnings.append(_prepared_first(preparation))
     return PreparedSubmission(
         replace(spec, warnings=(*spec.warnings, *warnings)),
         budget,
@@ -182,7 +197,7 @@ def _check_preparation(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     dataset = dataset_of(spec.config, layout)
     if dataset.missing():
         return PreparedSubmission(spec, missing=None if spec.job.depends_on else _missing_source(layout, spec.config))
-    differs = _difference(dataset, DatasetSpec.of_job(spec.config), _root_of(layout))
+    differs = _difference(dataset, DatasetSpec.of_job(spec.config), _data_root(layout))
     return PreparedSubmission(spec, taken="exists" if differs else "ready", differs=differs)
 
 
@@ -210,14 +225,14 @@ def _run_of(layout: Layout, spec: JobSpec) -> Path:
     return layout.run(spec.run)
 
 
-def _root_of(layout: Layout) -> Path:
+def _data_root(layout: Layout) -> Path:
     assert layout.datasets is not None
     return layout.datasets.parent
 
 
-def _made_first(preparation: DatasetSpec) -> ConfigWarning:
-    detail = f"dataset {preparation.name!r} is not there yet: a prepare job makes it from {preparation.source!r} first"
-    return ConfigWarning("dataset_made_first", f"{detail}, and this one waits for it")
+def _prepared_first(preparation: DatasetSpec) -> ConfigWarning:
+    detail = f"dataset {preparation.name!r} does not exist yet: a prepare job makes it from {preparation.source!r}"
+    return ConfigWarning("dataset_made_first", f"{detail} first, and this job waits for it")
 
 
 def _dataset_of_run(run: Path) -> str | None:
@@ -228,7 +243,7 @@ def _dataset_of_run(run: Path) -> str | None:
         return None
 
 
-# --- what a job needs ------------------------------------------------------------------------------------------------
+# --- missing input of a job ------------------------------------------------------------------------------------------
 
 
 def _missing_for_training(layout: Layout, config: ExperimentConfig, status: DatasetStatus) -> ModelCoreError | None:
@@ -239,7 +254,7 @@ def _missing_for_training(layout: Layout, config: ExperimentConfig, status: Data
         return error
     dataset = dataset_of(config, layout)
     if status.is_ready:
-        return _unlike(dataset, status, config)
+        return _mismatch_error(dataset, status, config)
     return not_ready(dataset, config) if config.data.source is None else _missing_source(layout, config)
 
 
@@ -251,94 +266,80 @@ def _missing_for_test(layout: Layout, config: ExperimentConfig, status: DatasetS
     if "data" not in config.model_fields_set:
         config, status = trained, _dataset_status(dataset_of(trained, layout))
     dataset = dataset_of(config, layout)
-    return _unlike(dataset, status, config) if status.is_ready else not_ready(dataset, config)
+    return _mismatch_error(dataset, status, config) if status.is_ready else not_ready(dataset, config)
 
 
 def _check_init_checkpoint(layout: Layout, reference: str, model: ModelConfig) -> None:
-    """Refuse a training whose model is not that of the checkpoint with which it starts."""
+    """Refuse a training whose model differs from that of its initial checkpoint."""
     name, _, file = reference.partition("/")
     run = Run.open(layout.run(name))
     run.resolve(file or ("latest" if run.full_states() else "best"))
-    _refuse_unlike(model, run.config().model, f"checkpoint.load_checkpoint {reference!r}")
+    _refuse_mismatch(model, run.config().model, f"checkpoint.load_checkpoint {reference!r}")
 
 
 def _config_of_tested_run(layout: Layout, config: ExperimentConfig) -> ExperimentConfig:
-    """Configuration of the run that is tested; refuses a test whose model is another one."""
+    """Configuration of the tested run; refuses a test whose model differs from it."""
     run = Run.open(layout.run(config.experiment_name))
     run.resolve(config.testing.checkpoint_path)
     trained = run.config()
     if "model" in config.model_fields_set:
-        _refuse_unlike(config.model, trained.model, f"run {run.name!r}", config.model.model_fields_set)
+        _refuse_mismatch(config.model, trained.model, f"run {run.name!r}", config.model.model_fields_set)
     return trained
 
 
-def _refuse_unlike(ours: ModelConfig, theirs: ModelConfig, there: str, keys: Iterable[str] | None = None) -> None:
-    if different := model_differences(ours, theirs, there=there, keys=keys):
-        raise CheckpointMismatch("; ".join(different))
+def _refuse_mismatch(ours: ModelConfig, theirs: ModelConfig, there: str, keys: Iterable[str] | None = None) -> None:
+    if differences := model_differences(ours, theirs, there=there, keys=keys):
+        raise CheckpointMismatch("; ".join(differences))
 
 
 def _missing_source(layout: Layout, config: ExperimentConfig) -> InvalidConfig | None:
-    """Error about a file from which a dataset is to be made, if there is no such file."""
+    """Error about the source file of a dataset, if the file does not exist."""
     source = config.data.source or ""
-    if not source.startswith("file:") or (_root_of(layout) / _path(source)).exists():
+    if not source.startswith("file:") or (_data_root(layout) / _source_path(source)).exists():
         return None
-    detail = f"{source!r}: there is no such file below the data root; upload it with POST /datasets, or put it there"
+    detail = f"{source!r}: there is no such file below the data root; upload it with POST /datasets, or copy it there"
     return InvalidConfig((FieldProblem("/data/source", detail, source),))
 
 
 # --- datasets on disk ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DatasetStatus:
-    """Status of a dataset on disk.
-
-    Attributes:
-        is_ready: Whether all its token files exist.
-        train_tokens: Tokens of its training split; None if there is none.
-        manifest: Manifest that its preparation wrote; None if its files were made elsewhere.
-    """
-
-    is_ready: bool
-    train_tokens: int | None
-    manifest: Mapping[str, Any] | None
-
-
 def _dataset_status(dataset: Dataset) -> DatasetStatus:
-    return _cached_status(dataset, *map(_state, (dataset.directory, dataset.train, dataset.directory / MANIFEST)))
+    paths = (dataset.directory, dataset.train, dataset.directory / MANIFEST)
+    return _cached_status(dataset, *map(_file_version, paths))
 
 
 @lru_cache(_CACHED_DATASETS)
-def _cached_status(dataset: Dataset, *_states: tuple[int, int] | None) -> DatasetStatus:
+def _cached_status(dataset: Dataset, *_versions: tuple[int, int] | None) -> DatasetStatus:
     return DatasetStatus(not dataset.missing(), count_train_tokens(dataset), dataset.manifest())
 
 
-def _state(path: Path) -> tuple[int, int] | None:
-    """Changes when a file of a directory is added, removed or replaced, and when a file is overwritten."""
+def _file_version(path: Path) -> tuple[int, int] | None:
+    """Time and size of a file or directory: a directory changes when a file is added, removed or replaced in it."""
     try:
-        state = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return state.st_mtime_ns, state.st_size
+    return stat.st_mtime_ns, stat.st_size
 
 
-def _unlike(dataset: Dataset, status: DatasetStatus, config: ExperimentConfig) -> DatasetExists | None:
-    """Error about a dataset that was not made as section `data` requires, without reading its files."""
-    different = training_mismatch(status.manifest, config.data, read_files=False)
-    if different is None:
+def _mismatch_error(dataset: Dataset, status: DatasetStatus, config: ExperimentConfig) -> DatasetExists | None:
+    """Error about a dataset that does not match section `data`, found without reading its files."""
+    mismatch = training_mismatch(status.manifest, config.data, read_files=False)
+    if mismatch is None:
         return None
-    return DatasetExists(dataset.name, next_free_name(dataset.directory), f"it {different}")
+    return DatasetExists(dataset.name, next_free_name(dataset.directory), f"it {mismatch}")
 
 
-def _difference(dataset: Dataset, wanted: DatasetSpec, data_root: Path) -> str | None:
-    """Clause about how a dataset differs from the requested one; None if it does not."""
+def _difference(dataset: Dataset, requested: DatasetSpec, data_root: Path) -> str | None:
+    """Clause about the difference between an existing dataset and the requested one; None if there is none."""
     try:
         manifest = dataset.manifest()
         if manifest is None:
-            return "its files were not prepared here, so nobody knows how they were made"
-        if different := wanted.differences(manifest, read_files=False):
-            return f"it {different[0]}"
-        if _changed_since(wanted.source, manifest, data_root):  # to hash a large file would take too long
+            return "its files were not prepared here, so it is unknown how they were made"
+        if differences := requested.differences(manifest, read_files=False):
+            return f"it {differences[0]}"
+        if _changed_since(requested.source, manifest, data_root):  # hashing a large file would take too long
             return f"its source has changed since it was made at {manifest['created_at']}"
     except InvalidData as error:
         return str(error)
@@ -348,19 +349,19 @@ def _difference(dataset: Dataset, wanted: DatasetSpec, data_root: Path) -> str |
 
 
 def _changed_since(source: str, manifest: Mapping[str, Any], data_root: Path) -> bool:
-    path = data_root / _path(source)
+    path = data_root / _source_path(source)
     if not source.startswith("file:") or not path.exists():
         return False
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     return max(file.stat().st_mtime for file in files) > datetime.fromisoformat(manifest["created_at"]).timestamp()
 
 
-def _path(source: str) -> Path:
+def _source_path(source: str) -> Path:
     return portable(source.removeprefix("file:"))
 
 
 def _dataset_request(config: ExperimentConfig) -> dict[str, Any]:
-    """Body of the POST /datasets that makes the dataset of a configuration."""
+    """Body of the POST /datasets request that prepares the dataset of a configuration."""
     data = config.data
     is_source = data.dataset_name in {*BUILTIN_SOURCES, *HUB_DATASETS}
     source = data.source or (data.dataset_name if is_source else _OFFLINE_SOURCE)

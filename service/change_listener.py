@@ -1,8 +1,8 @@
-"""One Redis connection that reads the stream of changes and wakes the followers of each changed job.
+"""Listener on the Redis stream of changes, which wakes the followers of each changed job.
 
-Redis sees one listener per process, however many event streams are open, and none while there are no followers. A
-wake-up carries no data: the follower reads the job again. While Redis is unreachable, all followers are woken each
-second, because files may still grow.
+Each process has one connection for all open event streams, and none while there are no followers. A wake-up carries no
+data: the follower reads the job again. While Redis is unreachable, all followers are woken every second, because files
+may still grow.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 _BLOCK_MS = 5000
 _RETRY_S = 1.0
-_POLL_INTERVAL_S = 0.02  # bounds the work during many changes
+_POLL_INTERVAL_S = 0.02  # limits the CPU time when there are many changes
 
 
 class ChangeListener:
-    """Followers by job, and the task that wakes them.
+    """Wakes the followers of jobs that have changed.
 
     Args:
         redis_url: Address of Redis.
@@ -45,7 +45,7 @@ class ChangeListener:
         return self._closing
 
     def close(self) -> None:
-        """Wake all followers for the last time."""
+        """Mark the process as shutting down, and wake all followers."""
         self._closing = True
         self._wake_all()
 
@@ -82,9 +82,9 @@ class ChangeListener:
                 await asyncio.sleep(_RETRY_S)
 
     async def _listen(self, client: redis.asyncio.Redis) -> None:
-        """Wake followers while there are any."""
-        last = await _newest(client)
-        self._wake_all()  # changes before the connection were missed
+        """Wake followers as long as there are any."""
+        last = await _newest_id(client)
+        self._wake_all()  # changes before the connection existed were missed
         while self._followers:
             last = await self._read_changes(client, last)
             await asyncio.sleep(_POLL_INTERVAL_S)
@@ -102,7 +102,7 @@ class ChangeListener:
     async def _read_changes(self, client: redis.asyncio.Redis, last: str) -> str:
         replies: Any = await client.xread({CHANGES_KEY: last}, block=_BLOCK_MS)
         for _, entries in replies.items() if isinstance(replies, dict) else replies:
-            for entry_id, fields in _flat(entries):
+            for entry_id, fields in _flatten(entries):
                 last = entry_id
                 self._wake(fields.get("job", ""))
         return last
@@ -116,11 +116,11 @@ class ChangeListener:
             self._wake(job_id)
 
 
-async def _newest(client: redis.asyncio.Redis) -> str:
+async def _newest_id(client: redis.asyncio.Redis) -> str:
     entries: Any = await client.xrevrange(CHANGES_KEY, count=1)
     return entries[0][0] if entries else "0-0"
 
 
-def _flat(entries: Any) -> list[tuple[str, dict[str, str]]]:
-    """RESP3 nests the entries of a stream once more than RESP2."""
+def _flatten(entries: Any) -> list[tuple[str, dict[str, str]]]:
+    """Entries of a stream; RESP3 nests them once more than RESP2."""
     return entries[0] if entries and isinstance(entries[0], list) else entries

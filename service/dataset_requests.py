@@ -1,6 +1,6 @@
-"""Requests for a dataset: parse one and submit the job that prepares it, from a source or from uploaded files.
+"""Requests for a dataset: parse the request and submit the job that prepares it, from a source or from uploaded files.
 
-A request is translated into the configuration of a job; problems are reported at their place in the request.
+A request is translated into the configuration of a job; problems are reported with their pointer in the request.
 """
 
 from __future__ import annotations
@@ -26,28 +26,26 @@ from service.uploads import Upload, receive_upload
 from worker.jobs.schemas import Submission
 from worker.jobs.spec import JobSpec
 
-_TEXT_FIELDS = (
-    "name",
-    "revision",
-    "text_column",
-)  # of a form; the other fields are JSON if they parse as such
+_TEXT_FIELDS = ("name", "revision", "text_column")  # of a form; other values are parsed as JSON if possible
 
 
 class DatasetRequest(Config):
-    """A dataset that is to be made."""
+    """Request for a dataset."""
 
-    name: Name = Field(description="what trainings call it: data.dataset")
+    name: Name = Field(description="name of the dataset, as in data.dataset of a training")
     source: str = Field(
         description="stories, pydoc, babylm, tinystories, wikitext, openwebtext, hub:owner/name[:config], or "
         "file:uploads/PATH below the data root"
     )
     revision: str | None = Field(default=None, description="commit, branch or tag, for sources that have them")
-    text_column: str = Field(default="text", description="which column of a source with columns")
+    text_column: str = Field(default="text", description="column of the text, for sources that have columns")
     split: tuple[Real, Real, Real] = Field(
         default=DataConfig().split, description="shares of train, val and test; they sum to 1"
     )
     tokenizer: TokenizerChoice = "gpt2"
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(default=1337, description="of the split, and of made text")
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(
+        default=1337, description="seed of the split, and of generated text"
+    )
     dedupe: Flag = Field(default=False, description="drop exact duplicates")
 
 
@@ -64,7 +62,7 @@ async def submit(services: Services, body: Mapping[str, Any], *, key: str | None
 
     Raises:
         InvalidRequest: The body is invalid; the error contains every problem.
-        DatasetExists: A dataset of that name exists, or is being prepared, from a different request.
+        DatasetExists: A dataset of that name exists or is being prepared from a different request.
     """
     spec = _parse(services, body)
     prepared = await services.admission.submit(spec)
@@ -81,7 +79,7 @@ async def submit(services: Services, body: Mapping[str, Any], *, key: str | None
 
 
 async def submit_files(services: Services, request: Request, *, key: str | None) -> tuple[str, Submission | None]:
-    """Submit the job that prepares a dataset from files in the request, which are kept below ``uploads``.
+    """Submit the job that prepares a dataset from files in the request, which are stored below ``uploads``.
 
     Args:
         services: Services of the process.
@@ -92,13 +90,13 @@ async def submit_files(services: Services, request: Request, *, key: str | None)
         Name of the dataset, and what `submit` returns.
 
     Raises:
-        ModelCoreError: See `submit` and `uploads.receive_upload`; no file is kept then.
+        ModelCoreError: See `submit` and `uploads.receive_upload`; no file is stored.
     """
     uploads = services.layout.uploads
     assert uploads is not None
     async with receive_upload(request, uploads) as upload:
         body = _form_body(upload)
-        _parse(services, {**body, "source": "stories"})  # refuse a wrong field before a file is kept
+        _parse(services, {**body, "source": "stories"})  # refuse an invalid field before a file is stored
         folder, submitted = uploads / checked_name("dataset", body["name"]), None
         is_new = not (folder / upload.digest).is_dir()
         kept = await run_in_threadpool(upload.keep, folder)
@@ -106,7 +104,7 @@ async def submit_files(services: Services, request: Request, *, key: str | None)
             source = f"file:uploads/{folder.name}/{kept.name}"
             submitted = await submit(services, {**body, "source": source}, key=key)
         finally:
-            if is_new and submitted is None:  # no job will read them
+            if is_new and submitted is None:  # no job reads them
                 await run_in_threadpool(upload.undo_keep, kept)
         return folder.name, submitted
 
@@ -127,8 +125,8 @@ def _parse_value(text: str) -> Any:
 
 
 def _parse(services: Services, body: Mapping[str, Any]) -> JobSpec:
-    """Translate a request into the one of a job; raises InvalidRequest with every problem."""
-    problems = list(_wrong_keys(body))
+    """Translate a request for a dataset into one for a job; raises InvalidRequest with every problem."""
+    problems = list(_key_problems(body))
     given = {key: value for key, value in body.items() if value is not None and key in DatasetRequest.model_fields}
     data = {"dataset" if key == "name" else key: value for key, value in given.items() if key != "seed"}
     tree = {"job": {"kind": "prepare"}, "data": {"source": "stories", **data}}
@@ -145,12 +143,12 @@ def _parse(services: Services, body: Mapping[str, Any]) -> JobSpec:
     return spec
 
 
-def _wrong_keys(body: Mapping[str, Any]) -> Iterator[FieldProblem]:
+def _key_problems(body: Mapping[str, Any]) -> Iterator[FieldProblem]:
     known = list(DatasetRequest.model_fields)
     for key in body:
         if key not in known:
             near = tuple(get_close_matches(key, known, n=2))
-            advice = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+            advice = f"; did you mean {near[0]}?" if near else f"; the keys are: {', '.join(known)}"
             yield FieldProblem(f"/{key}", f"{key!r} is no key of a dataset{advice}", body[key], near)
     for key in ("name", "source"):
         if body.get(key) is None:
@@ -162,7 +160,7 @@ def _as_request_error(error: InvalidConfig) -> InvalidRequest:
 
 
 def _at_request_field(problem: FieldProblem) -> FieldProblem:
-    """Move a problem of the configuration to its place in the request."""
+    """Translate the pointer of a problem from the configuration to the request."""
     pointer = problem.pointer.replace("/data/dataset", "/name").replace("/device/seed", "/seed")
     return FieldProblem(
         pointer.removeprefix("/data"), problem.detail, problem.value, problem.nearest, code=problem.code

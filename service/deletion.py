@@ -1,7 +1,7 @@
-"""Deletion of a finished job: its record, and on request what it left on disk.
+"""Deletion of a finished job: its record, and on request its files.
 
-The job is marked as deleted first, so that nothing else can be done with it; then its directories go, and its record
-goes last. A deletion that was interrupted therefore leaves the record, and deleting the job again finishes the work.
+The job is marked as deleted first, so that no other action is possible; then its directories are deleted, and its
+record last. After an interrupted deletion the record still exists, and deleting the job again completes the work.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
     Args:
         services: Services of the process.
         job_id: Id of the job.
-        artifacts: Whether to delete what it made too: its runs with their attention records, its dataset or its
-            export, and its own directory.
+        artifacts: Whether to delete its files too: its runs with their attention records, its dataset or its export,
+            and its own directory.
 
     Raises:
         JobNotFound: There is no such job.
@@ -49,36 +49,36 @@ async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
         DatasetBusy: A process or an unfinished job uses its dataset.
     """
     if not artifacts:
-        await services.ask(_forget, services.store, services.layout, job_id)
+        await services.ask(_delete_record, services.store, services.layout, job_id)
         return
     job = await services.ask(services.store.detail, job_id)
-    await run_in_threadpool(_erase, services.store, services.layout, job)  # takes as long as the disk does
+    await run_in_threadpool(_delete_all, services.store, services.layout, job)  # may take long on a slow disk
 
 
-def _forget(store: JobStore, layout: Layout, job_id: str) -> None:
+def _delete_record(store: JobStore, layout: Layout, job_id: str) -> None:
     store.mark_deleted(job_id, with_artifacts=False)
     write_deleted(layout, job_id)
     store.purge(job_id)
 
 
-def _erase(store: JobStore, layout: Layout, job: JobDetail) -> None:
+def _delete_all(store: JobStore, layout: Layout, job: JobDetail) -> None:
     _TRASH[kind_of(job.kind).makes](store, layout, job)
     empty_trash(layout, job.id)
     store.purge(job.id)
 
 
-# --- one function a resource: marks the job as deleted, and moves what it made and its directory to the trash --------
+# --- one function per resource: marks the job as deleted, and moves the resource and its directory to the trash ------
 
 
 def _trash_runs(store: JobStore, layout: Layout, job: JobDetail) -> None:
-    with lock_for_deletion(layout, _runs_made_by(job), job.id) as runs:
+    with lock_for_deletion(layout, _run_names(job), job.id) as runs:
         _refuse_if_used(store, [run.name for run in runs if run.name != job.run], job.id)
         store.mark_deleted(job.id, with_artifacts=True)
         move_to_trash(layout, runs, job.id)
 
 
 def _trash_dataset(store: JobStore, layout: Layout, job: JobDetail) -> None:
-    owned = job.dataset if _made_its_dataset(store, layout, job) else None
+    owned = job.dataset if _owns_dataset(store, layout, job) else None
     with lock_dataset(layout, owned) if owned else contextlib.nullcontext():
         store.mark_deleted(job.id, with_artifacts=owned is not None)
         if owned:
@@ -87,7 +87,7 @@ def _trash_dataset(store: JobStore, layout: Layout, job: JobDetail) -> None:
 
 
 def _trash_export(store: JobStore, layout: Layout, job: JobDetail) -> None:
-    folder = _export_made_by(layout, job)
+    folder = _find_own_export(layout, job)
     store.mark_deleted(job.id, with_artifacts=True)
     if folder is not None:
         move_export_to_trash(layout, folder, job.id)
@@ -107,23 +107,23 @@ _TRASH: Mapping[Resource | None, Callable[[JobStore, Layout, JobDetail], None]] 
 }
 
 
-def _runs_made_by(job: JobDetail) -> Sequence[str]:
-    """Its run, and those that earlier attempts from scratch left; none while the job is not finished."""
+def _run_names(job: JobDetail) -> Sequence[str]:
+    """Runs of all attempts, as an attempt from scratch creates a new run; none while the job is not finished."""
     if not job.terminal:
         return ()
     return tuple(dict.fromkeys(filter(None, [job.run, *(attempt.run for attempt in job.attempts)])))
 
 
-def _refuse_if_used(store: JobStore, left_behind: Sequence[str], job_id: str) -> None:
-    """Refuse if an unfinished job uses an earlier run; `mark_deleted` checks the present one itself."""
-    for run in left_behind:
+def _refuse_if_used(store: JobStore, earlier_runs: Sequence[str], job_id: str) -> None:
+    """Refuse if an unfinished job uses an earlier run; `mark_deleted` checks the current run."""
+    for run in earlier_runs:
         users = store.run(commands.page(run=run, limit=100)).jobs()
         if any(other.id != job_id and not other.terminal for other in users):
             raise RunBusy(run)
 
 
-def _made_its_dataset(store: JobStore, layout: Layout, job: JobDetail) -> bool:
-    """Whether the dataset is its work: it is the last job that was to make it, and it ran when that was made."""
+def _owns_dataset(store: JobStore, layout: Layout, job: JobDetail) -> bool:
+    """Whether the job made its dataset: no later job was to make it, and it was made while the job ran."""
     if job.dataset is None or not job.terminal:
         return False
     [last] = store.run(commands.dataset_jobs([job.dataset]))
@@ -136,8 +136,8 @@ def _made_its_dataset(store: JobStore, layout: Layout, job: JobDetail) -> bool:
     return manifest is not None and (job.started_at or "~") <= manifest["created_at"] <= (job.finished_at or "")
 
 
-def _export_made_by(layout: Layout, job: JobDetail) -> Path | None:
-    """The folder that its outcome names, if the job made it and did not find it there."""
+def _find_own_export(layout: Layout, job: JobDetail) -> Path | None:
+    """Folder of the export in the outcome, if the job wrote it; None if the export existed before the job."""
     assert layout.jobs is not None
     path = layout.jobs / job.id / "outcome.json"
     outcome = read_json(path) if path.is_file() else {}
@@ -145,5 +145,5 @@ def _export_made_by(layout: Layout, job: JobDetail) -> Path | None:
     if folder is None or not folder.is_dir():
         return None
     if not is_complete(folder):
-        return folder  # nobody else can use what is left of it
+        return folder  # an incomplete export is of no use to other jobs
     return folder if (job.started_at or "~") <= export_time(folder) <= (job.finished_at or "") else None

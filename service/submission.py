@@ -1,6 +1,6 @@
 """Submission of a job: parse the request, check it against the disk and the workers, put the job into the queue.
 
-Everything that can be known before the job runs is refused here, with what would be accepted instead.
+Every error that can be found before the job runs is raised here, with values that would be accepted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from worker.jobs.errors import QueueUnavailable
 from worker.jobs.kinds import KINDS
 from worker.jobs.schemas import Capacity, Rejection, Submission
 
-_INLINE_VALUES = 150  # a full configuration has a hundred; each wrong key costs up to half a millisecond
+_INLINE_VALUES = 150  # a full configuration has 100; each invalid key costs up to 0.5 ms
 
 
 async def prepare(services: Services, tree: Tree, *, run: str | None) -> PreparedSubmission:
@@ -31,11 +31,11 @@ async def prepare(services: Services, tree: Tree, *, run: str | None) -> Prepare
 
     Args:
         services: Services of the process.
-        tree: The tree of the body.
-        run: New name of the run.
+        tree: Tree of the body.
+        run: New name of the run; None keeps that of the tree.
 
     Returns:
-        The request, and what was found on disk.
+        The parsed request, and the state of the disk that concerns it.
 
     Raises:
         InvalidConfig: The tree is invalid; the error contains every problem.
@@ -49,7 +49,7 @@ async def prepare(services: Services, tree: Tree, *, run: str | None) -> Prepare
 
 
 async def submit(services: Services, prepared: PreparedSubmission, *, key: str | None) -> Submission:
-    """Put a job into the queue. A repeated request returns its job, whatever has changed since.
+    """Put a job into the queue. A repeated request returns the same job, even if the disk has changed.
 
     Args:
         services: Services of the process.
@@ -62,7 +62,7 @@ async def submit(services: Services, prepared: PreparedSubmission, *, key: str |
     Raises:
         ModelCoreError: The job cannot be queued.
     """
-    # A job is queued even if its dataset or export exists: it finds that out, and succeeds at once.
+    # A job is queued even if its dataset or export exists: it succeeds at once.
     taken = prepared.taken if prepared.taken != "ready" else ""
     submitted = await enqueue(services, prepared, key=key, taken=taken, fingerprint=prepared.fingerprint)
     if isinstance(submitted, Submission):
@@ -79,11 +79,11 @@ async def enqueue(
         services: Services of the process.
         prepared: The request.
         key: Idempotency-Key of the client.
-        taken: Whether what the job makes exists already.
-        fingerprint: Equal for equal requests.
+        taken: Whether the result of the job already exists.
+        fingerprint: Hash that is equal for equal requests.
 
     Returns:
-        The job, or why it was rejected.
+        The job, or the reason for its rejection.
     """
     call = commands.submission(
         prepared.spec,
@@ -99,12 +99,12 @@ async def enqueue(
 
 
 async def rejection_error(services: Services, prepared: PreparedSubmission, rejection: Rejection) -> ModelCoreError:
-    """Build the error about a rejected job, with what would be accepted.
+    """Build the error about a rejected job, with values that would be accepted.
 
     Args:
         services: Services of the process.
         prepared: The request.
-        rejection: Why the job was rejected.
+        rejection: Reason for the rejection.
 
     Returns:
         The error.
@@ -112,12 +112,12 @@ async def rejection_error(services: Services, prepared: PreparedSubmission, reje
     if prepared.missing is not None and rejection.why == "lacking":
         return prepared.missing
     if rejection.capacity is not None:
-        return _unfit(prepared, rejection.capacity)
+        return _does_not_fit(prepared, rejection.capacity)
     return await services.ask(services.store.name_conflict, prepared.spec, rejection, prepared.differs)
 
 
 async def warnings(services: Services, prepared: PreparedSubmission) -> list[ConfigWarning]:
-    """Collect the warnings of a request, and the errors that submitting it now would raise.
+    """Collect the warnings of a request, and the errors that a submission would raise now.
 
     Args:
         services: Services of the process.
@@ -129,7 +129,7 @@ async def warnings(services: Services, prepared: PreparedSubmission) -> list[Con
     obstacles: list[ModelCoreError] = [prepared.missing] if prepared.missing is not None else []
     try:
         capacity = await services.async_store.run(commands.shortage(prepared.spec.gpus or 0, prepared.memory_bytes))
-        obstacles += [_unfit(prepared, capacity)] if capacity is not None else []
+        obstacles += [_does_not_fit(prepared, capacity)] if capacity is not None else []
     except QueueUnavailable as error:
         obstacles.append(error)
     found = [ConfigWarning(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
@@ -139,27 +139,29 @@ async def warnings(services: Services, prepared: PreparedSubmission) -> list[Con
     return [*prepared.spec.warnings, *found]
 
 
-def _unfit(prepared: PreparedSubmission, capacity: Capacity) -> DoesNotFit:
-    """Error about a job that no known worker could run, with what would fit."""
-    asked = prepared.spec.gpus or 0
-    if asked > capacity.gpus:
-        return _too_many_gpus(asked, capacity.gpus)
+def _does_not_fit(prepared: PreparedSubmission, capacity: Capacity) -> DoesNotFit:
+    """Error about a job that no known worker can run, with values that would fit."""
+    requested = prepared.spec.gpus or 0
+    if requested > capacity.gpus:
+        return _too_many_gpus(requested, capacity.gpus)
     return _too_large(prepared, capacity.memory_bytes or 0)
 
 
-def _too_many_gpus(asked: int, most: int) -> DoesNotFit:
-    error = DoesNotFit(f"the job asks for {_gpus(asked)}; the known worker with most has {most or 'none'}")
-    error.hint = f"job.resources.gpus {most} would fit" + ("" if most else ", with device.device auto or cpu")
+def _too_many_gpus(requested: int, available: int) -> DoesNotFit:
+    error = DoesNotFit(f"the job needs {_format_gpus(requested)}; the largest known worker has {available or 'none'}")
+    error.hint = f"job.resources.gpus {available} would fit" + ("" if available else ", with device.device auto or cpu")
     return error
 
 
-def _gpus(count: int) -> str:
+def _format_gpus(count: int) -> str:
     return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
 def _too_large(prepared: PreparedSubmission, largest: float) -> DoesNotFit:
     needed, config = prepared.memory_bytes, per_process_config(prepared.spec.config, prepared.spec.processes)
-    error = DoesNotFit(f"training needs about {_gib(needed)}; the largest known worker has {_gib(largest)}")
+    error = DoesNotFit(
+        f"training needs about {_format_gib(needed)}; the largest known worker has {_format_gib(largest)}"
+    )
     smaller = fitting_batch_size(config, largest / prepared.processes_per_memory)
     if smaller is not None:
         error.hint = f"training.batch_size {smaller} would fit, at the same total_batch_size"
@@ -168,5 +170,5 @@ def _too_large(prepared: PreparedSubmission, largest: float) -> DoesNotFit:
     return error
 
 
-def _gib(size_bytes: float) -> str:
+def _format_gib(size_bytes: float) -> str:
     return f"{size_bytes / 2**30:,.1f} GiB"

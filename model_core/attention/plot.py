@@ -37,7 +37,7 @@ from model_core.attention.layout import Box, Page, PictureStyle, all_layers_page
 from model_core.attention.record import AttentionRecord, layer_file, quantize
 from model_core.config import TestingConfig
 from model_core.errors import InvalidParameter
-from model_core.storage.files import read_json, replacing, write_json
+from model_core.storage.files import atomic_write, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def write_layer_pictures(
     for layer, file in enumerate(files):
         if not file.is_file():
             picture = _fitting_picture(record, layer, style, shown)
-            with replacing(file) as out:
+            with atomic_write(file) as out:
                 out.write(picture)
     return files
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from model_core.attention.statistics import layer_statistics, statistics_record
 from model_core.config import TestingConfig
 from model_core.errors import InvalidParameter
-from model_core.storage.files import Layout, checked_name, now, read_json, replacing, write_json, write_text
+from model_core.storage.files import Layout, atomic_write, checked_name, now, read_json, write_json, write_text
 from model_core.storage.run import Run
 
 Array = NDArray[Any]
@@ -186,7 +186,7 @@ class RecordWriter:
             attention: Exact attention, (H, T, T).
         """
         layer = len(self._statistics)
-        with replacing(self._path / ATTENTION / layer_file(layer, self._n_layer, "npy")) as file:
+        with atomic_write(self._path / ATTENTION / layer_file(layer, self._n_layer, "npy")) as file:
             np.save(file, quantize(attention))
         self._statistics.append(layer_statistics(layer, attention))
 

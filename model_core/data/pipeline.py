@@ -42,9 +42,9 @@ from model_core.storage.dataset import (
     Dataset,
     load_tokenizer,
     save_tokenizer,
-    shard_of,
+    shard_path,
 )
-from model_core.storage.files import full_disk_named, now, require_space, sha256_of
+from model_core.storage.files import now, require_space, sha256_of, translate_disk_full
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
 
 Emit = Callable[..., Any]
@@ -206,7 +206,7 @@ def _identity(spec: DatasetSpec, source: Source, dataset: Dataset) -> dict[str, 
 def _build_files(
     spec: DatasetSpec, source: Source, dataset: Dataset, build: DatasetBuild, context: PrepareContext
 ) -> None:
-    with full_disk_named(build.directory):
+    with translate_disk_full(build.directory):
         tokenizer = _tokenizer(spec, source, build, context)
         dtype = "<u2" if tokenizer.n_vocab <= 2**16 else "<u4"
         _check_space(spec, source, build, int(dtype[-1]))
@@ -312,7 +312,7 @@ def _file_entries(target: Path, shards: Sequence[Path]) -> dict[str, Any]:
     if len(shards) == 1:
         return {**_file_entry(shards[0], target.name), **dtype}
     files = [
-        {**_file_entry(path, shard_of(target, number).name), "tokens": array.size}
+        {**_file_entry(path, shard_path(target, number).name), "tokens": array.size}
         for number, (path, array) in enumerate(zip(shards, arrays, strict=True))
     ]
     size_bytes = sum(file["size_bytes"] for file in files)

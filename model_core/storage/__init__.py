@@ -1,1 +1,1 @@
-"""What lies on disk: the only owner of file names, formats and atomic writes."""
+"""Files on disk: the only package that knows their names and formats, and how to write them atomically."""

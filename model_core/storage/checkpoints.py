@@ -1,7 +1,7 @@
-"""Checkpoints of a run: published atomically, found by name, opened when intact, pruned, and repaired after a kill.
+"""Checkpoints of a run: atomic publication, lookup, verification, pins, pruning, and recovery after a crash.
 
-Every file has a sidecar with step, loss, sha256 and size of its bytes. Only the owner of the run may publish: the
-`attempt` file is read again just before a checkpoint gets its name.
+Every checkpoint has a sidecar, a JSON file with its step, loss, sha256 and size. Only the attempt that owns the run may
+publish: the `attempt` file is read again just before a checkpoint is renamed to its final name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model_core.errors import (
     CheckpointNotFound,
     CheckpointNotReady,
 )
-from model_core.storage.files import HashingWriter, now, read_json, replacing, sha256_of, write_json
+from model_core.storage.files import HashingWriter, atomic_write, now, read_json, sha256_of, write_json
 
 BEST, FINAL, LATEST, PREVIOUS = "model_best.pt", "model_final.pt", "model_latest.pt", "model_previous.pt"
 PERIODIC = re.compile(r"model_(\d{5,})\.pt")
@@ -30,18 +30,18 @@ _FILE = re.compile(r"model_[A-Za-z0-9_]+\.pt")
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What stands beside a checkpoint, in the .json of the same name.
+    """Sidecar of a checkpoint: the .json file of the same name.
 
     Attributes:
-        file: Name of the weights file.
-        step: Optimizer updates done.
-        loss: Training loss of that step, or None before the first.
-        val_loss: Last validation loss, or None when there was none.
-        full: Whether training can go on from it exactly.
+        file: File name of the checkpoint.
+        step: Number of optimizer updates.
+        loss: Training loss of that step; None before the first.
+        val_loss: Last validation loss; None before the first validation.
+        full: Whether it contains the full training state, so that training can continue exactly.
         sha256: Hash of the file, hex.
         size_bytes: Size of the file.
-        created_at: RFC 3339 UTC.
-        schema_version: Of this sidecar.
+        created_at: Time of publication, RFC 3339 UTC.
+        schema_version: Version of the sidecar format.
     """
 
     file: str
@@ -59,7 +59,7 @@ def periodic_name(step: int) -> str:
     """Return the file name of the periodic checkpoint of a step.
 
     Args:
-        step: Optimizer updates done.
+        step: Number of optimizer updates.
 
     Returns:
         The file name.
@@ -67,37 +67,41 @@ def periodic_name(step: int) -> str:
     return f"model_{step:05d}.pt"
 
 
-def file_of(wanted: str) -> str:
-    """Return the file name that a reference to a checkpoint means.
+def checkpoint_file_name(reference: str) -> str:
+    """Translate a reference to a checkpoint into its file name.
 
     Args:
-        wanted: ``best``, ``final``, ``latest``, ``step=N`` or a file name.
+        reference: ``best``, ``final``, ``latest``, ``step=N`` or a file name.
 
     Returns:
-        The file name; empty for anything else.
+        The file name; empty if the reference is invalid.
     """
     names = {"best": BEST, "final": FINAL, "latest": LATEST}
-    if wanted.startswith("step=") and wanted[5:].isascii() and wanted[5:].isdigit():
-        return periodic_name(int(wanted[5:]))
-    return names.get(wanted, wanted) if wanted in names or _FILE.fullmatch(wanted) else ""
+    if reference.startswith("step=") and reference[5:].isascii() and reference[5:].isdigit():
+        return periodic_name(int(reference[5:]))
+    return names.get(reference, reference) if reference in names or _FILE.fullmatch(reference) else ""
 
 
 @dataclass(frozen=True)
 class CheckpointDirectory:
-    """A directory with checkpoints, and the attempt that may publish more."""
+    """A directory of checkpoints, owned by one attempt at a time.
+
+    Attributes:
+        path: The directory.
+    """
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The run's name: its directory's."""
+        """Name of the run, which is that of its directory."""
         return self.path.name
 
     def attempt(self) -> dict[str, Any]:
-        """Read the attempt that owns the run.
+        """Read which attempt owns the run.
 
         Returns:
-            ``{attempt, job_id}``; attempt 0 before the first.
+            ``{attempt, job_id}``; attempt 0 before the first attempt.
         """
         try:
             return read_json(self.path / "attempt")  # type: ignore[no-any-return]
@@ -117,63 +121,44 @@ class CheckpointDirectory:
         self, file: str, write: Callable[[Any], None], *, attempt: int, step: int, full: bool,
         loss: float | None, val_loss: float | None, keep_as: str | None = None,
     ) -> CheckpointInfo:  # fmt: skip
-        """Replace a checkpoint: hashed while written, on disk before it gets its name.
+        """Write a checkpoint and replace the file of that name atomically.
 
-        A kill at any moment leaves bytes that some sidecar of theirs describes: the sidecar is written first and
-        remembers what it replaces; a complete file that did not get its name gets it in `recover`.
+        After a crash at any point the file matches its sidecar, or the entry that the sidecar replaced: the sidecar is
+        written before the rename and keeps the previous entry. `recover` completes an interrupted rename.
 
         Args:
-            file: Its name in the run.
-            write: Writes the bytes to the file object it is handed.
-            attempt: Whose checkpoint it is.
-            step: See `CheckpointInfo`, like the rest.
+            file: File name of the checkpoint.
+            write: Writes the checkpoint to the file object it receives.
+            attempt: Number of the attempt that publishes.
+            step: See `CheckpointInfo`.
             full: See `CheckpointInfo`.
             loss: See `CheckpointInfo`.
             val_loss: See `CheckpointInfo`.
-            keep_as: Name under which the one that stood there stays.
+            keep_as: New name of the file that is replaced; None deletes it.
 
         Returns:
-            The sidecar of the new checkpoint.
+            Sidecar of the new checkpoint.
 
         Raises:
             AttemptSuperseded: A later attempt owns the run.
-            DiskFull: What stood there before is intact.
+            DiskFull: No space is left; the previous file is intact.
         """
 
-        def make_way() -> None:
+        def write_sidecar() -> None:
             current = self.attempt()["attempt"]
             if current > attempt:
                 raise AttemptSuperseded(self.name, attempt, current)
             old = self._sidecar(file)
             if keep_as is not None and old is not None:
-                self._describe(keep_as, old)
+                self._write_sidecar(keep_as, old)
                 (self.path / file).replace(self.path / keep_as)
-            self._describe(file, info)
+            self._write_sidecar(file, info)
 
-        with replacing(self.path / file, just_before=make_way) as raw:
+        with atomic_write(self.path / file, before_rename=write_sidecar) as raw:
             hashing = HashingWriter(raw)
             write(hashing)
             info = CheckpointInfo(file, step, loss, val_loss, full, hashing.sha256, hashing.size_bytes, now())
         return info
-
-    def _describe(self, file: str, info: CheckpointInfo) -> None:
-        old = self._sidecar(file)
-        record = {**asdict(info), "file": file, "replaces": asdict(old) if old else None}
-        write_json((self.path / file).with_suffix(".json"), record)
-
-    def _sidecar(self, file: str) -> CheckpointInfo | None:
-        """What is said of a file, if both are there."""
-        told = self._told(file)
-        return told[0] if told and (self.path / file).exists() else None
-
-    def _told(self, file: str) -> list[CheckpointInfo]:
-        """What a sidecar says of its file, and what it said of the one before."""
-        try:
-            record = read_json((self.path / file).with_suffix(".json"))
-        except FileNotFoundError:
-            return []
-        old = record.pop("replaces", None)
-        return [CheckpointInfo(**{**told, "file": file}) for told in (record, old) if told]
 
     def checkpoints(self) -> list[CheckpointInfo]:
         """List the published checkpoints.
@@ -181,48 +166,48 @@ class CheckpointDirectory:
         Returns:
             Their sidecars, by step, then name.
         """
-        told = (self._sidecar(path.name) for path in self.path.glob("model_*.pt"))
-        return sorted((info for info in told if info), key=lambda info: (info.step, info.file))
+        sidecars = (self._sidecar(path.name) for path in self.path.glob("model_*.pt"))
+        return sorted((info for info in sidecars if info), key=lambda info: (info.step, info.file))
 
-    def resolve(self, wanted: str) -> CheckpointInfo:
+    def resolve(self, reference: str) -> CheckpointInfo:
         """Find a checkpoint.
 
         Args:
-            wanted: ``best``, ``final``, ``latest``, ``step=N`` or a file name.
+            reference: ``best``, ``final``, ``latest``, ``step=N`` or a file name.
 
         Returns:
             Its sidecar.
 
         Raises:
-            CheckpointNotReady: The run has none at all yet.
-            CheckpointNotFound: It has others.
+            CheckpointNotReady: The run has no checkpoint yet.
+            CheckpointNotFound: The run has checkpoints, but not this one.
         """
         present = self.checkpoints()
         if not present:
             raise CheckpointNotReady(self.name)
         for info in present:
-            if info.file == file_of(wanted):
+            if info.file == checkpoint_file_name(reference):
                 return info
-        raise CheckpointNotFound(self.name, wanted, tuple(info.file for info in present))
+        raise CheckpointNotFound(self.name, reference, tuple(info.file for info in present))
 
-    def resolve_start(self, wanted: str) -> CheckpointInfo:
-        """Find the checkpoint that a new run begins with: the one named, else the newest full state, else the best.
+    def resolve_start(self, reference: str) -> CheckpointInfo:
+        """Find the checkpoint with which a new run starts.
 
         Args:
-            wanted: Reference as in `resolve`; empty for the default.
+            reference: See `resolve`; empty takes the newest full state, or the best checkpoint if there is none.
 
         Returns:
             Its sidecar.
 
         Raises:
-            CheckpointNotReady: The run has none at all yet.
-            CheckpointNotFound: It has others.
+            CheckpointNotReady: The run has no checkpoint yet.
+            CheckpointNotFound: The run has checkpoints, but not this one.
         """
         states = self.full_states()
-        return states[0] if states and not wanted else self.resolve(wanted or "best")
+        return states[0] if states and not reference else self.resolve(reference or "best")
 
     def full_states(self) -> list[CheckpointInfo]:
-        """List the checkpoints from which training can continue; reading shows whether they are intact.
+        """List the checkpoints from which training can continue exactly; their hashes are not verified.
 
         Returns:
             Their sidecars, newest first.
@@ -234,14 +219,14 @@ class CheckpointDirectory:
         """Open a checkpoint and verify its hash.
 
         Args:
-            info: Its sidecar.
+            info: Sidecar of the checkpoint.
 
         Yields:
-            The file, and what is really in it: after a kill, a sidecar may be one checkpoint ahead of its file.
+            The file, and the entry that matches it: after a crash, the sidecar may be one checkpoint ahead of the file.
 
         Raises:
-            CheckpointDamaged: No sidecar of it has the hash of its bytes.
-            CheckpointNotFound: It was pruned meanwhile.
+            CheckpointDamaged: No entry has the hash of the file.
+            CheckpointNotFound: The checkpoint was pruned in the meantime.
         """
         try:
             file = (self.path / info.file).open("rb")
@@ -250,14 +235,15 @@ class CheckpointDirectory:
             raise CheckpointNotFound(self.name, info.file, present) from None
         with file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found = next((told for told in (info, *self._told(info.file)) if told.sha256 == digest), None)
+            entries = (info, *self._sidecar_entries(info.file))
+            found = next((entry for entry in entries if entry.sha256 == digest), None)
             if found is None:
                 raise CheckpointDamaged(info.file, f"its sha256 is {digest[:8]}..., not {info.sha256[:8]}...")
             file.seek(0)
             yield file, found
 
     def is_pinned(self, file: str) -> bool:
-        """Return whether a checkpoint is kept from pruning and deletion.
+        """Return whether a checkpoint is protected from pruning and deletion.
 
         Args:
             file: File name of the checkpoint.
@@ -268,7 +254,7 @@ class CheckpointDirectory:
         return self._pin(file).exists()
 
     def pin(self, file: str) -> None:
-        """Keep a checkpoint from pruning and deletion; training still replaces its own files.
+        """Protect a checkpoint from pruning and deletion; training still replaces its own files.
 
         Args:
             file: File name of the checkpoint.
@@ -282,9 +268,6 @@ class CheckpointDirectory:
             file: File name of the checkpoint.
         """
         self._pin(file).unlink(missing_ok=True)
-
-    def _pin(self, file: str) -> Path:
-        return (self.path / file).with_suffix(".pin")
 
     def prune(self, keep: int) -> None:
         """Delete the oldest periodic checkpoints; pinned ones do not count.
@@ -304,36 +287,58 @@ class CheckpointDirectory:
         """Delete a checkpoint.
 
         Args:
-            file: Its name.
-            is_over: Whether nobody trains the run any more, or goes on with it.
+            file: File name of the checkpoint.
+            is_over: Whether training of the run has ended for good.
 
         Raises:
-            CheckpointKept: It is pinned, or a run that is not over needs it.
+            CheckpointKept: It is pinned, or the run is not over and needs it.
         """
         if self.is_pinned(file):
-            raise CheckpointKept(self.name, file, "it is pinned; take the pin away first")
+            raise CheckpointKept(self.name, file, "it is pinned; remove the pin first")
         states = self.full_states()
         if not is_over and states and states[0].file == file:
-            raise CheckpointKept(self.name, file, "the run is not over, and would go on from it")
+            raise CheckpointKept(self.name, file, "the run is not over, and would continue from it")
         if not is_over and not PERIODIC.fullmatch(file):
             raise CheckpointKept(self.name, file, "the run is not over, and its training replaces this file")
         self._delete(file)
 
-    def _delete(self, file: str) -> None:
-        path = self.path / file
-        path.unlink(missing_ok=True)  # somebody else may be at it
-        path.with_suffix(".json").unlink(missing_ok=True)
-
     def recover(self) -> None:
-        """Finish what a killed process was about to publish, and remove what it left half written.
+        """Complete the interrupted publication of a killed process, and delete incomplete files.
 
-        Only under the run's lock. A sidecar is written when its file is complete, so a temporary file with the
-        recorded hash only lacks its name.
+        Requires the lock of the run. A sidecar is written when its file is complete, so a temporary file with the
+        recorded hash only has to be renamed.
         """
         for path in self.path.glob(".*.tmp"):
             file = path.name.removeprefix(".").split(".pt.")[0] + ".pt"
-            told = self._told(file)
-            if path.name.startswith(".model_") and told and sha256_of(path) == told[0].sha256:
+            entries = self._sidecar_entries(file)
+            if path.name.startswith(".model_") and entries and sha256_of(path) == entries[0].sha256:
                 path.replace(self.path / file)
             else:
                 path.unlink(missing_ok=True)
+
+    def _write_sidecar(self, file: str, info: CheckpointInfo) -> None:
+        old = self._sidecar(file)
+        record = {**asdict(info), "file": file, "replaces": asdict(old) if old else None}
+        write_json((self.path / file).with_suffix(".json"), record)
+
+    def _sidecar(self, file: str) -> CheckpointInfo | None:
+        """Sidecar of a checkpoint; None unless both files exist."""
+        entries = self._sidecar_entries(file)
+        return entries[0] if entries and (self.path / file).exists() else None
+
+    def _sidecar_entries(self, file: str) -> list[CheckpointInfo]:
+        """Entry of a sidecar about its file, and the entry that it replaced."""
+        try:
+            record = read_json((self.path / file).with_suffix(".json"))
+        except FileNotFoundError:
+            return []
+        old = record.pop("replaces", None)
+        return [CheckpointInfo(**{**entry, "file": file}) for entry in (record, old) if entry]
+
+    def _pin(self, file: str) -> Path:
+        return (self.path / file).with_suffix(".pin")
+
+    def _delete(self, file: str) -> None:
+        path = self.path / file
+        path.unlink(missing_ok=True)  # another process may delete it at the same time
+        path.with_suffix(".json").unlink(missing_ok=True)

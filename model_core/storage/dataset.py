@@ -1,8 +1,8 @@
 """A dataset on disk: token files of three splits, test examples, a tokenizer and a manifest.
 
-A folder with only token files, such as a user's own, works too: its tokens count as GPT-2's. A long split continues in
-further files, `x_train_00000.npy` and so on. The training tokens get their name last, so a dataset with all token files
-is complete. An index gives the position of each test example, so that one is read without the others.
+A folder that has only token files is a dataset whose tokens are GPT-2's. A long split is stored in several files,
+`x_train_00000.npy` and so on. The training tokens are written last, so a dataset that has all token files is complete.
+An index stores the byte range of each test example, so that one can be read without the others.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from numpy.typing import NDArray
 
 from model_core.config import ExperimentConfig
 from model_core.errors import DatasetNotReady, DiskFull, ExampleNotFound, InvalidData
-from model_core.storage.files import Layout, portable, read_json, replacing, sha256_of, write_json
+from model_core.storage.files import Layout, atomic_write, portable, read_json, sha256_of, write_json
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer
 
+SPLITS = ("train", "val", "test")
+TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
 EXAMPLES, EXAMPLE_INDEX = "test_examples.json", "test_examples_index.npy"
-_OWN_INDEX = ".test_examples_index.npy"  # its first row is size and time of the file that it belongs to
-_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
+LOCK = ".lock"  # held by the process that writes the directory
 
-Places = NDArray[np.uint64]
+_CACHED_INDEX = ".test_examples_index.npy"  # its first row is size and mtime of the indexed file
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
+_REMEDY = "delete the dataset's folder and prepare it again"
+
+_ByteRanges = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,9 @@ class Example:
     """One document of the test split.
 
     Attributes:
-        id: Its number, from 0.
-        text: The document.
-        tokens: Its ids, without the end of text.
+        id: Number of the example, from 0.
+        text: Text of the document.
+        tokens: Token ids, without the end-of-text token.
     """
 
     id: int
@@ -49,7 +54,7 @@ class Example:
 
 
 class ExampleFile:
-    """The test examples of a dataset's directory.
+    """The file of a dataset's test examples.
 
     Args:
         directory: Directory of the dataset.
@@ -73,9 +78,9 @@ class ExampleFile:
             Number of examples.
 
         Raises:
-            InvalidData: It is no JSON array of objects.
+            InvalidData: The file is not a JSON array of objects.
         """
-        return len(self._places())
+        return len(self._byte_ranges())
 
     def read(self, number: int) -> Example:
         """Read one example.
@@ -87,9 +92,9 @@ class ExampleFile:
             The example.
 
         Raises:
-            InvalidData: What stands there is no example.
+            InvalidData: The entry is not an example.
         """
-        start, end = (int(place) for place in self._places()[number])
+        start, end = (int(offset) for offset in self._byte_ranges()[number])
         with self._path.open("rb") as file:
             file.seek(start)
             text = file.read(end - start)
@@ -100,61 +105,32 @@ class ExampleFile:
             detail = f"example {number}, at byte {start}, is no object with text and tokens"
             raise InvalidData(f"{self._path}: {detail}; prepare the dataset again") from None
 
-    def _places(self) -> Places:
-        """First byte of every example and the byte after its last, (examples, 2)."""
-        prepared, own = self._path.with_name(EXAMPLE_INDEX), self._path.with_name(_OWN_INDEX)
+    def _byte_ranges(self) -> _ByteRanges:
+        """First byte of every example, and the byte after its last, (examples, 2)."""
+        prepared, cached = self._path.with_name(EXAMPLE_INDEX), self._path.with_name(_CACHED_INDEX)
         if prepared.is_file():
-            return _load(prepared)
-        facts = self._path.stat()
-        signature = (facts.st_size, facts.st_mtime_ns)
-        if own.is_file():
-            rows = _load(own)  # (examples + 1, 2)
+            return _load_index(prepared)
+        stat = self._path.stat()
+        signature = (stat.st_size, stat.st_mtime_ns)
+        if cached.is_file():
+            rows = _load_index(cached)  # (examples + 1, 2)
             if len(rows) and tuple(rows[0].tolist()) == signature:
                 return rows[1:]  # (examples, 2)
         rows = np.array([signature, *_find_objects(self._path)], np.uint64)  # (examples + 1, 2)
-        with contextlib.suppress(OSError, DiskFull), replacing(own) as file:
-            np.save(file, rows)  # where nothing may be written, the next question takes as long
+        with contextlib.suppress(OSError, DiskFull), atomic_write(cached) as file:
+            np.save(file, rows)  # in a read-only directory every call scans the file
         return rows[1:]  # (examples, 2)
-
-
-def _load(path: Path) -> Places:
-    places: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return places
-
-
-def _find_objects(path: Path) -> Iterator[tuple[int, int]]:
-    """Where the objects of a JSON array stand, found without holding the file in memory."""
-    depth = start = 0
-    if not path.stat().st_size:
-        raise InvalidData(f"{path} is empty; it should be a list of objects with id, text and tokens")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
-            raise InvalidData(f"{path} is no JSON array; it should be a list of objects with id, text and tokens")
-        for match in _MARKS.finditer(data):
-            mark = match[0]
-            if mark in (b"[", b"{"):
-                depth += 1
-                start = match.start() if depth == 2 else start
-            elif mark in (b"]", b"}"):
-                depth -= 1
-                if depth == 1:
-                    yield start, match.end()
-        if depth:
-            raise InvalidData(f"{path} ends in the middle of its JSON array; was it cut off?")
-
-
-SPLITS = ("train", "val", "test")
-TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
-LOCK = ".lock"  # held by whoever writes the directory
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a dataset lies; nothing is read before it is asked for.
+    """Paths of a dataset, whose token files are in one directory; each method reads what it needs.
 
     Attributes:
-        name: The dataset's name.
-        train: Token file of the split, like `val` and `test`; all lie in one directory.
+        name: Name of the dataset.
+        train: Token file of the training split.
+        val: Token file of the validation split.
+        test: Token file of the test split.
     """
 
     name: str
@@ -164,14 +140,14 @@ class Dataset:
 
     @classmethod
     def named(cls, name: str, directory: Path) -> Dataset:
-        """Name the files of a dataset after it.
+        """Build a dataset whose token files start with its name.
 
         Args:
             name: Name of the dataset.
             directory: Directory of its files.
 
         Returns:
-            The dataset; nothing is read.
+            The dataset; its files need not exist.
         """
         return cls(name, *(directory / f"{name}_{split}.npy" for split in SPLITS))
 
@@ -181,7 +157,7 @@ class Dataset:
         return self.train.parent
 
     def split(self, name: str) -> Path:
-        """Return the token file of a split; a split in several files is named after it.
+        """Return the token file of a split; for a split in several files, the path that `shard_path` numbers.
 
         Args:
             name: ``train``, ``val`` or ``test``.
@@ -197,19 +173,18 @@ class Dataset:
         Returns:
             Their paths; none if the dataset is ready.
         """
-        alone = [path for path in (self.train, self.val, self.test) if not path.is_file()]
-        if not alone:
-            return []  # the manifest is read only where a split may lie in several files
+        if all(path.is_file() for path in (self.train, self.val, self.test)):
+            return []  # the manifest is needed only if a split may be stored in several files
         return [path for split in SPLITS for path in self._files(split) if not path.is_file()]
 
     def manifest(self) -> dict[str, Any] | None:
         """Read the manifest.
 
         Returns:
-            The manifest; None for files that were not prepared here, or beside another dataset's manifest.
+            The manifest; None if there is none, or if it belongs to another dataset in the same directory.
 
         Raises:
-            InvalidData: The file is no manifest.
+            InvalidData: The file is not a manifest.
         """
         file = self.directory / MANIFEST
         if not file.is_file():
@@ -223,7 +198,7 @@ class Dataset:
         return manifest if train_file == self.train.name else None
 
     def tokenizer(self) -> Tokenizer:
-        """Load the tokenizer of the tokens.
+        """Load the tokenizer with which the dataset was encoded.
 
         Returns:
             The recorded tokenizer; GPT-2's without a manifest.
@@ -241,36 +216,36 @@ class Dataset:
             The ratio; None if it was not recorded.
         """
         manifest = self.manifest()
-        facts = manifest["splits"].get(split) if manifest else None
-        return facts["text_bytes"] / facts["tokens"] if facts and facts["tokens"] else None
+        entry = manifest["splits"].get(split) if manifest else None
+        return entry["text_bytes"] / entry["tokens"] if entry and entry["tokens"] else None
 
     def check_sizes(self) -> None:
-        """Compare the size of every file with the manifest's, which takes no reading.
+        """Compare the size of every file with the manifest, without reading the files.
 
         Raises:
-            InvalidData: One has another; it is named.
+            InvalidData: A file is missing or has another size.
         """
-        for path, facts in self._recorded():
+        for path, entry in self._recorded_files():
             size = path.stat().st_size if path.is_file() else None
-            if size != facts["size_bytes"]:
+            if size != entry["size_bytes"]:
                 has = "is missing" if size is None else f"has {size} bytes"
-                raise InvalidData(f"{path} {has}, and {MANIFEST} says {facts['size_bytes']}; {_REMEDY}")
+                raise InvalidData(f"{path} {has}, and {MANIFEST} records {entry['size_bytes']}; {_REMEDY}")
 
     def verify(self) -> None:
-        """Compare every file with the manifest, byte for byte by its hash.
+        """Compare the size and hash of every file with the manifest.
 
         Raises:
-            InvalidData: One differs; it is named.
+            InvalidData: A file differs.
         """
         self.check_sizes()
-        for path, facts in self._recorded():
-            if (found := sha256_of(path)) != facts["sha256"]:
-                detail = f"has the sha256 {found}, and {MANIFEST} says {facts['sha256']}"
+        for path, entry in self._recorded_files():
+            if (found := sha256_of(path)) != entry["sha256"]:
+                detail = f"has the sha256 {found}, and {MANIFEST} records {entry['sha256']}"
                 raise InvalidData(f"{path} {detail}: it was changed or damaged; {_REMEDY}")
 
     @property
     def example_count(self) -> int:
-        """Test examples there are; none when the folder has no examples file."""
+        """Number of test examples; 0 without an examples file."""
         examples = ExampleFile(self.directory)
         return examples.count() if examples.exists() else 0
 
@@ -285,8 +260,8 @@ class Dataset:
 
         Raises:
             DatasetNotReady: The dataset has no examples file.
-            ExampleNotFound: It has fewer.
-            InvalidData: The file is not what it should be.
+            ExampleNotFound: The dataset has fewer examples.
+            InvalidData: The examples file is damaged.
         """
         examples = ExampleFile(self.directory)
         if not examples.exists():
@@ -297,35 +272,27 @@ class Dataset:
         return examples.read(number)
 
     def _files(self, split: str) -> list[Path]:
-        """Token files of a split, as the manifest has them, or as they lie there."""
+        """Token files of a split: those in the manifest, or else those that exist."""
         manifest, path = self.manifest(), self.split(split)
         if manifest and "files" in manifest["splits"][split]:
-            return [self.directory / facts["file"] for facts in manifest["splits"][split]["files"]]
+            return [self.directory / entry["file"] for entry in manifest["splits"][split]["files"]]
         return token_files(path)
 
-    def _recorded(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Every file of which the manifest knows size and hash; none without a manifest."""
+    def _recorded_files(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every file whose size and hash the manifest records, with its entry; none without a manifest."""
         manifest = self.manifest()
         if manifest is not None:
-            splits = [facts for split in SPLITS for facts in _each_file(manifest["splits"][split])]
-            for facts in (*splits, manifest["examples"]):
-                yield self.directory / facts["file"], facts
+            splits = [entry for split in SPLITS for entry in _file_entries(manifest["splits"][split])]
+            for entry in (*splits, manifest["examples"]):
+                yield self.directory / entry["file"], entry
 
 
-_REMEDY = "delete the dataset's folder and prepare it again"
-
-
-def _each_file(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    files: list[dict[str, Any]] = facts.get("files", [facts])
-    return files
-
-
-def shard_of(path: Path, number: int) -> Path:
-    """Return the path of one part of a split that is stored in several files.
+def shard_path(path: Path, number: int) -> Path:
+    """Return the path of one shard of a split that is stored in several files.
 
     Args:
         path: Path of the split, for example ``x_train.npy``.
-        number: Number of the part, from 0.
+        number: Number of the shard, from 0.
 
     Returns:
         The path, for example ``x_train_00001.npy``.
@@ -334,17 +301,17 @@ def shard_of(path: Path, number: int) -> Path:
 
 
 def token_files(path: Path) -> list[Path]:
-    """The files of a row of token ids, in order: one, or those that it was cut into.
+    """List the token files of a split in order.
 
     Args:
-        path: What they are called after.
+        path: Path of the split, for example ``x_train.npy``.
 
     Returns:
-        The path itself when there is nothing else.
+        The existing shards; the path itself if it exists or if there are no shards.
     """
     if path.is_file():
         return [path]
-    return list(itertools.takewhile(Path.is_file, (shard_of(path, number) for number in itertools.count()))) or [path]
+    return list(itertools.takewhile(Path.is_file, (shard_path(path, number) for number in itertools.count()))) or [path]
 
 
 def save_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
@@ -352,7 +319,7 @@ def save_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
 
     Args:
         path: File to create or replace.
-        tokenizer: The tokenizer to record.
+        tokenizer: The tokenizer.
     """
     write_json(path, tokenizer.to_dict())
 
@@ -367,7 +334,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         The tokenizer.
 
     Raises:
-        InvalidData: Its tokens do not have the recorded hash.
+        InvalidData: The vocabulary does not have the recorded hash.
     """
     return Tokenizer.from_dict(read_json(path))
 
@@ -376,11 +343,12 @@ def dataset_of(config: ExperimentConfig, layout: Layout) -> Dataset:
     """Return the dataset of a configuration, ready or not.
 
     Args:
-        config: Its `data` section.
-        layout: Below a data root files are called after the dataset; without one the configuration's names hold.
+        config: Configuration whose section `data` names the dataset.
+        layout: Directories. Below a data root the files have the name of the dataset, otherwise those of the
+            configuration.
 
     Returns:
-        The dataset; nothing is read.
+        The dataset; its files need not exist.
     """
     data = config.data
     directory = layout.dataset(data.dataset_name)
@@ -400,7 +368,39 @@ def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float | None:
         split: Split of the loss.
 
     Returns:
-        None when the dataset's manifest does not say how many bytes its text has.
+        Bits per byte; None if the manifest does not record the size of the text.
     """
     bytes_per_token = dataset.bytes_per_token(split)
     return None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
+
+
+def _file_entries(split: dict[str, Any]) -> list[dict[str, Any]]:
+    """Entries of a split's files: the split itself is the entry of its only file."""
+    files: list[dict[str, Any]] = split.get("files", [split])
+    return files
+
+
+def _load_index(path: Path) -> _ByteRanges:
+    rows: _ByteRanges = np.load(path, mmap_mode="r", allow_pickle=False)
+    return rows
+
+
+def _find_objects(path: Path) -> Iterator[tuple[int, int]]:
+    """Byte ranges of the objects of a JSON array, found without loading the file into memory."""
+    depth = start = 0
+    if not path.stat().st_size:
+        raise InvalidData(f"{path} is empty; it should be a list of objects with id, text and tokens")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
+            raise InvalidData(f"{path} is no JSON array; it should be a list of objects with id, text and tokens")
+        for match in _STRING_OR_BRACKET.finditer(data):
+            lexeme = match[0]
+            if lexeme in (b"[", b"{"):
+                depth += 1
+                start = match.start() if depth == 2 else start
+            elif lexeme in (b"]", b"}"):
+                depth -= 1
+                if depth == 1:
+                    yield start, match.end()
+        if depth:
+            raise InvalidData(f"{path} ends in the middle of its JSON array; was it cut off?")

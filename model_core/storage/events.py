@@ -1,8 +1,8 @@
-"""events.jsonl: the append-only story of a run, one JSON object a line.
+"""Append-only event log of a run, events.jsonl: one JSON object per line.
 
-Lines are numbered by `seq` and tagged with the `attempt` that wrote them. Nothing is ever rewritten: a resumed
-attempt may tell a step again, and a series takes each step from the latest attempt. Floats are written so that
-they read back bit for bit; those that are not finite become the strings ``nan``, ``inf`` and ``-inf``.
+Each event has a sequence number `seq` and the number of the `attempt` that wrote it. Events are never rewritten: a
+resumed attempt may report a step again, and a series takes each step from the latest attempt. Floats round-trip
+exactly; those that are not finite become the strings ``nan``, ``inf`` and ``-inf``.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 
-_BLOCK = 1 << 18  # bytes that are parsed together
+_BLOCK_BYTES = 1 << 18  # lines that are parsed together
 
 
 class EventWriter:
-    """Appends the events of one attempt; first it cuts off an incomplete last line that a crash left.
+    """Appends the events of one attempt. Opening the file removes an incomplete last line that a crash left.
 
     Args:
-        path: The file.
-        attempt: Whose events these are.
-        seq_after: In a new file, the number before the first.
+        path: The event file.
+        attempt: Number of the attempt.
+        seq_after: Sequence number before that of the first event, for a new file.
     """
 
     def __init__(self, path: Path, attempt: int, *, seq_after: int = 0) -> None:
@@ -42,7 +42,7 @@ class EventWriter:
         self._file = path.open("ab+")
         self._path, self._attempt = path, attempt
         self._lock = threading.Lock()
-        _cut_torn_line(self._file.fileno(), path)
+        _truncate_incomplete_line(self._file.fileno(), path)
         last = last_event(path)
         self._seq = last["seq"] if last else seq_after
 
@@ -72,32 +72,14 @@ class EventWriter:
         return event
 
     def close(self) -> None:
-        """Put everything on disk and close the file."""
+        """Flush the file to disk and close it."""
         with self._lock:
             os.fsync(self._file.fileno())
             self._file.close()
 
 
-def finite(value: Any) -> Any:
-    """Replace floats that JSON cannot represent by their names.
-
-    Args:
-        value: A JSON value; containers are copied.
-
-    Returns:
-        The value without NaN and infinities.
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
-
-
 class EventReader:
-    """Reads a growing file; each call returns the complete lines that are new.
+    """Reads a growing event file incrementally.
 
     Args:
         path: The event file; it may not exist yet.
@@ -107,9 +89,9 @@ class EventReader:
         self._path, self._offset = path, 0
 
     def read_new(self) -> list[Event]:
-        """Read the events written since the last call; an incomplete line waits for the next call.
+        """Read the events written since the last call; an incomplete line is left for the next call.
 
-        A line that is no event, which only a failing disk or a foreign program can have left, is passed over.
+        A line that is not an event, which only a failing disk or another program can have written, is skipped.
 
         Returns:
             The new events in order.
@@ -127,32 +109,32 @@ class EventReader:
 
 
 def read_events(path: Path, after: int = 0, *, types: Collection[str] | None = None) -> Iterator[Event]:
-    """Read every complete event with a `seq` above `after`.
+    """Read the complete events whose `seq` is greater than `after`.
 
     Args:
-        path: The file; a line that is no event is passed over.
-        after: The last number that is known.
-        types: Only these; most of the others are not even parsed.
+        path: The event file; a line that is not an event is skipped.
+        after: Sequence number of the last event that is not needed.
+        types: Types of the events to return, None for all; most lines of other types are not parsed.
 
     Yields:
-        Events in order; none if there is no file.
+        Events in order; none if the file does not exist.
     """
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
-    wanted = _mentions(types) if types is not None else None
+    pattern = _type_pattern(types) if types is not None else None
     with file:
         file.seek(offset := _offset_after(file, after))
-        for lines in _blocks(file):
-            for event in _parse(lines, path, offset, wanted):
+        for lines in _read_blocks(file):
+            for event in _parse(lines, path, offset, pattern):
                 if event["seq"] > after and (types is None or event.get("type") in types):
                     yield event
             offset += sum(map(len, lines))
 
 
 def last_event(path: Path) -> Event | None:
-    """Read the last complete event from the end of the file.
+    """Read the last complete event, searching from the end of the file.
 
     Args:
         path: The event file.
@@ -168,8 +150,8 @@ def last_event(path: Path) -> Event | None:
             start = max(0, size - block)
             file.seek(start)
             lines = file.read().split(b"\n")[:-1]
-            whole = reversed(lines if start == 0 else lines[1:])
-            event = next((event for line in whole if (event := _event(line)) is not None), None)
+            complete = reversed(lines if start == 0 else lines[1:])
+            event = next((event for line in complete if (event := _parse_line(line)) is not None), None)
             if event is not None or start == 0:
                 return event
             block *= 4
@@ -187,50 +169,68 @@ def series(events: Iterable[Event], type: str, field: str) -> dict[int, Any]:  #
         Values by step, in the order of steps.
     """
     values: dict[int, Any] = {}
-    for event in events:  # attempts follow each other in the file, so a later line is a later attempt
+    for event in events:  # attempts are consecutive in the file, so a later line is of a later attempt
         if event["type"] == type and field in event:
             values[event["step"]] = event[field]
     return dict(sorted(values.items()))
 
 
-def _blocks(file: BinaryIO) -> Iterator[list[bytes]]:
-    """Complete lines, many at a time, up to one that is still being written."""
-    is_whole = True
-    while is_whole and (lines := file.readlines(_BLOCK)):
-        is_whole = lines[-1].endswith(b"\n")
-        yield lines if is_whole else lines[:-1]
+def finite(value: Any) -> Any:
+    """Replace floats that JSON cannot represent by the strings ``nan``, ``inf`` and ``-inf``.
+
+    Args:
+        value: A JSON value; containers are copied.
+
+    Returns:
+        The value without NaN and infinities.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
-def _mentions(types: Collection[str]) -> re.Pattern[bytes]:
-    """What a line of one of these types must contain: a quote inside a string would stand behind a backslash."""
+def _read_blocks(file: BinaryIO) -> Iterator[list[bytes]]:
+    """Blocks of complete lines; an incomplete last line is left out."""
+    is_complete = True
+    while is_complete and (lines := file.readlines(_BLOCK_BYTES)):
+        is_complete = lines[-1].endswith(b"\n")
+        yield lines if is_complete else lines[:-1]
+
+
+def _type_pattern(types: Collection[str]) -> re.Pattern[bytes]:
+    """Pattern that every line of one of these types contains; a quote inside a JSON string is escaped."""
     names = "|".join(map(re.escape, types))
     return re.compile(rf'"type":\s*"(?:{names})"'.encode())
 
 
-def _parse(lines: Sequence[bytes], path: Path, offset: int, wanted: re.Pattern[bytes] | None = None) -> list[Event]:
-    """Parse complete lines; those that are no events, or in which `wanted` is not found, are left out."""
-    shown = lines if wanted is None else [line for line in lines if wanted.search(line)]
+def _parse(lines: Sequence[bytes], path: Path, offset: int, pattern: re.Pattern[bytes] | None = None) -> list[Event]:
+    """Parse complete lines; lines that are not events, or that do not contain `pattern`, are skipped."""
+    selected = lines if pattern is None else [line for line in lines if pattern.search(line)]
     try:
-        events: list[Any] = json.loads(b"[%b]" % b",".join(shown))  # in half the time of one by one
+        events: list[Any] = json.loads(b"[%b]" % b",".join(selected))  # twice as fast as line by line
     except (ValueError, RecursionError):
         events = []
-    if len(events) == len(shown) and all(map(_is_event, events)):
+    if len(events) == len(selected) and all(map(_is_event, events)):
         return events
-    return list(_parse_each(lines, path, offset, wanted))
+    return list(_parse_each(lines, path, offset, pattern))
 
 
-def _parse_each(lines: Sequence[bytes], path: Path, offset: int, wanted: re.Pattern[bytes] | None) -> Iterator[Event]:
+def _parse_each(lines: Sequence[bytes], path: Path, offset: int, pattern: re.Pattern[bytes] | None) -> Iterator[Event]:
     for line in lines:
-        if wanted is None or wanted.search(line):
-            event = _event(line)
+        if pattern is None or pattern.search(line):
+            event = _parse_line(line)
             if event is not None:
                 yield event
             elif line.strip():
-                log.warning("line passed over path=%s offset=%d begins=%r", path, offset, line[:40])
+                log.warning("line skipped path=%s offset=%d begins=%r", path, offset, line[:40])
         offset += len(line)
 
 
-def _event(line: bytes) -> Event | None:
+def _parse_line(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -243,22 +243,22 @@ def _is_event(value: Any) -> bool:
 
 
 def _offset_after(file: BinaryIO, after: int) -> int:
-    """Where to begin to read: at most a block before the first higher number. Numbers grow, so halving finds it."""
+    """Offset at most one block before the first event after `after`, by binary search: `seq` grows."""
     low, high = 0, file.seek(0, os.SEEK_END) if after > 0 else 0
-    while high - low > _BLOCK:
+    while high - low > _BLOCK_BYTES:
         middle = (low + high) // 2
         file.seek(middle)
         file.readline()  # the rest of a line
-        begin, line = file.tell(), file.readline()
-        event = _event(line) if line.endswith(b"\n") else None
+        start, line = file.tell(), file.readline()
+        event = _parse_line(line) if line.endswith(b"\n") else None
         if event is not None and event["seq"] <= after:
-            low = begin
+            low = start
         else:
             high = middle
     return low
 
 
-def _cut_torn_line(descriptor: int, path: Path) -> None:
+def _truncate_incomplete_line(descriptor: int, path: Path) -> None:
     data_end = path.stat().st_size
     with path.open("rb") as file:
         position = data_end

@@ -1,7 +1,7 @@
-"""Directories of a data root, atomic file replacement, and full disks.
+"""Layout of a data root, atomic file replacement, and errors about full disks.
 
-A `Layout` maps names to directories, below one data root in the service or by the paths of a configuration. Records
-hold names, never absolute paths, because mounts differ by host. A reader never sees half of a replaced file.
+A `Layout` maps names to directories: below one data root in the service, by the paths of the configuration otherwise.
+Files store names and never absolute paths, because mounts differ by host. A reader never sees a partly written file.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ class Layout:
     """Directories of one data root, or of a configuration without one.
 
     Attributes:
-        exp: Holds one directory a run.
-        attention: Holds one directory a run, and in it one an example.
-        datasets: Holds one directory a dataset; None when `data_dir` is the dataset's own directory.
-        data_dir: The directory with the token files when there is no data root.
-        jobs: Holds one directory a job.
-        uploads: Holds what datasets may be made from.
-        exports: Holds one directory a run, and in it one an exported checkpoint.
+        exp: Contains one directory per run.
+        attention: Contains one directory per run, each with one directory per example.
+        datasets: Contains one directory per dataset; None without a data root.
+        data_dir: Directory of the token files; None with a data root.
+        jobs: Contains one directory per job; None without a data root.
+        uploads: Contains the files from which datasets can be prepared; None without a data root.
+        exports: Contains one directory per run, each with one directory per exported checkpoint; None without a data
+            root.
     """
 
     exp: Path
@@ -66,7 +67,7 @@ class Layout:
         """Use the paths of a configuration, relative to the working directory, with either slash.
 
         Args:
-            config: Its sections `output` and `data`.
+            config: Configuration whose sections `output` and `data` contain the paths.
 
         Returns:
             The layout.
@@ -112,15 +113,15 @@ class Layout:
         return self.exports / checked_name("run", run) / f"{Path(file).stem}-{sha256[:8]}"
 
     def exports_of(self, run: str) -> Path:
-        """Return the directory of a run's exports.
+        """Return the directory of a run's exports; requires a data root.
 
         Args:
             run: Name of the run.
 
         Returns:
-            The directory, below a data root; only a data root has a place for exports.
+            The path.
         """
-        assert self.exports is not None, "only a data root has a place for exports"
+        assert self.exports is not None, "exports need a data root"
         return self.exports / run
 
     def dataset(self, name: str) -> Path:
@@ -139,10 +140,10 @@ class Layout:
 
 
 def portable(path: str) -> Path:
-    """Parse a path that is written with either slash.
+    """Parse a path whose separators are slashes or backslashes.
 
     Args:
-        path: The path as text.
+        path: Text of the path.
 
     Returns:
         The path.
@@ -151,17 +152,17 @@ def portable(path: str) -> Path:
 
 
 def checked_name(kind: str, name: str) -> str:
-    """Refuse a name that could lead out of its directory.
+    """Check a name, so that a path built from it stays in its directory.
 
     Args:
-        kind: What the error calls it, such as ``run``.
+        kind: Kind of the named thing for the error message, for example ``run``.
         name: The name.
 
     Returns:
         The same name.
 
     Raises:
-        InvalidParameter: Naming the value and the pattern.
+        InvalidParameter: The name does not match the pattern.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise InvalidParameter(f"{kind} name {name!r} does not match {NAME_PATTERN}")
@@ -175,7 +176,7 @@ def further_names(name: str) -> Iterator[str]:
         name: The name that is taken.
 
     Yields:
-        Names without end.
+        An infinite sequence of names.
     """
     for number in itertools.count(2):
         suffix = f"-{number}"
@@ -183,10 +184,10 @@ def further_names(name: str) -> Iterator[str]:
 
 
 def next_free_name(path: Path) -> str:
-    """Find the first of name-2, name-3 and so on that does not exist beside a path.
+    """Find the first of name-2, name-3 and so on that does not exist in the directory of a path.
 
     Args:
-        path: Directory of the run or dataset that is taken.
+        path: Directory of the run or dataset that has the name.
 
     Returns:
         The free name.
@@ -195,7 +196,7 @@ def next_free_name(path: Path) -> str:
 
 
 def now() -> str:
-    """Format the present time.
+    """Format the current time.
 
     Returns:
         RFC 3339 UTC with milliseconds.
@@ -204,18 +205,18 @@ def now() -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, just_before: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
-    """Write a file beside its place and move it there when it is complete and on disk.
+def atomic_write(path: Path, *, before_rename: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
+    """Write a temporary file, flush it to disk, and rename it to its final path.
 
     Args:
-        path: The place. Its directory is created.
-        just_before: Called when the bytes are on disk, before the file gets its name.
+        path: Path of the file to create or replace. Its directory is created.
+        before_rename: Called when the content is on disk, before the rename.
 
     Yields:
         The open temporary file.
 
     Raises:
-        DiskFull: No space; what stood at `path` is intact and the temporary file is gone.
+        DiskFull: No space is left; the previous file is intact and the temporary file is deleted.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -224,8 +225,8 @@ def replacing(path: Path, *, just_before: Callable[[], None] | None = None) -> I
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if just_before is not None:
-            just_before()
+        if before_rename is not None:
+            before_rename()
         temporary.replace(path)
         sync_directory(path.parent)
     except BaseException as error:
@@ -236,7 +237,7 @@ def replacing(path: Path, *, just_before: Callable[[], None] | None = None) -> I
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames in a directory survive a power loss, where the platform can.
+    """Flush the entries of a directory to disk, so that renames survive a power loss. Does nothing on Windows.
 
     Args:
         path: The directory.
@@ -257,7 +258,7 @@ def write_text(path: Path, text: str) -> None:
         path: File to create or replace.
         text: Its new content.
     """
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 
 
@@ -321,24 +322,24 @@ class HashingWriter:
         return self._file.write(view)
 
     def flush(self) -> None:
-        """Flush the file below."""
+        """Flush the underlying file."""
         self._file.flush()
 
     @property
     def sha256(self) -> str:
-        """Hash of everything written, hex."""
+        """Hash of all bytes written so far, hex."""
         return self._hash.hexdigest()
 
 
 def require_space(path: Path, needed_bytes: int) -> None:
-    """Refuse to begin what would not fit.
+    """Check that a file fits on its disk. A file that it replaces exists until the new one is complete.
 
     Args:
-        path: Where the file will be; its directory exists. One that stands there stays until the new one is complete.
-        needed_bytes: Its size.
+        path: Path of the file; its directory exists.
+        needed_bytes: Size of the file.
 
     Raises:
-        DiskFull: Naming what is needed and what is free.
+        DiskFull: The disk has less free space.
     """
     free_bytes = shutil.disk_usage(path.parent).free
     if needed_bytes > free_bytes:
@@ -346,11 +347,11 @@ def require_space(path: Path, needed_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def full_disk_named(path: Path) -> Iterator[None]:
-    """Turn the operating system's word for a full disk into ours.
+def translate_disk_full(path: Path) -> Iterator[None]:
+    """Raise `DiskFull` instead of the `OSError` about a full disk.
 
     Args:
-        path: What is being written.
+        path: File that the body writes.
 
     Raises:
         DiskFull: No space is left.
@@ -364,13 +365,13 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Return whether an error, or one of its causes, means a full disk or quota.
+    """Return whether an error, or one of its causes, is about a full disk or quota.
 
     Args:
-        error: The error; None is not one.
+        error: The error; None counts as no error.
 
     Returns:
-        True for a full disk.
+        True for a full disk or quota.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:

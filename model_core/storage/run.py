@@ -1,7 +1,7 @@
-"""A run: one directory, created once, that holds everything a training made.
+"""A run: the directory of one training.
 
-The directory is the durable truth: configuration, events, checkpoints with their sidecars, outcome, the attempt
-that owns it and the lock that one process at a time can hold.
+The directory is the source of truth. It contains the configuration, events, checkpoints with their sidecars, the
+outcome, the attempt that owns it, and a lock that one process at a time can hold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from model_core.storage.files import Layout, next_free_name, read_json, sync_dir
 
 @dataclass(frozen=True)
 class Run(CheckpointDirectory):
-    """One run directory."""
+    """The directory of a run."""
 
     @classmethod
     def create(
@@ -35,13 +35,13 @@ class Run(CheckpointDirectory):
         *,
         fill: Callable[[Run], None] | None = None,
     ) -> Run:
-        """Take the name: a complete directory appears under it at once, or somebody else has it.
+        """Create a run atomically: a temporary directory is filled and then renamed.
 
         Args:
-            path: Where the run will lie.
-            config: What it is.
-            job_id: The job that makes it, and alone may go on with it.
-            fill: Puts more into the directory before it appears; when that fails, nothing of it is left.
+            path: Directory of the run; it must not exist.
+            config: Resolved configuration.
+            job_id: Job that owns the run, and alone may continue it; None for a run without a job.
+            fill: Writes further files into the temporary directory; if it fails, the directory is deleted.
 
         Returns:
             The new run.
@@ -49,17 +49,17 @@ class Run(CheckpointDirectory):
         Raises:
             RunExists: The name is taken.
         """
-        unnamed = cls(path.with_name(f".{path.name}.{os.getpid()}.tmp"))
-        shutil.rmtree(unnamed.path, ignore_errors=True)
-        unnamed.path.mkdir(parents=True)
-        unnamed.write_config(config)
-        unnamed.begin_attempt(0, job_id)
+        temporary = cls(path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+        shutil.rmtree(temporary.path, ignore_errors=True)
+        temporary.path.mkdir(parents=True)
+        temporary.write_config(config)
+        temporary.begin_attempt(0, job_id)
         try:
             if fill is not None:
-                fill(unnamed)
-            unnamed.path.rename(path)
+                fill(temporary)
+            temporary.path.rename(path)
         except BaseException as error:
-            shutil.rmtree(unnamed.path)
+            shutil.rmtree(temporary.path)
             if not isinstance(error, OSError) or not path.exists():
                 raise
             raise RunExists(path.name, next_free_name(path)) from None
@@ -77,7 +77,7 @@ class Run(CheckpointDirectory):
             The run.
 
         Raises:
-            RunNotFound: There is none of that name.
+            RunNotFound: There is no such run.
         """
         if not (path / "config.yaml").is_file():
             raise RunNotFound(path.name)
@@ -85,12 +85,12 @@ class Run(CheckpointDirectory):
 
     @property
     def events(self) -> Path:
-        """The event file."""
+        """Path of the event file."""
         return self.path / "events.jsonl"
 
     @property
     def log(self) -> Path:
-        """The log for people."""
+        """Path of the text log."""
         return self.path / "logs" / "log.txt"
 
     def write_config(self, config: ExperimentConfig) -> None:
@@ -108,18 +108,18 @@ class Run(CheckpointDirectory):
             like: See `parse_saved`.
 
         Returns:
-            The configuration as it was resolved.
+            The resolved configuration.
         """
         return parse_saved(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8")), like)
 
     def lock(self, timeout_s: float = 0.0) -> FileLock:
-        """Hold the run; release it, or let the process end, to free it. The kernel frees it after a kill.
+        """Acquire the lock of the run, which the operating system releases when the process ends.
 
         Args:
-            timeout_s: How long to wait for another process.
+            timeout_s: How long to wait for another process to release it.
 
         Returns:
-            The lock, acquired.
+            The acquired lock.
 
         Raises:
             RunBusy: Another process holds it.
@@ -132,10 +132,10 @@ class Run(CheckpointDirectory):
         return lock
 
     def outcome(self) -> dict[str, Any] | None:
-        """Read how the last attempt that recorded an outcome ended.
+        """Read the outcome of the last attempt that recorded one.
 
         Returns:
-            The outcome; None if there is none.
+            Content of outcome.json; None if it does not exist.
         """
         try:
             return read_json(self.path / "outcome.json")  # type: ignore[no-any-return]
@@ -159,11 +159,11 @@ def runs_in(layout: Layout) -> list[Run]:
 
 
 def setup_experiment_dirs(config: ExperimentConfig, layout: Layout | None = None) -> Run:
-    """Create the run that a configuration names.
+    """Create the directory of a configuration's run.
 
     Args:
-        config: Its `experiment_name` is the run's name.
-        layout: Where runs lie; the configuration's own paths if not given.
+        config: Configuration; its `experiment_name` is the name of the run.
+        layout: Directories; None takes the paths of the configuration.
 
     Returns:
         The new run.

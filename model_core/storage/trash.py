@@ -1,6 +1,6 @@
 """Deletion of runs, exports and datasets in two steps: rename to a hidden name, then delete.
 
-The hidden name contains the owner's id, so after a kill the same call finishes the deletion.
+The hidden name contains the id of the job, so after a crash the same call completes the deletion.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from model_core.storage.dataset import LOCK, Dataset
 from model_core.storage.files import Layout, sync_directory
 from model_core.storage.run import Run
 
-UPLOAD = r"[0-9a-f]{16}"  # a folder of uploaded files, by what is in them
+_UPLOAD = r"[0-9a-f]{16}"  # name of a folder of uploaded files: a hash of their content
 _EXPORTS_LOCK, _POLL_S = ".lock", 0.2
-_PATIENCE_S = 10.0  # others only rename a few directories
+_LOCK_TIMEOUT_S = 10.0  # the holder only renames a few directories
 
 
 @contextlib.contextmanager
 def lock_for_deletion(layout: Layout, names: Iterable[str], job_id: str) -> Iterator[tuple[Run, ...]]:
-    """Hold those of some runs that are a job's own.
+    """Lock the runs that a job owns.
 
-    One job at a time: else a run could be gone between the look at it and its lock, which would make it anew.
+    A global lock admits one deletion at a time: otherwise a run could be deleted between the check of its owner and the
+    acquisition of its lock, which would create its directory again.
 
     Args:
-        layout: Where they lie.
-        names: Runs that it may have made; another job may have taken a name since.
-        job_id: Whose they are.
+        layout: Directories of the data root.
+        names: Names of runs that the job may own; another job may have reused a name.
+        job_id: Id of the job.
 
     Yields:
-        The runs, each under its lock.
+        The runs of the job, each locked.
 
     Raises:
-        RunBusy: Another process holds one.
+        RunBusy: Another process holds the lock of a run.
     """
-    wanted = [Run(layout.run(name)) for name in names]
-    with _alone(layout.exp / ".removal.lock", job_id), contextlib.ExitStack() as stack:
-        runs = tuple(run for run in wanted if run.path.is_dir() and run.attempt()["job_id"] == job_id)
+    candidates = [Run(layout.run(name)) for name in names]
+    with _global_lock(layout.exp / ".removal.lock", job_id), contextlib.ExitStack() as stack:
+        runs = tuple(run for run in candidates if run.path.is_dir() and run.attempt()["job_id"] == job_id)
         for run in runs:
             stack.callback(run.lock().release)
         yield runs
@@ -50,14 +51,14 @@ def lock_for_deletion(layout: Layout, names: Iterable[str], job_id: str) -> Iter
 
 @contextlib.contextmanager
 def lock_dataset(layout: Layout, name: str) -> Iterator[None]:
-    """Hold a dataset's directory, if there is one, so that nobody writes it.
+    """Lock the directory of a dataset, if it exists, so that no process writes to it.
 
     Args:
-        layout: Where it lies.
-        name: The dataset's.
+        layout: Directories of the data root.
+        name: Name of the dataset.
 
     Raises:
-        DatasetBusy: A preparation holds it.
+        DatasetBusy: A preparation holds the lock.
     """
     directory = layout.dataset(name)
     with contextlib.ExitStack() as stack:
@@ -71,7 +72,7 @@ def lock_dataset(layout: Layout, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_exports(layout: Layout, run: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock of a run's exports while one is made or removed.
+    """Hold the lock of a run's exports while an export is written or deleted.
 
     Args:
         layout: Directories of the data root.
@@ -91,29 +92,26 @@ def lock_exports(layout: Layout, run: str, check: Callable[[], None] = lambda: N
         lock.release()
 
 
-def move_dataset_to_trash(layout: Layout, name: str, whose: str) -> None:
-    """Take a dataset that is held out of sight, with the files that were uploaded for it.
+def move_dataset_to_trash(layout: Layout, name: str, owner: str) -> None:
+    """Hide a dataset, and the files that were uploaded for it, under names that `empty_trash` finds.
 
-    Of a dataset that was never ready only what a preparation left goes: other files are somebody's own.
+    Requires the lock of the dataset. The directory of an incomplete dataset stays if it contains visible files: a
+    preparation does not leave any, so they belong to a user.
 
     Args:
-        layout: Where it lies.
-        name: The dataset's.
-        whose: What its hidden name tells.
+        layout: Directories of the data root.
+        name: Name of the dataset.
+        owner: Owner in the hidden name: the id of the job, or another unique text.
     """
     directory = layout.dataset(name)
-    if not Dataset.named(name, directory).missing() or not _holds_files_of_others(directory):
-        _rename(directory, whose)
+    if not Dataset.named(name, directory).missing() or not _has_visible_files(directory):
+        _hide(directory, owner)
     for uploaded in uploads_of(layout, name):
-        _rename(uploaded, whose)
-
-
-def _holds_files_of_others(directory: Path) -> bool:
-    return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
+        _hide(uploaded, owner)
 
 
 def uploads_of(layout: Layout, name: str) -> list[Path]:
-    """List the folders that were uploaded for a dataset; folders that a person put there are not among them.
+    """List the folders that were uploaded for a dataset, without folders that a user copied there.
 
     Args:
         layout: Directories of the data root.
@@ -123,70 +121,74 @@ def uploads_of(layout: Layout, name: str) -> list[Path]:
         The folders, by name.
     """
     assert layout.uploads is not None
-    return [path for path in sorted((layout.uploads / name).glob("*")) if re.fullmatch(UPLOAD, path.name)]
+    return [path for path in sorted((layout.uploads / name).glob("*")) if re.fullmatch(_UPLOAD, path.name)]
 
 
 def move_to_trash(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
-    """Take a job's directories out of sight: its runs, which it holds, what was made of them, and its own.
-
-    Args:
-        layout: Where they lie.
-        runs: As `lock_for_deletion` yields them.
-        job_id: Whose they are.
-    """
-    for run in runs:
-        _rename(layout.attention_of(run.name), job_id)  # first: without the run its name is free for others
-        if layout.exports is not None:
-            _rename(layout.exports / run.name, job_id)
-        _rename(run.path, job_id)
-    if layout.jobs is not None:
-        _rename(layout.jobs / job_id, job_id)
-
-
-def move_export_to_trash(layout: Layout, folder: Path, job_id: str) -> None:
-    """Take an export out of sight.
-
-    Args:
-        layout: Where it lies.
-        folder: The export's; it may be gone.
-        job_id: Whose it is.
-    """
-    with lock_exports(layout, folder.parent.name):
-        _rename(folder, job_id)
-
-
-def empty_trash(layout: Layout, job_id: str) -> None:
-    """Delete everything of a job that was moved to the trash.
+    """Hide the directories of a job: its runs with their attention records and exports, and its own directory.
 
     Args:
         layout: Directories of the data root.
-        job_id: The job.
+        runs: Locked runs, from `lock_for_deletion`.
+        job_id: Id of the job.
+    """
+    for run in runs:
+        _hide(layout.attention_of(run.name), job_id)  # before the run, whose name is free afterwards
+        if layout.exports is not None:
+            _hide(layout.exports / run.name, job_id)
+        _hide(run.path, job_id)
+    if layout.jobs is not None:
+        _hide(layout.jobs / job_id, job_id)
+
+
+def move_export_to_trash(layout: Layout, folder: Path, job_id: str) -> None:
+    """Hide the folder of an export.
+
+    Args:
+        layout: Directories of the data root.
+        folder: Folder of the export; it need not exist.
+        job_id: Id of the job that wrote it.
+    """
+    with lock_exports(layout, folder.parent.name):
+        _hide(folder, job_id)
+
+
+def empty_trash(layout: Layout, owner: str) -> None:
+    """Delete everything that was moved to the trash for an owner.
+
+    Args:
+        layout: Directories of the data root.
+        owner: Owner in the hidden names: the id of the job, or another unique text.
     """
     uploads = layout.uploads.glob("*") if layout.uploads is not None else ()
     exports = (layout.exports, *layout.exports.glob("*")) if layout.exports is not None else ()
     for parent in filter(None, (layout.exp, layout.attention, layout.jobs, layout.datasets, *exports, *uploads)):
-        for path in parent.glob(f".*.{job_id}.removed"):
-            _remove(path)
+        for path in parent.glob(f".*.{owner}.removed"):
+            _delete(path)
 
 
 @contextlib.contextmanager
-def _alone(file: Path, job_id: str) -> Iterator[None]:
+def _global_lock(file: Path, job_id: str) -> Iterator[None]:
     try:
-        with FileLock(file, timeout=_PATIENCE_S):
+        with FileLock(file, timeout=_LOCK_TIMEOUT_S):
             yield
     except Timeout:
         raise RunBusy(job_id) from None
 
 
-def _rename(path: Path, job_id: str) -> None:
+def _has_visible_files(directory: Path) -> bool:
+    return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
+
+
+def _hide(path: Path, owner: str) -> None:
     if path.exists():
-        hidden = path.with_name(f".{path.name}.{job_id}.removed")
-        _remove(hidden)
+        hidden = path.with_name(f".{path.name}.{owner}.removed")
+        _delete(hidden)
         path.rename(hidden)
         sync_directory(path.parent)
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)  # two requests may be at it
+def _delete(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # another request may delete it at the same time
     if path.exists():
-        shutil.rmtree(path)  # and says why it cannot
+        shutil.rmtree(path)  # raises the error

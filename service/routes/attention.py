@@ -131,7 +131,7 @@ class PictureQuery(Config):
 
 @router.get(
     "",
-    summary="Picture or manifest of a text",
+    summary="Get an image or the manifest of a text",
     response_class=Response,
     responses={
         200: {"model": AttentionView, "content": {JSON: {}, **_PICTURES}},
@@ -155,7 +155,7 @@ async def attention(
 
 @router.get(
     "/layer{layer}.{format}",
-    summary="Picture of one layer",
+    summary="Get the image of one layer",
     response_class=Response,
     responses={200: {"content": _PICTURES}, **_NOT_MODIFIED, **_ERRORS},
 )

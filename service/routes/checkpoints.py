@@ -52,7 +52,7 @@ async def checkpoints(run: Name, services: ServicesDep) -> Listed[CheckpointView
     return await run_in_threadpool(page, services.layout, run)
 
 
-@router.get("/{checkpoint}", summary="Look at a checkpoint", responses=problems(404, 409, 422))
+@router.get("/{checkpoint}", summary="Get a checkpoint", responses=problems(404, 409, 422))
 async def checkpoint(run: Name, checkpoint: str, services: ServicesDep) -> CheckpointView:
     """`best`, `final`, `latest`, `step=N` or a file name."""
     return await run_in_threadpool(one, services.layout, run, checkpoint)
@@ -60,7 +60,7 @@ async def checkpoint(run: Name, checkpoint: str, services: ServicesDep) -> Check
 
 @router.get(
     "/{checkpoint}/content",
-    summary="The bytes of a checkpoint: whole or a part",
+    summary="Download a checkpoint or a range of it",
     response_class=Response,
     responses={200: {"content": _FILE}, 206: _PART, **problems(404, 409, 416, 422)},
 )
@@ -78,13 +78,13 @@ async def content(
     )
 
 
-@router.put("/{checkpoint}/pin", summary="Keep a checkpoint", responses=problems(404, 409, 422))
+@router.put("/{checkpoint}/pin", summary="Pin a checkpoint", responses=problems(404, 409, 422))
 async def pin(run: Name, checkpoint: str, services: ServicesDep) -> CheckpointView:
     """Neither pruning nor deleting takes it from now on."""
     return await run_in_threadpool(set_pin, services.layout, run, checkpoint, pinned=True)
 
 
-@router.delete("/{checkpoint}/pin", summary="Let a checkpoint go again", responses=problems(404, 409, 422))
+@router.delete("/{checkpoint}/pin", summary="Unpin a checkpoint", responses=problems(404, 409, 422))
 async def unpin(run: Name, checkpoint: str, services: ServicesDep) -> CheckpointView:
     """It is pruned when its time comes."""
     return await run_in_threadpool(set_pin, services.layout, run, checkpoint, pinned=False)

@@ -104,7 +104,7 @@ async def gpus(services: ServicesDep) -> Listed[GpuView]:
 
 @router.get(
     "/queue",
-    summary="Look at the queue",
+    summary="Get the queue",
     responses=problems(422, 503),
 )
 async def queue(wanted: Annotated[QueueQuery, Query()], services: ServicesDep) -> QueueReport:

@@ -20,7 +20,7 @@ from service.schemas import Listed
 router = APIRouter(prefix="/configs", tags=["configs"])
 
 
-@router.get("", summary="List the configurations that ship")
+@router.get("", summary="List the presets")
 def configs() -> Listed[PresetView]:
     """All of them."""
     names = preset_names()
@@ -30,7 +30,7 @@ def configs() -> Listed[PresetView]:
 
 @router.get(
     "/{name}",
-    summary="Read a configuration",
+    summary="Get a preset",
     response_class=Response,
     responses={
         200: {"content": {kind: {"schema": {"type": "object"}} for kind in (YAML, JSON)}},

@@ -49,7 +49,7 @@ class ExamplesQuery(Config):
 @router.post(
     "",
     status_code=202,
-    summary="Make a dataset",
+    summary="Prepare a dataset",
     responses={200: {"model": JobView | DatasetDetail}, **problems(400, 409, 413, 415, 422, 429, 503, 507)},
     openapi_extra={"requestBody": dataset_body(), "parameters": [KEY_PARAMETER]},
 )
@@ -93,7 +93,7 @@ async def datasets(
     return page
 
 
-@router.get("/{name}", summary="Look at a dataset", responses=problems(404, 422, 503))
+@router.get("/{name}", summary="Get a dataset", responses=problems(404, 422, 503))
 async def dataset(name: Name, services: ServicesDep) -> DatasetDetail:
     """Whether it is ready, its manifest, the job that makes it or made it, and why that failed."""
     return await get_dataset(services, name)
@@ -105,7 +105,7 @@ async def delete(name: Name, services: ServicesDep) -> None:
     await delete_dataset(services, name)
 
 
-@router.get("/{name}/statistics", summary="Count what is in a dataset", responses=problems(404, 409, 422, 503))
+@router.get("/{name}/statistics", summary="Get a dataset's statistics", responses=problems(404, 409, 422, 503))
 async def statistics(name: Name, services: ServicesDep) -> DatasetStatistics:
     """Documents, tokens and bytes: in all, by split, and by category where the source has them."""
     return await get_statistics(services, name)
@@ -129,7 +129,7 @@ async def examples(
     return page
 
 
-@router.get("/{name}/examples/{number}", summary="Read one document", responses=problems(404, 409, 422, 503))
+@router.get("/{name}/examples/{number}", summary="Get one document", responses=problems(404, 409, 422, 503))
 async def example(name: Name, number: Number, services: ServicesDep) -> ExampleView:
     """Text and tokens of one document of the test split: the text that attention and samples are about."""
     return await get_example(services, name, number)

@@ -60,7 +60,7 @@ class GenerateQuery(GenerateRequest):
 
 @router.get(
     "",
-    summary="Continue a text",
+    summary="Generate text",
     response_class=Response,
     responses=_RESPONSES | problems(414),
 )
@@ -75,7 +75,7 @@ async def generate(
 
 @router.post(
     "",
-    summary="Continue a text",
+    summary="Generate text",
     response_class=Response,
     responses=_RESPONSES | problems(400, 413, 415),
     openapi_extra={"requestBody": _BODY},

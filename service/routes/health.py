@@ -61,19 +61,19 @@ class Welcome(View):
     links: dict[str, str]
 
 
-@router.get("/healthz", summary="Is the process alive?")
+@router.get("/healthz", summary="Check that the process runs")
 async def healthz() -> Health:
     """Asks nobody else."""
     return Health()
 
 
-@router.get("/readyz", summary="Is the service complete?", responses=problems(503))
+@router.get("/readyz", summary="Check that the service is ready", responses=problems(503))
 async def readyz(services: ServicesDep) -> Readiness:
     """Redis, the data root, a worker and an inference process; 503 says what is missing."""
     return await readiness(services)
 
 
-@router.get("/", summary="Where to begin", response_model=Welcome, responses={307: {"description": "To /docs"}})
+@router.get("/", summary="Get the entry points", response_model=Welcome, responses={307: {"description": "To /docs"}})
 async def welcome(request: Request, accept: Annotated[str | None, Header()] = None) -> Welcome | Response:
     """A browser is sent to /docs; a program gets the links."""
     if choose(accept, ("application/json", "text/html")) == "text/html":

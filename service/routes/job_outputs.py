@@ -58,7 +58,7 @@ class LogsQuery(Config):
 
 @router.get(
     "/events",
-    summary="What a job has told",
+    summary="List a job's events",
     response_model=Listed[EventView],
     responses={200: {"content": _STREAM}, **problems(404, 406, 422, 503)},
 )
@@ -82,7 +82,7 @@ async def events(
 
 @router.get(
     "/logs",
-    summary="A log: whole, a part, or while it grows",
+    summary="Get a job's log, a range of it, or follow it",
     response_class=Response,
     responses={200: {"content": {**_TEXT, **_STREAM}}, 206: _PART, **problems(404, 406, 416, 422, 503)},
 )
@@ -117,7 +117,7 @@ async def logs(
 
 @router.get(
     "/metrics",
-    summary="A job's curves",
+    summary="Get a job's metrics",
     response_class=Response,
     responses={200: {"model": MetricsView, "content": _CSV}, **problems(404, 406, 422, 503)},
 )

@@ -31,7 +31,7 @@ from service.schemas import Listed
 from worker.jobs import commands
 from worker.jobs.kinds import Kind
 from worker.jobs.schemas import ActionResult
-from worker.jobs.spec import MOST_METADATA, Label, Text
+from worker.jobs.spec import MAX_METADATA, Label, Text
 from worker.jobs.states import Status
 
 router = APIRouter(tags=["jobs"], route_class=QueryRoute)
@@ -84,7 +84,7 @@ class JobPatch(Config):
         default_factory=int, description="higher runs earlier"
     )
     metadata: dict[Label, Text | None] = Field(
-        default_factory=dict, max_length=2 * MOST_METADATA, description="merged into what is there; null removes a key"
+        default_factory=dict, max_length=2 * MAX_METADATA, description="merged into what is there; null removes a key"
     )
 
 
@@ -133,7 +133,7 @@ async def jobs(wanted: Annotated[JobsQuery, Query()], services: ServicesDep, req
     return response
 
 
-@router.get("/jobs/{job_id}", summary="Look at a job", response_model=JobDetailView, responses=problems(404, 503))
+@router.get("/jobs/{job_id}", summary="Get a job", response_model=JobDetailView, responses=problems(404, 503))
 async def job(job_id: str, request: Request) -> Response:
     """Status, progress, attempts and what can be done now; the ETag is for If-Match."""
     return await _job_response(services_of(request), job_id)
@@ -160,7 +160,7 @@ async def amend(job_id: str, tree: ConfigTree, services: ServicesDep, if_match: 
 @router.delete(
     "/jobs/{job_id}",
     status_code=204,
-    summary="Delete a job that is over",
+    summary="Delete a finished job",
     responses=problems(404, 409, 422, 503),
 )
 async def delete(job_id: str, wanted: Annotated[DeleteQuery, Query()], services: ServicesDep) -> None:
@@ -180,7 +180,7 @@ async def pause(job_id: str, services: ServicesDep, response: Response) -> JobVi
     return _action_response(await services.ask(services.store.request_action, job_id, "pause"), response)
 
 
-@router.post("/jobs/{job_id}/resume", summary="Go on with a job that was paused or cancelled", **_ACTION)
+@router.post("/jobs/{job_id}/resume", summary="Resume a paused or cancelled job", **_ACTION)
 async def resume(job_id: str, services: ServicesDep, response: Response) -> JobView:
     """It is queued again, and goes on from its last full state."""
     result = await services.ask(services.store.request_action, job_id, "resume")
@@ -190,7 +190,7 @@ async def resume(job_id: str, services: ServicesDep, response: Response) -> JobV
 
 @router.post(
     "/jobs/{job_id}/retry",
-    summary="Run a failed job again",
+    summary="Retry a failed job",
     **_ACTION,
 )
 async def retry(

@@ -183,7 +183,7 @@ async def runs(
     return page
 
 
-@router.get("/runs/{run}", summary="Look at a run", responses=problems(404, 422))
+@router.get("/runs/{run}", summary="Get a run", responses=problems(404, 422))
 async def run(run: Name, services: ServicesDep) -> RunDetail:
     """Configuration, checkpoints, how it ended, and where to go from here."""
     return await get_run(services, run)
@@ -191,7 +191,7 @@ async def run(run: Name, services: ServicesDep) -> RunDetail:
 
 @router.get(
     "/runs/{run}/report",
-    summary="What a run costs, layer by layer, beside the uniform model",
+    summary="Compare a run's costs with the uniform model",
     response_class=Response,
     responses={200: {"model": ReportView, "content": _MARKDOWN}, **problems(404, 406, 422)},
 )

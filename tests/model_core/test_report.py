@@ -28,16 +28,16 @@ def row(told: Report, table: int, label: str) -> tuple[str, ...]:
 def test_unequal_heads_at_one_width_save_softmax_alone_and_it_says_so(tmp_path: Path) -> None:
     told = report(tmp_path)
     assert row(told, 1, "parameters") == ("parameters", "124,475,904", "124,475,904", "same")
-    assert row(told, 1, "KV bytes a token (bf16)")[1:] == ("36,864", "36,864", "same")
-    assert row(told, 1, "softmax elements a sequence")[3] == "-27.8 %"
+    assert row(told, 1, "KV bytes per token (bf16)")[1:] == ("36,864", "36,864", "same")
+    assert row(told, 1, "softmax elements per sequence")[3] == "-27.8 %"
     assert "model.head_dim" in " ".join(told.remarks())
 
 
 def test_a_head_size_saves_and_the_remark_is_gone(tmp_path: Path) -> None:
     told = report(tmp_path, "model.head_dim=64")
     assert row(told, 1, "parameters")[1:] == ("116,603,904", "124,475,904", "-6.3 %")
-    assert row(told, 1, "KV bytes a token (bf16)")[3] == "-27.8 %"
-    assert row(told, 1, "softmax elements a sequence") == row(report(tmp_path), 1, "softmax elements a sequence")
+    assert row(told, 1, "KV bytes per token (bf16)")[3] == "-27.8 %"
+    assert row(told, 1, "softmax elements per sequence") == row(report(tmp_path), 1, "softmax elements per sequence")
     assert list(told.remarks()) == []
 
 

@@ -13,7 +13,7 @@ from model_core.config_loader import load_config
 from model_core.entrypoint import Attempt, ShutdownSignal, exit_code, make_attempt
 from model_core.errors import DONE, STOPPED, InvalidData, RunBusy
 from model_core.launch import dist_env
-from model_core.storage.files import Layout, read_json, replacing
+from model_core.storage.files import Layout, atomic_write, read_json
 from model_core.storage.run import Run
 
 SAVE_EVERY, STATE, SLOW_S = 5, "state.json", 1.5
@@ -104,7 +104,7 @@ def misbehave(run: Run, step: int) -> None:
 
 
 def save(run: Run, step: int, attempt: Attempt) -> None:
-    with replacing(run.path / STATE) as file:
+    with atomic_write(run.path / STATE) as file:
         file.write(b'{"step": ')
         file.flush()
         time.sleep(SLOW_S if run.name.startswith("saves-slowly") else 0)

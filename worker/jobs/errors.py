@@ -1,4 +1,4 @@
-"""Errors of the job queue. Clients see the stable `code` of each."""
+"""Errors of the job queue. Clients receive the `code`, which is stable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class JobNotFound(ModelCoreError):
 
 
 class ActionNotAllowed(ModelCoreError):
-    """The job is in a state that the action cannot leave."""
+    """The status of the job does not allow the action."""
 
     code = "action_not_allowed"
 
@@ -26,12 +26,12 @@ class ActionNotAllowed(ModelCoreError):
 
 
 class IdempotencyConflict(ModelCoreError):
-    """The Idempotency-Key was used before with another body."""
+    """The Idempotency-Key was used before with a different body."""
 
     code = "idempotency_conflict"
 
     def __init__(self, key: str, job_id: str) -> None:
-        super().__init__(f"Idempotency-Key {key[:100]!r} came with another body before, for {job_id}; take a new key")
+        super().__init__(f"Idempotency-Key {key[:100]!r} was used with a different body, for {job_id}; use a new key")
         self.job_id = job_id
 
 
@@ -41,17 +41,17 @@ class PreconditionFailed(ModelCoreError):
     code = "precondition_failed"
 
     def __init__(self, job_id: str, revision: int) -> None:
-        super().__init__(f'{job_id} has changed: its ETag is now "{revision}"; look again, then decide')
+        super().__init__(f'{job_id} has changed: its ETag is now "{revision}"; read it again, then retry')
         self.revision = revision
 
 
 class QueueFull(ModelCoreError):
-    """The queue holds as many jobs as it may."""
+    """The queue has reached its limit of jobs."""
 
     code = "queue_full"
 
-    def __init__(self, most: int) -> None:
-        super().__init__(f"{most} jobs are queued, which is the most; try again when some have run")
+    def __init__(self, max_queued: int) -> None:
+        super().__init__(f"{max_queued} jobs are queued, which is the limit; try again when some have run")
 
 
 class QueueUnavailable(ModelCoreError):

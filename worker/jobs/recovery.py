@@ -1,9 +1,9 @@
-"""Job records rebuilt from the files on disk after Redis lost them.
+"""Recovery of job records from the files on disk after Redis has lost them.
 
 A job is found by its directory, or by a run whose `attempt` file names it. job.json contains the request and a status;
-unless that is final, the outcome file of the job's process counts. An interrupted job becomes paused, so that a person
-decides. Any file may be truncated or written by another version; a file that cannot be read affects its own job only.
-A job that never started has no files.
+if that is not final, the outcome file of the job's process decides. An interrupted job becomes paused, so that a person
+decides whether to continue it. Any file may be truncated or of another version; an unreadable file affects only its own
+job. A job that never started has no files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 class BadFile(ModelCoreError):
-    """A file does not contain what it should.
+    """A file is damaged or has an unknown format.
 
     Attributes:
         path: Path of the file.
@@ -77,11 +77,11 @@ class JobOnDisk:
 
     Attributes:
         id: Id of the job.
-        created_at_ms: When it was submitted, as far as that is known.
+        created_at_ms: Time of submission; without a job.json, that of the first event or of the configuration.
         directory: Directory of the job.
-        run: Run that it made; None if it made none.
-        attempt: Number of its last attempt that a run knows.
-        file: Its job.json; None if it has none.
+        run: Run that the job owns; None if it owns none.
+        attempt: Number of the last attempt in the `attempt` files of its runs; 0 if there is none.
+        file: Content of its job.json; None if that does not exist.
     """
 
     id: str
@@ -93,14 +93,14 @@ class JobOnDisk:
 
     @property
     def records(self) -> Path:
-        """Directory of its events and its outcome."""
+        """Directory of the events and the outcome."""
         return self.run.path if self.run is not None else self.directory
 
     @property
     def config(self) -> Path:
-        """Configuration as its author wrote it, else as the run resolved it."""
-        written = self.directory / "config.yaml"
-        return written if written.is_file() else self.records / "config.yaml"
+        """Path of the submitted configuration, or else of the resolved one."""
+        submitted = self.directory / "config.yaml"
+        return submitted if submitted.is_file() else self.records / "config.yaml"
 
 
 def write_job_file(directory: Path, claim: Claim, status: str, error: JobError | None = None) -> None:
@@ -109,37 +109,48 @@ def write_job_file(directory: Path, claim: Claim, status: str, error: JobError |
     Args:
         directory: Directory of the job.
         claim: The job.
-        status: Its status now.
-        error: Why it failed, if it did.
+        status: Current status of the job.
+        error: Error of a failed job.
     """
-    job = {"schema_version": 1, "id": claim.id, "kind": claim.kind, "run": claim.run, "dataset": claim.dataset}
-    end = {"status": status, "error": error.model_dump() if error else None, "time": now()}
-    write_json(directory / _JOB_FILE, {**job, "attempt": claim.attempt, **claim.request, **end, "config": claim.config})
+    record = {
+        "schema_version": 1,
+        "id": claim.id,
+        "kind": claim.kind,
+        "run": claim.run,
+        "dataset": claim.dataset,
+        "attempt": claim.attempt,
+        **claim.request,
+        "status": status,
+        "error": error.model_dump() if error else None,
+        "time": now(),
+        "config": claim.config,
+    }
+    write_json(directory / _JOB_FILE, record)
 
 
 def write_deleted(layout: Layout, job_id: str) -> None:
-    """Replace job.json by one that states that the job was deleted, so that it is not restored.
+    """Replace job.json by one with status ``deleted``, so that the job is not restored.
 
     Args:
-        layout: Paths of the data root.
+        layout: Directories of the data root.
         job_id: Id of the job.
     """
     directory = _directory(layout, job_id)
-    if directory.is_dir():  # else it never ran
+    if directory.is_dir():  # otherwise the job never ran
         write_json(directory / _JOB_FILE, {"schema_version": 1, "id": job_id, "status": _DELETED})
 
 
 def jobs_on_disk(layout: Layout) -> tuple[list[JobOnDisk], list[BadFile]]:
-    """Find the jobs that left files.
+    """Find the jobs that have files on disk.
 
     Args:
-        layout: Paths of the data root.
+        layout: Directories of the data root.
 
     Returns:
         The jobs, oldest first, and the files that could not be read.
     """
     owned, bad = _owned_runs(layout)
-    unclear = {error.path.parent.name for error in bad}  # runs whose owner is unknown: their jobs are not restored
+    ownerless = {error.path.parent.name for error in bad}  # jobs of runs whose owner is unknown are not restored
     found = []
     for job_id in sorted({*owned, *_job_directories(layout)}):
         try:
@@ -147,7 +158,7 @@ def jobs_on_disk(layout: Layout) -> tuple[list[JobOnDisk], list[BadFile]]:
         except BadFile as error:
             bad.append(error)
         else:
-            if job is not None and not (job.file and job.file.run in unclear):
+            if job is not None and not (job.file and job.file.run in ownerless):
                 found.append(job)
     return sorted(found, key=lambda job: (job.created_at_ms, job.id)), bad
 
@@ -156,7 +167,7 @@ def rebuild(layout: Layout, job: JobOnDisk) -> RestoredJob:
     """Rebuild the record of a job.
 
     Args:
-        layout: Paths of the data root.
+        layout: Directories of the data root.
         job: The job.
 
     Returns:
@@ -166,8 +177,8 @@ def rebuild(layout: Layout, job: JobOnDisk) -> RestoredJob:
         RunBusy: A running process holds its run.
         BadFile: A file cannot be read.
     """
-    with job.run.lock() if job.run is not None else contextlib.nullcontext():  # no process writes meanwhile
-        return _rebuilt(layout, job)
+    with job.run.lock() if job.run is not None else contextlib.nullcontext():  # no process writes in the meantime
+        return _build_record(layout, job)
 
 
 # --- finding jobs ----------------------------------------------------------------------------------------------------
@@ -181,7 +192,7 @@ class _Owner(_File):
 
 
 def _owned_runs(layout: Layout) -> tuple[dict[str, list[tuple[int, Run]]], list[BadFile]]:
-    """Runs by the job that owns them, each with the number of its last attempt."""
+    """Runs by the id of the job that owns them, each with the number of its last attempt."""
     owned: dict[str, list[tuple[int, Run]]] = {}
     bad = []
     for run in runs_in(layout):
@@ -208,7 +219,7 @@ def _directory(layout: Layout, job_id: str) -> Path:
 
 
 def _job_on_disk(layout: Layout, job_id: str, owned: list[tuple[int, Run]]) -> JobOnDisk | None:
-    """The files of a job; None if it was deleted, or left too little to know what it was."""
+    """The files of a job; None if it was deleted, or if no file contains its configuration."""
     directory = _directory(layout, job_id)
     path = directory / _JOB_FILE
     with _reading(path):
@@ -236,7 +247,7 @@ def _job_on_disk(layout: Layout, job_id: str, owned: list[tuple[int, Run]]) -> J
 
 
 class _OutcomeFile(_File):
-    """outcome.json: how an attempt ended, written by its own process."""
+    """Content of outcome.json, which the process of an attempt writes at its end."""
 
     attempt: int
     outcome: Literal["succeeded", "failed", "stopped"]
@@ -244,7 +255,7 @@ class _OutcomeFile(_File):
     time: datetime
 
 
-def _rebuilt(layout: Layout, job: JobOnDisk) -> RestoredJob:
+def _build_record(layout: Layout, job: JobOnDisk) -> RestoredJob:
     file = job.file or _file_from_config(job)
     config = _parse(file.config, job.config)
     events = _EventSummary.read(job.records / "events.jsonl", config.training.total_batch_size, file.kind)
@@ -280,7 +291,7 @@ def _rebuilt(layout: Layout, job: JobOnDisk) -> RestoredJob:
 
 
 def _file_from_config(job: JobOnDisk) -> JobFile:
-    """What job.json would contain, from the configuration alone."""
+    """Substitute for a missing job.json, derived from the configuration."""
     with _reading(job.config):
         tree = read_tree(job.config)
     config = _parse(tree, job.config)
@@ -291,7 +302,7 @@ def _file_from_config(job: JobOnDisk) -> JobFile:
 
 
 def _outcomes(job: JobOnDisk) -> list[_OutcomeFile]:
-    """Outcome files; a training that was refused before it had a run wrote one in its own directory."""
+    """Outcome files; a training that failed before it created a run wrote one into the directory of the job."""
     files = [directory / "outcome.json" for directory in dict.fromkeys((job.records, job.directory))]
     return [_read_as(_OutcomeFile, file) for file in files if file.exists()]
 
@@ -302,13 +313,13 @@ def _status(layout: Layout, job: JobOnDisk, file: JobFile, attempt: int, outcome
     if outcome is not None and outcome.outcome != "stopped":
         return outcome.outcome
     if KINDS[file.kind].makes_run and job.run is None and file.run and layout.run(file.run).exists():
-        return "cancelled"  # another run has its name, which happens only after a job is over
+        return "cancelled"  # another job has reused the run name, which requires that this job is over
     return "paused"
 
 
 @dataclass(frozen=True)
 class _EventSummary:
-    """What the events of a job amount to."""
+    """Progress, attempt and start time of a job, accumulated from its events."""
 
     progress: Progress
     attempt: int = 0
@@ -320,16 +331,16 @@ class _EventSummary:
         summary = cls(Progress.beginning(kind))
         with _reading(path):
             for event in read_events(path):
-                summary = summary._after(event, tokens_per_step)
+                summary = summary._add(event, tokens_per_step)
         return summary
 
-    def _after(self, event: Event, tokens_per_step: int) -> _EventSummary:
+    def _add(self, event: Event, tokens_per_step: int) -> _EventSummary:
         last_seq = max(self.last_seq, event["seq"])
         try:
             attempt = max(self.attempt, int(event["attempt"]))
             started_at_ms = self.started_at_ms or _milliseconds(event["time"])
             return _EventSummary(progressed(self.progress, event, tokens_per_step), attempt, last_seq, started_at_ms)
-        except (KeyError, TypeError, ValueError):  # the event mirror skipped it, too
+        except (KeyError, TypeError, ValueError):  # the event mirror skips such an event too
             return replace(self, last_seq=last_seq)
 
 
@@ -348,7 +359,7 @@ def _read_as(model: type[_M], path: Path) -> _M:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever the content of a file leads to into a `BadFile`."""
+    """Raise `BadFile` instead of any error that the content of a file causes."""
     try:
         yield
     except BadFile:

@@ -1,7 +1,7 @@
-"""A job request: an experiment, and a `job` section that controls how it runs.
+"""Specification of a job: an experiment, and a `job` section that controls how it runs.
 
-The tree is that of the YAML file, as JSON or YAML. With a preset, the rest of the tree is a merge patch on it. What a
-kind of job accepts and which part of the experiment it keeps come from its row in `kinds.KINDS`.
+The tree has the structure of the YAML file. With a preset, the rest of the tree is a merge patch on it. The row of the
+kind in `kinds.KINDS` defines which options the job accepts and which part of the experiment it keeps.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from model_core.config_validation import check_batch_divides
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter
 from model_core.hf.export_folder import LICENCE_PATTERN
-from model_core.storage.checkpoints import file_of
+from model_core.storage.checkpoints import checkpoint_file_name
 from model_core.storage.files import checked_name, portable
 from worker.jobs.kinds import KINDS, JobKind, Kind, kind_without_name
 
-MOST_METADATA = 16  # pairs
+MAX_METADATA = 16  # pairs
 JOB_ID = r"^job_[0-9a-f]{32}$"
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
@@ -43,21 +43,21 @@ _PATHS = (("data", "data_dir"), ("output", "exp_dir"), ("output", "attention_dir
 
 
 class Resources(Config):
-    """What a job needs of a worker. Several GPUs are driven by as many processes, which train together."""
+    """Resources that a job needs on a worker. Distributed training runs one process per GPU."""
 
     gpus: Whole | None = Field(default=None, ge=0, le=64)  # None: one if the worker has any, else the CPU
-    processes: Whole = Field(default=1, ge=1, le=1024)  # that train together, on the CPU unless there are as many GPUs
+    processes: Whole = Field(default=1, ge=1, le=1024)  # of one training; without GPUs they run on the CPU
 
 
 class JobSection(Config):
-    """The part of the tree that the service reads and the trainer ignores."""
+    """Section `job` of the tree, which the service reads and the trainer ignores."""
 
     preset: Name | None = None
     kind: Kind | None = None  # None: from `execution`
     resources: Resources = Resources()
     priority: Whole = Field(default=0, ge=-1000, le=1000)  # higher runs earlier
-    licence: Licence | None = None  # of the model that an export writes, for its card
-    metadata: dict[Label, Text] = Field(default={}, max_length=MOST_METADATA)
+    licence: Licence | None = None  # of an exported model, for the model card
+    metadata: dict[Label, Text] = Field(default={}, max_length=MAX_METADATA)
     depends_on: tuple[Annotated[str, StringConstraints(strict=True, pattern=JOB_ID)], ...] = Field(
         default=(), max_length=100
     )
@@ -69,11 +69,11 @@ class JobSpec:
 
     Attributes:
         kind: Name of its row in `kinds.KINDS`.
-        run: Run that the job makes or reads; None if it has none.
-        config: The part of the experiment that the kind keeps.
-        job: How to run it.
+        run: Run that the job creates or reads; None if it uses no run.
+        config: Part of the experiment that the kind keeps.
+        job: Section `job` of the request.
         warnings: Warnings for the author of the request.
-        dataset: Dataset that the job makes or reads; None if the run's own configuration names it.
+        dataset: Dataset that the job creates or reads; None if the configuration of the run names it.
     """
 
     kind: str
@@ -85,12 +85,12 @@ class JobSpec:
 
     @property
     def recipe(self) -> str:
-        """Fingerprint of the dataset that the job makes; empty if it makes none."""
+        """Fingerprint of the dataset that the job creates; empty if it creates none."""
         return DatasetSpec.of_job(self.config).fingerprint if KINDS[self.kind].makes == "dataset" else ""
 
     @property
     def export(self) -> str:
-        """Export that the job makes, as RUN/FILE of the checkpoint; empty if it makes none."""
+        """Export that the job creates, as RUN/FILE of the checkpoint; empty if it creates none."""
         return f"{self.run}/{self.config.testing.checkpoint_path}" if KINDS[self.kind].makes == "export" else ""
 
     @property
@@ -98,19 +98,19 @@ class JobSpec:
         """Number of GPUs; None: one if the worker has any, else none."""
         if not KINDS[self.kind].uses_gpu:
             return 0
-        asked, device = self.job.resources, self.config.device.device
-        if asked.gpus is not None:
-            return asked.gpus
-        return {"cpu": 0, "cuda": asked.processes}.get(device, None if asked.processes == 1 else 0)
+        requested, device = self.job.resources, self.config.device.device
+        if requested.gpus is not None:
+            return requested.gpus
+        return {"cpu": 0, "cuda": requested.processes}.get(device, None if requested.processes == 1 else 0)
 
     @property
     def processes(self) -> int:
-        """Number of processes that train together; each has a GPU of its own, or none has any."""
+        """Number of processes of the training; each has its own GPU, or all run on the CPU."""
         return max(self.job.resources.processes, self.gpus or 1) if KINDS[self.kind].makes_run else 1
 
     @property
     def record(self) -> dict[str, Any]:
-        """The experiment as the queue keeps it, and in section `job` what the supervisor needs."""
+        """The experiment as the queue stores it, with the options of the supervisor in section `job`."""
         tree = self.config.model_dump(mode="json", exclude_unset=True)
         job: dict[str, Any] = {"resources": {"processes": self.processes}} if self.processes > 1 else {}
         options = {name: getattr(self.job, name) for name in KINDS[self.kind].options}
@@ -123,31 +123,31 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
 
     Args:
         tree: Sections of the experiment, and `job`.
-        run: New name of the run; the tree stays as it is.
-        data_root: Data root; a ``file:`` source must be below its ``uploads``. Without it no such source is accepted.
+        run: New name of the run; None keeps that of the tree.
+        data_root: Data root; a ``file:`` source must be below its ``uploads``. None refuses such sources.
 
     Returns:
         The request.
 
     Raises:
-        InvalidParameter: `run` is no valid name, or the job has no run.
+        InvalidParameter: `run` is not a valid name, or the job has no run.
         UnknownPreset: There is no such preset.
         InvalidConfig: The tree is invalid; the error contains every problem.
     """
-    job, problems = _job_section(tree)
+    job, problems = _parse_job_section(tree)
     merged = {key: value for key, value in tree.items() if key != "job"}
     if job.preset is not None:
         merged = merge_patch(preset_tree(job.preset), merged)
     merged, replaced = _without_paths(merged)
-    _refuse_to_name(job, run)
+    _refuse_run_name(job, run)
     renamed = {} if run is None else {"experiment_name": checked_name("run", run)}
-    parsed, more = _experiment(merged)
+    parsed, more = _parse_experiment(merged)
     if parsed is not None:
-        more += _disagreements(job, parsed.config, data_root)
+        more += _contradictions(job, parsed.config, data_root)
     if problems or more or parsed is None:
         raise InvalidConfig((*problems, *more))
     kind = _kind_of(job, parsed.config)
-    config = _KEPT[kind.config](parsed.config.model_copy(update=renamed))
+    config = _CONFIG_PARTS[kind.config](parsed.config.model_copy(update=renamed))
     has_data = kind.makes_run or "data" in config.model_fields_set
     spec = JobSpec(
         kind.name,
@@ -156,19 +156,19 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
         job,
         dataset=config.data.dataset_name if has_data else None,
     )
-    if kind.config != "experiment":  # nobody reads the sections that other warnings are about
+    if kind.config != "experiment":  # the other warnings are about sections that the job does not use
         return replace(spec, warnings=replaced)
     return replace(spec, warnings=(*parsed.warnings, *replaced, *_idle_gpus(spec)))
 
 
 def processes_of(record: Mapping[str, Any]) -> int:
-    """Read the number of processes that train together.
+    """Read the number of processes of a training.
 
     Args:
-        record: The experiment as the queue keeps it.
+        record: The experiment as the queue stores it.
 
     Returns:
-        Number of processes.
+        Number of processes, at least 1.
     """
     processes: int = record.get("job", {}).get("resources", {}).get("processes", 1)
     return processes
@@ -179,10 +179,10 @@ def options_of(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
 
     Args:
         kind: Kind of the job.
-        record: The experiment as the queue keeps it.
+        record: The experiment as the queue stores it.
 
     Returns:
-        Value by option; options that were not given are left out.
+        Value by option; options that are not set are omitted.
     """
     job = record.get("job", {})
     return {name: job[name] for name in KINDS[kind].options if name in job}
@@ -195,19 +195,19 @@ class _Envelope(Config):
     job: JobSection = JobSection()
 
 
-def _job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
-    """Parse the job section; an invalid one is replaced by a default one with its preset, if that is a name."""
+def _parse_job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
+    """Parse section `job`; an invalid section is replaced by the default with the same preset, if that is valid."""
     try:
         job = _Envelope.model_validate({"job": tree["job"]} if tree.get("job") is not None else {}).job
     except ValidationError as error:
         section = tree["job"]
         preset = section.get("preset") if isinstance(section, dict) else None
-        fallback = JobSection(preset=preset) if isinstance(preset, str) and _is_name(preset) else JobSection()
+        fallback = JobSection(preset=preset) if isinstance(preset, str) and _is_preset_name(preset) else JobSection()
         return fallback, list(field_errors(error, _Envelope))
     return job, []
 
 
-def _is_name(text: str) -> bool:
+def _is_preset_name(text: str) -> bool:
     try:
         return bool(JobSection(preset=text))
     except ValidationError:
@@ -215,14 +215,12 @@ def _is_name(text: str) -> bool:
 
 
 def _without_paths(tree: Tree) -> tuple[Tree, tuple[ConfigWarning, ...]]:
-    """Drop the paths of the author's machine: all files are below the data root."""
-    written = [(name, key) for name, key in _PATHS if isinstance(_section(tree, name).get(key), str)]
-    if not written:
+    """Remove the paths of the author's machine: all files are below the data root."""
+    found = [(name, key) for name, key in _PATHS if isinstance(_section(tree, name).get(key), str)]
+    if not found:
         return tree, ()
-    kept = {
-        name: {key: value for key, value in tree[name].items() if (name, key) not in written} for name, _ in written
-    }
-    names = ", ".join(f"{name}.{key}" for name, key in written)
+    kept = {name: {key: value for key, value in tree[name].items() if (name, key) not in found} for name, _ in found}
+    names = ", ".join(f"{name}.{key}" for name, key in found)
     return {**tree, **kept}, (
         ConfigWarning("paths_replaced", f"{names}: replaced by the directories of the data root"),
     )
@@ -233,14 +231,14 @@ def _section(tree: Tree, name: str) -> Tree:
     return section if isinstance(section, dict) else {}
 
 
-def _refuse_to_name(job: JobSection, run: str | None) -> None:
+def _refuse_run_name(job: JobSection, run: str | None) -> None:
     if run is None or job.kind is None or KINDS[job.kind].has_run:
         return
-    advice = "; data.dataset is the name of what it makes" if KINDS[job.kind].makes == "dataset" else ""
+    advice = "; data.dataset is the name of the dataset" if KINDS[job.kind].makes == "dataset" else ""
     raise InvalidParameter(f"run {run!r}: a {job.kind} job makes no run{advice}")
 
 
-def _experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
+def _parse_experiment(tree: Tree) -> tuple[ParsedConfig | None, list[FieldProblem]]:
     try:
         return parse_config(tree), []
     except InvalidConfig as error:
@@ -256,13 +254,13 @@ def _dataset_part(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _checkpoint_part(config: ExperimentConfig) -> ExperimentConfig:
-    """Keep the run and the checkpoint, by file name where that is known without a look at the run."""
-    wanted = config.testing.checkpoint_path
-    file = file_of(wanted) or wanted
+    """Keep the run and the checkpoint, by file name if the reference is valid."""
+    reference = config.testing.checkpoint_path
+    file = checkpoint_file_name(reference) or reference
     return parse_config({"experiment_name": config.experiment_name, "testing": {"checkpoint_path": file}}).config
 
 
-_KEPT: Mapping[str, Callable[[ExperimentConfig], ExperimentConfig]] = {  # by `JobKind.config`
+_CONFIG_PARTS: Mapping[str, Callable[[ExperimentConfig], ExperimentConfig]] = {  # by `JobKind.config`
     "experiment": lambda config: config,
     "dataset": _dataset_part,
     "checkpoint": _checkpoint_part,
@@ -272,46 +270,44 @@ _KEPT: Mapping[str, Callable[[ExperimentConfig], ExperimentConfig]] = {  # by `J
 def _idle_gpus(spec: JobSpec) -> Iterator[ConfigWarning]:
     gpus, processes = spec.gpus or 0, spec.processes
     if gpus > processes:
-        yield ConfigWarning(
-            "gpus_idle", f"resources.gpus {gpus}: a {spec.kind} job drives one GPU; the others stay idle"
-        )
+        yield ConfigWarning("gpus_idle", f"resources.gpus {gpus}: a {spec.kind} job uses one GPU; the others stay idle")
     if processes > 1 and spec.job.resources.gpus is None and not gpus and spec.config.device.device == "auto":
-        detail = f"resources.processes {processes} run on the CPU; resources.gpus {processes} gives each a GPU"
+        detail = f"resources.processes {processes} run on the CPU; resources.gpus {processes} gives each process a GPU"
         yield ConfigWarning("processes_on_cpu", detail)
 
 
 # --- contradictions in a request whose parts are valid ---------------------------------------------------------------
 
 
-def _disagreements(job: JobSection, config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
+def _contradictions(job: JobSection, config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
     kind = _kind_of(job, config)
-    yield from _source_stays_inside(config, data_root)
-    yield from _options_fit(job, kind)
-    yield from _kind_fits(job, kind, config)
-    yield from _processes_fit(job, kind, config)
+    yield from _source_problems(config, data_root)
+    yield from _option_problems(job, kind)
+    yield from _kind_problems(job, kind, config)
+    yield from _process_problems(job, kind, config)
 
 
-def _source_stays_inside(config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
+def _source_problems(config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
     source = config.data.source
     if source is None:
         return
     if "\0" in source or not _is_unicode(source):
-        yield FieldProblem("/data/source", f"{source!r} holds a character that no name can have", source)
+        yield FieldProblem("/data/source", f"{source!r} contains a character that is not allowed in a name", source)
         return
     if not source.startswith("file:"):
         return
     uploads = (data_root / "uploads").resolve() if data_root is not None else None
     path = portable(source.removeprefix("file:"))
     if uploads is None or not ((data_root or Path()) / path).resolve().is_relative_to(uploads):
-        detail = f"{source!r} is not below the data root's uploads; put the file there and write file:uploads/NAME"
+        detail = f"{source!r} is not below the data root's uploads; copy the file there and set file:uploads/NAME"
         yield FieldProblem("/data/source", detail, source, ("file:uploads/NAME",))
 
 
 def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)  # JSON can spell half a surrogate pair
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)  # JSON can encode a lone surrogate
 
 
-def _options_fit(job: JobSection, kind: JobKind) -> Iterator[FieldProblem]:
+def _option_problems(job: JobSection, kind: JobKind) -> Iterator[FieldProblem]:
     for other in KINDS.values():
         for name, reason in other.options.items():
             value = getattr(job, name)
@@ -319,12 +315,12 @@ def _options_fit(job: JobSection, kind: JobKind) -> Iterator[FieldProblem]:
                 yield FieldProblem(f"/job/{name}", f"{reason}; leave it out", value)
 
 
-def _kind_fits(job: JobSection, kind: JobKind, config: ExperimentConfig) -> Iterator[FieldProblem]:
+def _kind_problems(job: JobSection, kind: JobKind, config: ExperimentConfig) -> Iterator[FieldProblem]:
     if not kind.uses_gpu and job.resources.gpus:
         detail = f"gpus {job.resources.gpus}: {kind.title} uses none; leave it out"
         yield FieldProblem("/job/resources/gpus", detail, job.resources.gpus, (0,))
     if kind.config == "dataset" and config.data.source is None:
-        detail = f"{kind.title} needs a source: where its documents come from"
+        detail = f"{kind.title} needs a source of documents"
         yield FieldProblem("/data/source", detail, None, SOURCE_SYNTAX)
     if kind.trains not in {None, config.execution.train}:
         derived = kind_without_name(trains=config.execution.train)
@@ -332,13 +328,13 @@ def _kind_fits(job: JobSection, kind: JobKind, config: ExperimentConfig) -> Iter
         yield FieldProblem("/job/kind", detail, kind.name, (derived,))
 
 
-def _processes_fit(job: JobSection, kind: JobKind, config: ExperimentConfig) -> Iterator[FieldProblem]:
+def _process_problems(job: JobSection, kind: JobKind, config: ExperimentConfig) -> Iterator[FieldProblem]:
     gpus, processes = job.resources.gpus or 0, job.resources.processes
     trains = config.execution.train and kind.has_run
     if processes > 1 and not trains:
-        yield FieldProblem("/job/resources/processes", "a job that trains nothing runs in one process", processes, (1,))
+        yield FieldProblem("/job/resources/processes", "a job without training runs in one process", processes, (1,))
     elif processes > 1 and gpus not in {0, processes}:
-        detail = f"{processes} is not resources.gpus {gpus}: each process drives one GPU; 0 GPUs leave all on the CPU"
+        detail = f"{processes} is not resources.gpus {gpus}: each process uses one GPU; with 0 GPUs all use the CPU"
         yield FieldProblem("/job/resources/processes", detail, processes, (gpus,))
     elif trains and max(processes, gpus) > 1:
         yield from check_batch_divides(config.training, max(processes, gpus))

@@ -25,7 +25,7 @@ from worker.jobs.redis_client import PREFIX, redis_errors
 from worker.jobs.schemas import ActionResult, Job, JobDetail, QueueState, Rejection
 from worker.jobs.serialization import JobPage, checked_id
 from worker.jobs.settings import JobSettings
-from worker.jobs.spec import MOST_METADATA, JobSpec
+from worker.jobs.spec import MAX_METADATA, JobSpec
 from worker.jobs.states import Action, allowed_actions
 
 CHANGES_KEY = f"{PREFIX}changes"  # a bounded stream; every change of a job adds {job: id}
@@ -288,8 +288,8 @@ class JobStore:
             job = self.get(job_id)
             merged = {**job.metadata, **(metadata or {})}
             kept = {key: value for key, value in merged.items() if value is not None}
-            if len(kept) > MOST_METADATA:
-                raise InvalidParameter(f"metadata would have {len(kept)} pairs; at most {MOST_METADATA} are kept")
+            if len(kept) > MAX_METADATA:
+                raise InvalidParameter(f"metadata would have {len(kept)} pairs; at most {MAX_METADATA} are kept")
             arguments = {
                 "id": job_id,
                 "priority": job.priority if priority is None else priority,

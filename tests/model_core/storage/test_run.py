@@ -18,7 +18,7 @@ from model_core.errors import (
     RunNotFound,
 )
 from model_core.storage.checkpoints import BEST, LATEST, PREVIOUS, periodic_name
-from model_core.storage.files import Layout, replacing
+from model_core.storage.files import Layout, atomic_write
 from model_core.storage.run import Run
 
 
@@ -157,7 +157,7 @@ def test_pruning_passes_over_what_is_pinned_and_does_not_count_it(run: Run) -> N
     ("file", "is_over", "reason"),
     [
         ("model_00005.pt", True, "it is pinned"),
-        ("model_00007.pt", False, "would go on from it"),
+        ("model_00007.pt", False, "would continue from it"),
         (BEST, False, "its training replaces this file"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     file.write_bytes(b"old")
 
     def write_half() -> None:
-        with replacing(file) as half:
+        with atomic_write(file) as half:
             half.write(b"ne")
             raise KeyError("stop")
 

@@ -35,7 +35,7 @@ State = Literal["ready", "preparing", "failed", "cancelled"]
 
 
 class DatasetLinks(View):
-    """Where to go from a dataset."""
+    """Links of a dataset."""
 
     self_: str = Field(serialization_alias="self")
     statistics: str
@@ -67,7 +67,7 @@ class DatasetDetail(DatasetView):
 
 
 class SplitStatistics(View):
-    """What is in a part of a dataset; null where nobody counted it."""
+    """Contents of a split of a dataset; null where not counted."""
 
     documents: int | None
     tokens: int | None
@@ -89,7 +89,7 @@ class DatasetStatistics(SplitStatistics):
 
     object: Literal["dataset_statistics"] = "dataset_statistics"
     dataset: str
-    duplicates: int | None = Field(description="exact duplicates that were dropped; null: nobody looked for them")
+    duplicates: int | None = Field(description="exact duplicates that were dropped; null: not counted")
     splits: dict[str, SplitStatistics]
     categories: dict[str, CategoryStatistics] | None
     examples: int = Field(description="documents of the test split that can be looked at")

@@ -46,7 +46,7 @@ class MetricsQuery(Config):
 
     name: Annotated[Names | None, BeforeValidator(_split)] = Field(
         default=None,
-        description="names with commas between them; else all that the job has told",
+        description="comma-separated names; default: all that the job has reported",
         json_schema_extra={"explode": False, "example": ["loss", "val_loss"]},
     )
     max_points: int = Field(

@@ -65,7 +65,7 @@ class LayerView(View):
 
 
 class AttentionLinks(View):
-    """Where to go from a captured text."""
+    """Links of a captured text."""
 
     self_: str = Field(serialization_alias="self")
     sheet: str
@@ -116,7 +116,7 @@ class PictureQuery(Config):
     checkpoint: CheckpointRef = Field(
         default="best", description="best, final, latest, step=N, a file name or sha256=HASH"
     )
-    layer: Index | None = Field(default=None, description="one layer; else all of them")
+    layer: Index | None = Field(default=None, description="one layer; default: all layers")
     head: Index | None = Field(default=None, description="one head of that layer")
     format: Literal["png", "svg", "pdf"] | None = Field(default=None, description="else what Accept prefers")
     cmap: str = Field(
@@ -126,7 +126,7 @@ class PictureQuery(Config):
         json_schema_extra={"enum": [*sorted(colormaps)]},
     )
     dpi: Count = Field(default=150, ge=10, le=600)
-    max_tokens: TokenCount | None = Field(default=None, description="else as the run's configuration says")
+    max_tokens: TokenCount | None = Field(default=None, description="default: the run's configuration")
 
 
 @router.get(

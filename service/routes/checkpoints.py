@@ -48,7 +48,7 @@ class ContentQuery(Config):
 
 @router.get("", summary="List a run's checkpoints by step", responses=problems(404, 422))
 async def checkpoints(run: Name, services: ServicesDep) -> Listed[CheckpointView]:
-    """All of them on one page."""
+    """All on one page."""
     return await run_in_threadpool(page, services.layout, run)
 
 

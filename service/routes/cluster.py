@@ -22,7 +22,7 @@ router = APIRouter(tags=["cluster"], route_class=QueryRoute)
 class QueueQuery(Config):
     """Extent of the queue report."""
 
-    limit: int = Field(default=20, ge=1, le=100, description="so many of the ready jobs")
+    limit: int = Field(default=20, ge=1, le=100, description="number of ready jobs that are listed")
 
 
 class WorkerGpu(View):
@@ -47,7 +47,7 @@ class WorkerFacts(View):
     jobs: list[str] = Field(default=[], description="ids of the jobs that it runs")
     gpus: list[WorkerGpu] = Field(default=[])
     memory_bytes: int | None = None
-    time: str = Field(description="its last word")
+    time: str = Field(description="time of its last heartbeat")
 
 
 class GpuView(View):

@@ -22,7 +22,7 @@ router = APIRouter(prefix="/configs", tags=["configs"])
 
 @router.get("", summary="List the presets")
 def configs() -> Listed[PresetView]:
-    """All of them."""
+    """All on one page."""
     names = preset_names()
     views = [PresetView(name=name, links={"self": f"/configs/{name}"}) for name in names]
     return Listed[PresetView].of(views, names, has_more=False)

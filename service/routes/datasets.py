@@ -58,9 +58,9 @@ async def make(
     services: ServicesDep,
     response: Response,
 ) -> JobView | DatasetDetail:
-    """From a source that is named, or from files in a multipart body: 202 with the job that prepares it.
+    """From a named source, or from files in a multipart body: 202 with the job that prepares it.
 
-    200 with that job while it is at it, and with the dataset once it is there: equal requests share one preparation.
+    200 with that job while it runs, and with the dataset once it exists: equal requests share one preparation.
     """
     if is_multipart(request.headers.get("content-type", "")):
         name, submitted = await dataset_requests.submit_files(services, request, key=idempotency_key(request))

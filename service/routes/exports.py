@@ -57,7 +57,7 @@ async def export(
 ) -> JobView | ExportView:
     """202 with the job that writes the folder; without a body it is the best checkpoint.
 
-    200 with that job while it is at it, and with the export once it is there: equal requests share one job.
+    200 with that job while it runs, and with the export once it exists: equal requests share one job.
     """
     wanted = validate(ExportRequest, await read_tree(request) if await request.body() else {})
     found = await submit(services, run, wanted, key=idempotency_key(request))
@@ -73,7 +73,7 @@ async def export(
 
 @router.get("", summary="List a run's exports by name", responses=problems(404, 422))
 async def exports(run: Name, services: ServicesDep) -> Listed[ExportView]:
-    """All of them on one page."""
+    """All on one page."""
     return await run_in_threadpool(page, services.layout, run)
 
 

@@ -54,7 +54,7 @@ class Readiness(View):
 
 
 class Welcome(View):
-    """Where to begin."""
+    """Entry points of the API."""
 
     name: Literal["headcount"] = "headcount"
     version: str
@@ -63,13 +63,13 @@ class Welcome(View):
 
 @router.get("/healthz", summary="Check that the process runs")
 async def healthz() -> Health:
-    """Asks nobody else."""
+    """Liveness of this process alone."""
     return Health()
 
 
 @router.get("/readyz", summary="Check that the service is ready", responses=problems(503))
 async def readyz(services: ServicesDep) -> Readiness:
-    """Redis, the data root, a worker and an inference process; 503 says what is missing."""
+    """Redis, the data root, a worker and an inference process; 503 names what is missing."""
     return await readiness(services)
 
 

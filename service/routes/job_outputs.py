@@ -29,7 +29,7 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=QueryRout
 _STREAM: dict[str, Any] = {EVENT_STREAM: {"schema": {"type": "string"}}}
 _TEXT: dict[str, Any] = {TEXT: {"schema": {"type": "string"}}}
 _PART = {
-    "description": "The bytes that were asked for",
+    "description": "The requested bytes",
     "content": _TEXT,
     "headers": {"Content-Range": {"schema": {"type": "string"}, "description": "`bytes FIRST-LAST/SIZE`"}},
 }
@@ -48,11 +48,11 @@ class EventsQuery(Config):
 class LogsQuery(Config):
     """Part and source of a log."""
 
-    tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only so many lines from the end")
+    tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only this number of lines from the end")
     source: LogSource | None = Field(
         default=None,
-        description="log: for people; process: all that the process printed, stacks of a hang too; "
-        "else the log, or what the process printed while there is none",
+        description="`log`: readable log; `process`: output of the process, with the stacks of a hang; "
+        "default: the log, or the output while there is no log",
     )
 
 
@@ -95,10 +95,10 @@ async def logs(
     if_range: Annotated[str | None, Header(alias="If-Range", description="answered with the whole log")] = None,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=POSITION_PATTERN)] = None,
 ) -> Response:
-    """Plain text, as far as it is written now.
+    """Plain text, as far as it is written.
 
-    With `Accept: text/event-stream` whole lines as they come, `event: log` with `{"text": ...}`: the id is the byte
-    behind them, by which Last-Event-ID goes on; the last event is the `status` in which the job ended.
+    With `Accept: text/event-stream` whole lines as they are written, `event: log` with `{"text": ...}`: the id is the
+    next byte, where Last-Event-ID continues; the last event is the `status` in which the job ended.
     """
     kind = choose(accept, (TEXT, EVENT_STREAM))
     if kind == EVENT_STREAM:

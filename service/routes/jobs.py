@@ -147,9 +147,10 @@ async def job(job_id: str, request: Request) -> Response:
     openapi_extra={"requestBody": _PATCH_BODY},
 )
 async def amend(job_id: str, tree: ConfigTree, services: ServicesDep, if_match: IfMatch = None) -> Response:
-    """A JSON merge patch (RFC 7396): what is left out stays; null removes a key of `metadata`.
+    """A JSON merge patch (RFC 7396): absent keys stay; null removes a key of `metadata`.
 
-    A queued job takes its new place at once. With If-Match nothing is changed once somebody else changed the job.
+    A queued job moves to its new position at once. With If-Match nothing changes if the job has
+    changed.
     """
     patch = validate(JobPatch, tree).model_dump(exclude_unset=True)
     expected = await _expected_revision(services, job_id, if_match)
@@ -170,19 +171,19 @@ async def delete(job_id: str, wanted: Annotated[DeleteQuery, Query()], services:
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", **_ACTION)
 async def cancel(job_id: str, services: ServicesDep, response: Response) -> JobView:
-    """A queued job is cancelled at once, a running one when its process has saved and gone."""
+    """A queued job is cancelled at once, a running one when its process has saved and ended."""
     return _action_response(await services.ask(services.store.request_action, job_id, "cancel"), response)
 
 
 @router.post("/jobs/{job_id}/pause", summary="Pause a job", **_ACTION)
 async def pause(job_id: str, services: ServicesDep, response: Response) -> JobView:
-    """A running job saves its full state and leaves its worker; `resume` goes on from there."""
+    """A running job saves its full state and leaves its worker; `resume` continues from it."""
     return _action_response(await services.ask(services.store.request_action, job_id, "pause"), response)
 
 
 @router.post("/jobs/{job_id}/resume", summary="Resume a paused or cancelled job", **_ACTION)
 async def resume(job_id: str, services: ServicesDep, response: Response) -> JobView:
-    """It is queued again, and goes on from its last full state."""
+    """The job is queued again, and continues from its last full state."""
     result = await services.ask(services.store.request_action, job_id, "resume")
     services.wakeups.notify()
     return _action_response(result, response)
@@ -199,7 +200,7 @@ async def retry(
     services: ServicesDep,
     response: Response,
 ) -> JobView:
-    """With a new crash budget: from its last full state, or from scratch in a run of a new name."""
+    """With a new crash budget: from its last full state, or from scratch in a new run."""
     result = await services.ask(services.store.retry, job_id, scratch=wanted.from_ == "scratch")
     services.wakeups.notify()
     return _action_response(result, response)

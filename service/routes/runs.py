@@ -42,7 +42,7 @@ _MARKDOWN: dict[str, Any] = {MARKDOWN: {"schema": {"type": "string"}}}
 
 
 class CheckpointView(View):
-    """A checkpoint of a run, as its sidecar says."""
+    """A checkpoint of a run, from its sidecar."""
 
     object: Literal["checkpoint"] = "checkpoint"
     file: str
@@ -71,7 +71,7 @@ class CheckpointView(View):
 
 
 class ExportLinks(View):
-    """Where to go from an export."""
+    """Links of an export."""
 
     run: str
     safetensors: str | None = Field(description="its tensors; null once the run has another checkpoint of that name")
@@ -115,7 +115,7 @@ class ExportView(View):
 
 
 class RunLinks(View):
-    """Where to go from a run."""
+    """Links of a run."""
 
     self_: str = Field(serialization_alias="self")
     job: str | None
@@ -185,7 +185,7 @@ async def runs(
 
 @router.get("/runs/{run}", summary="Get a run", responses=problems(404, 422))
 async def run(run: Name, services: ServicesDep) -> RunDetail:
-    """Configuration, checkpoints, how it ended, and where to go from here."""
+    """Configuration, checkpoints, result and links."""
     return await get_run(services, run)
 
 

@@ -209,7 +209,7 @@ def _train_attempt(
     sizes = {"max_steps": state.max_steps, "batch_size": state.batch_size, "accumulation": state.accumulation}
     facts = {**parameter_counts(state.model), **sizes, "processes": process_group.world_size}
     emit_start_event(attempt.emit, requested, runtime, arguments.gpu, **facts)
-    begin(state, run, layout, attempt.emit, opened.init)
+    begin(state, run, layout, attempt.emit, None if rendezvous else opened.init)  # ranks resolve at the same time
 
     callbacks = build_callbacks(config, run, attempt=attempt.number, dataset=dataset, emit=attempt.emit)
     try:

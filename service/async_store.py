@@ -14,6 +14,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
+from redis.maint_notifications import MaintNotificationsConfig
 from starlette.concurrency import run_in_threadpool
 
 from worker.jobs.celery_app import wake
@@ -100,6 +101,7 @@ class AsyncStore:
             socket_timeout=None,  # the deadline covers the whole call
             socket_connect_timeout=0.5,
             retry=Retry(NoBackoff(), 1),  # on a new connection: every command may be repeated
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),  # else stale connections pass as idle
         )
         self._deadline_s = deadline_s
         self._batcher: Batcher[ScriptCall[Any], list[str]] = Batcher(self._run_batch)

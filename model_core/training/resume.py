@@ -7,6 +7,7 @@ the model's arguments, with our names and layouts; some versions also save the b
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
@@ -27,6 +28,7 @@ from model_core.entrypoint import Emit
 from model_core.errors import (
     CheckpointFileNotFound,
     CheckpointMismatch,
+    CheckpointNotFound,
     CheckpointRefused,
     FieldProblem,
     InvalidConfig,
@@ -87,8 +89,8 @@ def begin(state: TrainState, run: Run, layout: Layout, emit: Emit, init: InitRef
         CheckpointMismatch: The state does not belong to this configuration, or the processes read different states.
     """
     resume(state, run, emit)
-    if state.step == 0 and (init := init or find_init_checkpoint(state.config, layout)):
-        init_from(state, load_init_checkpoint(init, state.config.model), emit)
+    if state.step == 0 and state.config.checkpoint.load_checkpoint:
+        init_from(state, reload_init_checkpoint(init, state.config, layout), emit)
         state.resize(state.config.training.batch_size)  # what did not fit elsewhere may fit here
     state.process_group.check_that_all_begin_alike(state.model, state.step)
 
@@ -180,6 +182,29 @@ def load_init_checkpoint(reference: InitReference, model: ModelConfig) -> InitCh
     if different := model_differences(model, init.model, there=where):
         raise CheckpointMismatch("; ".join(different))
     return init
+
+
+def reload_init_checkpoint(init: InitReference | None, config: ExperimentConfig, layout: Layout) -> InitCheckpoint:
+    """Load the checkpoint from which a new run starts, long after its reference was resolved.
+
+    Args:
+        init: The resolved file; None if it has not been resolved.
+        config: Configuration with `checkpoint.load_checkpoint`.
+        layout: Directories of the data root.
+
+    Returns:
+        The checkpoint; if the file was pruned since, the one that the reference names now.
+
+    Raises:
+        CheckpointNotFound: The run does not have this checkpoint any more.
+        CheckpointMismatch: Its model has another shape.
+    """
+    if init is not None:
+        with contextlib.suppress(CheckpointNotFound):
+            return load_init_checkpoint(init, config.model)
+    found = find_init_checkpoint(config, layout)
+    assert found is not None
+    return load_init_checkpoint(found, config.model)
 
 
 def init_from(state: TrainState, init: InitCheckpoint, emit: Emit) -> None:

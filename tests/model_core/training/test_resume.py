@@ -27,6 +27,7 @@ from model_core.training.resume import (
     load_init_checkpoint,
     nanogpt_model,
     nanogpt_state_dict,
+    reload_init_checkpoint,
 )
 from tests.model_core.event_log import series_of
 
@@ -161,6 +162,19 @@ def test_a_run_of_the_name_comes_before_a_file_of_the_name(
         loaded(tiny_config(r), layout).name for r in ("first", "first/model_best.pt", str(run.path / "model_best.pt"))
     ]
     assert names == ["first/model_best.pt"] * 3
+
+
+def test_a_file_that_was_pruned_meanwhile_is_resolved_again(source: GPT, tmp_path: Path) -> None:
+    layout, config = Layout.under(tmp_path), tiny_config("first")
+    run = Run.create(layout.run("first"), tiny_config("-"))
+    state = parameters_state(source, tiny_config("-"), train_bpe(["text"], 384), 0)
+    run.publish("model_00001.pt", writer(state), attempt=1, step=1, full=True, loss=None, val_loss=None)
+    found = find_init_checkpoint(config, layout)
+    run.publish("model_00002.pt", writer(state), attempt=1, step=2, full=True, loss=None, val_loss=None)
+    assert reload_init_checkpoint(found, config, layout).name == "first/model_00001.pt"
+    for file in run.path.glob("model_00001.*"):
+        file.unlink()
+    assert reload_init_checkpoint(found, config, layout).name == "first/model_00002.pt"
 
 
 def as_first_step(model: dict[str, Any], file: str) -> dict[str, Any]:

@@ -16,9 +16,10 @@ local function submitted(id, created)
   return with_jobs({id = id, created = created}, {id})
 end
 
--- The reply to a request that came before, with this id or this key; nil to a new one.
+-- The reply to a request that came before: with this id, because the first reply got lost, or with this key; nil to a new
+-- one.
 local function repeated(args)
-  if get(args.id, 'id') then return submitted(args.id, false) end
+  if get(args.id, 'id') then return submitted(args.id, true) end
   local known = args.key_hash and redis.call('HMGET', P .. 'key:' .. args.key_hash, 'job', 'fingerprint')
   if not known or not known[1] then return nil end
   if known[2] ~= args.fingerprint then return {error = 'conflict', id = known[1]} end

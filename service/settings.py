@@ -20,6 +20,6 @@ class ServiceSettings(JobSettings):
 
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     max_upload_bytes: int = Field(default=1 << 30, ge=1024)
-    deadline_s: float = Field(default=1.2, gt=0)
+    deadline_s: float = Field(default=1.0, gt=0)
     ping_s: float = Field(default=15.0, gt=0)
     drawing_threads: int = Field(default=2, ge=1)

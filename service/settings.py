@@ -13,7 +13,7 @@ class ServiceSettings(JobSettings):
     Attributes:
         max_body_bytes: Size limit of a request body.
         max_upload_bytes: Size limit of a body with files for a dataset.
-        deadline_s: Longest wait for the job store within one request.
+        deadline_s: Longest wait for one call of the job store; some requests make two.
         ping_s: Silence after which an event stream sends a comment to keep the connection open.
         drawing_threads: Number of pictures drawn at the same time.
     """

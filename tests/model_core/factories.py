@@ -3,19 +3,27 @@
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 
 from model_core.config_loader import override, parse_config
 from model_core.data.ensure import ensure_dataset
+from model_core.data.loader import LoaderConfig, TokenLoader
+from model_core.gpt import GPT, Forward
 from model_core.hardware.device import Gpu, Machine, Runtime, decide
+from model_core.optim import make_optimizer
 from model_core.storage.dataset import Dataset, dataset_of
 from model_core.storage.events import read_events
 from model_core.storage.files import Layout
+from model_core.tokenizer import train_bpe
 from model_core.train import main
+from model_core.training.distributed import ProcessGroup
 from model_core.training.setup import build_train_state
 from model_core.training.trainer import TrainState
 
@@ -97,3 +105,37 @@ class ProgramResult:
     def outcome(self) -> dict[str, Any]:
         tree: dict[str, Any] = json.loads((self.directory / "outcome.json").read_text())
         return tree
+
+
+def tiny_state(
+    process_group: ProcessGroup | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    forward: Callable[[GPT], Forward] | None = None,
+    **training: Any,
+) -> TrainState:
+    """A model of two unequal layers in its first step, on random tokens: equal parameters and tokens at every call."""
+    group = process_group or ProcessGroup()
+    section = {"batch_size": 8, "sequence_length": 16, "total_batch_size": 128, "warmup_steps": 0, **training}
+    tree = {
+        "model": {"n_layer": 2, "n_embd": 16, "n_head_list": [4, 2], "vocab_size": 300, "block_size": 16},
+        "training": section,
+        "data": {"tokenizer": {"type": "bpe", "vocab_size": 300}},
+        "device": {"dtype": "float32", "threads": 1},
+    }
+    config = parse_config(tree).config
+    torch.manual_seed(0)
+    model = GPT(config.model).to(dtype)
+    tokens = np.random.default_rng(1).integers(0, 300, 2000, np.uint16)
+    rows = LoaderConfig(section["batch_size"], 16, "block", rank=group.env.rank, world_size=group.world_size)
+    return TrainState(
+        config=config,
+        runtime=decide(config, Machine("Linux", cores=1)),
+        model=model,
+        tokenizer=train_bpe(["some text"], 300),
+        optimizer=make_optimizer(model, config.training, fused=True),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        loader=TokenLoader(tokens, rows),
+        forward=forward(model) if forward else model,
+        process_group=group,
+    )

@@ -8,48 +8,20 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from model_core.config_loader import parse_config
-from model_core.data.loader import LoaderConfig, TokenLoader
 from model_core.errors import ModelCoreError
-from model_core.gpt import GPT
-from model_core.hardware.device import Machine, decide
 from model_core.launch import dist_env
-from model_core.optim import make_optimizer
-from model_core.tokenizer import train_bpe
 from model_core.training.distributed import ProcessGroup, Rendezvous
-from model_core.training.trainer import TrainState, take_step, train
+from model_core.training.trainer import take_step, train
+from tests.model_core.factories import tiny_state
 
 
 def state_of(ranks, *, rows=4, forward=None, on_oom="fail"):
-    """A model in its first step; the same rows make it up whoever many share them."""
-    shape = {"n_layer": 2, "n_embd": 16, "n_head_list": [4, 2], "vocab_size": 300, "block_size": 16}
-    section = {"batch_size": rows, "sequence_length": 16, "total_batch_size": 256, "warmup_steps": 0, "max_steps": 2}
-    config = parse_config(
-        {
-            "model": shape,
-            "training": {**section, "on_oom": on_oom},
-            "data": {"tokenizer": {"type": "bpe", "vocab_size": 300}},
-            "device": {"dtype": "float32", "threads": 1},
-        }
-    ).config
+    """A model in its first step; its rows are the same however many ranks share them."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = GPT(config.model)
-    tokens = np.random.default_rng(1).integers(0, 300, 2000, np.uint16)
-    return TrainState(
-        config=config,
-        runtime=decide(config, Machine("Linux", cores=1)),
-        model=model,
-        tokenizer=train_bpe(["some text"], 300),
-        optimizer=make_optimizer(model, config.training, fused=True),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loader=TokenLoader(tokens, LoaderConfig(rows, 16, "block", 0, 300, ranks.env.rank, ranks.world_size)),
-        forward=forward(model) if forward else model,
-        process_group=ranks,
-    )
+    section = {"batch_size": rows, "total_batch_size": 256, "max_steps": 2, "on_oom": on_oom}
+    return tiny_state(ranks, forward=forward, **section)
 
 
 def gradients_of_a_step(state):

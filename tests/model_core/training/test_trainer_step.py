@@ -1,42 +1,14 @@
 """One step: accumulation, clipping and weight decay."""
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from model_core.config_loader import parse_config
-from model_core.data.loader import LoaderConfig, TokenLoader
-from model_core.gpt import GPT
-from model_core.hardware.device import Machine, decide
-from model_core.optim import clip_gradients, load_moments, make_optimizer
-from model_core.tokenizer import train_bpe
+from model_core.optim import clip_gradients, load_moments
 from model_core.training.trainer import StepResult, TrainState, take_step
+from tests.model_core.factories import tiny_state
 
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
-
-
-def state_of(dtype: torch.dtype = torch.float32, **training: Any) -> TrainState:
-    shape = {"n_layer": 2, "n_embd": 16, "n_head_list": [4, 2], "vocab_size": 300, "block_size": 16}
-    section = {"batch_size": 8, "sequence_length": 16, "total_batch_size": 128, "warmup_steps": 0, **training}
-    data = {"tokenizer": {"type": "bpe", "vocab_size": 300}}
-    device = {"dtype": "float32", "threads": 1}
-    config = parse_config({"model": shape, "training": section, "data": data, "device": device}).config
-    torch.manual_seed(0)
-    model = GPT(config.model).to(dtype)
-    tokens = np.random.default_rng(1).integers(0, 300, 2000, np.uint16)
-    return TrainState(
-        config=config,
-        runtime=decide(config, Machine("Linux", cores=1)),
-        model=model,
-        tokenizer=train_bpe(["some text"], 300),
-        optimizer=make_optimizer(model, config.training, fused=True),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        loader=TokenLoader(tokens, LoaderConfig(config.training.batch_size, 16)),
-        forward=model,
-    )
 
 
 def one_step(state: TrainState) -> tuple[StepResult, list[Tensor]]:
@@ -49,10 +21,10 @@ def one_step(state: TrainState) -> tuple[StepResult, list[Tensor]]:
 @pytest.mark.parametrize("rows", [4, 2, 1])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float64", "float32"])
 def test_accumulated_micro_batches_have_loss_and_gradients_of_the_large_batch(dtype: torch.dtype, rows: int) -> None:
-    direct = state_of(dtype, batch_size=8)
+    direct = tiny_state(dtype=dtype, batch_size=8)
     loss = direct.model(*direct.loader.next_batch())[1].item()
-    whole, expected = one_step(state_of(dtype, batch_size=8))
-    parts, gradients = one_step(state_of(dtype, batch_size=rows))
+    whole, expected = one_step(tiny_state(dtype=dtype, batch_size=8))
+    parts, gradients = one_step(tiny_state(dtype=dtype, batch_size=rows))
     assert [whole.loss, parts.loss] == pytest.approx([loss, loss], rel=TOLERANCE[dtype]["rtol"])
     assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=TOLERANCE[dtype]["rtol"])
     torch.testing.assert_close(gradients, expected, **TOLERANCE[dtype])
@@ -64,8 +36,8 @@ def norm(gradients: list[Tensor]) -> float:
 
 @pytest.mark.parametrize(("clip", "factor"), [(0.01, 0.01), (1e9, None), (0.0, None)])
 def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(clip: float, factor: float | None) -> None:
-    free, _ = one_step(state_of(grad_clip=0.0))
-    result, gradients = one_step(state_of(grad_clip=clip))
+    free, _ = one_step(tiny_state(grad_clip=0.0))
+    result, gradients = one_step(tiny_state(grad_clip=clip))
     assert result.grad_norm == free.grad_norm > 0.1
     assert norm(gradients) == pytest.approx(factor or result.grad_norm, rel=1e-4)
 
@@ -80,13 +52,13 @@ def test_the_norm_of_millions_of_gradients_keeps_the_digits_of_float32() -> None
 
 
 def test_the_rate_of_a_step_is_the_schedules() -> None:
-    state = state_of(max_lr=0.5, min_lr=0.1, warmup_steps=2, max_steps=10)
+    state = tiny_state(max_lr=0.5, min_lr=0.1, warmup_steps=2, max_steps=10)
     assert [take_step(state).lr for _ in range(3)] == [0.25, 0.5, 0.5]
     assert {group["lr"] for group in state.optimizer.param_groups} == {0.5}
 
 
 def test_without_a_gradient_matrices_shrink_and_vectors_stay() -> None:
-    state = state_of(weight_decay=0.5)
+    state = tiny_state(weight_decay=0.5)
     with torch.no_grad():
         for parameter in state.model.parameters():
             parameter.fill_(1.0).grad = torch.zeros_like(parameter)
@@ -97,7 +69,7 @@ def test_without_a_gradient_matrices_shrink_and_vectors_stay() -> None:
 
 
 def test_moments_move_to_an_optimizer_that_keeps_its_settings() -> None:
-    old, new = state_of(weight_decay=0.1), state_of(weight_decay=0.7)
+    old, new = tiny_state(weight_decay=0.1), tiny_state(weight_decay=0.7)
     take_step(old)
     load_moments(new.optimizer, old.optimizer.state_dict())
     assert [group["weight_decay"] for group in new.optimizer.param_groups] == [0.7, 0.0]

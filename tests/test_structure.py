@@ -17,6 +17,7 @@ WITHOUT_MODULE = {
     "bench/test_programs.py": "every program in bench/",
     "docker/": "the Docker files",
     "e2e/": "the whole service, through its public interfaces",
+    "field/": "what people bring, by kind",
     "model_core/hf/test_exchange.py": "export and import against transformers itself",
     "model_core/test_every_key.py": "every key of the configuration",
     "model_core/test_golden.py": "the files that an earlier version wrote",

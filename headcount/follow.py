@@ -155,7 +155,9 @@ def describe(event: Event) -> str | None:
     if kind == "warning":
         return f"warning: {event.get('detail')}"
     if kind == "prepared":
-        return f"dataset {event.get('dataset')} is ready"
+        from model_core.storage.dataset import describe_reading
+
+        return "\n".join([f"dataset {event.get('dataset')} is ready", *describe_reading(event.get("reading"))])
     if kind == "resumed":
         return f"resumed from {event.get('file')} at step {event.get('step')}"
     if kind == "end":

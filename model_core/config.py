@@ -168,6 +168,9 @@ class DataConfig(Config):
     text_column: str = "text"
     split: tuple[Real, Real, Real] = (0.90, 0.09, 0.01)
     dedupe: Flag = False
+    documents: Literal["auto", "line", "paragraph", "marker", "file"] = "auto"  # what separates them in a text file
+    special_text: Literal["keep", "strip", "split"] = "keep"  # <|endoftext|> inside a document
+    on_bad_document: Literal["fail", "skip"] = "skip"  # up to 1 in 1,000, and 100 in all
     shuffle: Literal["none", "block"] = "block"
     tokenizer: TokenizerChoice = "gpt2"
 

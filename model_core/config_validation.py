@@ -163,6 +163,9 @@ def _source_has_what_is_asked(data: DataConfig) -> Iterator[FieldProblem]:
     if data.text_column != "text" and source in BUILTIN_SOURCES:
         detail = f"{source!r} has no columns; leave it at 'text'"
         yield FieldProblem("/data/text_column", detail, data.text_column, ("text",))
+    if data.documents != "auto" and source in BUILTIN_SOURCES:
+        detail = f"{source!r} has documents of its own; leave it at 'auto'"
+        yield FieldProblem("/data/documents", detail, data.documents, ("auto",))
 
 
 def _something_to_do(execution: ExecutionConfig) -> Iterator[FieldProblem]:

@@ -63,6 +63,10 @@ class DatasetView(View):
 class DatasetDetail(DatasetView):
     """A dataset with its manifest."""
 
+    reading: dict[str, Any] | None = Field(
+        description="how the source was read: documents, their shortest, median and longest length in characters, the "
+        "first two, and what was found in them; null while it is not ready, and for datasets of earlier versions"
+    )
     manifest: dict[str, Any] | None = Field(description="null while it is not ready, and of files put there by hand")
 
 
@@ -149,7 +153,7 @@ async def get_dataset(services: Services, name: str) -> DatasetDetail:
     if view is None:
         raise DatasetNotFound(name)
     manifest = await run_in_threadpool(read_manifest, dataset) if dataset is not None else None
-    return DatasetDetail(**dict(view), manifest=manifest)
+    return DatasetDetail(**dict(view), reading=(manifest or {}).get("reading"), manifest=manifest)
 
 
 async def get_statistics(services: Services, name: str) -> DatasetStatistics:

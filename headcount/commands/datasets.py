@@ -43,15 +43,26 @@ def prepare(
     text_column: Annotated[str | None, typer.Option(help="Column that contains the text.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split and of generated text.")] = None,
     dedupe: Annotated[bool, typer.Option("--dedupe", help="Drop exact duplicates.")] = False,
+    documents: Annotated[
+        str | None, typer.Option(help="What separates them in a text file: auto, line, paragraph, marker or file.")
+    ] = None,
+    special_text: Annotated[
+        str | None, typer.Option(help="<|endoftext|> inside a document: keep, strip or split.")
+    ] = None,
+    on_bad_document: Annotated[
+        str | None, typer.Option(help="A document that cannot be read: fail, or skip a few.")
+    ] = None,
     follow: Follow = False,
 ) -> int:
     """Prepare a dataset on the service; local files are uploaded."""
     from headcount.commands.common import submitted
     from model_core.errors import DONE
+    from model_core.storage.dataset import describe_reading
 
     options: dict[str, Any] = {
         "name": name, "tokenizer": tokenizer, "revision": revision, "text_column": text_column, "seed": seed,
-        "dedupe": dedupe or None,
+        "dedupe": dedupe or None, "documents": documents, "special_text": special_text,
+        "on_bad_document": on_bad_document,
     }  # fmt: skip
     body, files = dataset_body(source, options)
     with open_client() as client:
@@ -59,6 +70,8 @@ def prepare(
         if made["object"] == "job":
             return submitted(client, made, follow=follow)
     print(f"{made['name']}  {made['state']}  {made['tokens'] or 0:,} tokens")
+    for line in describe_reading(made.get("reading")):
+        print(line)
     return DONE
 
 

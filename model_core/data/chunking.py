@@ -21,10 +21,12 @@ from model_core.data.dataset_spec import DatasetSpec
 from model_core.data.encoder import BulkEncoder, Ids
 from model_core.data.sources.base import Source
 from model_core.storage.dataset import SPLITS
+from model_core.tokenizer import END_OF_TEXT
 
 BLOCK = 100  # documents that are divided between the splits together
 HASH_BYTES = 16
 CHUNK_CHARACTERS = 1 << 20  # in smaller chunks fewer words repeat, and threads wait more often for the GIL
+REPLACEMENT = "\ufffd"  # for zero bytes and lone surrogates
 _HASH_DTYPE = f"S{HASH_BYTES}"  # numpy strips trailing zeros, which is harmless because all lengths are equal
 _MAX_UNSORTED = 4096  # hashes in the set before they become a sorted run
 
@@ -134,12 +136,14 @@ class NumberedDocument(NamedTuple):  # a tuple, because a corpus has millions of
         category: Category that the corpus gives it, if any.
         number: Number of the document in the source, from 1.
         hash: Hash of the text; empty if duplicates are kept.
+        zero_bytes: Zero bytes that were replaced in the text.
     """
 
     text: str
     category: str | None
     number: int
     hash: bytes = b""
+    zero_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,8 @@ class Encoded:
         splits: Counts by split.
         categories: Counts by category; empty if the source has no categories.
         examples: Test documents as JSON objects.
+        characters: Bytes of the documents' lengths in characters, as ``<u4``.
+        special_texts: End-of-text markers inside the documents.
     """
 
     chunk: Chunk
@@ -193,6 +199,8 @@ class Encoded:
     splits: dict[str, Counts]
     categories: dict[str, Counts]
     examples: list[bytes]
+    characters: bytes
+    special_texts: int
 
 
 class DocumentReader:
@@ -216,10 +224,12 @@ class DocumentReader:
         for document in self._documents:
             self.read += 1
             text = _encodable(document.text)
+            zero_bytes = text.count("\0")
+            text = text.replace("\0", REPLACEMENT) if zero_bytes else text
             digest = self._seen.add(text) if self._seen else b""
             if digest is not None:
                 category = None if document.category is None else _encodable(document.category)
-                yield NumberedDocument(text, category, self.read, digest)
+                yield NumberedDocument(text, category, self.read, digest, zero_bytes)
 
 
 def make_chunks(
@@ -283,7 +293,9 @@ def encode_chunk(chunk: Chunk, encoder: BulkEncoder, dtype: str) -> Encoded:
     numbers = {name: n for n, name in enumerate(names)}
     category = np.array([numbers[document.category] for _, document in chunk.documents])  # (N,)
     categories = {name: _count(category == n, lengths, sizes) for name, n in numbers.items() if name is not None}
-    return Encoded(chunk, tokens, splits, categories, _examples(chunk, ids, lengths))
+    characters = np.array([len(text) for text in texts], "<u4").tobytes()
+    special_texts = sum(text.count(END_OF_TEXT) for text in texts if END_OF_TEXT in text)
+    return Encoded(chunk, tokens, splits, categories, _examples(chunk, ids, lengths), characters, special_texts)
 
 
 def _assignment(count: int, shares: Sequence[float], seed: int, block: int) -> list[str]:
@@ -314,7 +326,7 @@ def _examples(chunk: Chunk, ids: Ids, lengths: NDArray[np.int64]) -> list[bytes]
 
 
 def _encodable(text: str) -> str:
-    """Replace lone surrogates, which JSON can contain and UTF-8 cannot, by U+FFFD."""
+    """Replace lone surrogates, which a category can contain and UTF-8 cannot, by U+FFFD."""
     if text.isascii():
         return text
     try:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from model_core.config import BpeTokenizer, DataConfig, ExperimentConfig
 from model_core.config_loader import parse_config
-from model_core.data.sources.base import Source
+from model_core.data.sources.base import DocumentsBy, OnBadDocument, Source, SpecialText
 from model_core.data.sources.hub_access import Token
+from model_core.data.sources.local_files import OnBatch
 from model_core.data.sources.registry import open_source, revision_of, source_name, uses_seed
 from model_core.storage.dataset import MANIFEST
 
@@ -27,6 +28,11 @@ TokenizerChoice = Literal["gpt2"] | BpeTokenizer
 Shares = tuple[float, float, float]
 
 _DATA_KEYS = ("source", "revision", "text_column", "split", "dedupe", "tokenizer")  # keys of the section `data`
+_READING_KEYS = ("documents", "special_text", "on_bad_document")  # further ones, which earlier versions lacked
+
+
+_KEYS = (*_DATA_KEYS, *_READING_KEYS)
+_READING_DEFAULTS = {key: getattr(DataConfig(), key) for key in _READING_KEYS}
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class DatasetSpec:
         seed: Seed of the split, and of generated text.
         dedupe: Whether documents that repeat an earlier text are dropped.
         shard_bytes: Maximum size of the token ids in one file.
+        documents: What separates the documents of a text file.
+        special_text: What happens to the text ``<|endoftext|>`` inside a document.
+        on_bad_document: Whether a document that cannot be read ends the preparation.
         explicit: Keys that the configuration sets explicitly; `as_config` omits the others.
     """
 
@@ -55,6 +64,9 @@ class DatasetSpec:
     seed: int = DEFAULT_SEED
     dedupe: bool = False
     shard_bytes: int = DEFAULT_SHARD_BYTES
+    documents: DocumentsBy = "auto"
+    special_text: SpecialText = "keep"
+    on_bad_document: OnBadDocument = "skip"
     explicit: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
@@ -73,7 +85,8 @@ class DatasetSpec:
         return cls(
             data.dataset_name, source, data.tokenizer, data.split, data.revision, data.text_column,
             DEFAULT_SEED if seed is None else seed, data.dedupe,
-            explicit=frozenset(data.model_fields_set & {*_DATA_KEYS} | (set() if seed is None else {"seed"})),
+            documents=data.documents, special_text=data.special_text, on_bad_document=data.on_bad_document,
+            explicit=frozenset(data.model_fields_set & {*_KEYS} | (set() if seed is None else {"seed"})),
         )  # fmt: skip
 
     @classmethod
@@ -93,9 +106,10 @@ class DatasetSpec:
         """Hash of the spec, a colon and the seed; equal for specs that produce the same dataset.
 
         A training accepts a dataset that was split with another seed, so it compares only the hash. The hash
-        includes the seed if the source generates its text.
+        includes the seed if the source generates its text. It omits the defaults of keys that earlier versions
+        lacked, whose fingerprints stay valid.
         """
-        data = {key: getattr(self, key) for key in _DATA_KEYS}
+        data = {key: getattr(self, key) for key in _DATA_KEYS} | self._reading(only_changed=True)
         data |= {"split": list(self.split), "tokenizer": _as_json(self.tokenizer)}
         facts = data | ({"seed": self.seed} if uses_seed(self.source) else {})
         return f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}:{self.seed}"
@@ -112,6 +126,7 @@ class DatasetSpec:
             "split": list(self.split),
             "seed": self.seed,
             "dedupe": self.dedupe,
+            "asked": self._reading(),
         }
 
     def source_fields(self, *, read_files: bool = True) -> dict[str, Any]:
@@ -133,7 +148,8 @@ class DatasetSpec:
         """Compare the spec with the manifest of a dataset.
 
         Args:
-            manifest: Manifest of the dataset. Missing keys, which earlier versions did not write, are not compared.
+            manifest: Manifest of the dataset. Missing keys, which earlier versions did not write, are not compared;
+                a manifest without how documents were read was made with the defaults.
             read_files: See `source_fields`.
             any_seed: Accept a dataset that was split with another seed.
 
@@ -152,7 +168,7 @@ class DatasetSpec:
             Keys of the request, without those that have their default value.
         """
         defaults = {item.name: item.default for item in fields(self)}
-        changed = [key for key in (*_DATA_KEYS, "seed") if getattr(self, key) != defaults[key]]
+        changed = [key for key in (*_KEYS, "seed") if getattr(self, key) != defaults[key]]
         return {"name": self.name} | {key: _as_json(getattr(self, key), exclude_defaults=True) for key in changed}
 
     def as_config(self) -> ExperimentConfig:
@@ -161,17 +177,18 @@ class DatasetSpec:
         Returns:
             Section `data` with the name of the dataset and the explicit keys, and `device.seed` if it is explicit.
         """
-        explicit = {key: _as_json(getattr(self, key), exclude_unset=True) for key in _DATA_KEYS if key in self.explicit}
+        explicit = {key: _as_json(getattr(self, key), exclude_unset=True) for key in _KEYS if key in self.explicit}
         tree: dict[str, Any] = {"data": {"dataset": self.name, **explicit}}
         if "seed" in self.explicit:
             tree["device"] = {"seed": self.seed}
         return parse_config(tree).config
 
-    def open_source(self, token: Token | None) -> Source:
+    def open_source(self, token: Token | None, on_batch: OnBatch = lambda _: None) -> Source:
         """Open the source and check it.
 
         Args:
             token: Access token for sources with restricted access.
+            on_batch: See `registry.open_source`.
 
         Returns:
             The source, ready to be read.
@@ -179,8 +196,18 @@ class DatasetSpec:
         Raises:
             ModelCoreError: See `registry.open_source`.
         """
-        options = {"revision": self.revision, "text_column": self.text_column, "token": token}
-        return open_source(self.source, seed=self.seed, **options)  # type: ignore[arg-type]
+        return open_source(
+            self.source, seed=self.seed, revision=self.revision, text_column=self.text_column, token=token,
+            documents=self.documents, special_text=self.special_text, on_bad_document=self.on_bad_document,
+            on_batch=on_batch,
+        )  # fmt: skip
+
+    def _reading(self, *, only_changed: bool = False) -> dict[str, str]:
+        return {
+            key: getattr(self, key)
+            for key in _READING_KEYS
+            if not only_changed or getattr(self, key) != _READING_DEFAULTS[key]
+        }
 
 
 def tokenizer_name(tokenizer: TokenizerChoice) -> str:
@@ -216,12 +243,21 @@ def training_mismatch(manifest: Mapping[str, Any] | None, data: DataConfig, *, r
 
 
 def _differences(manifest: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    flat = {key: value for key, value in expected.items() if key != "asked"} | expected.get("asked", {})
     actual = {**manifest, "tokenizer": manifest["tokenizer"].get("asked")}
+    actual |= _READING_DEFAULTS | (manifest.get("asked") or {})
+    if not ((manifest.get("reading") or {}).get("bad_documents") or {}).get("count"):
+        flat.pop("on_bad_document", None)  # no document was skipped, so it makes no difference
     return [
-        f"was made with {key} {actual[key]!r}, not {value!r}"
-        for key, value in expected.items()
+        f"was made with {key} {_shown(actual[key])}, not {_shown(value)}"
+        for key, value in flat.items()
         if key in actual and actual[key] != value
     ]
+
+
+def _shown(value: Any) -> str:
+    """Write a value as in a configuration."""
+    return f"{value!r}" if isinstance(value, str) else json.dumps(value)
 
 
 def _as_json(value: Any, **options: Any) -> Any:

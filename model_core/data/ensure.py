@@ -7,7 +7,7 @@ prepare it only once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
 from model_core.config import DataConfig, ExperimentConfig
+from model_core.config_loader import ConfigWarning
 from model_core.data.dataset_spec import (
     DEFAULT_SEED,
     DEFAULT_SHARD_BYTES,
@@ -27,11 +28,13 @@ from model_core.data.dataset_spec import (
     training_mismatch,
 )
 from model_core.data.pipeline import COMMIT_EVERY_S, Emit, PrepareContext, make_files
+from model_core.data.sources.base import DocumentsBy, OnBadDocument, SpecialText
 from model_core.data.sources.hub_access import Token
 from model_core.entrypoint import ShutdownSignal
 from model_core.errors import DatasetNotReady, InvalidData
 from model_core.storage.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
 from model_core.storage.files import Layout, checked_name
+from model_core.tokenizer import END_OF_TEXT
 
 _POLL_S, _REPORT_EVERY_S = 0.5, 10.0
 
@@ -87,7 +90,8 @@ def check_matches(dataset: Dataset, data: DataConfig, *, read_files: bool = True
 def prepare(
     source: str, directory: Path, *, name: str, tokenizer: TokenizerChoice = "gpt2", split: Shares = DEFAULT_SPLIT,
     revision: str | None = None, text_column: str = "text", seed: int = DEFAULT_SEED, dedupe: bool = False,
-    shard_bytes: int = DEFAULT_SHARD_BYTES, token: Token | None = None, emit: Emit | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES, documents: DocumentsBy = "auto", special_text: SpecialText = "keep",
+    on_bad_document: OnBadDocument = "skip", token: Token | None = None, emit: Emit | None = None,
     stop: ShutdownSignal | None = None, threads: int | None = None, commit_every_s: float = COMMIT_EVERY_S,
 ) -> Dataset:  # fmt: skip
     """Prepare a dataset. An existing one that was made in the same way is verified and kept.
@@ -103,6 +107,9 @@ def prepare(
         seed: Seed of the split, and of generated text.
         dedupe: Drop documents that repeat an earlier text.
         shard_bytes: Maximum size of the token ids in one file.
+        documents: What separates the documents of a text file.
+        special_text: What happens to the text ``<|endoftext|>`` inside a document.
+        on_bad_document: Whether a document that cannot be read ends the preparation.
         token: Access token for sources with restricted access.
         emit: Receives the events ``progress``, ``resumed``, ``warning`` and ``prepared``.
         stop: Checked between chunks of documents.
@@ -120,7 +127,10 @@ def prepare(
         InvalidData: The source cannot be read, or the existing dataset differs from the spec or is damaged.
     """
     dataset = Dataset.named(checked_name("dataset", name), directory)
-    spec = DatasetSpec(name, source, tokenizer, split, revision, text_column, seed, dedupe, shard_bytes)
+    spec = DatasetSpec(
+        name, source, tokenizer, split, revision, text_column, seed, dedupe, shard_bytes, documents, special_text,
+        on_bad_document,
+    )  # fmt: skip
     return prepare_dataset(spec, dataset, _context(emit, stop, threads, commit_every_s), token=token)
 
 
@@ -152,13 +162,16 @@ def prepare_dataset(
         dataset.verify()
     splits = (manifest or {"splits": {}})["splits"].values()
     totals = {key: sum(counts[key] for counts in splits) for key in ("documents", "tokens")}
-    context.emit("prepared", dataset=dataset.name, **totals, tokenized=tokenized)
+    reading = (manifest or {}).get("reading")
+    for warning in _reading_warnings(spec, reading or {}):
+        context.emit("warning", code=warning.code, detail=warning.detail)
+    context.emit("prepared", dataset=dataset.name, **totals, tokenized=tokenized, reading=reading)
     return dataset
 
 
 def _make_missing(spec: DatasetSpec, dataset: Dataset, context: PrepareContext, token: Token | None) -> int:
     """Make the files, unless another process does so first; return the number of documents tokenized here."""
-    source = spec.open_source(token)
+    source = spec.open_source(token, _report_survey(context))
     for warning in source.warnings:
         context.emit("warning", code=warning.code, detail=warning.detail)
     dataset.directory.mkdir(parents=True, exist_ok=True)
@@ -185,6 +198,35 @@ def _locked(directory: Path, context: PrepareContext) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _report_survey(context: PrepareContext) -> Callable[[int], None]:
+    """Report how many documents were looked through, at most once per second, and hear a stop."""
+    done, report_at = 0, time.monotonic() + 1
+
+    def report(count: int) -> None:
+        nonlocal done, report_at
+        context.stop.check()
+        done += count
+        if time.monotonic() >= report_at:
+            context.emit("progress", done=done, of=None, unit="documents looked through", eta_s=None)
+            report_at = time.monotonic() + 1
+
+    return report
+
+
+def _reading_warnings(spec: DatasetSpec, reading: Mapping[str, Any]) -> Iterator[ConfigWarning]:
+    """Warnings about what was found in the documents."""
+    markers, zero_bytes = reading.get("special_texts", 0), reading.get("zero_bytes", 0)
+    bad = reading.get("bad_documents") or {"count": 0}
+    if markers and spec.special_text == "keep":
+        advice = "data.special_text: strip removes it, and split divides documents there"
+        yield ConfigWarning("special_text", f"{END_OF_TEXT} is inside documents {markers:,} times, as text; {advice}")
+    if zero_bytes:
+        yield ConfigWarning("zero_bytes", f"{zero_bytes:,} zero bytes in documents were replaced by U+FFFD")
+    if bad["count"]:
+        named = "; ".join(bad["first"])
+        yield ConfigWarning("bad_documents", f"{bad['count']:,} documents could not be read and were skipped: {named}")
 
 
 def _mismatch_error(dataset: Dataset, difference: str) -> InvalidData:

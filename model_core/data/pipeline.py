@@ -30,7 +30,7 @@ from model_core.data.chunking import (
 )
 from model_core.data.dataset_spec import DatasetSpec, tokenizer_name
 from model_core.data.encoder import BulkEncoder, bulk_encoder
-from model_core.data.sources.base import Source
+from model_core.data.sources.base import BadDocuments, Source
 from model_core.data.writer import PROGRESS_FILE, DatasetBuild, OpenFiles
 from model_core.entrypoint import ShutdownSignal
 from model_core.errors import InvalidData
@@ -90,6 +90,7 @@ def make_files(spec: DatasetSpec, source: Source, dataset: Dataset, context: Pre
     Raises:
         Stopped: A stop was requested; completed work is kept.
         DiskFull: The disk is full, or too small for the dataset; completed work is kept.
+        BadDocuments: Too many documents cannot be read; completed work is kept.
         InvalidData: The source has too few documents or cannot be read; nothing is kept.
     """
     build = DatasetBuild(dataset, _identity(spec, source, dataset))
@@ -101,6 +102,8 @@ def make_files(spec: DatasetSpec, source: Source, dataset: Dataset, context: Pre
         if not build.progress.places:
             _build_files(spec, source, dataset, build, context)
         build.publish()
+    except BadDocuments:  # the same build continues when they are skipped
+        raise
     except InvalidData:
         build.discard()
         raise
@@ -138,6 +141,7 @@ def build_manifest(
         "tokenizer": {**actual, "asked": tokenizer_name(spec.tokenizer)},
         "documents": read,
         "duplicates": read - progress.kept if spec.dedupe else None,
+        "reading": _reading(source, build),
         "splits": {
             split: {**counts_by_split[split], **_file_entries(dataset.split(split), paths)}
             for split, paths in shards.items()
@@ -193,14 +197,33 @@ class ProgressReporter:
             left, speed = float(count - done), documents_per_s
         else:
             left, speed = float(total - text_bytes) if total is not None else 0.0, bytes_per_s
-        return round(max(0.0, left) / speed, 1) if speed and (count is not None or total is not None) else None
+        return round(left / speed, 1) if speed and left > 0 else None  # work that cannot be counted follows
 
 
 def _identity(spec: DatasetSpec, source: Source, dataset: Dataset) -> dict[str, Any]:
     """Return everything that determines the bytes of the files."""
     names = [dataset.name, *(dataset.split(split).name for split in SPLITS)]
     origin = {"source": source.name, "revision": source.revision}
-    return {"format": 1, "names": names, **origin, **spec.manifest_fields(), "shard_bytes": spec.shard_bytes}
+    fields = spec.manifest_fields()
+    fields["asked"] = {key: value for key, value in fields["asked"].items() if key != "on_bad_document"}
+    return {"format": 2, "names": names, **origin, **fields, "shard_bytes": spec.shard_bytes}
+
+
+def _reading(source: Source, build: DatasetBuild) -> dict[str, Any]:
+    """Describe how the source was read: its documents and their lengths in characters, and what was found in them."""
+    progress, lengths = build.progress, build.lengths()  # lengths: (N,)
+    return {
+        "read_as": source.name,
+        "documents": progress.kept,
+        "shortest": int(lengths.min()),
+        "median": int(np.median(lengths)),
+        "longest": int(lengths.max()),
+        "first": list(progress.first),
+        "special_texts": progress.special_texts,
+        "zero_bytes": progress.zero_bytes,
+        "bad_documents": {"count": 0, "first": []},
+        **source.reading(),
+    }
 
 
 def _build_files(
@@ -229,13 +252,17 @@ def _write_documents(
     chunks = make_chunks(reader, spec, characters=context.chunk_characters, **counts)
     committed_at = time.monotonic()
     with closing(_encode_in_order(chunks, encoder, dtype, context.threads or _default_threads())) as results:
-        for encoded in results:
-            files.add(encoded)
-            reporter.report(progress.read, progress.text_bytes)
-            if context.stop() or time.monotonic() - committed_at >= context.commit_every_s:
-                files.commit()
-                context.stop.check()
-                committed_at = time.monotonic()
+        try:
+            for encoded in results:
+                files.add(encoded)
+                reporter.report(progress.read, progress.text_bytes)
+                if context.stop() or time.monotonic() - committed_at >= context.commit_every_s:
+                    files.commit()
+                    context.stop.check()
+                    committed_at = time.monotonic()
+        except BadDocuments:
+            files.commit()
+            raise
     reporter.report(reader.read, progress.text_bytes, force=True)
     return reader.read
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -26,10 +26,12 @@ from model_core.config_loader import parse_config, read_config
 from model_core.data.dataset_spec import DEFAULT_SEED, DEFAULT_SPLIT, DatasetSpec
 from model_core.data.ensure import prepare_dataset
 from model_core.data.pipeline import PrepareContext
+from model_core.data.sources.base import DocumentsBy, OnBadDocument, SpecialText
+from model_core.data.sources.file_names import READABLE, dataset_name
 from model_core.data.sources.hub_access import token_from
 from model_core.entrypoint import Attempt, OneLineParser, ShutdownSignal, exit_code, log_to_stderr, make_attempt, refuse
 from model_core.errors import DONE, INTERRUPTED, InvalidParameter, ModelCoreError
-from model_core.storage.dataset import Dataset, dataset_of
+from model_core.storage.dataset import Dataset, dataset_of, describe_reading
 from model_core.storage.files import Layout, checked_name, portable
 
 log = logging.getLogger(__name__)
@@ -119,9 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument(
         "--source", metavar="SOURCE",
-        help=f"one of {', '.join(SOURCE_SYNTAX)}. stories and pydoc need no network; file: takes a text file with "
-        "blank lines or lines of <|endoftext|> between documents (without either, every line is a document), .jsonl, "
-        ".parquet, or a folder",
+        help=f"one of {', '.join(SOURCE_SYNTAX)}. stories and pydoc need no network; file: takes a file or a folder: "
+        f"{READABLE}",
     )  # fmt: skip
     inputs.add_argument(
         "--config", type=portable, metavar="FILE", help="YAML file whose section data describes the dataset"
@@ -143,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         help="shares of the documents, exact in every 100 documents (default: 0.90,0.09,0.01)",
     )  # fmt: skip
     add("--seed", type=int, default=DEFAULT_SEED, help="seed of the split and of generated text (default: %(default)s)")
+    _add_reading_options(parser)
     add("--dedupe", action="store_true", help="drop documents that repeat an earlier text")
     add(
         "--threads", type=_count, metavar="N",
@@ -154,6 +156,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--seq-after", type=int, default=0, help=argparse.SUPPRESS)  # from the supervisor: last event number
     add("--record", type=Path, default=Path(), metavar="DIR", help=argparse.SUPPRESS)  # from the supervisor: events
     return parser
+
+
+def _add_reading_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--documents", default="auto", choices=get_args(DocumentsBy),
+        help="what separates documents in a text file; auto: lines of <|endoftext|>, else blank lines unless they are "
+        "rare, else line ends (default: auto)",
+    )  # fmt: skip
+    add(
+        "--special-text", default="keep", choices=get_args(SpecialText),
+        help="what happens to <|endoftext|> inside a document (default: keep, as text)",
+    )  # fmt: skip
+    add(
+        "--on-bad-document", default="skip", choices=get_args(OnBadDocument),
+        help="what a document that cannot be read does; skip: up to 1 in 1,000, and 100 in all (default: skip)",
+    )  # fmt: skip
 
 
 def _run(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
@@ -177,7 +196,7 @@ def _run(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
 def _from_arguments(arguments: argparse.Namespace) -> tuple[DatasetSpec, Dataset]:
     """Build the spec from the options of the command line."""
     name = arguments.name or _default_name(arguments.source)
-    options = ("source", "revision", "text_column", "dedupe")
+    options = ("source", "revision", "text_column", "dedupe", "documents", "special_text", "on_bad_document")
     section = {key: getattr(arguments, key) for key in options} | {"dataset": name, "split": list(arguments.split)}
     data = parse_config({"data": {**section, "tokenizer": _tokenizer(arguments.tokenizer)}}).config.data
     return DatasetSpec.of(data, arguments.seed), Dataset.named(
@@ -201,7 +220,9 @@ def _directory(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def _default_name(source: str) -> str:
-    stem = portable(source.removeprefix("file:").removeprefix("hub:")).stem
+    if source.startswith("file:"):
+        return dataset_name(portable(source.removeprefix("file:")))
+    stem = portable(source.removeprefix("hub:")).stem
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:63] or "text"
 
 
@@ -229,7 +250,10 @@ def _count(text: str) -> int:
 
 
 def _print_summary(dataset: Dataset) -> None:
-    for split, entry in (dataset.manifest() or {"splits": {}})["splits"].items():
+    manifest = dataset.manifest() or {"splits": {}}
+    for line in describe_reading(manifest.get("reading")):
+        sys.stdout.write(f"{line}\n")
+    for split, entry in manifest["splits"].items():
         counts = f"{entry['documents']:,} documents, {entry['tokens']:,} tokens, {entry['text_bytes']:,} bytes of text"
         sys.stdout.write(f"{split}: {counts} in {dataset.split(split)}\n")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_core.data.chunking import HASH_BYTES, Counts, Encoded
 from model_core.errors import InvalidData
@@ -23,7 +24,9 @@ from model_core.storage.dataset import EXAMPLE_INDEX, EXAMPLES, MANIFEST, SPLITS
 from model_core.storage.files import read_json, sync_directory, write_json
 
 PROGRESS_FILE = "progress.json"
-_FOLDER, _HASHES = ".building", "hashes"
+_FOLDER, _HASHES, _LENGTHS = ".building", "hashes", "lengths"
+_LENGTH_BYTES = 4
+_FIRST_DOCUMENTS, _FIRST_CHARACTERS = 2, 200  # of the first documents, which the manifest shows
 _MAX_CATEGORIES, _OTHER_CATEGORIES = 256, "(further categories)"
 
 
@@ -217,6 +220,9 @@ class BuildProgress:
         categories: Counts by category; empty if the source has no categories.
         example_bytes: Size of the test examples.
         places: Final name of each file, in the order of the moves; empty until all files are complete.
+        special_texts: End-of-text markers inside documents.
+        zero_bytes: Zero bytes that were replaced.
+        first: Start of the first documents.
     """
 
     read: int = 0
@@ -224,6 +230,9 @@ class BuildProgress:
     categories: dict[str, Counts] = field(default_factory=dict)
     example_bytes: int = 0
     places: dict[str, str] = field(default_factory=dict)
+    special_texts: int = 0
+    zero_bytes: int = 0
+    first: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
@@ -236,7 +245,7 @@ class BuildProgress:
             The progress.
         """
         counts = {key: {name: Counts(**c) for name, c in record[key].items()} for key in ("splits", "categories")}
-        return cls(record["read"], **counts, example_bytes=record["example_bytes"], places=dict(record["places"]))
+        return cls(**{**record, **counts})
 
     @property
     def kept(self) -> int:
@@ -262,6 +271,10 @@ class BuildProgress:
         """
         self.read = encoded.chunk.documents[-1][1].number
         self.example_bytes = example_bytes
+        self.special_texts += encoded.special_texts
+        self.zero_bytes += sum(document.zero_bytes for _, document in encoded.chunk.documents)
+        for _, document in encoded.chunk.documents[: _FIRST_DOCUMENTS - len(self.first)]:
+            self.first.append(document.text[:_FIRST_CHARACTERS])
         for split, counts in encoded.splits.items():
             self.splits[split].add(counts)
         for name, counts in encoded.categories.items():
@@ -310,6 +323,14 @@ class DatasetBuild:
         """
         file = self.directory / _HASHES
         return file.read_bytes()[: HASH_BYTES * self.progress.kept] if file.exists() else b""
+
+    def lengths(self) -> NDArray[np.uint32]:
+        """Return the lengths of the documents.
+
+        Returns:
+            Characters of each document, (N,).
+        """
+        return np.fromfile(self.directory / _LENGTHS, "<u4")
 
     def discard(self) -> None:
         """Delete all files of the build."""
@@ -380,8 +401,9 @@ class OpenFiles:
         self._examples = ExampleWriter(directory, count=progress.splits["test"].documents, size=progress.example_bytes)
         hash_bytes = HASH_BYTES * progress.kept
         self._hashes = AppendFile(directory / _HASHES, header=b"", size=hash_bytes) if dedupe else None
+        self._lengths = AppendFile(directory / _LENGTHS, header=b"", size=_LENGTH_BYTES * progress.kept)
         files: tuple[ShardWriter | ExampleWriter | AppendFile | None, ...]
-        files = (*self.shards.values(), self._examples, self._hashes)
+        files = (*self.shards.values(), self._examples, self._lengths, self._hashes)
         self._files = tuple(file for file in files if file is not None)
         self._committable = asdict(progress)  # progress at the end of the last block
 
@@ -394,6 +416,7 @@ class OpenFiles:
         for split, ids in encoded.tokens.items():
             self.shards[split].write(ids)
         self._examples.write(encoded.examples)
+        self._lengths.write(encoded.characters)
         if self._hashes is not None:
             self._hashes.write(b"".join(document.hash for _, document in encoded.chunk.documents))
         self._build.progress.add(encoded, example_bytes=self._examples.size)
@@ -413,6 +436,7 @@ class OpenFiles:
             Token files by split.
         """
         self._examples.finish()
+        self._lengths.sync()
         return {split: shards.finish() for split, shards in self.shards.items()}
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,18 @@ from model_core.tokenizer import Tokenizer, gpt2_tokenizer
 SPLITS = ("train", "val", "test")
 TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
 EXAMPLES, EXAMPLE_INDEX = "test_examples.json", "test_examples_index.npy"
+READ_AS = {
+    "line": "one document per line",
+    "paragraph": "documents between blank lines",
+    "marker": "documents between lines of <|endoftext|>",
+    "file": "one document per file",
+    "rows": "one document per row",
+    "pieces": "pieces of a few long documents",
+    "mixed": "files that are read in different ways",
+}  # descriptions of the manifest's `reading.read_as`; a source that is not read from files has its own name there
 LOCK = ".lock"  # held by the process that writes the directory
 
+_SHOWN_CHARACTERS = 80
 _CACHED_INDEX = ".test_examples_index.npy"  # its first row is size and mtime of the indexed file
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
 _REMEDY = "delete the dataset's folder and prepare it again"
@@ -285,6 +295,24 @@ class Dataset:
             splits = [entry for split in SPLITS for entry in _file_entries(manifest["splits"][split])]
             for entry in (*splits, manifest["examples"]):
                 yield self.directory / entry["file"], entry
+
+
+def describe_reading(reading: Mapping[str, Any] | None) -> Iterator[str]:
+    """Describe for people how the source of a dataset was read.
+
+    Args:
+        reading: Entry `reading` of the manifest; None for datasets without one.
+
+    Yields:
+        Lines of text.
+    """
+    if not reading:
+        return
+    lengths = ", ".join(f"{key} {reading[key]:,}" for key in ("shortest", "median", "longest"))
+    read_as = READ_AS.get(reading["read_as"], reading["read_as"])
+    yield f"{reading['documents']:,} documents, read as {read_as}; {lengths} characters"
+    for number, text in enumerate(reading["first"], 1):
+        yield f"document {number}: {json.dumps(text[:_SHOWN_CHARACTERS], ensure_ascii=False)}"
 
 
 def shard_path(path: Path, number: int) -> Path:

@@ -48,7 +48,7 @@ REPOSITORIES = {
     "demo/two": Repository({"README.md": TWO, "one/a.parquet": parquet(ROWS[:1]), "two/b.parquet": parquet(ROWS[1:2])}),
     "demo/huge": Repository({"train.txt": b"One."}, claims={"train.txt": 10**18}),
     "demo/program": Repository({"program.py": b"import datasets"}),
-    "demo/table": Repository({"train.csv": b"text\nOne.\n"}),
+    "demo/table": Repository({"train.arrow": b"ARROW1"}),
     "demo/bare": Repository({"README.md": b"nothing yet"}),
     "demo/broken": Repository({"data/train.jsonl": b'{"text": "One."}\n{"text": \n'}),
     "BabyLM-community/babylm-eng": Repository(FILES, gated=True),

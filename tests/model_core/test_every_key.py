@@ -17,7 +17,7 @@ from torch import Tensor
 from model_core.config import Config, ExperimentConfig
 from model_core.config_loader import override, parse_config
 from model_core.data.sources.registry import open_source, revision_of
-from model_core.errors import InvalidConfig, OutOfMemory
+from model_core.errors import InvalidConfig, InvalidData, OutOfMemory
 from model_core.schedule import effective_steps, get_lr
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
@@ -100,6 +100,17 @@ def first_text(b: Experiment) -> object:
     return next(open_source(f"file:{rows}", seed=0, text_column=b.config.data.text_column).documents(0)).text
 
 
+def read_documents(b: Experiment) -> object:
+    """Documents of a text file in which each choice of how to read it makes a difference."""
+    text, data = b.dataset.directory.parent / "text.txt", b.config.data
+    text.write_bytes(b"One.\nTwo.\n\nThree <|endoftext|> four.\n" + b"\xff\n" + b"Line.\n" * 2000)
+    options = {"documents": data.documents, "special_text": data.special_text, "on_bad_document": data.on_bad_document}
+    try:
+        return [document.text for document in open_source(f"file:{text}", seed=0, **options).documents(0)]
+    except InvalidData as error:
+        return error.code
+
+
 def pictures(b: Experiment) -> object:
     return b.test.pictures()
 
@@ -137,6 +148,9 @@ OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
     "data.source": ("stories", lambda b: open_source(str(b.config.data.source), seed=0).name),
     "data.revision": ("a" * 40, revision, "data.source=babylm"),
     "data.text_column": ("story", first_text),
+    "data.documents": ("paragraph", read_documents, "data.special_text=split"),
+    "data.special_text": ("strip", read_documents),
+    "data.on_bad_document": ("fail", read_documents),
     "data.split": ("[0.5, 0.3, 0.2]", lambda b: b.prepared["splits"]),
     "data.dedupe": ("true", lambda b: b.prepared["duplicates"]),
     "data.tokenizer": ("{type: bpe, vocab_size: 260}", lambda b: b.prepared["tokenizer"]),

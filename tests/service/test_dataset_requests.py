@@ -76,7 +76,7 @@ def test_a_training_of_other_data_under_that_name_is_refused_while_it_is_made(si
         ({"source": None, "tokenizer": {"type": "bpe", "vocab_size": 300}}, "tokenizer 'bpe:512'", "'bpe:300'"),
         ({"source": "pydoc"}, "source 'stories'", "'pydoc'"),
         ({"split": [0.8, 0.1, 0.1]}, "split [0.9, 0.09, 0.01]", "[0.8, 0.1, 0.1]"),
-        ({"dedupe": True}, "dedupe False", "True"),
+        ({"dedupe": True}, "dedupe false", "true"),
     ],
 )
 def test_a_training_that_would_refuse_the_data_under_that_name_is_not_taken(site, data, there, asked) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 
 from model_core.catalog import HubDataset
 from model_core.config_loader import ConfigWarning
-from model_core.data.sources.base import Batch, Document, File, Source
+from model_core.data.sources.base import BadDocumentLog, Batch, Document, File, ReadOptions, Source
+from model_core.data.sources.file_names import format_of
+from model_core.data.sources.formats import read_batches, skip_documents
 from model_core.data.sources.hub_access import HubUnreachable, Token, offline, translate_hub_errors
-from model_core.data.sources.local_files import READABLE, read_batches, skip_documents
 from model_core.errors import FieldProblem, InvalidConfig, InvalidData
 from model_core.storage.files import require_space
 
@@ -45,14 +46,16 @@ class _PinnedDataset:
         return translate_hub_errors(self.dataset, self.token)
 
 
-def open_hub(name: str, dataset: HubDataset, *, revision: str | None, column: str, token: Token | None) -> Source:
+def open_hub(
+    name: str, dataset: HubDataset, *, revision: str | None, options: ReadOptions, token: Token | None
+) -> Source:
     """Open a dataset of the hub.
 
     Args:
         name: Name of the source in the configuration.
         dataset: Dataset to open.
         revision: Commit, branch or tag. None: the default of the dataset.
-        column: Column with the text.
+        options: How documents are read.
         token: Access token for datasets with restricted access.
 
     Returns:
@@ -70,19 +73,26 @@ def open_hub(name: str, dataset: HubDataset, *, revision: str | None, column: st
     builder = _builder(pinned, revision)
     splits = _splits(builder)
     files = [file for split in splits.values() for file in split]
-    _check_files(pinned, files, builder, column)
+    _check_files(pinned, files, builder, options.text_column)
     sizes = _file_sizes(pinned, files)
     _require_space(pinned, sizes)
 
+    log = BadDocumentLog(options.on_bad_document)
+
     def read(skip: int) -> Iterator[Document]:
-        batches = (batch for file in files for batch in _batches(pinned, file, column))
+        nonlocal log
+        log = BadDocumentLog(options.on_bad_document)
+        batches = _logged((batch for file in files for batch in _batches(pinned, file, options)), log)
         if not dataset.articles:
             return skip_documents(batches, skip)
         return islice(join_articles(skip_documents(batches, 0)), skip, None)
 
     facts = {"hub": dataset.id, "config": builder.config.name, "splits": [*splits], "asked_revision": revision}
     text_bytes, warnings = _text_bytes(builder, splits, sizes), tuple(_warnings(dataset, token, files))
-    return Source(name, pinned.commit, None, text_bytes, read, {**facts, "licence": license_name}, warnings)
+    return Source(
+        name, pinned.commit, None, text_bytes, read, {**facts, "licence": license_name}, warnings,
+        lambda: {"read_as": _read_as(dataset, files, options), "bad_documents": log.summary()},
+    )  # fmt: skip
 
 
 def join_articles(lines: Iterable[Document]) -> Iterator[Document]:
@@ -187,7 +197,7 @@ def _check_files(pinned: _PinnedDataset, files: list[str], builder: Any, column:
     dataset = pinned.dataset
     if not files:
         raise InvalidData(f"dataset {dataset.id!r} has no data files")
-    if others := [file for file in files if Path(file).suffix.lower() not in READABLE]:
+    if others := [file for file in files if format_of(Path(file).name) is None]:
         raise _unreadable(dataset, f"keeps its data as {Path(others[0]).name}")
     if builder.info.features is not None and column not in builder.info.features:
         columns = ", ".join(map(repr, builder.info.features))
@@ -236,8 +246,21 @@ def _text_bytes(builder: Any, splits: dict[str, list[str]], sizes: dict[str, int
     return sum(size * factors[file] for file, size in sizes.items())
 
 
-def _batches(pinned: _PinnedDataset, file: str, column: str) -> Iterator[Batch]:
-    yield from read_batches(File(_download(pinned, file), f"{pinned.dataset.id}/{file}"), column)
+def _batches(pinned: _PinnedDataset, file: str, options: ReadOptions) -> Iterator[Batch]:
+    yield from read_batches(File(_download(pinned, file), f"{pinned.dataset.id}/{file}"), options)
+
+
+def _logged(batches: Iterable[Batch], log: BadDocumentLog) -> Iterator[Batch]:
+    for batch in batches:
+        log.add(batch)
+        yield batch
+    log.check()
+
+
+def _read_as(dataset: HubDataset, files: list[str], options: ReadOptions) -> str:
+    if dataset.articles:
+        return "articles"
+    return "rows" if all(format_of(Path(file).name) != "text" for file in files) else options.documents
 
 
 def _download(pinned: _PinnedDataset, file: str) -> Path:

@@ -1,47 +1,70 @@
-"""Local files as a source: one file, or the files of a folder in the order of their names.
+"""Local files as a source: one file, or the files of a folder and its subfolders in the order of their paths.
 
-The suffix determines the format: ``.jsonl`` and ``.json`` contain one object per line, ``.parquet`` contains rows, and
-all other files are text. In a folder, only ``.txt``, ``.jsonl``, ``.json`` and ``.parquet`` files are read.
+`file_names` has the endings that are read. In a folder, hidden files and files with other endings are left aside. All
+files are looked through first, so that what cannot be read is found before tokens are made.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from model_core.config_loader import ConfigWarning
-from model_core.data.sources.base import Batch, Document, File, Source
-from model_core.data.sources.formats import check_text, jsonl_batches, parquet_batches, text_batches
+from model_core.data.sources.base import (
+    MAX_DOCUMENT,
+    BadDocumentLog,
+    Document,
+    File,
+    ReadOptions,
+    Source,
+)
+from model_core.data.sources.file_names import READABLE, compression_of, format_of, is_hidden, is_known_binary
+from model_core.data.sources.formats import Survey, read_batches, skip_documents, survey, with_separator
 from model_core.errors import InvalidData
 from model_core.storage.files import sha256_of
 
-READABLE = (".txt", ".jsonl", ".json", ".parquet")
-_NOT_TEXT = frozenset(".arrow .bz2 .csv .doc .docx .gz .npy .npz .pdf .tsv .xz .zip .zst".split())
+FEW_DOCUMENTS, LONG_DOCUMENT, PIECE = 10, 16_384, 4096  # fewer are too few for the splits; lengths in characters
+_COMPRESSION = 3  # approximate ratio of a text to its compressed file
+_MAX_LISTED = 100  # files of a source whose documents are listed one by one
+
+OnBatch = Callable[[int], None]
 
 
-def open_files(path: Path, column: str) -> Source:
-    """Open a file, or a folder of files, and check what can be checked without reading every document.
+def open_files(path: Path, options: ReadOptions, on_batch: OnBatch = lambda _: None) -> Source:
+    """Open a file, or a folder of files, and look through every document.
 
     Args:
         path: File or folder, relative to the working directory.
-        column: Column with the text, for formats with columns.
+        options: How documents are read.
+        on_batch: Called with the number of documents of each batch that was looked through; may raise an error.
 
     Returns:
         The source.
 
     Raises:
-        InvalidData: A file is missing, empty or malformed; the message names the file and the position.
+        InvalidData: A file is missing or malformed, or all are empty; the message names the file and the position.
+        BadDocuments: Too many documents cannot be read.
     """
-    paths = _find_files(path)
-    files = [File(file, str(file)) for file in paths]
-    for file in files:
-        _check(file, column)
-    size_bytes = sum(file.stat().st_size for file in paths)
-    name, revision = local_source_name(path), _revision(paths, path.is_dir())
-    facts = {"files": [file.name for file in paths]} if path.is_dir() else {}
-    return Source(name, revision, None, size_bytes, _reader(files, column), facts, _ignored_files(path, paths))
+    paths, warnings = _find_files(path), list[ConfigWarning]()
+    files = [File(file, str(file.relative_to(path)) if path.is_dir() else str(file)) for file in paths]
+    options, surveys, log = _look_through(files, options, on_batch)
+    filled = [(file, found) for file, found in zip(files, surveys, strict=True) if found.documents]
+    if not filled:
+        raise InvalidData(f"{files[0].display_name if len(files) == 1 else path} is empty; a source needs text")
+    if path.is_dir():
+        warnings += _left_aside(path, paths)
+        warnings += _empty_files([file for file, found in zip(files, surveys, strict=True) if not found.documents])
+    sizes = {file: file.stat().st_size * (_COMPRESSION if compression_of(file.name) else 1) for file in paths}
+    facts = {"files": [file.display_name for file in files]} if path.is_dir() else {}
+    return Source(
+        local_source_name(path), _revision(paths, path), sum(found.documents for found in surveys),
+        sum(sizes.values()), _reader(filled, options), facts, tuple(warnings), lambda: _reading(filled, options, log),
+    )  # fmt: skip
 
 
 def local_source_name(path: Path) -> str:
@@ -57,7 +80,7 @@ def local_source_name(path: Path) -> str:
 
 
 def revision_of_files(path: Path) -> str | None:
-    """Hash the files of a local source, and the names of the files in a folder.
+    """Hash the files of a local source, and the paths of the files in a folder.
 
     Args:
         path: File or folder.
@@ -66,55 +89,58 @@ def revision_of_files(path: Path) -> str | None:
         The SHA-256, hex; None if the files do not exist.
     """
     if path.is_dir():
-        return _revision(paths, True) if (paths := _readable_files(path)) else None
-    return _revision([path], False) if path.is_file() else None
+        return _revision(paths, path) if (paths := _readable_files(path)) else None
+    return _revision([path], path) if path.is_file() else None
 
 
-def read_batches(file: File, column: str) -> Iterator[Batch]:
-    """Read the documents of a file in the format of its suffix.
-
-    Args:
-        file: File to read.
-        column: Column with the text, for formats with columns.
-
-    Returns:
-        Batches in the order of the file.
-    """
-    match file.path.suffix.lower():
-        case ".jsonl" | ".json":
-            return jsonl_batches(file, column)
-        case ".parquet":
-            return parquet_batches(file, column)
-    return text_batches(file)
+def _look_through(
+    files: Sequence[File], options: ReadOptions, on_batch: OnBatch
+) -> tuple[ReadOptions, list[Survey], BadDocumentLog]:
+    """Survey every file; a few long documents, such as a book on one line, are read in pieces."""
+    log = BadDocumentLog(options.on_bad_document)
+    surveys = [_survey(file, options, log, on_batch) for file in files]
+    documents, longest = sum(found.documents for found in surveys), max(found.longest for found in surveys)
+    is_whole = options.documents != "auto" or options.piece != MAX_DOCUMENT
+    if is_whole or documents >= FEW_DOCUMENTS or longest <= LONG_DOCUMENT:
+        log.check()
+        return options, surveys, log
+    return _look_through(files, replace(options, piece=PIECE), on_batch)
 
 
-def skip_documents(batches: Iterable[Batch], skip: int) -> Iterator[Document]:
-    """Skip the first documents; batches that are skipped completely are not decoded.
-
-    Args:
-        batches: Batches in order.
-        skip: Number of documents to skip.
-
-    Yields:
-        The remaining documents.
-    """
-    for batch in batches:
-        if skip < batch.count:
-            yield from islice(batch.documents(), skip, None)
-        skip = max(0, skip - batch.count)
+def _survey(file: File, options: ReadOptions, log: BadDocumentLog, on_batch: OnBatch) -> Survey:
+    try:
+        return survey(file, options, log, on_batch)
+    except OSError as error:
+        raise InvalidData(f"{file.display_name} cannot be read: {error.strerror or error}") from None
 
 
-def _reader(files: Sequence[File], column: str) -> Callable[[int], Iterator[Document]]:
+def _reader(files: Sequence[tuple[File, Survey]], options: ReadOptions) -> Callable[[int], Iterator[Document]]:
     """Build `Source.documents` for files that are read one after the other."""
-    return lambda skip: skip_documents((batch for file in files for batch in read_batches(file, column)), skip)
+    return lambda skip: skip_documents(
+        (batch for file, found in files for batch in read_batches(file, with_separator(options, found.read_as))), skip
+    )
 
 
-def _revision(paths: Sequence[Path], in_folder: bool) -> str:
+def _reading(files: Sequence[tuple[File, Survey]], options: ReadOptions, log: BadDocumentLog) -> dict[str, Any]:
+    kinds = ["pieces" if options.piece == PIECE else found.read_as for _, found in files]
+    listed = [
+        {"file": file.display_name, "read_as": kind, "documents": found.documents}
+        for kind, (file, found) in zip(kinds, files, strict=True)
+    ]
+    return {
+        "read_as": kinds[0] if len(set(kinds)) == 1 else "mixed",
+        "files": listed[:_MAX_LISTED],
+        "files_by": dict(Counter(kinds)),
+        "bad_documents": log.summary(),
+    }
+
+
+def _revision(paths: Sequence[Path], source: Path) -> str:
     hashes = [sha256_of(path) for path in paths]
-    if not in_folder:
+    if not source.is_dir():
         return hashes[0]
-    lines = (f"{digest} {path.name}\n" for digest, path in zip(hashes, paths, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    lines = (f"{digest} {path.relative_to(source).as_posix()}\n" for digest, path in zip(hashes, paths, strict=True))
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -122,9 +148,8 @@ def _find_files(path: Path) -> list[Path]:
         return _find_in_folder(path)
     if not path.is_file():
         raise InvalidData(f"there is no file {path.resolve()}; give a file or a folder as file:PATH")
-    if path.suffix.lower() in _NOT_TEXT:
-        readable = ", ".join(READABLE)
-        raise InvalidData(f"{path}: {path.suffix} files cannot be read; give {readable} or a folder of those")
+    if is_known_binary(path.name):
+        raise InvalidData(f"{path}: {path.suffix} files cannot be read; give {READABLE}, or a folder of those")
     return [path]
 
 
@@ -132,31 +157,37 @@ def _find_in_folder(folder: Path) -> list[Path]:
     paths, names = _readable_files(folder), sorted(entry.name for entry in folder.iterdir())
     if not paths:
         existing = ", ".join(names[:5]) or "nothing"
-        raise InvalidData(f"{folder} has no file that ends in {', '.join(READABLE)}; it contains: {existing}")
+        raise InvalidData(f"{folder} has no file with a readable ending ({READABLE}); it contains: {existing}")
     return paths
 
 
-def _ignored_files(folder: Path, paths: Sequence[Path]) -> tuple[ConfigWarning, ...]:
-    if not folder.is_dir():
-        return ()
-    others = sorted({entry.name for entry in folder.iterdir()} - {path.name for path in paths})
-    named = ", ".join(others[:10]) + (" ..." if len(others) > 10 else "")
-    detail = f"only the {', '.join(READABLE)} files of {folder} are read; ignored: {named}"
-    return (ConfigWarning("files_left_aside", detail),) if others else ()
+def _left_aside(folder: Path, paths: Sequence[Path]) -> Iterator[ConfigWarning]:
+    others = [str(path.relative_to(folder)) for path in _entries(folder) if path not in set(paths)]
+    if others:
+        detail = f"hidden files, and files with other endings than {READABLE}, are left aside: {_first(others)}"
+        yield ConfigWarning("files_left_aside", detail)
+
+
+def _empty_files(files: Sequence[File]) -> Iterator[ConfigWarning]:
+    if files:
+        yield ConfigWarning("empty_files", f"without text: {_first([file.display_name for file in files])}")
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def _readable_files(folder: Path) -> list[Path]:
-    """Find the files with a readable suffix, in the order of their names."""
-    entries = (entry for entry in folder.iterdir() if entry.suffix.lower() in READABLE and entry.is_file())
-    return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    """Find the files with a readable ending that are not hidden, in the order of their paths."""
+    entries = (path for path in _entries(folder) if not is_hidden(path.relative_to(folder)))
+    return [path for path in entries if path.is_file() and format_of(path.name) is not None]
 
 
-def _check(file: File, column: str) -> None:
-    try:
-        if file.path.suffix.lower() not in READABLE[1:]:
-            check_text(file)
-        is_empty = not any(batch.count for batch in read_batches(file, column))
-    except OSError as error:
-        raise InvalidData(f"{file.display_name} cannot be read: {error.strerror or error}") from None
-    if is_empty:
-        raise InvalidData(f"{file.display_name} is empty; a source needs text")
+def _entries(folder: Path) -> list[Path]:
+    """All files below a folder, and hidden subfolders, in the order of their paths."""
+    found = list[Path]()
+    for directory, folders, files in os.walk(folder):
+        hidden = [name for name in folders if name.startswith(".")]
+        folders[:] = sorted(set(folders) - set(hidden))
+        found += (Path(directory, name) for name in (*hidden, *files))
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())

@@ -8,7 +8,7 @@ from tests.headcount.commands.sample_responses import JOB, OTHER, job, status, s
 
 PREPARATION = {"id": OTHER, "kind": "prepare", "run": None, "dataset": "tales", "object": "job"}
 DATASET = {"object": "dataset", "name": "tales", "state": "ready", "job": OTHER, "error": None, "source": "stories",
-           "documents": 20000, "tokens": 3000000}  # fmt: skip
+           "documents": 20000, "tokens": 3000000, "reading": None}  # fmt: skip
 
 
 def preparing(done: int, **facts):
@@ -56,7 +56,9 @@ def test_datasets_are_listed_with_why_one_failed(service, headcount) -> None:
 
 def test_a_preparation_is_followed_to_its_end(service, headcount) -> None:
     told = {"seq": 1, "time": "2026-01-01T00:00:01Z", "attempt": 1, "done": 500, "of": 20000, "unit": "documents"}
-    made = {"seq": 2, "time": "2026-01-01T00:00:02Z", "attempt": 1, "dataset": "tales"}
+    made = {"seq": 2, "time": "2026-01-01T00:00:02Z", "attempt": 1, "dataset": "tales",
+            "reading": {"read_as": "paragraph", "documents": 20000, "shortest": 1, "median": 80, "longest": 2000,
+                        "first": ["One [day]", "Another"]}}  # fmt: skip
     service.says("POST /datasets", preparing(0, status="queued"), 202)
     events = stream(status("running"), ("progress", 1, told), ("prepared", 2, made), status("succeeded"))
     service.says(f"GET /jobs/{OTHER}/events", events)
@@ -64,6 +66,8 @@ def test_a_preparation_is_followed_to_its_end(service, headcount) -> None:
     assert code == 0
     assert "documents 500/20,000" in out
     assert "dataset tales is ready" in out
+    assert "shortest 1, median 80, longest 2,000" in out
+    assert '"One [day]"' in out
 
 
 @pytest.mark.parametrize("end", ["succeeded", "failed"])

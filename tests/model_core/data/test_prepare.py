@@ -48,7 +48,7 @@ def test_a_job_that_is_stopped_says_so_and_goes_on(start, tmp_path):
     assert child.wait(timeout=120) == 0
     events = [event for event in read_events(record / "events.jsonl") if event["attempt"] == 2]
     last = [event for event in events if event["type"] == "progress"][-1]
-    assert (last["done"], last["of"], last["unit"]) == (20_000, None, "documents")
+    assert (last["done"], last["of"], last["unit"]) == (20_000, 20_000, "documents")
     prepared, end = events[-2:]
     assert (prepared["type"], prepared["dataset"], prepared["documents"]) == ("prepared", "tales", 20_000)
     assert (end["type"], end["outcome"]) == ("end", "succeeded")

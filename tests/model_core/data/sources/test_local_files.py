@@ -44,13 +44,13 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
     write(tmp_path / "b.parquet", ROWS)
     write(tmp_path / "c.jsonl", ROWS[:1])
     (tmp_path / "a.txt").write_text("A.\n\nB.")
-    (tmp_path / "README.md").write_text("Not a document.")
+    (tmp_path / "notes.log").write_text("Not a document.")
     source = open_source(f"file:{tmp_path}", seed=0)
     expected = [Document("A."), Document("B."), *DOCUMENTS, DOCUMENTS[0]]
     assert list(source.documents(0)) == expected
     assert list(source.documents(501)) == expected[501:]
     assert source.facts == {"files": ["a.txt", "b.parquet", "c.jsonl"]}
-    assert [advice.detail.rpartition(": ")[2] for advice in source.warnings] == ["README.md"]
+    assert [advice.detail.rpartition(": ")[2] for advice in source.warnings] == ["notes.log"]
     (tmp_path / "a.txt").rename(tmp_path / "aa.txt")
     assert open_source(f"file:{tmp_path}", seed=0).revision != source.revision
 
@@ -67,11 +67,11 @@ def line_17(text):
         ('{"txt": "a", "id": 1}', "'text'.* 'txt', 'id'"),
         ("{}", "'text'"),
         ('{"text": 3}', "'text'.* number"),
-        ('{"text": ["a"]}', "'text'.* list"),
+        ('{"text": ["a", 3]}', "'text'.* list"),
+        ('{"text": {"body": "a"}}', r"'text'.* object.* text\.body"),
         ('{"text": "\\ud800"}', "surrogate"),
         ("[" * 100_000, "JSON"),
         ("9" * 5000, "JSON"),
-        ('{"text": "' + "x" * 2**24 + '"}', "16 MiB"),
     ],
 )
 def test_a_broken_line_of_json_is_named(tmp_path, line, said):
@@ -93,7 +93,7 @@ def test_json_that_is_not_utf_8_is_named_with_its_byte(tmp_path):
         ({"text": [1, 2]}, "'text'.* int64"),
         ({"text": pa.array(["", None], pa.string())}, "is empty"),
         ({"text": pa.array([], pa.string())}, "is empty"),
-        ({"text": ["x" * (2**24 + 1)]}, "row group 0.* 16 MiB"),
+        ({"text": [{"body": "a"}]}, r"'text'.* struct.* text\.body"),
         ({"text": pa.array([b"a\xffb"]).view(pa.binary()).cast(pa.string(), safe=False)}, "not UTF-8|UTF8"),
     ],
 )
@@ -125,7 +125,7 @@ def test_a_damaged_part_of_parquet_is_named(tmp_path):
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
     with pytest.raises(InvalidData, match=r"nowhere\.txt"):
         read(tmp_path / "nowhere.txt")
-    (tmp_path / "notes.md").write_text("Text.")
+    (tmp_path / "notes.log").write_text("Text.")
     (tmp_path / ".hidden.txt").write_text("Text.")
-    with pytest.raises(InvalidData, match=r"\.hidden\.txt, notes\.md"):
+    with pytest.raises(InvalidData, match=r"\.hidden\.txt, notes\.log"):
         read(tmp_path)

@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import redis
 
+from model_core.config_loader import parse_config
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs import kinds, states
@@ -37,7 +38,7 @@ _LUA = Path(__file__).parent / "lua"
 _SCRIPTS = {
     "queries": ("lib", "queries"),
     "scheduling": ("lib", "scheduling"),
-    "transitions": ("lib", "scheduling", "transitions"),
+    "transitions": ("lib", "dependencies", "scheduling", "transitions"),
 }
 _DISPATCH = """
 local reply = commands[ARGV[1]](cjson.decode(ARGV[2]))
@@ -185,7 +186,8 @@ def submission(
         max_queued: Limit of queued jobs.
         is_lacking: Whether the disk lacks what the job needs.
         memory_bytes: Memory that it needs; the known workers are checked for it and for the GPUs. None: no check.
-        preparation: Dataset that must be made first: a job that makes it is awaited, or recorded too.
+        preparation: Dataset that must be made first: a job that makes it is awaited, or recorded too, and again if the
+            job is retried and the dataset is still missing.
 
     Returns:
         The call.
@@ -420,6 +422,22 @@ def active_user(dataset: str) -> ScriptCall[str | None]:
         The call; its result is the id of such a job, or None.
     """
     return ScriptCall("queries.active_user", {"dataset": dataset}, lambda reply: reply.get("id"))
+
+
+def preparation_of(dataset: str) -> ScriptCall[DatasetSpec | None]:
+    """Read what the job makes that is making a dataset.
+
+    Args:
+        dataset: Name of the dataset.
+
+    Returns:
+        The call; its result is the spec of the dataset, or None if no job is making it.
+    """
+
+    def parse(reply: Any) -> DatasetSpec | None:
+        return DatasetSpec.of_job(parse_config(json.loads(reply["spec"])).config) if "spec" in reply else None
+
+    return ScriptCall("queries.preparation", {"dataset": dataset}, parse)
 
 
 def shortage(gpus: int, memory_bytes: int) -> ScriptCall[Capacity | None]:

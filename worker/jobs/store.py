@@ -6,6 +6,7 @@ workers do is in worker_store.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, Literal, TypeVar
 
 import redis
 
-from model_core.errors import DatasetBusy, DatasetExists, InvalidParameter, RunBusy, RunExists
+from model_core.errors import DatasetBusy, DatasetExists, InvalidData, InvalidParameter, RunBusy, RunExists
+from model_core.storage.dataset import Dataset
 from model_core.storage.events import Event, last_event
 from model_core.storage.files import further_names
 from model_core.storage.run import Run
@@ -186,7 +188,9 @@ class JobStore:
     def request_action(self, job_id: str, action: Action, *, run: str | None = None) -> ActionResult:
         """Request a change of status. Idempotent.
 
-        A queued or paused job changes at once; a running one when its process ended.
+        A queued or paused job changes at once; a running one when its process ended. A job that is queued again looks
+        at the jobs that it waits for, and fails at once if one of them will not succeed; a preparation that was lost
+        is submitted anew, unless the dataset is ready.
 
         Args:
             job_id: Id of the job.
@@ -203,10 +207,11 @@ class JobStore:
             DatasetExists: Another job makes the dataset now.
         """
         before = self.get(job_id) if action in {"resume", "retry"} else None
-        last_seq = 0
-        if before is not None and kind_of(before.kind).makes_run:
-            last_seq = self._last_seq(before, run)
-        arguments = {"id": checked_id(job_id), "action": action, "run": run, "last_seq": last_seq}
+        arguments: dict[str, Any] = {"id": checked_id(job_id), "action": action, "run": run}
+        if before is not None:
+            last_seq = self._last_seq(before, run) if kind_of(before.kind).makes_run else 0
+            arguments |= {"last_seq": last_seq, "is_dataset_ready": self._is_dataset_ready(before)}
+            arguments["preparation_id"] = commands.new_id()
         reply = self.run(ScriptCall("transitions.request_action", arguments, dict))
         match reply.get("error"):
             case "missing":
@@ -219,6 +224,14 @@ class JobStore:
                 name = reply["name"]
                 raise DatasetExists(name, self.next_free_dataset(name), "another job is making it")
         return ActionResult(JobPage.of(reply).only(job_id), is_new=reply["is_new"])
+
+    def _is_dataset_ready(self, job: Job) -> bool:
+        """Whether the disk has the dataset that the job makes or reads. The job itself reports a damaged one."""
+        if job.dataset is None:
+            return False
+        with contextlib.suppress(InvalidData):
+            return not Dataset.named(job.dataset, self.settings.layout.dataset(job.dataset)).missing()
+        return True
 
     def _last_seq(self, job: Job, new_run: str | None) -> int:
         """Number of the last event of the job's run, which must be its own unless a new run replaces it."""

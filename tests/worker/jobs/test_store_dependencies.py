@@ -54,13 +54,14 @@ def test_paused_dependency_keeps_it_waiting(store, submit):
     assert store.get(second.id).status == "queued"
 
 
-def test_retry_waits_again_for_what_has_not_succeeded(store, submit, claim_one):
+def test_retry_fails_again_until_what_it_waits_for_goes_on(store, submit, claim_one):
     first = submit("a")
     second = submit("b", first.id)
     store.finish(claim_one("1"), FAILED)
-    assert store.retry(second.id).job.waiting_for == (first.id,)
-    assert claim_one("2") is None
+    again = store.retry(second.id).job
+    assert (again.status, again.error.code) == ("failed", "dependency_failed")
     store.retry(first.id)
+    assert store.retry(second.id).job.waiting_for == (first.id,)
     store.finish(claim_one("3"), DONE)
     assert claim_one("4").id == second.id
 

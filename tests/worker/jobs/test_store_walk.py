@@ -7,12 +7,14 @@ a janitor asks.
 import contextlib
 import itertools
 import random
+import shutil
 import time
 
 import pytest
 
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import InvalidConfig, ModelCoreError
+from model_core.storage.dataset import SPLITS
 from tests.worker.harness import submit_job
 from worker.jobs.schemas import JobError, Outcome, WorkerView
 from worker.jobs.settings import JobSettings
@@ -30,7 +32,7 @@ class Walk:
     """Clients, workers and janitors that do something at random."""
 
     def __init__(self, client, redis_url, data, make_spec, seed):
-        self.random = random.Random(seed)
+        self.random, self.data = random.Random(seed), data
         self.redis, self.make_spec = client, make_spec
         self.store = WorkerStore(client, JobSettings(data=data, redis_url=redis_url, lease_s=0.02, beat_s=0.01))
         self.ids, self.claims, self.woken, self.names = [], [], [], itertools.count()
@@ -52,12 +54,28 @@ class Walk:
         name, size = f"data-{self.random.randrange(6)}", self.random.choice((300, 300, 400))
         data = {"dataset": name, "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": size}}
         wanted = self.random.choice(({"job": {"kind": "prepare"}}, {"experiment_name": f"run-{next(self.names)}"}))
-        spec = parse_spec({**wanted, "data": data})
+        depends_on = self.random.sample(self.ids, 1) if self.ids and self.random.random() < 0.2 else []
+        spec = parse_spec({**wanted, "job": {**wanted.get("job", {}), "depends_on": depends_on}, "data": data})
         needed = DatasetSpec.of(spec.config.data) if spec.kind == "train" else None
         key = f"key-{next(self.names)}"
-        job = self.call(submit_job, self.store, spec, key=key, fingerprint="f", preparation=needed).job
-        self.ids += [one for one in (*job.waiting_for, job.id) if one not in self.ids]
+        self.call(submit_job, self.store, spec, key=key, fingerprint="f", preparation=needed)
+        self.note_ids()
         self.wake()
+
+    def note_ids(self):
+        """A training, and a job that is queued again, may submit a preparation too."""
+        self.ids += [job_id for job_id in self.members("jobs") if job_id not in self.ids]
+
+    def place_dataset(self):
+        """A dataset appears on disk, or disappears."""
+        name = f"data-{self.random.randrange(6)}"
+        directory = self.data / "datasets" / name
+        if directory.exists():
+            shutil.rmtree(directory)
+        else:
+            directory.mkdir(parents=True)
+            for split in SPLITS:
+                (directory / f"{name}_{split}.npy").touch()
 
     def submit(self):
         awaited = self.random.sample(self.ids, min(len(self.ids), self.random.choice((0, 0, 0, 1, 2))))
@@ -88,6 +106,7 @@ class Walk:
             self.call(self.store.retry, self.random.choice(self.ids), scratch=scratch)
         else:
             self.call(self.store.request_action, self.random.choice(self.ids), action)
+        self.note_ids()
         self.wake()
 
     def update(self):
@@ -126,7 +145,7 @@ class Walk:
     def step(self):
         deeds = {
             self.submit: 16, self.prepare: 6, self.claim: 22, self.request_action: 20, self.update: 4, self.delete: 3,
-            self.report: 15, self.finish: 18, self.janitor: 10, self.lose: 2,
+            self.report: 15, self.finish: 18, self.janitor: 10, self.lose: 2, self.place_dataset: 3,
         }  # fmt: skip
         with contextlib.suppress(ModelCoreError, IndexError, InvalidConfig):
             self.random.choices(list(deeds), weights=list(deeds.values()))[0]()
@@ -139,6 +158,13 @@ class Walk:
                 pipe.hmget(f"headcount:job:{job_id}", fields)
             return dict(zip(self.ids, (dict(zip(fields, row, strict=True)) for row in pipe.execute()), strict=True))
 
+    def awaited_by(self, records, job_id):
+        """Jobs that one waits for, directly or through others."""
+        found, new = set(), {job_id}
+        while new := {other for i in new for other in (records.get(i, {}).get("waiting_for") or "").split()} - found:
+            found |= new
+        return found
+
     def members(self, name):
         return self.redis.zrange(f"headcount:{name}", 0, -1)
 
@@ -147,6 +173,9 @@ class Walk:
         by_status = {s: {i for i, record in records.items() if record["status"] == s} for s in STATUSES}
         ready = {job_id for job_id in by_status["queued"] if not records[job_id]["waiting_for"]}
         assert set(self.members("ready")) == ready
+        awaited = {other for i in by_status["queued"] for other in records[i]["waiting_for"].split()}
+        assert all(records.get(other, {}).get("status") not in {None, *TERMINAL} for other in awaited)
+        assert not any(job_id in self.awaited_by(records, job_id) for job_id in by_status["queued"])
         lines = [job_id for name in ("any", *"012") for job_id in self.members(f"ready:{name}")]
         assert sorted(lines) == sorted(ready)
         holding = set.union(*(by_status[status] for status in HOLDING))

@@ -160,7 +160,7 @@ local function end_attempt(id, to, reason, t)
   end
 end
 
-local notify_dependents
+local notify_dependents  -- in dependencies.lua
 
 local function move(id, to, reason)
   local from = get(id, 'status')
@@ -193,50 +193,6 @@ local function move(id, to, reason)
   end
   revised(id)
   if TERMINAL[to] then notify_dependents(id) end
-end
-
--- Dependencies ----------------------------------------------------------------------------------------------------
-
-local function fail_dependent(id, awaited, how)
-  local why = how == 'failed' and get(awaited, 'error')
-  if how == 'cancelled' then how = 'was cancelled' end
-  local detail = 'it waits for ' .. awaited .. ', which ' .. how .. (why and ': ' .. cjson.decode(why).detail or '')
-  set(id, 'error', cjson.encode({code = 'dependency_failed', detail = detail,
-    hint = 'bring that job to success and retry this one, or submit it again without depends_on'}))
-  move(id, 'failed', awaited .. ' ' .. how)
-end
-
--- Remove a job from those that another one awaits; the last one makes it ready.
-local function satisfy(id, awaited)
-  local left = {}
-  for other in words(get(id, 'waiting_for')) do
-    if other ~= awaited then left[#left + 1] = other end
-  end
-  set(id, 'waiting_for', table.concat(left, ' '))
-  if #left == 0 and get(id, 'status') == 'queued' then enqueue(id) end
-  revised(id)
-end
-
--- Satisfy the dependents of a job that succeeded and fail those of another one, which fails theirs in turn: a loop, because
--- a chain of jobs may be longer than the stack.
-local ended, is_notifying = {}, false
-function notify_dependents(id)
-  ended[#ended + 1] = id
-  if is_notifying then return end
-  is_notifying = true
-  while #ended > 0 do
-    local awaited = table.remove(ended)
-    local how = get(awaited, 'doomed') and 'was deleted' or get(awaited, 'status')
-    for _, other in ipairs(redis.call('SMEMBERS', key(awaited) .. ':dependents')) do
-      local waits = string.find(get(other, 'waiting_for') or '', awaited, 1, true)
-      if waits and how == 'succeeded' then
-        satisfy(other, awaited)
-      elseif waits and get(other, 'status') == 'queued' then
-        fail_dependent(other, awaited, how)
-      end
-    end
-  end
-  is_notifying = false
 end
 
 -- Attempts --------------------------------------------------------------------------------------------------------

@@ -68,3 +68,9 @@ end
 function commands.active_user(args)
   return {id = active_job('dataset:' .. args.dataset)}
 end
+
+-- dataset -> spec (JSON) of the job that is making it; absent if none is.
+function commands.preparation(args)
+  local maker = name_owner('dataset', args.dataset)
+  return {spec = maker and get(maker, 'spec') or nil}
+end

@@ -1,6 +1,5 @@
--- Commands that change a job. After lib.lua and scheduling.lua. Each may be repeated, because a command whose reply got lost
--- may have run. `jobs` stands for what
--- `with_jobs` adds; a reply with `error` changed nothing.
+-- Commands that change a job. After the other files. Each may be repeated, because a command whose reply got lost may have
+-- run. `jobs` stands for what `with_jobs` adds; a reply with `error` changed nothing.
 local IDEMPOTENCY_S, MOST_DELAY_MS = 86400, 30000
 
 -- Submission ------------------------------------------------------------------------------------------------------
@@ -26,14 +25,6 @@ local function repeated(args)
   return submitted(known[1], false)
 end
 
--- Whether the job that makes the dataset makes what is requested: for a preparation exactly, for a user of the dataset up
--- to the tokenizer.
-local function makes_same(maker, args)
-  local recipe, requested = get(maker, 'recipe'), args.recipe
-  if recipe == requested then return true end
-  return KINDS[args.kind].makes ~= 'dataset' and string.match(recipe, '^%x+') == string.match(requested, '^%x+')
-end
-
 -- The error that stands against a new job, or nil. `maker`: the active job that makes its dataset.
 local function rejection(args, maker)
   if args.is_lacking then return {error = 'lacking'} end
@@ -42,7 +33,7 @@ local function rejection(args, maker)
   local makes = KINDS[args.kind].makes
   if makes == 'run' and (args.taken == 'exists' or name_owner('run', args.run)) then return {error = 'run_exists'} end
   if args.taken == 'ready' then return {error = 'ready'} end
-  if (makes == 'dataset' and args.taken == 'exists') or (maker and not makes_same(maker, args)) then
+  if (makes == 'dataset' and args.taken == 'exists') or (maker and not makes_same(maker, args.recipe, makes == 'dataset')) then
     return {error = 'dataset_exists', maker = maker or nil}
   end
 end
@@ -55,16 +46,6 @@ local function identical_job(args, maker)
   return active_job(kind.makes .. ':' .. args[kind.makes], nil, args.spec)
 end
 
--- Add a job to the list of those that another one depends on; false if there is no such job.
-local function depend_on(dependencies, id)
-  local status = get(id, 'status')
-  if not status or get(id, 'doomed') then return false end
-  table.insert(dependencies.all, id)
-  if status ~= 'succeeded' then table.insert(dependencies.waiting_for, id) end
-  if status == 'failed' or status == 'cancelled' then dependencies.lost = dependencies.lost or id end
-  return true
-end
-
 local function record(id, args, fields)
   set(id, 'id', id, 'seq', redis.call('INCR', P .. 'seq'), 'dataset', args.dataset or '', 'priority', args.priority,
     'created_at', now(), 'epoch', 0, 'step', 0, unpack(fields))
@@ -72,12 +53,27 @@ local function record(id, args, fields)
   take_name(id)
 end
 
-local function record_preparation(args)
-  local id = args.preparation.id
-  record(id, args, {'kind', DATASET_MAKER, 'run', '', 'gpus', 0, 'class', 0, 'spec', args.preparation.spec,
-    'warnings', '[]', 'metadata', '{}', 'key', '', 'depends_on', '', 'waiting_for', '', 'recipe', args.recipe})
-  move(id, 'queued', 'submitted for ' .. args.id)
+-- Record the job that prepares a dataset. preparation: id, spec, recipe.
+local function record_preparation(preparation, dataset, priority, reason)
+  local id = preparation.id
+  record(id, {dataset = dataset, priority = priority}, {'kind', DATASET_MAKER, 'run', '', 'gpus', 0, 'class', 0,
+    'spec', preparation.spec, 'warnings', '[]', 'metadata', '{}', 'key', '', 'depends_on', '', 'waiting_for', '',
+    'recipe', preparation.recipe})
+  move(id, 'queued', reason)
   return id
+end
+
+-- The jobs of a request that have not succeeded, as `awaited`, and the first of them that will not, as `lost`; `unknown`:
+-- the first that there is not.
+local function read_dependencies(ids)
+  local found = {awaited = {}}
+  for _, id in ipairs(ids) do
+    local status = get(id, 'status')
+    if not status or get(id, 'doomed') then return {unknown = id} end
+    if status ~= 'succeeded' then table.insert(found.awaited, id) end
+    if loss_of(id) then found.lost = found.lost or id end
+  end
+  return found
 end
 
 -- id, kind, run, dataset, export, gpus, priority, spec, warnings and metadata (JSON), depends_on (ids), key_hash,
@@ -99,23 +95,24 @@ function commands.submit(args)
   end
   if redis.call('ZCARD', P .. 'jobs:status:queued') >= args.max_queued then return {error = 'full'} end
 
-  local dependencies = {all = {}, waiting_for = {}}
-  for _, id in ipairs(args.depends_on) do
-    if not depend_on(dependencies, id) then return {error = 'no_dependency', id = id} end
-  end
-  if args.preparation then
-    maker = maker or record_preparation(args)
-    if not string.find(table.concat(args.depends_on, ' '), maker, 1, true) then depend_on(dependencies, maker) end
+  local dependencies = read_dependencies(args.depends_on)
+  if dependencies.unknown then return {error = 'no_dependency', id = dependencies.unknown} end
+  local preparation = args.preparation or {}
+  if args.preparation and not dependencies.lost then
+    preparation.recipe = args.recipe
+    maker = maker or record_preparation(preparation, args.dataset, args.priority, 'submitted for ' .. args.id)
+    add_awaited(dependencies.awaited, maker)
   end
   local recipe = KINDS[args.kind].makes == 'dataset' and args.recipe or ''
   record(args.id, args, {'kind', args.kind, 'run', args.run or '', 'gpus', args.gpus or '', 'class', args.gpus or 'any',
     'spec', args.spec, 'warnings', args.warnings, 'metadata', args.metadata, 'key', args.key_hash or '',
-    'depends_on', table.concat(dependencies.all, ' '), 'waiting_for', table.concat(dependencies.waiting_for, ' '),
-    'recipe', recipe, 'export', args.export or ''})
-  for _, id in ipairs(dependencies.waiting_for) do redis.call('SADD', key(id) .. ':dependents', args.id) end
+    'depends_on', table.concat(args.depends_on, ' '), 'recipe', recipe, 'export', args.export or '',
+    'preparation', args.preparation and maker or '', 'preparation_spec', preparation.spec or '',
+    'preparation_recipe', args.preparation and args.recipe or ''})
+  wait_for(args.id, dependencies.awaited)
   remember_key(args, args.id)
   move(args.id, 'queued', 'submitted')
-  if dependencies.lost then fail_dependent(args.id, dependencies.lost, get(dependencies.lost, 'status')) end
+  if dependencies.lost then fail_dependent(args.id, dependencies.lost) end
   return submitted(args.id, true)
 end
 
@@ -151,8 +148,22 @@ local function start_over_in(id, run, last_seq)
   clear(id, 'progress')
 end
 
--- Make a job ready to be queued once more; the error that prevents it, or nil.
-local function prepare_requeue(args)
+-- How the dataset of a job is prepared whose preparation was lost: `spec` and `recipe`, and `maker`, if a job makes it
+-- already; or the error that prevents it. Empty if the recipe was lost too.
+local function plan_preparation(id, former)
+  local plan = {spec = get(id, 'preparation_spec') or '', recipe = get(id, 'preparation_recipe')}
+  if plan.spec == '' then plan = {spec = get(former, 'spec') or nil, recipe = get(former, 'recipe')} end
+  if not (plan.spec and plan.recipe) then return {} end
+  local dataset = get(id, 'dataset')
+  plan.maker = name_owner('dataset', dataset)
+  if plan.maker and (not makes_same(plan.maker, plan.recipe) or awaits(plan.maker, id)) then
+    return {error = 'dataset_exists', name = dataset}
+  end
+  return plan
+end
+
+-- Take the names that a job needs to run once more; the error that prevents it, or nil.
+local function retake_names(args)
   local id = args.id
   if args.run then
     if name_owner('run', args.run) then return {error = 'run_exists', name = args.run} end
@@ -162,10 +173,31 @@ local function prepare_requeue(args)
     local resource, name = made_by(id)
     return {error = resource .. '_exists', name = name}
   end
-  set(id, 'failures', 0, 'not_before', 0)
 end
 
--- id, action, run (of a retry from scratch), last_seq of the run before
+-- Make a job ready to be queued once more. -> the error that prevents it, or nil; the job that it awaits in vain, or nil.
+local function prepare_requeue(args)
+  local id, found = args.id, look_again(args.id, args.is_dataset_ready)
+  local plan = found.is_unprepared and not found.lost and plan_preparation(id, found.preparation) or {}
+  local obstacle = plan.error and plan or retake_names(args)
+  if obstacle then return obstacle end
+  set(id, 'failures', 0, 'not_before', 0)
+  if plan.spec then
+    plan.id = args.preparation_id
+    local reason = 'submitted for ' .. id
+    local maker = plan.maker or record_preparation(plan, get(id, 'dataset'), number(id, 'priority'), reason)
+    set(id, 'preparation', maker, 'preparation_spec', plan.spec, 'preparation_recipe', plan.recipe)
+    add_awaited(found.awaited, maker)
+  elseif found.is_unprepared and found.preparation then  -- the next retry looks for it again
+    add_awaited(found.awaited, found.preparation)
+    found.lost = found.lost or found.preparation
+  end
+  wait_for(id, found.awaited)
+  return nil, found.lost
+end
+
+-- id, action, run (of a retry from scratch), last_seq of the run before; is_dataset_ready: the disk has the dataset of the
+-- job; preparation_id: of the job that prepares it anew, if it is needed
 -- -> jobs (one), is_new: whether something changed; or error: missing, refused (status), run_exists, dataset_exists (name).
 function commands.request_action(args)
   local id, action = args.id, args.action
@@ -175,9 +207,10 @@ function commands.request_action(args)
   if not to or get(id, 'doomed') or (from == 'stopping' and action == 'pause' and desired ~= 'pause') then
     return {error = 'refused', status = from}
   end
-  local is_new = from ~= to
+  local is_new, lost = from ~= to, nil
   if to == 'queued' and is_new then
-    local obstacle = prepare_requeue(args)
+    local obstacle
+    obstacle, lost = prepare_requeue(args)
     if obstacle then return obstacle end
   end
   if to == 'stopping' and desired ~= action then
@@ -186,11 +219,7 @@ function commands.request_action(args)
     is_new = true
   end
   move(id, to, action .. ' was asked')
-  for awaited in words(to == 'queued' and get(id, 'waiting_for') or '') do
-    if get(id, 'status') == 'queued' and (not get(awaited, 'id') or get(awaited, 'doomed')) then
-      fail_dependent(id, awaited, 'was deleted')
-    end
-  end
+  if lost then fail_dependent(id, lost) end
   return with_jobs({is_new = is_new}, {id})
 end
 
@@ -330,6 +359,7 @@ end
 
 -- crash_budget, error (JSON) -> ids of the jobs whose lease expired.
 function commands.reap(args)
+  repair_waiting()
   local expired = redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now(), 'LIMIT', 0, 100)
   for _, id in ipairs(expired) do
     redis.call('HINCRBY', key(id), 'epoch', 1)  -- fences the holder

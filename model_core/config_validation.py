@@ -21,6 +21,7 @@ from model_core.config import (
     ModelConfig,
     TestingConfig,
     TrainingConfig,
+    divisors,
 )
 from model_core.errors import FieldProblem
 
@@ -63,6 +64,36 @@ def check_batch_divides(training: TrainingConfig, processes: int = 1) -> Iterato
             f"{training.sequence_length}{shared} = {rows}; the nearest are {' and '.join(map(str, nearest))}"
         )
         yield FieldProblem("/training/total_batch_size", detail, total, nearest)
+
+
+def check_tokens_suffice(training: TrainingConfig, tokens: int, processes: int = 1) -> Iterator[FieldProblem]:
+    """Check that a training split has at least one batch.
+
+    Args:
+        training: Section `training`.
+        tokens: Tokens of the training split.
+        processes: Number of processes that train together.
+
+    Returns:
+        The problem, if there is one.
+    """
+    length = training.sequence_length
+    needed = training.batch_size * processes * length + 1
+    if tokens >= needed:
+        return
+    shared = f" x {processes} processes" if processes > 1 else ""
+    detail = (
+        f"one batch takes {needed} tokens (batch_size {training.batch_size} x sequence_length {length}{shared} + 1), "
+        f"and the training split has {tokens}"
+    )
+    rows = max(0, tokens - 1) // length // processes
+    fitting = [size for size in divisors(training.total_batch_size // length // processes) if size <= rows]
+    if fitting:
+        detail = f"{detail}; batch_size {max(fitting)} would fit"
+        yield FieldProblem("/training/batch_size", detail, training.batch_size, (max(fitting),))
+    else:
+        detail = f"{detail}: less than one sequence; shorten sequence_length, or prepare more text"
+        yield FieldProblem("/training/sequence_length", detail, length)
 
 
 def model_differences(

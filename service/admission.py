@@ -21,7 +21,7 @@ from model_core.budget import Budget, compute_budget
 from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
 from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig
 from model_core.config_loader import ConfigWarning, Tree
-from model_core.config_validation import model_differences
+from model_core.config_validation import check_tokens_suffice, model_differences
 from model_core.data.dataset_spec import DatasetSpec, training_mismatch
 from model_core.errors import (
     CheckpointMismatch,
@@ -57,6 +57,8 @@ class PreparedSubmission:
         missing: Error about input of the job that is missing on disk or does not match; None if all of it exists.
         preparation: Spec of the dataset, if it is missing and another job can prepare it first.
         differs: How an existing dataset of the same name differs from the requested one.
+        lacks_dataset: Whether the dataset of a training is not ready, or differs from the request and the defaults.
+        requested: The request as the client wrote it, if options of its dataset were added to `spec`.
     """
 
     spec: JobSpec
@@ -65,6 +67,8 @@ class PreparedSubmission:
     missing: ModelCoreError | None = None
     preparation: DatasetSpec | None = None
     differs: str | None = None
+    lacks_dataset: bool = False
+    requested: JobSpec | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -81,7 +85,7 @@ class PreparedSubmission:
     @property
     def fingerprint(self) -> str:
         """Hash that is equal for equal requests, whatever their format."""
-        spec = self.spec
+        spec = self.requested or self.spec
         job = json.dumps(spec.job.model_dump(mode="json"), sort_keys=True)
         text = "\n".join((spec.kind, spec.run or "", spec.config.model_dump_json(), job))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -144,6 +148,37 @@ def prepare_submissions(layout: Layout, specs: Sequence[JobSpec]) -> list[Prepar
     return results
 
 
+def join_preparation(prepared: PreparedSubmission, preparation: DatasetSpec) -> PreparedSubmission:
+    """Let a training wait for a dataset that a job is preparing.
+
+    Args:
+        prepared: The training.
+        preparation: The dataset that it requests, as the job prepares it.
+
+    Returns:
+        The training; its dataset is no longer missing.
+    """
+    missing = None if isinstance(prepared.missing, DatasetNotReady) else prepared.missing
+    spec = prepared.spec
+    if prepared.preparation is None:
+        spec = replace(spec, warnings=(*spec.warnings, _prepared_first(preparation)))
+    return replace(prepared, spec=spec, missing=missing, preparation=preparation)
+
+
+def manifest_of_ready(layout: Layout, name: str) -> Mapping[str, Any] | None:
+    """Read the manifest of a dataset that is ready.
+
+    Args:
+        layout: Directories of the data root.
+        name: Name of the dataset.
+
+    Returns:
+        The manifest; None if the dataset is not ready, or was not prepared here.
+    """
+    status = _dataset_status(Dataset.named(name, layout.dataset(name)))
+    return status.manifest if status.is_ready else None
+
+
 def not_ready(dataset: Dataset, config: ExperimentConfig) -> DatasetNotReady:
     """Build the error about a missing dataset, with the request that prepares it.
 
@@ -175,12 +210,14 @@ def _check_training(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     if spec.config.data.source is not None and not status.is_ready:
         preparation = DatasetSpec.of(spec.config.data)
         warnings.append(_prepared_first(preparation))
+    missing = _missing_for_training(layout, spec, status)
     return PreparedSubmission(
         replace(spec, warnings=(*spec.warnings, *warnings)),
         budget,
         "exists" if run.exists() else "",
-        None if spec.job.depends_on else _missing_for_training(layout, spec.config, status),
+        missing,
         preparation,
+        lacks_dataset=not status.is_ready or isinstance(missing, DatasetExists),
     )
 
 
@@ -246,16 +283,27 @@ def _dataset_of_run(run: Path) -> str | None:
 # --- missing input of a job ------------------------------------------------------------------------------------------
 
 
-def _missing_for_training(layout: Layout, config: ExperimentConfig, status: DatasetStatus) -> ModelCoreError | None:
+def _missing_for_training(layout: Layout, spec: JobSpec, status: DatasetStatus) -> ModelCoreError | None:
+    config, dataset = spec.config, dataset_of(spec.config, layout)
+    unfit = (_mismatch_error(dataset, status, config) or _too_few_tokens(spec, status)) if status.is_ready else None
+    if spec.job.depends_on:
+        return unfit
     try:
         if config.checkpoint.load_checkpoint is not None:
             _check_init_checkpoint(layout, config.checkpoint.load_checkpoint, config.model)
     except ModelCoreError as error:
         return error
-    dataset = dataset_of(config, layout)
     if status.is_ready:
-        return _mismatch_error(dataset, status, config)
+        return unfit
     return not_ready(dataset, config) if config.data.source is None else _missing_source(layout, config)
+
+
+def _too_few_tokens(spec: JobSpec, status: DatasetStatus) -> InvalidConfig | None:
+    """Error about a training split that is smaller than one batch."""
+    if status.train_tokens is None and status.manifest is None:  # the file cannot be read, which the job reports
+        return None
+    problems = tuple(check_tokens_suffice(spec.config.training, status.train_tokens or 0, spec.processes))
+    return InvalidConfig(problems) if problems else None
 
 
 def _missing_for_test(layout: Layout, config: ExperimentConfig, status: DatasetStatus) -> ModelCoreError | None:

@@ -5,15 +5,18 @@ Every error that can be found before the job runs is raised here, with values th
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from anyio import to_thread
 
 from model_core.budget import fitting_batch_size, per_process_config
 from model_core.config_loader import ConfigWarning, Tree
-from model_core.errors import ModelCoreError, RunExists
+from model_core.errors import InvalidConfig, ModelCoreError, RunExists
 from model_core.storage.files import next_free_name
-from service.admission import PreparedSubmission, read_spec
+from service.admission import PreparedSubmission, join_preparation, manifest_of_ready, read_spec
+from service.dataset_options import complete, dataset_named_by, options_of_manifest, options_of_spec, requested_of
 from service.deps import Services
 from service.protocol.errors import DoesNotFit
 from service.protocol.parsing import holds_more_than
@@ -22,7 +25,9 @@ from worker.jobs.commands import Taken
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.kinds import KINDS
 from worker.jobs.schemas import Capacity, Rejection, Submission
+from worker.jobs.spec import JobSpec
 
+_VOCABULARY = "/model/vocab_size"  # compared with data.tokenizer, which a request may leave to its dataset
 _INLINE_VALUES = 150  # a full configuration has 100; each invalid key costs up to 0.5 ms
 
 
@@ -40,12 +45,18 @@ async def prepare(services: Services, tree: Tree, *, run: str | None) -> Prepare
     Raises:
         InvalidConfig: The tree is invalid; the error contains every problem.
     """
-    read = partial(read_spec, tree, run=run, data_root=services.settings.data)
-    if holds_more_than(tree, _INLINE_VALUES):
-        spec = await to_thread.run_sync(read, limiter=services.checking)
-    else:  # faster than a thread, which would compete with the event loop for the interpreter
-        spec = read()
-    return await services.admission.submit(spec)
+    try:
+        prepared = await _check(services, tree, run=run)
+    except InvalidConfig as error:
+        if any(problem.pointer != _VOCABULARY for problem in error.problems):
+            raise
+        completed = await _completed(services, tree, run=run, requested=None)
+        if completed is None:
+            raise
+        return completed
+    if not prepared.lacks_dataset:
+        return prepared
+    return await _completed(services, tree, run=run, requested=prepared.spec) or prepared
 
 
 async def submit(services: Services, prepared: PreparedSubmission, *, key: str | None) -> Submission:
@@ -137,6 +148,48 @@ async def warnings(services: Services, prepared: PreparedSubmission) -> list[Con
         free = next_free_name(services.layout.run(prepared.spec.run))
         found.append(ConfigWarning(RunExists.code, str(RunExists(prepared.spec.run, free))))
     return [*prepared.spec.warnings, *found]
+
+
+async def _check(services: Services, tree: Tree, *, run: str | None) -> PreparedSubmission:
+    read = partial(read_spec, tree, run=run, data_root=services.settings.data)
+    if holds_more_than(tree, _INLINE_VALUES):
+        spec = await to_thread.run_sync(read, limiter=services.checking)
+    else:  # faster than a thread, which would compete with the event loop for the interpreter
+        spec = read()
+    return await services.admission.submit(spec)
+
+
+async def _completed(
+    services: Services, tree: Tree, *, run: str | None, requested: JobSpec | None
+) -> PreparedSubmission | None:
+    """Check a training again, with the options of the dataset that it names where it leaves them out.
+
+    Args:
+        services: Services of the process.
+        tree: Tree of the body.
+        run: New name of the run.
+        requested: The request without these options; None if it is not valid without them.
+
+    Returns:
+        The request; None if it is no training, names no dataset, or nobody knows that dataset.
+    """
+    name = dataset_named_by(tree)
+    if name is None:
+        return None
+    made = None
+    with suppress(QueueUnavailable):  # a check without submission needs no queue
+        made = await services.async_store.run(commands.preparation_of(name))  # before the disk, where its end is seen
+    manifest = await to_thread.run_sync(manifest_of_ready, services.layout, name, limiter=services.checking)
+    if manifest is None and made is None:
+        return None
+    options = options_of_spec(made) if manifest is None and made is not None else options_of_manifest(manifest or {})
+    prepared = await _check(services, complete(tree, options), run=run)
+    if not KINDS[prepared.spec.kind].makes_run:
+        return None
+    prepared = replace(prepared, requested=requested)
+    if manifest is not None or made is None:
+        return prepared
+    return join_preparation(prepared, requested_of(made, tree, prepared.spec.config.data))
 
 
 def _does_not_fit(prepared: PreparedSubmission, capacity: Capacity) -> DoesNotFit:

@@ -142,7 +142,8 @@ class TokenLoader:
         self.windows = max(0, (len(tokens) - 1) // config.sequence_length)
         if self.windows < config.windows:
             needed = config.windows * config.sequence_length + 1
-            raise InvalidData(f"{name} has {len(tokens)} tokens; one batch takes {needed}")
+            advice = "lower training.batch_size or training.sequence_length, or prepare more text"
+            raise InvalidData(f"{name} has {len(tokens)} tokens; one batch takes {needed}: {advice}")
         self.position = 0
         self._permuted: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))  # epoch, order of its windows
         uses_thread = pin_memory if read_ahead is None else read_ahead

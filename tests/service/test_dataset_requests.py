@@ -12,7 +12,7 @@ TOKENIZER = {"type": "bpe", "vocab_size": 512}
 def tree(**data: Any) -> dict[str, Any]:
     return {
         "experiment_name": "learns",
-        "training": {"max_steps": 3, "warmup_steps": 1},
+        "training": {"max_steps": 3, "warmup_steps": 1, "batch_size": 1, "sequence_length": 64, "total_batch_size": 64},
         "data": {"dataset": "tales", "source": "stories", **data},
     }
 

@@ -113,7 +113,8 @@ def test_a_model_that_no_known_worker_can_hold_is_refused_with_what_would_fit(si
     assert (refused.status_code, refused.json()["code"]) == (422, "does_not_fit")
     assert "4.0 GiB" in refused.json()["detail"]
 
-    wide = named("wide", training={"batch_size": 65536, "sequence_length": 64, "total_batch_size": 4194304})
+    training = {"batch_size": 65536, "sequence_length": 64, "total_batch_size": 4194304}
+    wide = named("wide", training=training, data={**TREE["data"], "dataset": "of-any-size"})
     assert "batch_size" in site.http.post("/jobs", json=wide).json()["hint"]
 
 
@@ -138,7 +139,8 @@ def test_a_test_is_not_measured_by_the_training_it_never_does(site) -> None:
     site.make_run("tiny")
     test = {"experiment_name": "tiny", "execution": {"train": False, "test": True}}  # the rest is GPT-2's defaults
     assert (
-        site.http.post("/jobs", json={"experiment_name": "big", "data": TREE["data"]}).json()["code"] == "does_not_fit"
+        site.http.post("/jobs", json={"experiment_name": "big", "data": {"source": "stories"}}).json()["code"]
+        == "does_not_fit"
     )
     assert site.http.post("/jobs", json=test).status_code == 202
 

@@ -18,7 +18,7 @@ from worker.jobs.redis_client import retry_until_available
 from worker.jobs.schemas import Claim, JobError, Outcome, WorkerView
 from worker.jobs.settings import WorkerSettings
 from worker.jobs.worker_store import WorkerStore
-from worker.supervisor import supervise
+from worker.supervisor import or_disk_full, supervise
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,8 @@ class Runner:
             return Outcome("failed", str(error), JobError(code=error.code, detail=str(error), hint=error.hint))
         except Exception as error:  # the edge of a slot
             log.exception("attempt broke off job_id=%s attempt=%d", claim.id, claim.attempt)
-            return Outcome("crashed", f"the worker could not run it: {type(error).__name__}: {error}")
+            crashed = Outcome("crashed", f"the worker could not run it: {type(error).__name__}: {error}")
+            return or_disk_full(crashed, self._settings.data)
 
     def _update_job_file(self, claim: Claim, status: str, outcome: Outcome) -> None:
         """Record the outcome on disk for a Redis that loses its data. A full disk must not block a slot."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import threading
 import time
@@ -18,8 +17,8 @@ from typing import Any, Literal, Self
 
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config, to_yaml
-from model_core.errors import BAD_INPUT, BUSY, FAILED, STOPPED, InvalidConfig, NotAvailable
-from model_core.storage.files import write_text
+from model_core.errors import BAD_INPUT, BUSY, FAILED, STOPPED, DiskFull, InvalidConfig, NotAvailable
+from model_core.storage.files import is_disk_full, write_text
 from worker.child_process import Child, environment
 from worker.event_mirror import Mirror
 from worker.jobs.errors import QueueUnavailable
@@ -36,7 +35,6 @@ log = logging.getLogger(__name__)
 
 StopReason = Literal["fenced", "cancel", "pause", "worker stopping", "stalled"]
 _POLL_S = 0.1
-_LEAST_FREE_BYTES = 1 << 20
 
 
 class Lease:
@@ -133,7 +131,7 @@ def supervise(
         job_id=claim.id,
         stall_s=settings.stall_s,
     )
-    return _or_disk_full(outcome, settings.data)
+    return or_disk_full(outcome, settings.data)
 
 
 def outcome_of(
@@ -182,6 +180,23 @@ def outcome_of(
         )
     ended = f"the process was ended by {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
     return Outcome("crashed", f"{ended}: {last_line}" if last_line and code >= 0 else ended)
+
+
+def or_disk_full(outcome: Outcome, data: Path) -> Outcome:
+    """Explain a crash by a full disk, where the disk is too full for the child to have written its error.
+
+    Args:
+        outcome: How the attempt ended, as far as it is known.
+        data: Data root.
+
+    Returns:
+        The outcome; `disk_full` if it has no other explanation and no space is left.
+    """
+    is_unexplained = outcome.result == "crashed" or (outcome.error and outcome.error.code == "internal_error")
+    if not is_unexplained or not is_disk_full(data):
+        return outcome
+    detail = f"no space is left in the data root: {outcome.reason}"
+    return Outcome("failed", detail, JobError(code=DiskFull.code, detail=detail, hint="free some, then retry"))
 
 
 def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpus: tuple[int, ...]) -> Child:
@@ -247,12 +262,3 @@ def _requested_stop(mirror: Mirror, lease: Lease, stall_s: float, stopping: Call
     if stopping():
         return "worker stopping"
     return "stalled" if time.monotonic() - mirror.last_event_at > stall_s else None
-
-
-def _or_disk_full(outcome: Outcome, data: Path) -> Outcome:
-    """The outcome, or `disk_full` where the disk is too full for the child to have written its error."""
-    unexplained = outcome.result == "crashed" or (outcome.error and outcome.error.code == "internal_error")
-    if not unexplained or shutil.disk_usage(data).free >= _LEAST_FREE_BYTES:
-        return outcome
-    detail = f"no space is left in the data root: {outcome.reason}"
-    return Outcome("failed", detail, JobError(code="disk_full", detail=detail, hint="free some, then retry"))

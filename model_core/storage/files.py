@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 from model_core.config import NAME_PATTERN, ExperimentConfig
 from model_core.errors import DiskFull, InvalidParameter
 
+_LEAST_FREE_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -344,6 +346,18 @@ def require_space(path: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(path.parent).free
     if needed_bytes > free_bytes:
         raise DiskFull(path, needed_bytes=needed_bytes, free_bytes=free_bytes)
+
+
+def is_disk_full(directory: Path) -> bool:
+    """Return whether a disk has no space left for even a small file.
+
+    Args:
+        directory: An existing directory on it.
+
+    Returns:
+        True if less than 1 MiB is free.
+    """
+    return shutil.disk_usage(directory).free < _LEAST_FREE_BYTES
 
 
 @contextlib.contextmanager

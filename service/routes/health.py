@@ -13,7 +13,8 @@ from fastapi import APIRouter, Header, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
-from model_core.errors import ModelCoreError
+from model_core.errors import DiskFull, ModelCoreError
+from model_core.storage.files import is_disk_full
 from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.errors import NotReady
@@ -109,6 +110,8 @@ async def readiness(services: Services) -> Readiness:
 
 def _data(services: Services) -> Check:
     root = services.layout.exp.parent
+    if root.is_dir() and is_disk_full(root):
+        return Check(ok=False, detail=f"{DiskFull.code}: no space is left in the data root")
     is_usable = root.is_dir() and os.access(root, os.R_OK | os.W_OK | os.X_OK)
     return Check(ok=is_usable, detail="readable and writable" if is_usable else "the data root is missing or read-only")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_core.errors import ModelCoreError
+from model_core.errors import DiskFull, ModelCoreError
 
 
 class JobNotFound(ModelCoreError):
@@ -61,3 +61,12 @@ class QueueUnavailable(ModelCoreError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the queue does not answer ({reason}); try again in a few seconds")
+
+
+class QueueDiskFull(QueueUnavailable):
+    """Redis refuses changes, because no space is left on its disk."""
+
+    code = DiskFull.code
+
+    def __init__(self) -> None:
+        ModelCoreError.__init__(self, "no space is left on the disk of the queue; free some, then try again")

@@ -7,7 +7,9 @@ idempotent, so callers may repeat it. A registered process disappears when its h
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
@@ -17,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from model_core.storage.files import now
-from worker.jobs.errors import QueueUnavailable
+from worker.jobs.errors import QueueDiskFull, QueueUnavailable
 
 T = TypeVar("T")
 ProcessKind = Literal["workers", "inference"]
@@ -26,6 +28,7 @@ PREFIX = "headcount:"  # of every key
 _RETRY_S = 0.5
 _SHUTDOWN_S = 5.0  # then a worker that shuts down gives up: the lease expires, and another worker continues the job
 _UNABLE = ("MISCONF", "OOM", "BUSY", "LOADING", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")  # error prefixes
+_NO_SPACE = os.strerror(errno.ENOSPC)  # as Redis quotes it
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError)
 
 
@@ -55,6 +58,7 @@ def redis_errors() -> Iterator[None]:
 
     Raises:
         QueueUnavailable: Redis does not answer, or cannot execute commands now.
+        QueueDiskFull: It executes no commands that change something, because its disk is full.
     """
     try:
         yield
@@ -63,6 +67,8 @@ def redis_errors() -> Iterator[None]:
     except redis.ResponseError as error:
         if not str(error).startswith(_UNABLE):
             raise
+        if _NO_SPACE in str(error):
+            raise QueueDiskFull from error
         raise QueueUnavailable(str(error).split(maxsplit=1)[0]) from error
 
 

@@ -23,11 +23,13 @@ from model_core.config_loader import parse_saved
 from model_core.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
 from model_core.gpt import GPT
 from model_core.storage.checkpoints import CheckpointInfo
+from model_core.storage.files import LFS_POINTER
 from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
-_WRAPPERS = frozenset({"_orig_mod", "module"})  # added by torch.compile and DDP; never part of a name
+# Added by torch.compile, DDP, FSDP and activation checkpointing; never part of a name.
+_WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _UNREADABLE = (
     pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError,
 )  # fmt: skip
@@ -131,6 +133,9 @@ def load_file(file: BinaryIO, name: str) -> Any:
         if met := _OBJECT.search(str(error)):
             reason = f"it holds a pickled {met[1]}, and unpickling one can run any code"
             raise CheckpointRefused(name, reason) from None
+        file.seek(0)
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointDamaged(name, "it is a Git LFS pointer; run `git lfs pull` in its folder") from None
         raise CheckpointDamaged(name, f"torch cannot read it ({type(error).__name__})") from None
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -30,31 +32,33 @@ Ranks = dict[bytes, int]
 
 
 class Tokenizer:
-    """A byte-level BPE with one special id, the end of a text, which is the last.
+    """A byte-level BPE with special ids that no text becomes: the end of a text, which is the last id of our own ones.
 
     Attributes:
         kind: ``gpt2``, or ``bpe`` for a trained one.
-        n_vocab: Ids, the end of text included.
+        n_vocab: Ids, the special ones included; they go from 0 without a gap.
         eot: Id of the end of text.
         sha256: Equal for equal tokenizers.
-        ranks: Bytes of every ordinary id; not to be changed.
+        ranks: Id of every ordinary token by its bytes; not to be changed.
+        special: Id of every special token by its text, the end of text first; not to be changed.
 
     Args:
         kind: ``gpt2`` or ``bpe``.
-        ranks: Id of every token by its bytes.
+        ranks: Id of every ordinary token by its bytes.
         sha256: Hash of the tokens, hex.
+        special: Id of every special token by its text, the end of text first; None puts the end of text last.
     """
 
-    def __init__(self, kind: str, ranks: Ranks, sha256: str) -> None:
-        self.kind, self.sha256 = kind, sha256
-        self.eot = len(ranks)
-        self.n_vocab = len(ranks) + 1
-        self.ranks = ranks
+    def __init__(self, kind: str, ranks: Ranks, sha256: str, special: Mapping[str, int] | None = None) -> None:
+        self.kind, self.sha256, self.ranks = kind, sha256, ranks
+        self.special = dict(special) if special else {END_OF_TEXT: len(ranks)}
+        self.eot = next(iter(self.special.values()))
+        self.n_vocab = len(ranks) + len(self.special)
         self._encoding = tiktoken.Encoding(
             kind,
             pat_str=_PATTERN,
             mergeable_ranks=ranks,
-            special_tokens={END_OF_TEXT: self.eot},
+            special_tokens=self.special,
             explicit_n_vocab=self.n_vocab,
         )
 
@@ -112,7 +116,7 @@ class Tokenizer:
 
     @property
     def tokens(self) -> list[bytes]:
-        """The bytes of every id in order, the end of text apart."""
+        """The bytes of every ordinary id in order."""
         return sorted(self.ranks, key=self.ranks.__getitem__)
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,7 +128,8 @@ class Tokenizer:
         if self.kind == "gpt2":
             return {"schema_version": 1, "kind": "gpt2", "sha256": self.sha256}
         tokens = [base64.b64encode(token).decode() for token in self.tokens]
-        return {"schema_version": 1, "kind": self.kind, "sha256": self.sha256, "tokens": tokens}
+        record = {"schema_version": 1, "kind": self.kind, "sha256": self.sha256, "tokens": tokens}
+        return record if _is_usual(self.special, len(tokens)) else {**record, "special": self.special}
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> Tokenizer:
@@ -141,7 +146,9 @@ class Tokenizer:
         """
         if record["kind"] == "gpt2":
             return gpt2_tokenizer()
-        tokenizer = trained_tokenizer([base64.b64decode(token) for token in record["tokens"]])
+        tokenizer = trained_tokenizer(
+            [base64.b64decode(token) for token in record["tokens"]], special=record.get("special")
+        )
         if tokenizer.sha256 != record["sha256"]:
             raise InvalidData("the tokenizer's tokens do not have the recorded sha256")
         return tokenizer
@@ -188,17 +195,29 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return trained_tokenizer([bytes(byte_of[character] for character in token) for token in by_id])
 
 
-def trained_tokenizer(tokens: Sequence[bytes]) -> Tokenizer:
+def trained_tokenizer(tokens: Sequence[bytes], *, special: Mapping[str, int] | None = None) -> Tokenizer:
     """Build a byte-level BPE from its tokens.
 
     Args:
-        tokens: The bytes of every id in order, the end of text apart: single bytes, then what merges made of them.
+        tokens: The bytes of every ordinary id in order: all single bytes, and what merges made of them.
+        special: Id of every special token by its text, the end of text first; the tokens have the other ids. None puts
+            the end of text behind the tokens.
 
     Returns:
         The tokenizer.
     """
-    digest = hashlib.sha256(b"\n".join(base64.b64encode(token) for token in tokens)).hexdigest()
-    return Tokenizer("bpe", {token: rank for rank, token in enumerate(tokens)}, digest)
+    special = special or {END_OF_TEXT: len(tokens)}
+    content = b"\n".join(base64.b64encode(token) for token in tokens)
+    if not _is_usual(special, len(tokens)):
+        content += b"\n" + json.dumps(list(special.items())).encode()
+    taken = set(special.values())
+    free = (number for number in itertools.count() if number not in taken)
+    return Tokenizer("bpe", dict(zip(tokens, free, strict=False)), hashlib.sha256(content).hexdigest(), special)
+
+
+def _is_usual(special: Mapping[str, int], tokens: int) -> bool:
+    """Whether the end of text is the only special token, and behind all others, as in the tokenizers that we train."""
+    return list(special.items()) == [(END_OF_TEXT, tokens)]
 
 
 @cache

@@ -18,6 +18,7 @@ examples:
   python -m model_core.hf export --run first-steps --out ./first-steps-hf
   python -m model_core.hf export --run first-steps --checkpoint step=250 --out ./at-250
   python -m model_core.hf import ./gpt2 --run gpt2
+  python -m model_core.hf import gpt2.zip --run gpt2
 
 Runs are in DIR/exp of a data root, and in ./exp without one. transformers loads an exported folder with
 from_pretrained; it needs trust_remote_code=True if the heads are not GPT-2's. An imported run can generate text, show
@@ -60,10 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to create; it must be empty if it exists (default with a data root: DIR/exports/RUN/CHECKPOINT)",
     )  # fmt: skip
     export.add_argument("--licence", metavar="NAME", help="licence of the model for its card, for example mit")
-    import_ = commands.add_parser("import", help="create a run from a folder with a GPT-2")
+    import_ = commands.add_parser("import", help="create a run from a folder or an archive with a GPT-2")
     import_.add_argument(
-        "folder", type=portable, metavar="FOLDER", help="folder with config.json, weights and tokenizer files"
-    )
+        "source", type=portable, metavar="PATH",
+        help="folder with config.json, weights and tokenizer files, or a .zip or .tar.gz of one",
+    )  # fmt: skip
     import_.add_argument("--run", required=True, metavar="NAME", help="name of the run; it must not exist")
     for command in (export, import_):
         command.add_argument(
@@ -99,9 +101,9 @@ def _export(arguments: argparse.Namespace, layout: Layout) -> int:
 
 
 def _import(arguments: argparse.Namespace, layout: Layout) -> int:
-    from model_core.hf.import_model import import_folder
+    from model_core.hf.import_model import import_model
 
-    run = import_folder(arguments.folder, arguments.run, layout)
+    run = import_model(arguments.source, arguments.run, layout)
     model = run.config().model
     heads = ",".join(map(str, model.heads))
     sys.stdout.write(f"run {run.name}: {model.n_layer} layers of {heads} heads, width {model.n_embd}, in {run.path}\n")

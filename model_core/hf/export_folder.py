@@ -121,7 +121,10 @@ def is_complete(folder: Path) -> bool:
         Whether it is complete.
     """
     try:
-        code = (MODELING,) if "auto_map" in read_object(folder / CONFIG) else ()
+        config = read_object(folder / CONFIG)
+        code = (MODELING,) if "auto_map" in config else ()
+        if code and "per_layer_config" not in config:
+            return False  # its code is of an earlier version, which fails in transformers 4
         return all((folder / name).stat().st_size for name in (*FILES, *code)) and _is_whole(folder / WEIGHTS)
     except (OSError, InvalidData):
         return False

@@ -2,7 +2,7 @@
 
 A uniform model is a plain GPT-2. One whose layers differ, or whose heads have a stated size, names the class that is
 exported with it, and has an invalid `n_head`, so that plain `GPT2LMHeadModel` refuses the folder instead of loading it
-wrong.
+wrong. `per_layer_config` gives transformers 5 the heads of each layer, for caches of a fixed size.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from model_core.config import ModelConfig
 from model_core.errors import InvalidData
+from model_core.storage.files import refuse_lfs_pointer
 
 CONFIG, MODELING = "config.json", "modeling_headcount.py"
 PLAIN, CUSTOM = "gpt2", "headcount"
@@ -38,25 +39,6 @@ _GPT2 = {
 Stored = Mapping[str, Any]
 
 
-def read_config_file(folder: Path) -> Stored:
-    """Read the config.json of a folder without validating it.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its values by key.
-
-    Raises:
-        InvalidData: Folder or file do not exist, or the file is no JSON object.
-    """
-    if not folder.is_dir():
-        raise InvalidData(f"there is no folder {str(folder)!r}")
-    if not (folder / CONFIG).is_file():
-        raise InvalidData(f"{folder / CONFIG} is missing: a folder of transformers has one")
-    return read_object(folder / CONFIG)
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
@@ -69,12 +51,13 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         InvalidData: The file has other content.
     """
+    refuse_lfs_pointer(path)
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InvalidData(f"{path.name} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise InvalidData(f"{path.name} holds {type(value).__name__}, not an object")
+        raise InvalidData(f"{path.name} holds no JSON object, which begins with {{")
     return value
 
 
@@ -90,12 +73,15 @@ def parse_model_config(stored: Stored) -> ModelConfig:
     Raises:
         InvalidData: We cannot build this model; the message names key and value.
     """
-    if stored.get("model_type") not in {PLAIN, CUSTOM}:
-        raise _wrong("model_type", stored.get("model_type"), f"only {PLAIN} and {CUSTOM} can be imported")
+    model_type = _model_type(stored)
+    if model_type not in {PLAIN, CUSTOM}:
+        raise _wrong("model_type", model_type, f"only {PLAIN} and {CUSTOM} can be imported")
     _same_arithmetic(stored)
+    if model_type == PLAIN and stored.get("per_layer_config"):
+        raise _wrong("per_layer_config", stored["per_layer_config"], f"a {PLAIN} has equal layers")
     sizes = {ours: _value(stored, theirs) for theirs, ours in _SIZES.items()}
     heads: dict[str, Any] = {"n_head": _value(stored, "n_head")}
-    if stored["model_type"] == CUSTOM:
+    if model_type == CUSTOM:
         heads = {name: stored.get(name) for name in ("n_head_list", "head_dim")}
         if heads["n_head_list"] is None:
             raise _wrong("n_head_list", None, "a head count for each layer is needed")
@@ -163,7 +149,16 @@ def _identity(model: ModelConfig) -> dict[str, Any]:
         "n_head": model.n_embd + 1,
         "n_head_list": list(model.heads),
         "head_dim": model.head_dim,
+        "per_layer_config": {str(layer): {"n_head": heads} for layer, heads in enumerate(model.heads)},
     }
+
+
+def _model_type(stored: Stored) -> Any:
+    """The kind of model; the oldest folders name only the class."""
+    classes = stored.get("architectures")
+    if "model_type" in stored or not isinstance(classes, list) or not classes:
+        return stored.get("model_type")
+    return PLAIN if all(str(name).startswith("GPT2") for name in classes) else None
 
 
 def _same_arithmetic(stored: Stored) -> None:
@@ -176,7 +171,7 @@ def _same_arithmetic(stored: Stored) -> None:
         raise _wrong("layer_norm_epsilon", epsilon, f"ours is {EPSILON}")
     width, inner = _value(stored, "n_embd"), stored.get("n_inner")
     if inner is not None and (not isinstance(width, int) or inner != 4 * width):
-        raise _wrong("n_inner", inner, f"ours is 4 x n_embd, which is {width}")
+        raise _wrong("n_inner", inner, f"ours is 4 x n_embd, which is 4 x {width}")
     only = {
         "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
         "add_cross_attention": False,

@@ -1,14 +1,14 @@
 """Tokenizers in transformers' format (vocab.json, merges.txt, tokenizer.json): read and written.
 
-Our tokenizer is a list of tokens whose index is the rank of the one merge that makes the token; transformers lists all
-merges, which follow from the tokens. Byte-level BPEs in the order of their merges, with the end of text after all
-tokens, are supported: GPT-2's, and those trained like it. Others are refused.
+Our tokenizer is a list of tokens in the order of the merges that make them; transformers lists all merges, which follow
+from the tokens. Byte-level BPEs in the order of their merges are supported, wherever their special tokens are: GPT-2's,
+and those trained like it. Others are refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,11 +20,15 @@ from pydantic import BaseModel, ValidationError
 from model_core.config import GPT2_VOCABULARY
 from model_core.errors import InvalidData
 from model_core.hf.hf_config import read_object
-from model_core.storage.files import write_json, write_text
+from model_core.storage.files import refuse_lfs_pointer, write_json, write_text
 from model_core.tokenizer import END_OF_TEXT, Tokenizer, byte_of_character, gpt2_tokenizer, trained_tokenizer
 
 VOCABULARY, MERGES, TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
-SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+SETTINGS, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_OTHER_KINDS = {
+    "spiece.model": "SentencePiece", "tokenizer.model": "SentencePiece", "sentencepiece.bpe.model": "SentencePiece",
+    "vocab.txt": "WordPiece",
+}  # fmt: skip
 BYTES = 256
 MERGES_HEADER = "#version: 0.2"
 
@@ -54,26 +58,29 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Found:
         vocab_size: Rows of the model's token embedding.
 
     Returns:
-        GPT-2's own tokenizer where the files describe the same. Without files it is GPT-2's if the model has enough
-        ids, else one of single bytes; with a warning.
+        GPT-2's own tokenizer where the files describe the same. Tokens whose ids have no row are left out, with a
+        warning. Without files it is GPT-2's if the model has enough ids, else one of single bytes; with a warning.
 
     Raises:
-        InvalidData: It is not a byte-level BPE like ours, or has more ids than the model.
+        InvalidData: It is not a byte-level BPE like ours, or the model has no row for its end of text.
     """
     if (folder / SETTINGS).is_file():
         _checked(_Settings, folder / SETTINGS)
-    if (folder / TOKENIZER).is_file():
+    files = [name for name in (TOKENIZER, VOCABULARY, MERGES) if (folder / name).is_file()]
+    if TOKENIZER in files:
         file = _checked(_TokenizerFile, folder / TOKENIZER)
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in file.model.merges]
-        found = _built(TOKENIZER, file.model.vocab, merges, {token.content: token.id for token in file.added_tokens})
-    elif (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
-        found = _built(VOCABULARY, _vocabulary(folder / VOCABULARY), _merges(folder / MERGES), {})
-    else:
-        found = _guessed(vocab_size)
-    if found.tokenizer.n_vocab > vocab_size:
-        detail = f"the tokenizer has {found.tokenizer.n_vocab} ids, and the model's vocab_size is {vocab_size}"
-        raise InvalidData(f"{folder.name}: {detail}; it must have a row for each")
-    return found
+        added = {token.content: token.id for token in file.added_tokens}
+        return _built(_Stored(TOKENIZER, file.model.vocab, merges, added, _stated_end(folder)), vocab_size)
+    if not files:
+        return _guessed(folder, vocab_size)
+    if MERGES not in files and _is_gpt2(_vocabulary(folder / VOCABULARY)):
+        return Found(gpt2_tokenizer())
+    if len(files) == 1:
+        (missing,) = {VOCABULARY, MERGES}.difference(files)
+        raise InvalidData(f"{files[0]} is there, and {missing} is missing: a tokenizer needs both, or {TOKENIZER}")
+    stored = (_vocabulary(folder / VOCABULARY), _merges(folder / MERGES), _added(folder), _stated_end(folder))
+    return _built(_Stored(VOCABULARY, *stored), vocab_size)
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
@@ -87,9 +94,10 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Theirs
 
-    tokens = tokenizer.tokens
+    tokens, (end, *_) = tokenizer.tokens, tokenizer.special
     text = _text_of(tokens)
-    vocabulary = {text[token]: rank for rank, token in enumerate(tokens)} | {END_OF_TEXT: tokenizer.eot}
+    vocabulary = {text[token]: rank for token, rank in tokenizer.ranks.items()} | tokenizer.special
+    vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
     pairs = [(text[first], text[second]) for first, second in derive_merges(tuple(tokens))]
     write_text(folder / VOCABULARY, json.dumps(vocabulary))
     write_text(folder / MERGES, "\n".join([MERGES_HEADER, *(f"{first} {second}" for first, second in pairs), ""]))
@@ -97,9 +105,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
     theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     theirs.decoder = decoders.ByteLevel()
     theirs.post_processor = processors.ByteLevel(trim_offsets=False)
-    theirs.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    theirs.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokenizer.special])
     write_text(folder / TOKENIZER, theirs.to_str(pretty=True))
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
     write_json(folder / SPECIAL, special)
     facts = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": block_size, "add_prefix_space": False}
     write_json(folder / SETTINGS, {**facts, "clean_up_tokenization_spaces": False, **special})
@@ -110,16 +118,16 @@ def derive_merges(tokens: tuple[bytes, ...]) -> tuple[Pair, ...]:
     """Derive the merges that make tokens.
 
     Args:
-        tokens: Tokens in the order of their ids: the single bytes, then tokens made of two earlier ones.
+        tokens: Tokens in the order of their ids: single bytes, and tokens made of two earlier ones.
 
     Returns:
-        The two halves of each further token.
+        The two halves of each token of more than a byte.
 
     Raises:
         InvalidData: A token cannot be made by merging two earlier ones.
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    return tuple(_halves(token, ranks) for token in tokens[BYTES:])
+    return tuple(_halves(token, ranks) for token in tokens if len(token) > 1)
 
 
 class _Bpe(BaseModel):
@@ -159,10 +167,17 @@ class _TokenizerFile(BaseModel):
     added_tokens: list[_Added] = []
 
 
+class _Content(BaseModel):
+    """Text of an added token."""
+
+    content: str
+
+
 class _Settings(BaseModel):
     """What tokenizer_config.json must contain."""
 
     add_prefix_space: Literal[False] | None = None
+    added_tokens_decoder: dict[int, _Content] = {}
 
 
 def _checked(shape: type[_Shape], path: Path) -> _Shape:
@@ -184,6 +199,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def _merges(path: Path) -> list[list[str]]:
+    refuse_lfs_pointer(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
@@ -191,36 +207,102 @@ def _merges(path: Path) -> list[list[str]]:
     return [line.split(" ") for line in lines if line and not line.startswith("#version")]
 
 
-def _built(
-    name: str, vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], added: Mapping[str, int]
-) -> Found:
-    """Build a tokenizer from the content of files.
+@dataclass(frozen=True)
+class _Stored:
+    """Content of a folder's tokenizer files.
 
-    Args:
-        name: Name of the file, for messages.
+    Attributes:
+        name: Name of the file with the vocabulary, for messages.
         vocabulary: Id by token, in printable characters for bytes.
         merges: Pairs in their order, likewise.
         added: Id of each token that is found before the text is split.
+        end: Token that ends a text, as the settings state it; None if they do not.
     """
-    ids = {**vocabulary, **added}
-    if (end := ids.get(END_OF_TEXT)) is None:
-        raise InvalidData(f"{name} has no {END_OF_TEXT}, with which every text ends here")
-    behind = sorted(token for token, number in ids.items() if number > end)
-    if misplaced := [token for token in behind if token not in added]:
-        detail = f"{misplaced[0]!r} has the id {ids[misplaced[0]]}, and {END_OF_TEXT} the id {end}"
-        raise InvalidData(f"{name}: {detail}; here the end of text is behind all tokens")
-    by_id = {number: token for token, number in ids.items() if number < end}
-    if sorted(by_id) != list(range(end)):
-        detail = f"{len(by_id)} tokens precede {END_OF_TEXT}, whose id is {end}"
-        raise InvalidData(f"{name}: {detail}; here ids go from 0 to it without a gap")
-    tokens = [_bytes_of(name, by_id[number]) for number in range(end)]
-    if {len(token) for token in tokens[:BYTES]} != {1} or len(set(tokens)) != len(tokens):
-        raise InvalidData(f"{name}: the first {BYTES} ids are not the single bytes, or a token occurs twice")
-    _same_merges(name, tokens, merges)
-    ours = gpt2_tokenizer() if tokens == gpt2_tokenizer().tokens else trained_tokenizer(tokens)
-    if behind:
-        return Found(ours, f"{name}: added tokens are plain text here: {', '.join(behind)[:200]}")
-    return Found(ours)
+
+    name: str
+    vocabulary: Mapping[str, int]
+    merges: Sequence[Sequence[str]]
+    added: Mapping[str, int]
+    end: str | None
+
+
+def _built(stored: _Stored, vocab_size: int) -> Found:
+    """Build a tokenizer from the content of files; ids without a row in the model are left out."""
+    name, ids = stored.name, {**stored.vocabulary, **stored.added}
+    end = next((token for token in (END_OF_TEXT, stored.end) if token in ids), None)
+    if end is None:
+        raise InvalidData(f"{name} has no {END_OF_TEXT}, and the folder states no eos_token: nothing ends a text")
+    if ids[end] >= vocab_size:
+        raise InvalidData(
+            f"{name}: {end} has the id {ids[end]}, and the model's vocab_size is {vocab_size}: no row for it"
+        )
+    merged = ["".join(pair) for pair in stored.merges]
+    ordinary = _ordinary(stored, {end, *stored.added}.difference(merged))
+    kept = {token: number for token, number in ordinary.items() if number < vocab_size}
+    dropped = ordinary.keys() - kept.keys()
+    last = max([*kept.values(), ids[end]])
+    others = {token: ids[token] for token in stored.added if token not in ordinary and token != end}
+    inner = {token: number for token, number in others.items() if number < last}
+    special = {end: ids[end], **dict(sorted(inner.items(), key=lambda item: item[1]))}
+    tokens = _in_order(name, kept, special)
+    _same_merges(
+        name, tokens, [pair for pair, token in zip(stored.merges, merged, strict=True) if token not in dropped]
+    )
+    warnings = [f"{end} ends a text here"] if end != END_OF_TEXT else []
+    if others:
+        warnings.append(f"added tokens are plain text here: {', '.join(sorted(others))[:200]}")
+    if dropped:
+        detail = f"{len(dropped)} tokens have ids of {vocab_size} and more, for which the model has no row"
+        warnings.append(f"{detail}; text is written with the others")
+    usual = gpt2_tokenizer()
+    is_gpt2 = special == usual.special and tokens == usual.tokens
+    ours = usual if is_gpt2 else trained_tokenizer(tokens, special=special)
+    return Found(ours, f"{name}: {'; '.join(warnings)}" if warnings else None)
+
+
+def _ordinary(stored: _Stored, special: Collection[str]) -> dict[str, int]:
+    """The tokens that text becomes; an added token that is a single character, or a merge makes, is one of them."""
+    return {token: number for token, number in stored.vocabulary.items() if token not in special or len(token) == 1}
+
+
+def _in_order(name: str, ordinary: Mapping[str, int], special: Mapping[str, int]) -> list[bytes]:
+    """Bytes of the ordinary tokens by id; refuses ids with a gap, and a vocabulary that lacks a byte."""
+    numbers = [*ordinary.values(), *special.values()]
+    if gap := sorted(set(range(len(numbers))).difference(numbers)):
+        raise InvalidData(f"{name}: no token has the id {gap[0]}, or two have one; here ids go from 0 without a gap")
+    tokens = [_bytes_of(name, token) for token in sorted(ordinary, key=ordinary.__getitem__)]
+    if lacking := sorted({bytes([byte]) for byte in range(BYTES)}.difference(tokens)):
+        detail = f"it has no token for {len(lacking)} of the {BYTES} bytes, such as {lacking[0]!r}"
+        raise InvalidData(
+            f"{name}: {detail}, so it would lose text; train it with initial_alphabet=ByteLevel.alphabet()"
+        )
+    return tokens
+
+
+def _is_gpt2(vocabulary: Mapping[str, int]) -> bool:
+    ours = gpt2_tokenizer()
+    text = _text_of(ours.tokens)
+    return dict(vocabulary) == {text[token]: rank for token, rank in ours.ranks.items()} | ours.special
+
+
+def _added(folder: Path) -> dict[str, int]:
+    """Tokens that were added to vocab.json, by the files of several versions of transformers."""
+    found = _vocabulary(folder / ADDED) if (folder / ADDED).is_file() else {}
+    if (folder / SETTINGS).is_file():
+        for number, token in _checked(_Settings, folder / SETTINGS).added_tokens_decoder.items():
+            found[token.content] = number
+    return found
+
+
+def _stated_end(folder: Path) -> str | None:
+    """The token that ends a text by the settings of a folder."""
+    for name in (SETTINGS, SPECIAL):
+        stated = read_object(folder / name).get("eos_token") if (folder / name).is_file() else None
+        if isinstance(stated, dict):
+            stated = stated.get("content")
+        if isinstance(stated, str):
+            return stated
+    return None
 
 
 def _bytes_of(name: str, token: str) -> bytes:
@@ -242,7 +324,10 @@ def _same_merges(name: str, tokens: Sequence[bytes], merges: Sequence[Sequence[s
             raise InvalidData(f"{name}: {detail}; merges must have the order of the tokens that they make")
 
 
-def _guessed(vocab_size: int) -> Found:
+def _guessed(folder: Path, vocab_size: int) -> Found:
+    for name, kind in _OTHER_KINDS.items():
+        if (folder / name).is_file():
+            raise InvalidData(f"{name} is a {kind} tokenizer; only a byte-level BPE like GPT-2's can be imported")
     if vocab_size >= GPT2_VOCABULARY:
         return Found(gpt2_tokenizer(), "the folder has no tokenizer files: GPT-2's is taken for it")
     if vocab_size <= BYTES:

@@ -1,12 +1,15 @@
-"""Imports a folder of transformers as a run, for generation, attention, and as the start of a training.
+"""Imports a model of transformers as a run, for generation, attention, and as the start of a training.
 
-Nothing is trusted: shape, arithmetic, names, sizes and tokenizer are compared with ours, and each difference is named.
+The model is a folder, or an archive of one. Nothing is trusted: shape, arithmetic, names, sizes and tokenizer are
+compared with ours, and each difference is named.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ from model_core.config import ExperimentConfig, ModelConfig
 from model_core.config_loader import parse_config
 from model_core.entrypoint import Attempt
 from model_core.errors import InvalidData, RunExists
-from model_core.hf.hf_config import CONFIG, Stored, parse_model_config, read_config_file
+from model_core.hf.hf_config import CONFIG, Stored, parse_model_config, read_object
 from model_core.hf.hf_tokenizer import Found, read_tokenizer
+from model_core.hf.model_folder import opened_model
 from model_core.hf.tensors import (
     EMBEDDING,
     HEAD,
@@ -42,48 +46,83 @@ _LONGEST_SEQUENCE = 1024
 _ROWS = 16
 
 
-def import_folder(folder: Path, name: str, layout: Layout) -> Run:
-    """Create a run from a folder; it appears complete, or not at all.
+@dataclass(frozen=True)
+class Observer:
+    """Watches an import.
+
+    Attributes:
+        check: Called several times; an error from it ends the import, and nothing of it is left.
+        progress: Called with the number of tensors that were read, and of all.
+    """
+
+    check: Callable[[], None] = lambda: None
+    progress: Callable[[int, int], None] = lambda _done, _of: None
+
+
+def import_model(
+    source: Path,
+    name: str,
+    layout: Layout,
+    *,
+    job_id: str | None = None,
+    origin: str | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Create a run from a folder or an archive; it appears complete, or not at all.
 
     Args:
-        folder: Folder with config.json, tensors, and the tokenizer's files.
+        source: Folder with config.json, tensors, and the tokenizer's files; or an archive of one.
         name: Name of the run.
         layout: Directories of the data root.
+        job_id: Job that makes the run; None if it is made by hand.
+        origin: Name of the source in the run's events; None for that of its file or folder.
+        observer: Watches the import.
 
     Returns:
         The run.
 
     Raises:
         RunExists: The name is taken.
-        InvalidData: The folder is damaged, or is not a GPT-2 like ours; the message names file and value.
+        InvalidData: The source is damaged, or is not a GPT-2 like ours; the message names file and value.
         DiskFull: The disk is full.
     """
+    watched = observer or Observer()
     path = layout.run(name)
     if path.exists():
         raise RunExists(name, next_free_name(path))
-    stored, folder = read_config_file(folder), folder.resolve()
-    model = parse_model_config(stored)
-    found = read_tokenizer(folder, model.vocab_size)
-    config = _experiment(name, model, found.tokenizer)
-    state = {
-        "schema_version": SCHEMA_VERSION,
-        "step": _STEP,
-        "model": read_parameters(folder, stored, model),
-        "config": config.model_dump(mode="json"),
-        "tokenizer": found.tokenizer.to_dict(),
-    }
-    run = Run.create(path, config, fill=lambda run: _fill(run, state, _origin(folder, stored), found))
-    log.info("run imported run=%s folder=%s", name, folder.name)
+    scratch = path.with_name(f".{name}.{os.getpid()}.unpacked.tmp")
+    with opened_model(source, scratch, watched.check) as folder:
+        stored = read_object(folder / CONFIG)
+        model = parse_model_config(stored)
+        found = read_tokenizer(folder, model.vocab_size)
+        config = _experiment(name, model, found.tokenizer)
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            "step": _STEP,
+            "model": read_parameters(folder, stored, model, watched),
+            "config": config.model_dump(mode="json"),
+            "tokenizer": found.tokenizer.to_dict(),
+        }
+        start = {"folder": origin or source.resolve().name, **_origin(folder, stored)}
+
+    def fill(run: Run) -> None:
+        watched.check()
+        _fill(run, state, start, found)
+        watched.check()
+
+    run = Run.create(path, config, job_id, fill=fill)
+    log.info("run imported run=%s source=%s", name, start["folder"])
     return run
 
 
-def read_parameters(folder: Path, stored: Stored, model: ModelConfig) -> dict[str, Tensor]:
+def read_parameters(folder: Path, stored: Stored, model: ModelConfig, observer: Observer) -> dict[str, Tensor]:
     """Read a folder's parameters, in float32 and in our layout.
 
     Args:
         folder: Folder with the tensors.
         stored: Its config.json.
         model: Shape that they must have.
+        observer: Watches the import.
 
     Returns:
         State_dict of our model.
@@ -94,8 +133,14 @@ def read_parameters(folder: Path, stored: Stored, model: ModelConfig) -> dict[st
     expected = stored_shapes(skeleton(model).state_dict())
     with stored_tensors(folder) as tensors:
         named = _by_our_name(tensors)
+        if HEAD in named and EMBEDDING not in named and stored.get("tie_word_embeddings", True) is True:
+            named[EMBEDDING] = named.pop(HEAD)  # the tied matrix is stored under the second of its names
         _compare(named, expected)
-        parameters = {name: transposed(name, _numbers(name, named[name])) for name in expected}
+        parameters: dict[str, Tensor] = {}
+        for name in expected:
+            parameters[name] = transposed(name, _numbers(name, named[name]))
+            observer.check()
+            observer.progress(len(parameters), len(expected))
         if HEAD in named and not torch.equal(_numbers(HEAD, named[HEAD]), parameters[EMBEDDING]):
             raise InvalidData(f"{named[HEAD].file}: {HEAD} is not {EMBEDDING}; here the two are one")
     if HEAD not in named and stored.get("tie_word_embeddings", True) is not True:
@@ -156,10 +201,10 @@ def _experiment(name: str, model: ModelConfig, tokenizer: Tokenizer) -> Experime
 
 
 def _origin(folder: Path, stored: Stored) -> dict[str, Any]:
-    """Describe the folder by names and hashes, without paths."""
+    """Describe the files by names and hashes, without paths."""
     files = [folder / CONFIG, *weight_files(folder)]
     kept = {key: stored[key] for key in ("model_type", "architectures") if key in stored}
-    return {"folder": folder.name, **kept, "files": {path.name: sha256_of(path) for path in files}}
+    return {**kept, "files": {path.name: sha256_of(path) for path in files}}
 
 
 def _fill(run: Run, state: State, origin: Mapping[str, Any], found: Found) -> None:

@@ -1,8 +1,9 @@
 """Tensors of a transformers folder, read one at a time, with their names and layouts there and in our models.
 
 Formats: one file or several with an index, safetensors or pickle; a pickle is loaded without running code from it.
-Parameter names are the same. transformers stores the matrices of attention and MLP as (in, out), ours are (out, in);
-its head is the token embedding and is not stored; old folders lack the prefix and store masks.
+Parameter names are the same, apart from prefixes of wrappers. transformers stores the matrices of attention and MLP as
+(in, out), ours are (out, in); its head is the token embedding, which is stored under either name or both; old folders
+lack the prefix and store masks.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Size, Tensor
 
-from model_core.checkpoint import load_file
+from model_core.checkpoint import clean_name, load_file
 from model_core.errors import CheckpointDamaged, CheckpointRefused, InvalidData
 from model_core.hf.export_folder import WEIGHTS
 from model_core.hf.hf_config import read_object
+from model_core.storage.files import is_lfs_pointer, refuse_lfs_pointer
 
 PICKLE, INDEX = "pytorch_model.bin", ".index.json"
 _SUFFIX = ".safetensors"
 PREFIX, HEAD, EMBEDDING = "transformer.", "lm_head.weight", "transformer.wte.weight"
 _TRANSPOSED = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
+_FIRST_PARTS = ("transformer", "wte", "wpe", "h", "ln_f", "lm_head")  # what precedes is the name of a wrapper
+_OTHER_FORMATS = (".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".pt", ".pth")
 _MASK = re.compile(r"\.attn\.(masked_)?bias$")
 
 
@@ -72,15 +76,20 @@ def weight_files(folder: Path) -> list[Path]:
         Their paths.
 
     Raises:
-        InvalidData: There are none, or the index names one that does not exist.
+        InvalidData: There are none, the index names one that does not exist, or all are pointers of Git LFS.
     """
+    pointers: list[Path] = []
     for name in (WEIGHTS, PICKLE):
-        if (folder / name).is_file():
-            return [folder / name]
-        if (folder / (name + INDEX)).is_file():
-            return _of_index(folder, name + INDEX)
+        files = _files_of(folder, name)
+        if files and not any(map(is_lfs_pointer, files)):
+            return files
+        pointers = pointers or files
+    if pointers:
+        return pointers  # whoever reads them is told
     names = ", ".join(name + end for name in (WEIGHTS, PICKLE) for end in ("", INDEX))
-    raise InvalidData(f"{folder.name} has no weights: it should hold one of {names}")
+    others = [path.name for path in sorted(folder.iterdir()) if path.suffix in _OTHER_FORMATS]
+    there = f", and {others[0]} is of another format" if others else ""
+    raise InvalidData(f"{folder.name} has no weights: it should hold one of {names}{there}")
 
 
 def our_name(theirs: str) -> str | None:
@@ -92,7 +101,10 @@ def our_name(theirs: str) -> str | None:
     Returns:
         Name in our state_dict; None for a mask, which is no parameter.
     """
-    name = theirs if theirs == HEAD or theirs.startswith(PREFIX) else PREFIX + theirs
+    parts = clean_name(theirs).split(".")
+    first = next((index for index, part in enumerate(parts) if part in _FIRST_PARTS), 0)
+    name = ".".join(parts[first:])
+    name = name if name == HEAD or name.startswith(PREFIX) else PREFIX + name
     return None if _MASK.search(name) else name
 
 
@@ -134,6 +146,12 @@ def stored_shapes(ours: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: stored_shape(name, tensor.shape) for name, tensor in ours.items() if name != HEAD}
 
 
+def _files_of(folder: Path, name: str) -> list[Path]:
+    if (folder / name).is_file():
+        return [folder / name]
+    return _of_index(folder, name + INDEX) if (folder / (name + INDEX)).is_file() else []
+
+
 def _of_index(folder: Path, index: str) -> list[Path]:
     weight_map = read_object(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -148,6 +166,7 @@ def _of_index(folder: Path, index: str) -> list[Path]:
 def _merged(folder: Path, files: Iterable[Path], stack: ExitStack) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for path in files:
+        refuse_lfs_pointer(path)
         part = _safetensors(path, stack) if path.suffix == _SUFFIX else _pickled(path)
         if twice := found.keys() & part.keys():
             raise InvalidData(f"{folder.name} stores {min(twice)} twice, the second time in {path.name}")

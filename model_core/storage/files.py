@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from model_core.config import NAME_PATTERN, ExperimentConfig
-from model_core.errors import DiskFull, InvalidParameter
+from model_core.errors import DiskFull, InvalidData, InvalidParameter
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # begins the file that Git has in place of a large one
+_SENT_MODELS = ".models"  # no name of a dataset, whose uploads are beside it
 
 _LEAST_FREE_BYTES = 1 << 20
 
@@ -125,6 +128,18 @@ class Layout:
         """
         assert self.exports is not None, "exports need a data root"
         return self.exports / run
+
+    def sent_models(self, run: str) -> Path:
+        """Return the directory of the models that clients sent to become a run; requires a data root.
+
+        Args:
+            run: Name of the run.
+
+        Returns:
+            The path.
+        """
+        assert self.uploads is not None, "uploads need a data root"
+        return self.uploads / _SENT_MODELS / checked_name("run", run)
 
     def dataset(self, name: str) -> Path:
         """Return the directory of a dataset.
@@ -284,6 +299,33 @@ def read_json(path: Path) -> Any:
         Its content.
     """
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Refuse a pointer of Git LFS, the small text that a clone without git-lfs has in place of a large file.
+
+    Args:
+        path: A file that exists.
+
+    Raises:
+        InvalidData: The file is a pointer.
+    """
+    if is_lfs_pointer(path):
+        advice = "run `git lfs pull` in its folder, or download the file itself"
+        raise InvalidData(f"{path.name} is a Git LFS pointer, not the content of the file; {advice}")
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Check whether a file is a pointer of Git LFS.
+
+    Args:
+        path: A file that exists.
+
+    Returns:
+        Whether its first line is that of a pointer.
+    """
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def sha256_of(path: Path) -> str:

@@ -4,7 +4,8 @@
 
 It is transformers' GPT-2 except for attention: layer i has `n_head_list[i]` heads of size `head_dim`, or of
 `n_embd / n_head_list[i]` where `head_dim` is null. The configuration's `n_head` is deliberately invalid, so that a
-GPT-2 without this file refuses the folder instead of loading it wrong.
+GPT-2 without this file refuses the folder instead of loading it wrong. transformers 5 reads the heads of its caches
+from `per_layer_config`. The code runs in transformers 4.51 and later.
 Attentions are a tuple with one (batch, heads of the layer, queries, keys) per layer; they need
 `attn_implementation="eager"`.
 """
@@ -80,6 +81,8 @@ class HeadcountModel(GPT2Model):
         self.h = nn.ModuleList([HeadcountBlock(config, layer_idx) for layer_idx in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
+        self.model_parallel, self.device_map = False, None  # this and the next: read by transformers 4
+        self._attn_implementation = config._attn_implementation
         self.post_init()
 
 
@@ -97,11 +100,13 @@ class HeadcountForCausalLM(GPT2LMHeadModel):
         GPT2PreTrainedModel.__init__(self, config)
         self.transformer = HeadcountModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.model_parallel, self.device_map = False, None  # read by transformers 4
         self.post_init()
 
 
 def _with_one_head(config: HeadcountConfig) -> HeadcountConfig:
     """Return a copy that GPT-2's own constructors accept: one head fits any width."""
     single = copy.copy(config)
+    single.per_layer_config = None
     single.n_head = 1
     return single

@@ -10,13 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from model_core.checkpoint import parameters_state, writer
-from model_core.config_loader import parse_config
 from model_core.hf.export import export_run
 from model_core.storage.files import Layout
-from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
-from tests.model_core.hf.folders import FOREIGN, IDS, SHAPES, Exchange, MakeRun, random_model, text_of
+from tests.model_core.hf.folders import FOREIGN, IDS, SHAPES, Exchange, MakeRun, publish_run, text_of
 
 
 @pytest.fixture(scope="session")
@@ -26,23 +23,8 @@ def bpe() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def make_run(bpe: Tokenizer) -> MakeRun:
-    """A run with one checkpoint, whose weights and biases are large enough to show; keywords are its shape."""
-
-    def make(exp: Path, name: str, tokenizer: Tokenizer = bpe, **model: Any) -> Run:
-        choice = "gpt2" if tokenizer.kind == "gpt2" else {"type": "bpe", "vocab_size": tokenizer.n_vocab}
-        tree = {
-            "experiment_name": name,
-            "model": {"block_size": 32, **model},
-            "training": {"batch_size": 1, "sequence_length": 8, "total_batch_size": 8, "warmup_steps": 0},
-            "data": {"tokenizer": choice, "source": "stories", "dataset": "tales"},
-        }
-        config = parse_config(tree).config
-        run = Run.create(exp / name, config)
-        state = parameters_state(random_model(config.model), config, tokenizer, step=7)
-        run.publish("model_best.pt", writer(state), attempt=1, step=7, full=False, loss=1.5, val_loss=1.625)
-        return run
-
-    return make
+    """Publish a run with one checkpoint, with our small tokenizer unless another is given."""
+    return lambda exp, name, tokenizer=bpe, **model: publish_run(exp, name, tokenizer, **model)
 
 
 @pytest.fixture(scope="session")
@@ -54,21 +36,44 @@ def exchange(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun, bpe: T
     folders = {name: root / name for name in (*SHAPES, *FOREIGN)}
     for name, run in runs.items():
         export_run(run, folders[name])
-    request = {
-        "ids": IDS,
-        "make": {name: {**asked, "folder": str(folders[name])} for name, asked in FOREIGN.items()},
-        "load": {name: {"folder": str(folders[name]), "ids": IDS, "text": text_of(10_000)} for name in SHAPES},
-    }
     for name in FOREIGN:
         folders[name].mkdir()
-    (root / "request.json").write_text(json.dumps(request))
+    made = {name: {**asked, "folder": str(folders[name])} for name, asked in FOREIGN.items()}
+    return Exchange(runs, folders, ask_transformers(root / "5", folders, make=made))
+
+
+@pytest.fixture(scope="session")
+def babylm(tmp_path_factory: pytest.TempPathFactory, exchange: Exchange) -> Exchange:
+    """The same folders in the transformers that BabyLM's evaluation pins, which lies in a folder of its own."""
+    packages = os.environ.get("BABYLM_PACKAGES", "")
+    if not (Path(packages) / "transformers").is_dir():
+        pytest.skip("BABYLM_PACKAGES names no folder with transformers 4.51.3; .ci/run installs one")
+    answer = ask_transformers(tmp_path_factory.mktemp("babylm") / "4", exchange.folders, PYTHONPATH=packages)
+    return Exchange(exchange.runs, exchange.folders, answer)
+
+
+@pytest.fixture(params=["exchange", pytest.param("babylm", marks=pytest.mark.babylm)])
+def anywhere(request: pytest.FixtureRequest) -> Exchange:
+    """Both versions of transformers, one after the other."""
+    answered: Exchange = request.getfixturevalue(request.param)
+    return answered
+
+
+def ask_transformers(
+    directory: Path, folders: dict[str, Path], *, make: dict[str, Any] | None = None, **environment: str
+) -> dict[str, Any]:
+    """Run a process of transformers that makes folders, and loads those of our runs."""
+    directory.mkdir()
+    load = {name: {"folder": str(folders[name]), "ids": IDS, "text": text_of(10_000)} for name in SHAPES}
+    (directory / "request.json").write_text(json.dumps({"ids": IDS, "make": make or {}, "load": load}))
     program = Path(__file__).with_name("in_transformers.py")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(directory / "home"), "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [sys.executable, "-P", str(program), str(root / "request.json"), str(root / "answer.pt")],
-        check=True, stdin=subprocess.DEVNULL, cwd=root,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "home"), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-P", str(program), str(directory / "request.json"), str(directory / "answer.pt")],
+        check=True, stdin=subprocess.DEVNULL, cwd=directory, env={**os.environ, **offline, **environment},
     )  # fmt: skip
-    return Exchange(runs, folders, torch.load(root / "answer.pt", weights_only=True))
+    answer: dict[str, Any] = torch.load(directory / "answer.pt", weights_only=True)
+    return answer
 
 
 @pytest.fixture

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
+from model_core.checkpoint import parameters_state, writer
+from model_core.config_loader import parse_config
 from model_core.gpt import GPT
 from model_core.storage.run import Run
+from model_core.tokenizer import Tokenizer
 
 MakeRun = Callable[..., Run]
 
@@ -49,6 +52,22 @@ def text_of(size: int) -> str:
     while len(text.encode()) < size:
         text += rng.choice(pieces)
     return text
+
+
+def publish_run(exp: Path, name: str, tokenizer: Tokenizer, **model: Any) -> Run:
+    """A run with one checkpoint, whose weights and biases are large enough to show; keywords are its shape."""
+    choice = "gpt2" if tokenizer.kind == "gpt2" else {"type": "bpe", "vocab_size": tokenizer.n_vocab}
+    tree = {
+        "experiment_name": name,
+        "model": {"block_size": 32, **model},
+        "training": {"batch_size": 1, "sequence_length": 8, "total_batch_size": 8, "warmup_steps": 0},
+        "data": {"tokenizer": choice, "source": "stories", "dataset": "tales"},
+    }
+    config = parse_config(tree).config
+    run = Run.create(exp / name, config)
+    state = parameters_state(random_model(config.model), config, tokenizer, step=7)
+    run.publish("model_best.pt", writer(state), attempt=1, step=7, full=False, loss=1.5, val_loss=1.625)
+    return run
 
 
 def random_model(shape: Any) -> GPT:

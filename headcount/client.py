@@ -174,12 +174,12 @@ class Client:
         """
         return self._json("GET", "/datasets", params=_given(limit=limit, after=after))
 
-    def prepare(self, body: Mapping[str, Any], files: Sequence[Path] = ()) -> Json:
+    def prepare(self, body: Mapping[str, Any], files: Mapping[str, Path] | None = None) -> Json:
         """Request a dataset; equal requests share one job.
 
         Args:
             body: Request, as the API documents it.
-            files: Files to upload as the source.
+            files: Files to upload as the source, by the name to send.
 
         Returns:
             The job that prepares the dataset, or the dataset if it exists.
@@ -188,7 +188,7 @@ class Client:
             return self._json("POST", "/datasets", json=dict(body))
         values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in body.items()}
         with contextlib.ExitStack() as stack:
-            parts = [("files", (path.name, stack.enter_context(path.open("rb")))) for path in files]
+            parts = [("files", (name, stack.enter_context(path.open("rb")))) for name, path in files.items()]
             return self._json("POST", "/datasets", data=values, files=parts, timeout=httpx.Timeout(600, connect=3))
 
     def export(self, run: str, checkpoint: str, licence: str | None = None) -> Json:

@@ -118,7 +118,7 @@ async def submit_files(services: Services, request: Request, *, key: str | None)
         is_new = not (folder / upload.digest).is_dir()
         kept = await run_in_threadpool(upload.keep, folder)
         try:
-            source = f"file:uploads/{folder.name}/{kept.name}"
+            source = f"file:uploads/{folder.name}/{kept.name}{upload.source}"
             submitted = await submit(services, {**body, "source": source}, key=key)
         finally:
             if is_new and submitted is None:  # no job reads them

@@ -8,29 +8,44 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import re
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from model_core.data.sources.file_names import (
+    FORMATS,
+    READABLE,
+    compression_of,
+    ending_of,
+    format_of,
+    is_hidden,
+    is_known_binary,
+)
 from model_core.errors import DiskFull, FieldProblem
 from model_core.storage.files import HashingWriter, sync_directory
 from service.protocol.errors import BodyTooLarge, InvalidRequest, MalformedBody
 
-KINDS = (".txt", ".jsonl", ".parquet")
 _FILE_PARTS = ("files", "file")  # names of parts with a file
 _INCOMING, _ABANDONED_S = ".incoming-", 86_400.0
 _MAX_FILES, _MAX_FIELDS, _MAX_FIELD_BYTES = 1000, 20, 1 << 16
 _BLOCK_BYTES = 1 << 20
+_MAX_PART_BYTES, _KEPT_ENDING, _MAX_DEPTH = 200, 12, 20  # bytes of a name, characters of its end, nested folders
+_SPECIAL = re.compile(r"[\x00-\x1f\x7f]")
+_DRIVE = re.compile(r"[A-Za-z]:")
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_EXTENDED_NAME = re.compile(rb"filename\*\s*=\s*([\w-]*)'[^']*'([^;\s]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -41,11 +56,13 @@ class Upload:
         fields: Values by name, as text.
         directory: Temporary directory of the files.
         digest: Hash of the names and contents of all files.
+        source: Path inside the directory that is read: the whole, or the only file if its ending is unknown.
     """
 
     fields: dict[str, str]
     directory: Path
     digest: str
+    source: str = ""
 
     def keep(self, home: Path) -> Path:
         """Move the files to their permanent directory.
@@ -91,7 +108,7 @@ async def receive_upload(request: Request, uploads: Path) -> AsyncIterator[Uploa
     Raises:
         MalformedBody: The body is not multipart, or is incomplete.
         BodyTooLarge: The body has too many files or values, or a value is too long.
-        InvalidRequest: A file has an unknown suffix, or two files have the same name.
+        InvalidRequest: A file has an ending that cannot be read.
         DiskFull: The disk has no space for the body.
     """
     directory = uploads / f"{_INCOMING}{uuid.uuid4().hex}"
@@ -99,25 +116,65 @@ async def receive_upload(request: Request, uploads: Path) -> AsyncIterator[Uploa
     form = _Form(directory)
     try:
         await _fill(form, request)
-        yield Upload(form.fields, directory, await run_in_threadpool(form.finish))
+        digest, source = await run_in_threadpool(form.finish)
+        yield Upload(form.fields, directory, digest, source)
     finally:
         form.close()
         await run_in_threadpool(shutil.rmtree, directory, ignore_errors=True)
 
 
-def safe_name(given: str) -> str:
-    """Make the name of an uploaded file safe.
+def stored_name(given: str) -> PurePosixPath:
+    """Make the name of an uploaded file a path below the folder of its upload.
 
     Args:
-        given: Name that the client sent.
+        given: Name that the client sent, in any script; subfolders are kept.
 
     Returns:
-        The name without directories, in ASCII letters, digits, `_` and `-`, with its suffix in lower case.
+        The same name without what leads out of the folder, control characters, and what is too long for a disk.
     """
-    base = given.replace("\\", "/").rpartition("/")[2]
-    stem, dot, ending = base.rpartition(".")
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", stem if dot else base).strip("-")[:100] or "text"
-    return f"{plain}.{re.sub(r'[^a-z0-9]', '', ending.lower())[:20]}" if dot else plain
+    parts = [_SPECIAL.sub("_", part) for part in given.replace("\\", "/").split("/")]
+    kept = [_shortened(part) for part in parts if part.strip(" .") and not _DRIVE.fullmatch(part)]
+    return PurePosixPath(*kept[-_MAX_DEPTH:]) if kept else PurePosixPath("text")
+
+
+def _shortened(part: str) -> str:
+    """Shorten a part of a name to the permitted bytes, without its ending."""
+    if len(part.encode()) <= _MAX_PART_BYTES:
+        return part
+    stem, ending = part[:-_KEPT_ENDING], part[-_KEPT_ENDING:]
+    room = _MAX_PART_BYTES - len(ending.encode())
+    return stem.encode()[:room].decode(errors="ignore") + ending
+
+
+def _numbered(name: PurePosixPath) -> Iterator[PurePosixPath]:
+    """The name, then variants for a name that another file or folder has."""
+    yield name
+    length = len(name.name) - len(ending_of(name.name)) - len(compression_of(name.name) or "")
+    stem, ending = name.name[:length], name.name[length:]
+    for number in itertools.count(2):
+        yield name.with_name(f"{stem} ({number}){ending}")
+        yield PurePosixPath(*(f"{part} ({number})" for part in name.parts[:-1]), name.name)
+
+
+def _create(directory: Path, name: PurePosixPath) -> tuple[PurePosixPath, BinaryIO]:
+    """Create a file, under another name if the disk takes the name for that of another file."""
+    for candidate in _numbered(name):
+        try:
+            (directory / candidate).parent.mkdir(parents=True, exist_ok=True)
+            return candidate, (directory / candidate).open("xb")
+        except (FileExistsError, NotADirectoryError):
+            continue
+    raise AssertionError(name)  # the candidates do not end
+
+
+def _file_name(disposition: bytes) -> str | None:
+    """Name of a part's file; None for a value. `filename*` is how some clients write other scripts."""
+    options = parse_options_header(disposition)[1]
+    if extended := _EXTENDED_NAME.search(_QUOTED.sub(b"", disposition)):
+        charset = "latin-1" if extended[1].lower() == b"iso-8859-1" else "utf-8"
+        return unquote_to_bytes(extended[2]).decode(charset, "replace")
+    given = options.get(b"filename")
+    return None if given is None else given.decode("utf-8", "replace").replace("%22", '"')  # as browsers write it
 
 
 def _make_room(uploads: Path, directory: Path, announced: str) -> None:
@@ -189,6 +246,7 @@ class _Form:
     _header: tuple[bytearray, bytearray] = field(default_factory=lambda: (bytearray(), bytearray()))
     _disposition: bytes = b""
     _name: str = ""
+    _given: str | None = None
     _file: BinaryIO | None = None
     _writer: HashingWriter | None = None
     _value: bytearray = field(default_factory=bytearray)
@@ -212,36 +270,34 @@ class _Form:
     def open(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        given = options.get(b"filename")
+        self._given = given = _file_name(self._disposition)
         if given is None:
             if len(self.fields) >= _MAX_FIELDS:
                 raise BodyTooLarge(f"a body may hold at most {_MAX_FIELDS} values")
         elif given:
-            self._open_file(given.decode("utf-8", "replace"))
+            self._open_file(given)
 
     def _open_file(self, given: str) -> None:
         if len(self._hashes) >= _MAX_FILES:
             raise BodyTooLarge(f"a body may hold at most {_MAX_FILES} files; put several texts into one")
-        name = safe_name(given)
+        name = stored_name(given)
         pointer = f"/files/{len(self._hashes) + len(self._problems)}"
         if self._name not in _FILE_PARTS:
             detail = f"{self._name!r} holds a file; the parts with files are called files"
             self._problems.append(FieldProblem(f"/{self._name}", detail, given, ("files",)))
-        elif Path(name).suffix not in KINDS:
-            detail = f"{given!r} is none of the kinds that are read: {', '.join(KINDS)}"
-            self._problems.append(FieldProblem(pointer, detail, given, KINDS))
-        elif name in self._hashes:
-            detail = f"{given!r} has the same name as another file here: {name!r}"
-            self._problems.append(FieldProblem(pointer, detail, given))
-        else:
-            self._hashes[name] = ""
-            self._name = name
-            self._file = (self.directory / name).open("xb")
+        elif is_known_binary(name.name):
+            self._problems.append(_unreadable(pointer, given))
+        elif not is_hidden(name):  # what systems leave beside files, such as ._a.txt
+            created, self._file = _create(self.directory, name)
+            self._name = created.as_posix()
+            self._hashes[self._name] = ""
             self._writer = HashingWriter(self._file)
 
     def data(self, data: bytes, start: int, end: int) -> None:
         if self._writer is not None:
             self._writer.write(memoryview(data)[start:end])
+        elif self._given is not None:  # a file that is left aside
+            return
         elif len(self._value) + end - start > _MAX_FIELD_BYTES and not self._problems:
             raise BodyTooLarge(f"{self._name!r} may have at most {_MAX_FIELD_BYTES:,} bytes")
         elif not self._problems:
@@ -251,7 +307,7 @@ class _Form:
         if self._writer is not None:
             self._hashes[self._name] = self._writer.sha256
             self.close()
-        elif b"filename" not in parse_options_header(self._disposition)[1]:
+        elif self._given is None:
             if self._name in self.fields:
                 self._problems.append(FieldProblem(f"/{self._name}", f"{self._name} is given more than once"))
             self.fields[self._name] = self._value.decode("utf-8", "replace")
@@ -264,12 +320,21 @@ class _Form:
             self._file.close()
         self._file = self._writer = None
 
-    def finish(self) -> str:
-        """Raise the problems that were found, or return the digest of the files."""
+    def finish(self) -> tuple[str, str]:
+        """Raise the problems that were found, or return the digest of the files and the path of the source."""
+        unknown = [name for name in self._hashes if format_of(PurePosixPath(name).name) is None]
+        if len(self._hashes) > 1:  # among others, only files with a known ending are read
+            self._problems += (_unreadable(f"/files/{list(self._hashes).index(name)}", name) for name in unknown)
         if not self._hashes and not self._problems:
-            detail = f"no file came; send one or more parts called files, each {', '.join(KINDS)}"
+            detail = f"no file came; send one or more parts called files ({READABLE}); hidden files are left aside"
             self._problems.append(FieldProblem("/files", detail))
         if self._problems:
             raise InvalidRequest(self._problems)
         every = "\n".join(f"{name} {digest}" for name, digest in sorted(self._hashes.items()))
-        return hashlib.sha256(every.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(every.encode()).hexdigest()[:16]
+        return digest, "".join(f"/{name}" for name in unknown)
+
+
+def _unreadable(pointer: str, given: str) -> FieldProblem:
+    detail = f"{given!r} has an ending that is not read; there are: {READABLE}"
+    return FieldProblem(pointer, detail, given, tuple(FORMATS))

@@ -136,3 +136,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("what was seen")
         width = max(len(what) for what, _ in rows)
         terminalreporter.write_line("\n".join(f"{what:<{width}}  {figure}" for what, figure in rows))
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Put the process' signal handlers back after a program installed its own."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)

@@ -6,17 +6,17 @@ The source is a name that the service knows, or a file or folder of this machine
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from headcount.commands.common import AsJson, Follow, open_client, print_json
+from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
+from model_core.data.sources.file_names import READABLE, dataset_name, files_below, is_known_binary, shown_path
 from model_core.errors import InvalidParameter
 from model_core.storage.files import portable
-
-_ENDINGS = (".txt", ".jsonl", ".parquet")
 
 
 def datasets(
@@ -35,7 +35,8 @@ def datasets(
 
 def prepare(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="stories, babylm, hub:OWNER/NAME ..., or a local file to upload.")
+        str,
+        typer.Argument(metavar="SOURCE", help="stories, babylm, hub:OWNER/NAME ..., or a file or folder to upload."),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the dataset. Default: the source's name.")] = None,
     tokenizer: Annotated[str, typer.Option(help="gpt2, or bpe:SIZE to train one.")] = "gpt2",
@@ -75,7 +76,7 @@ def prepare(
     return DONE
 
 
-def dataset_body(source: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[Path]]:
+def dataset_body(source: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Path]]:
     """Build the request for a dataset.
 
     Args:
@@ -83,32 +84,40 @@ def dataset_body(source: str, options: Mapping[str, Any]) -> tuple[dict[str, Any
         options: Keys of the request; those that are None are left out, and `name` defaults to the source's.
 
     Returns:
-        The request, and the files to upload with it.
+        The request, and the files to upload with it by their paths below the folder.
 
     Raises:
-        InvalidParameter: The folder has no text files, or the tokenizer is unknown.
+        InvalidParameter: The folder has no file that can be read, or the tokenizer is unknown.
     """
-    files = _files(source)
-    stem = portable(source.removeprefix("file:")).stem if files else source.rpartition("/")[2].partition(":")[0]
-    named = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:63]
+    path = _local_path(source)
+    files = {} if path is None else _files(path)
     known = {key: value for key, value in options.items() if value is not None}
-    body = {"name": named or "text", **known, "tokenizer": _tokenizer(str(options["tokenizer"]))}
-    return (body, files) if files else ({**body, "source": source}, ())
+    named = _name_of(source) if path is None else dataset_name(path)
+    body = {"name": named, **known, "tokenizer": _tokenizer(str(options["tokenizer"]))}
+    return (body, files) if files else ({**body, "source": source}, {})
 
 
 COMMANDS = (datasets, prepare)
 
 
-def _files(source: str) -> list[Path]:
+def _local_path(source: str) -> Path | None:
+    """The file or folder of this machine that a source names."""
+    if source in {*BUILTIN_SOURCES, *HUB_DATASETS} or source.startswith("hub:"):
+        return None  # a source, even if a folder of that name exists
     path = portable(source.removeprefix("file:"))
-    if path.is_file():
-        return [path]
-    if not path.is_dir() or ("/" not in source and not source.startswith("file:")):
-        return []  # a word such as stories is a source, even if a folder of that name exists
-    found = sorted(one for one in path.iterdir() if one.suffix.lower() in _ENDINGS)
-    if not found:
-        raise InvalidParameter(f"{path} holds no text; files that can be sent end in {', '.join(_ENDINGS)}")
-    return found
+    return path if path.exists() else None
+
+
+def _files(path: Path) -> dict[str, Path]:
+    paths = [path] if path.is_file() and not is_known_binary(path.name) else files_below(path)
+    if not paths:
+        raise InvalidParameter(f"{path} contains no file that can be read: {READABLE}")
+    return {shown_path(file, path if path.is_dir() else path.parent): file for file in paths}
+
+
+def _name_of(source: str) -> str:
+    stem = source.rpartition("/")[2].partition(":")[0]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:63] or "text"
 
 
 def _tokenizer(text: str) -> Any:

@@ -111,7 +111,7 @@ def test_the_marker_inside_a_text_is_counted_and_reported(tmp_path):
     assert "<|endoftext|>" in dataset.tokenizer().decode(dataset.tokenizer().encode(SPECIAL))
 
 
-def test_the_report_says_how_a_source_was_read(tmp_path, capsys, monkeypatch):
+def test_the_report_says_how_a_source_was_read(tmp_path, capsys, monkeypatch, signals):
     (tmp_path / "text.txt").write_text("\n\n".join(f"  Document {n}.\n{'x' * n}" for n in range(40)))
     monkeypatch.chdir(tmp_path)
     told = []

@@ -1,8 +1,7 @@
 """A text that a model learns in seconds, and a configuration that trains on it."""
 
 import random
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,12 +63,3 @@ def tiny(corpus: Path, tmp_path: Path) -> Callable[..., Path]:
         return file
 
     return write
-
-
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """Put the process' signal handlers back after a program installed its own."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)

@@ -5,6 +5,7 @@ The programs by hand, the command line and the upload use this one table, so tha
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePath
 from typing import Literal
@@ -100,6 +101,49 @@ def is_hidden(path: PurePath) -> bool:
         True if a part of the path starts with a dot.
     """
     return any(part.startswith(".") for part in path.parts)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Find the files of a folder and its subfolders that are read: not hidden, and with a readable ending.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The files in the order of their paths.
+    """
+    paths = (path for path in entries_below(folder) if not is_hidden(path.relative_to(folder)))
+    return [path for path in paths if path.is_file() and format_of(path.name) is not None]
+
+
+def shown_path(file: Path, folder: Path) -> str:
+    """Return the path of a file as it is recorded and sent.
+
+    Args:
+        file: The file.
+        folder: Folder above it.
+
+    Returns:
+        The relative path with slashes; bytes that are not UTF-8 are replaced.
+    """
+    return file.relative_to(folder).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def entries_below(folder: Path) -> list[Path]:
+    """List all files below a folder, and hidden subfolders, which are not entered.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The paths in order.
+    """
+    found = list[Path]()
+    for directory, folders, files in os.walk(folder):
+        hidden = [name for name in folders if name.startswith(".")]
+        folders[:] = sorted(set(folders) - set(hidden))
+        found += (Path(directory, name) for name in (*hidden, *files))
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def dataset_name(path: Path) -> str:

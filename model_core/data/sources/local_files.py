@@ -7,7 +7,6 @@ files are looked through first, so that what cannot be read is found before toke
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +22,14 @@ from model_core.data.sources.base import (
     ReadOptions,
     Source,
 )
-from model_core.data.sources.file_names import READABLE, compression_of, format_of, is_hidden, is_known_binary
+from model_core.data.sources.file_names import (
+    READABLE,
+    compression_of,
+    entries_below,
+    files_below,
+    is_known_binary,
+    shown_path,
+)
 from model_core.data.sources.formats import Survey, read_batches, skip_documents, survey, with_separator
 from model_core.errors import InvalidData
 from model_core.storage.files import sha256_of
@@ -51,7 +57,7 @@ def open_files(path: Path, options: ReadOptions, on_batch: OnBatch = lambda _: N
         BadDocuments: Too many documents cannot be read.
     """
     paths, warnings = _find_files(path), list[ConfigWarning]()
-    files = [File(file, str(file.relative_to(path)) if path.is_dir() else str(file)) for file in paths]
+    files = [File(file, shown_path(file, path) if path.is_dir() else str(file)) for file in paths]
     options, surveys, log = _look_through(files, options, on_batch)
     filled = [(file, found) for file, found in zip(files, surveys, strict=True) if found.documents]
     if not filled:
@@ -89,7 +95,7 @@ def revision_of_files(path: Path) -> str | None:
         The SHA-256, hex; None if the files do not exist.
     """
     if path.is_dir():
-        return _revision(paths, path) if (paths := _readable_files(path)) else None
+        return _revision(paths, path) if (paths := files_below(path)) else None
     return _revision([path], path) if path.is_file() else None
 
 
@@ -154,7 +160,7 @@ def _find_files(path: Path) -> list[Path]:
 
 
 def _find_in_folder(folder: Path) -> list[Path]:
-    paths, names = _readable_files(folder), sorted(entry.name for entry in folder.iterdir())
+    paths, names = files_below(folder), sorted(entry.name for entry in folder.iterdir())
     if not paths:
         existing = ", ".join(names[:5]) or "nothing"
         raise InvalidData(f"{folder} has no file with a readable ending ({READABLE}); it contains: {existing}")
@@ -162,7 +168,7 @@ def _find_in_folder(folder: Path) -> list[Path]:
 
 
 def _left_aside(folder: Path, paths: Sequence[Path]) -> Iterator[ConfigWarning]:
-    others = [str(path.relative_to(folder)) for path in _entries(folder) if path not in set(paths)]
+    others = [shown_path(path, folder) for path in entries_below(folder) if path not in set(paths)]
     if others:
         detail = f"hidden files, and files with other endings than {READABLE}, are left aside: {_first(others)}"
         yield ConfigWarning("files_left_aside", detail)
@@ -175,19 +181,3 @@ def _empty_files(files: Sequence[File]) -> Iterator[ConfigWarning]:
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
-
-
-def _readable_files(folder: Path) -> list[Path]:
-    """Find the files with a readable ending that are not hidden, in the order of their paths."""
-    entries = (path for path in _entries(folder) if not is_hidden(path.relative_to(folder)))
-    return [path for path in entries if path.is_file() and format_of(path.name) is not None]
-
-
-def _entries(folder: Path) -> list[Path]:
-    """All files below a folder, and hidden subfolders, in the order of their paths."""
-    found = list[Path]()
-    for directory, folders, files in os.walk(folder):
-        hidden = [name for name in folders if name.startswith(".")]
-        folders[:] = sorted(set(folders) - set(hidden))
-        found += (Path(directory, name) for name in (*hidden, *files))
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())

@@ -33,13 +33,13 @@ def test_a_dataset_that_exists_is_reported_as_ready(service, headcount) -> None:
 
 
 def test_files_of_this_machine_are_sent(service, headcount, tmp_path) -> None:
-    for name in ("b.txt", "a.jsonl", "notes.md"):
+    for name in ("b.txt", "a.jsonl", "notes.log"):
         (tmp_path / name).write_text(f"text of {name}")
     service.says("POST /datasets", preparing(0, status="queued"), 202)
     assert headcount("prepare", str(tmp_path), "--name", "mine")[0] == 0
     sent = service.bodies[-1].decode()
     assert sent.index("text of a.jsonl") < sent.index("text of b.txt")
-    assert "notes.md" not in sent
+    assert "notes.log" not in sent
     (tmp_path / "empty").mkdir()
     code, _, err = headcount("prepare", str(tmp_path / "empty"))
     assert (code, str(tmp_path / "empty") in err) == (2, True)

@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## train, write and look, in a few minutes
 	$(BIN)/headcount demo --data ./data-demo
 
-up: $(READY) ## serve on http://127.0.0.1:8000
-	$(BIN)/headcount up
+up: $(READY) ## serve on http://127.0.0.1:8000, or on another port: make up PORT=8001
+	$(BIN)/headcount up $(if $(PORT),--port $(PORT))
 
 # Two files at a time, because half of the time tests wait for processes; then, alone, those that hold time limits.
 # Both halves run; the worse exit code counts.

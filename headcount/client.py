@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,17 +21,21 @@ from urllib.parse import quote
 
 import httpx
 
-from model_core.config_loader import override, read_tree
-from model_core.errors import ConfigFileNotFound, ModelCoreError
-from model_core.storage.files import portable
+from model_core.errors import ConfigFileNotFound, InvalidParameter, MalformedConfig, ModelCoreError
 
 Json = dict[str, Any]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+STDIN = "-"
 
 _RECONNECT_S, _GIVE_UP_S = 0.5, 120.0
 _SILENCE_S = 45.0  # the server pings every 15 s
 _AGAIN = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}
+_LONG = httpx.Timeout(600, connect=3)
+_JOB_ID, _JOB_PREFIX = re.compile(r"job_[0-9a-f]{32}"), re.compile(r"(?:job_)?([0-9a-f]{1,32})")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_LISTED = 8  # jobs that an error names
+_ALL_POINTS = 100_000  # the most that the service sends
 
 
 class Refused(ModelCoreError):
@@ -54,18 +60,57 @@ class Unreachable(ModelCoreError):
         super().__init__(f"no service at {url} ({reason}); {start}")
 
 
+class ConnectionLost(ModelCoreError):
+    """The service stopped sending in the middle of a reply."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url} stopped sending before the reply was complete ({reason}); ask again")
+
+
+class UnknownJob(ModelCoreError):
+    """Nothing matches what names a job: no run, no dataset and no id."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(f"no job has the id or run {wanted!r}; headcount jobs lists them")
+
+
+class AmbiguousJob(ModelCoreError):
+    """What names a job matches several."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, wanted: str, jobs: Sequence[Json]) -> None:
+        listed = [f"{job['id']} ({job['kind']} {job['run'] or job['dataset']}, {job['status']})" for job in jobs]
+        rest = f" and {len(jobs) - _LISTED} more" if len(jobs) > _LISTED else ""
+        super().__init__(f"{wanted!r} can be each of {len(jobs)} jobs: {', '.join(listed[:_LISTED])}{rest}")
+
+
 class Client:
     """HTTP client of one service; a context manager that closes its connections.
 
     Args:
         url: Address of the service; None for HEADCOUNT_URL, else port 8000 of this machine.
         transport: Transport in place of the network, for tests.
+        timeout_s: Longest wait for an ordinary reply.
+
+    Raises:
+        Unreachable: The address is not one of HTTP.
     """
 
-    def __init__(self, url: str | None = None, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self, url: str | None = None, transport: httpx.BaseTransport | None = None, *, timeout_s: float = 30
+    ) -> None:
         self.url = (url or os.environ.get("HEADCOUNT_URL") or DEFAULT_URL).rstrip("/")
-        timeout = httpx.Timeout(30, connect=3)
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=False)
+        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 3))
+        verify = not self.url.startswith("http://")  # reading the certificates takes longer than most requests
+        try:
+            self._http = httpx.Client(
+                base_url=self.url, timeout=timeout, transport=transport, trust_env=False, verify=verify
+            )
+        except httpx.InvalidURL as error:
+            raise Unreachable(self.url, str(error)) from None
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +162,60 @@ class Client:
         """
         return self._json("GET", "/jobs", params=_given(**filters))
 
+    def every_job(self, **filters: Any) -> Iterator[Json]:
+        """List jobs from all pages, newest first.
+
+        Args:
+            **filters: Query parameters such as `status` and `run`; those that are None are left out.
+
+        Returns:
+            Iterator over the jobs.
+        """
+        after = None
+        while True:
+            page = self.jobs(**filters, limit=100, after=after)
+            yield from page["data"]
+            if not page["has_more"] or not page["data"]:
+                return
+            after = page["last_id"]
+
+    def find_job(self, wanted: str, action: str | None = None, *, by_name: bool = True) -> str:
+        """Find the job that a person means.
+
+        Args:
+            wanted: The id; or the name of a run, which means its training, or of a dataset, which means its
+                preparation; or the first letters of an id, with or without `job_`.
+            action: Action that the job is to allow, if several jobs have that run or dataset.
+            by_name: Whether a name is accepted.
+
+        Returns:
+            Id of the job.
+
+        Raises:
+            UnknownJob: Nothing matches.
+            AmbiguousJob: Several jobs match; the error lists them.
+        """
+        if _JOB_ID.fullmatch(wanted):
+            return wanted
+        found = _meant(self._jobs_named(wanted), action) if by_name else []
+        prefix = _JOB_PREFIX.fullmatch(wanted.lower())
+        if not found and prefix is not None:
+            found = [job for job in self.every_job() if job["id"].startswith(f"job_{prefix[1]}")]
+        if not found:
+            raise UnknownJob(wanted)
+        if len(found) > 1:
+            raise AmbiguousJob(wanted, found)
+        return str(found[0]["id"])
+
+    def _jobs_named(self, name: str) -> list[Json]:
+        """Jobs of a run, else preparations of a dataset; none if the name can be neither."""
+        try:
+            return list(self.every_job(run=name)) or list(self.every_job(dataset=name, kind="prepare"))
+        except Refused as refusal:
+            if refusal.status != httpx.codes.UNPROCESSABLE_ENTITY:
+                raise
+            return []
+
     def job(self, job_id: str) -> Json:
         """Get one job.
 
@@ -160,7 +259,7 @@ class Client:
             artifacts: Also delete the run, checkpoints and pictures that it produced.
         """
         path, params = f"/jobs/{_segment(job_id)}", {"artifacts": "true"} if artifacts else {}
-        self._request("DELETE", path, params=params, timeout=httpx.Timeout(600, connect=3))
+        self._request("DELETE", path, params=params, timeout=_LONG)
 
     def datasets(self, *, limit: int = 20, after: str | None = None) -> Json:
         """List datasets by name.
@@ -185,11 +284,11 @@ class Client:
             The job that prepares the dataset, or the dataset if it exists.
         """
         if not files:
-            return self._json("POST", "/datasets", json=dict(body))
-        values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in body.items()}
+            return self._json("POST", "/datasets", **_json_body(body))
+        values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in _as_utf8(body).items()}
         with contextlib.ExitStack() as stack:
             parts = [("files", (name, stack.enter_context(path.open("rb")))) for name, path in files.items()]
-            return self._json("POST", "/datasets", data=values, files=parts, timeout=httpx.Timeout(600, connect=3))
+            return self._json("POST", "/datasets", data=values, files=parts, timeout=_LONG)
 
     def export(self, run: str, checkpoint: str, licence: str | None = None) -> Json:
         """Request an export of a checkpoint.
@@ -203,7 +302,7 @@ class Client:
             The job that exports, or the export if it exists.
         """
         body = {"checkpoint": checkpoint} | ({"licence": licence} if licence else {})
-        return self._json("POST", f"/runs/{_segment(run)}/exports", json=body)
+        return self._json("POST", f"/runs/{_segment(run)}/exports", **_json_body(body))
 
     def queue(self, *, limit: int = 20) -> Json:
         """Get the numbers of waiting and running jobs, and the next ready jobs.
@@ -282,7 +381,69 @@ class Client:
         timeout = httpx.Timeout(10, read=_SILENCE_S)
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as reply:
             checked(reply)
-            yield from messages(reply.iter_lines())
+            yield from messages(lines_of(reply.iter_bytes()))
+
+    def metrics(self, job_id: str, name: str | None = None) -> Json:
+        """Get the curves of a job, with every step.
+
+        Args:
+            job_id: Id of the job.
+            name: Names of curves, separated by commas; None for all.
+
+        Returns:
+            Object with the curves under `series`.
+        """
+        params = _given(name=name, max_points=_ALL_POINTS)
+        return self._json("GET", f"/jobs/{_segment(job_id)}/metrics", params=params)
+
+    def metrics_csv(self, job_id: str, name: str | None = None) -> str:
+        """Get the curves of a job as CSV, one row per step.
+
+        Args:
+            job_id: Id of the job.
+            name: Names of curves, separated by commas; None for all.
+
+        Returns:
+            CSV with a header.
+        """
+        params = _given(name=name, max_points=_ALL_POINTS, format="csv")
+        return self._request("GET", f"/jobs/{_segment(job_id)}/metrics", params=params).text
+
+    # --- runs --------------------------------------------------------------------------------------------------
+
+    def runs(self, *, limit: int = 20, after: str | None = None) -> Json:
+        """List runs by name.
+
+        Args:
+            limit: Largest number of runs on the page.
+            after: Cursor of the previous page; None for the first page.
+
+        Returns:
+            One page.
+        """
+        return self._json("GET", "/runs", params=_given(limit=limit, after=after))
+
+    def run(self, name: str) -> Json:
+        """Get one run.
+
+        Args:
+            name: Name of the run.
+
+        Returns:
+            The run with its configuration and checkpoints.
+        """
+        return self._json("GET", f"/runs/{_segment(name)}")
+
+    def checkpoints(self, run: str) -> Json:
+        """List the checkpoints of a run by step.
+
+        Args:
+            run: Name of the run.
+
+        Returns:
+            List object with the checkpoints under `data`.
+        """
+        return self._json("GET", f"/runs/{_segment(run)}/checkpoints")
 
     # --- models ------------------------------------------------------------------------------------------------
 
@@ -295,7 +456,7 @@ class Client:
         Returns:
             The completed generation.
         """
-        return self._json("POST", "/generate", json=dict(request), timeout=httpx.Timeout(600, connect=3))
+        return self._json("POST", "/generate", **_json_body(request), timeout=_LONG)
 
     def generate_stream(self, request: Mapping[str, Any]) -> Iterator[Json]:
         """Generate text piece by piece.
@@ -308,14 +469,16 @@ class Client:
 
         Raises:
             Refused: The request was refused, or failed while streaming.
-            Unreachable: The connection broke.
+            Unreachable: The service does not answer.
+            ConnectionLost: The stream ended before the text did.
         """
-        headers = {"Accept": "text/event-stream"}
-        body = {**request, "stream": True}
+        headers = {"Accept": "text/event-stream", "Content-Type": "application/json"}
+        body, is_open = _json_body({**request, "stream": True})["content"], False
         try:
-            with self._http.stream("POST", "/generate", json=body, headers=headers, timeout=600) as reply:
+            with self._http.stream("POST", "/generate", content=body, headers=headers, timeout=_LONG) as reply:
                 checked(reply)
-                for message in messages(reply.iter_lines()):
+                is_open = True
+                for message in messages(lines_of(reply.iter_bytes())):
                     piece: Json = json.loads(message.data)
                     if message.event == "error":
                         raise Refused(int(piece.get("status", httpx.codes.INTERNAL_SERVER_ERROR)), piece)
@@ -323,7 +486,10 @@ class Client:
                         return
                     yield piece
         except httpx.TransportError as error:
+            if is_open:
+                raise ConnectionLost(self.url, type(error).__name__) from error
             raise Unreachable(self.url, type(error).__name__) from error
+        raise ConnectionLost(self.url, "the stream has no end event")
 
     def attention(self, run: str, example: str, **params: Any) -> Json:
         """Get the manifest of an example's attention, which is captured if it was not before.
@@ -338,26 +504,30 @@ class Client:
         """
         path = f"/attention/{_segment(run)}/{_segment(example)}"
         headers = {"Accept": "application/json"}
-        return self._json("GET", path, headers=headers, params=_given(**params), timeout=httpx.Timeout(600, connect=3))
+        return self._json("GET", path, headers=headers, params=_given(**params), timeout=_LONG)
 
-    def picture(self, run: str, example: str, file: str = "", **params: Any) -> bytes:
+    def picture(self, run: str, example: str, **params: Any) -> bytes:
         """Get a picture of an example's attention.
 
         Args:
             run: Name of the run.
             example: Number of the test example.
-            file: `layerNN.png` for one layer; empty for all layers on one sheet.
-            **params: Query parameters such as `checkpoint`.
+            **params: Query parameters such as `checkpoint`, `layer`, `head`, `cmap` and `format`; those that are None
+                are left out. Without a layer all of them are on one sheet.
 
         Returns:
-            The PNG file.
+            The file, by default PNG.
         """
-        path = f"/attention/{_segment(run)}/{_segment(example)}{'/' if file else ''}{file}"
-        reply = self._request("GET", path, headers={"Accept": "image/png"}, params=_given(**params), timeout=600)
-        return reply.content
+        path = f"/attention/{_segment(run)}/{_segment(example)}"
+        params = _given(**{"format": "png", **_given(**params)})
+        return self._request("GET", path, params=params, timeout=_LONG).content
 
     def _json(self, method: str, path: str, **options: Any) -> Json:
-        return self._request(method, path, **options).json()  # type: ignore[no-any-return]
+        reply = self._request(method, path, **options)
+        try:
+            return reply.json()  # type: ignore[no-any-return]
+        except ValueError:
+            raise Unreachable(self.url, "what answers there sends no JSON") from None
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
@@ -367,12 +537,12 @@ class Client:
 
 
 def body_of(file: str, settings: Sequence[str] = ()) -> tuple[bytes, str]:
-    """Read a configuration file as a request body.
+    """Read a configuration as a request body.
 
-    Without overrides the file is sent unchanged, so the service can name line and column of a mistake.
+    Without overrides the text is sent unchanged, so the service can name line and column of a mistake.
 
     Args:
-        file: Path of the configuration.
+        file: Path of the configuration; `-` for standard input.
         settings: Overrides, `K=V` each.
 
     Returns:
@@ -381,13 +551,18 @@ def body_of(file: str, settings: Sequence[str] = ()) -> tuple[bytes, str]:
     Raises:
         ConfigFileNotFound: There is no such file.
         InvalidConfig: An override is not `K=V`.
+        MalformedConfig: Overrides are given, and the text is not a YAML mapping.
     """
-    if settings:
-        return json.dumps(override(read_tree(file), settings), default=str).encode(), "application/json"
-    path = portable(file)
-    if not path.is_file():
-        raise ConfigFileNotFound(path)
-    return path.read_bytes(), "application/yaml"
+    from model_core.config_loader import override, parse_yaml  # loads pydantic, which most requests do not need
+
+    body = _read(file)
+    if not settings:
+        return body, "application/json" if _is_json(body) else "application/yaml"
+    try:
+        tree = parse_yaml(body.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise MalformedConfig(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    return json.dumps(override(tree, _as_utf8(settings)), default=str).encode(), "application/json"
 
 
 def is_over(event: Mapping[str, Any]) -> bool:
@@ -439,6 +614,27 @@ class Message:
     data: str
 
 
+def lines_of(blocks: Iterable[bytes]) -> Iterator[str]:
+    """Split an event stream into lines: only LF, CR and CR LF end one, and no other character of Unicode.
+
+    Args:
+        blocks: The stream, in blocks of any size.
+
+    Returns:
+        Iterator over the complete lines, without line ends.
+    """
+    held: list[bytes] = []
+    is_after_cr = False
+    for block in blocks:
+        rest = block[1:] if is_after_cr and block.startswith(b"\n") else block  # the second half of a CR LF
+        is_after_cr = block.endswith(b"\r") or (is_after_cr and not block)
+        first, *others = _LINE_END.split(rest)
+        held.append(first)
+        for line in others:
+            yield b"".join(held).decode("utf-8", "replace")
+            held = [line]
+
+
 def messages(lines: Iterable[str]) -> Iterator[Message]:
     """Parse server-sent events; comments and unknown fields are ignored.
 
@@ -464,12 +660,59 @@ def messages(lines: Iterable[str]) -> Iterator[Message]:
             number = value
 
 
+def _meant(jobs: Sequence[Json], action: str | None) -> list[Json]:
+    """Of the jobs of one run: those that allow the action, else its training, else the newest."""
+    able = [job for job in jobs if action in job["allowed_actions"]]
+    unfinished = [job for job in jobs if action is not None and not job["terminal"]]
+    training = [job for job in jobs if job["kind"] == "train"]
+    return able or unfinished or training[:1] or list(jobs[:1])
+
+
+def _read(file: str) -> bytes:
+    if file == STDIN:
+        return sys.stdin.buffer.read()
+    path = Path(file.replace("\\", "/"))
+    if not path.exists() or path.is_dir():  # a pipe is fine: submit <(sed ... base.yaml)
+        raise ConfigFileNotFound(path)
+    return path.read_bytes()
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json_body(value: Mapping[str, Any]) -> Json:
+    """Options of a request with a JSON body."""
+    try:
+        text = json.dumps(_as_utf8(value), ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise InvalidParameter("a number is nan or infinite; only finite numbers can be sent") from None
+    return {"content": text.encode(), "headers": {"Content-Type": "application/json"}}
+
+
+def _as_utf8(value: Any) -> Any:
+    """Restore texts that Python read from the command line under a locale without UTF-8."""
+    if isinstance(value, Mapping):
+        return {key: _as_utf8(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_utf8(item) for item in value]
+    if not isinstance(value, str) or value.isascii():
+        return value
+    try:
+        return value.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
+        raise InvalidParameter(f"{value!r} is not UTF-8 text") from None
+
+
 def _given(**params: Any) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}
+    return {name: _as_utf8(value) for name, value in params.items() if value is not None}
 
 
 def _segment(text: str) -> str:
-    return quote(text, safe="")
+    return quote(_as_utf8(text), safe="")
 
 
 def _one_line(status: int, problem: Json) -> str:

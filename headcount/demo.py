@@ -19,8 +19,9 @@ from pathlib import Path
 from rich.console import Console
 
 from headcount.client import DEFAULT_URL, Client, Json, Refused
-from headcount.follow import ProgressView, follow, follow_from_queue, number
+from headcount.follow import ProgressView, follow, follow_from_queue
 from headcount.processes import ProcessGroup, Program
+from headcount.terminal import number, printable
 from model_core.config_loader import preset_text
 from model_core.errors import ModelCoreError
 from model_core.storage.files import Layout
@@ -202,4 +203,4 @@ def _free_port() -> int:
 
 
 def _echo(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, emoji=False, soft_wrap=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
 import typer
 
+from headcount.terminal import discard_output, one_line
 from model_core.errors import BAD_INPUT, BUSY, DONE, FAILED, INTERRUPTED, INVALID_INPUT_CODES, ModelCoreError
+
+PIPE_CLOSED = 128 + 13  # what a shell reports of a process that SIGPIPE ended, as `| head` does
+_OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC}
 
 
 def run(command: Callable[[], object]) -> int:
@@ -20,15 +25,22 @@ def run(command: Callable[[], object]) -> int:
         The exit code.
     """
     try:
-        code = command()
-    except ModelCoreError as error:
-        print_error(f"{error}; {error.hint}" if error.hint else str(error))
-        return exit_code(error)
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the edge of the process
-        return _usage(error)
-    return code if isinstance(code, int) else DONE
+        code = _run(command)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # an error after this line could only be printed as a traceback
+    except BrokenPipeError:
+        discard_output()
+        return PIPE_CLOSED
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        discard_output()  # the libraries of the help and of the progress bar exit instead of raising
+        return PIPE_CLOSED
+    except OSError as error:
+        print_error(f"the output cannot be written: {error.strerror}")
+        discard_output()
+        return FAILED
+    return code
 
 
 def exit_code(error: ModelCoreError) -> int:
@@ -54,7 +66,23 @@ def print_error(message: str) -> None:
     Args:
         message: The message; line breaks become spaces.
     """
-    print(f"headcount: {' '.join(message.split())}", file=sys.stderr)
+    print(f"headcount: {' '.join(one_line(message).split())}", file=sys.stderr)
+
+
+def _run(command: Callable[[], object]) -> int:
+    """Run a command; only errors of the output are raised."""
+    try:
+        code = command()
+    except ModelCoreError as error:
+        print_error(f"{error}; {error.hint}" if error.hint else str(error))
+        return exit_code(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS:
+            raise
+        return _usage(error)
+    return code if isinstance(code, int) else DONE
 
 
 def _usage(error: Exception) -> int:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from headcount.client import Client, Json, Refused, Unreachable
+from headcount.terminal import duration, number, one_line
 
 Event = Mapping[str, Any]
 
 _PLAIN_EVERY_S = 3.0
 _POLL_S = 0.5
+_WIDTH_FOR_BAR = 60
 _COPIED = ("step", "max_steps", "loss", "val_loss", "tokens_per_s", "bits_per_byte")
 _SHOWN_WITH_REASON = {"queued", "stopping", "cancelled"}
 
@@ -149,7 +151,8 @@ def describe(event: Event) -> str | None:
         bits = f"  {event['bits_per_byte']:.3f} bits per byte" if event.get("bits_per_byte") is not None else ""
         return f"step {event.get('step')}  validation loss {number(event.get('val_loss'))}{bits}"
     if kind == "sample":
-        return f"step {event.get('step')}  sample: " + " | ".join(str(text) for text in event.get("texts", ())[:1])
+        texts = [one_line(str(text)) for text in event.get("texts", ())[:1]]
+        return f"step {event.get('step')}  sample: " + " | ".join(texts)
     if kind == "checkpoint":
         return f"step {event.get('step')}  saved {event.get('file')}"
     if kind == "warning":
@@ -181,31 +184,7 @@ def log_line(event: Event) -> str:
     else:
         rest = {k: v for k, v in event.items() if k not in {"seq", "time", "attempt", "type"}}
         text = describe(event) or f"{event['type']} " + " ".join(f"{key}={value}" for key, value in rest.items())
-    return f"{event.get('time', '')}  {text}".replace("\n", " ").strip()
-
-
-def number(value: Any) -> str:
-    """Format a number with four significant digits.
-
-    Args:
-        value: A number, or the name of one that is not finite.
-
-    Returns:
-        The text.
-    """
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Format a duration as h:mm:ss.
-
-    Args:
-        seconds: The duration in seconds.
-
-    Returns:
-        The text.
-    """
-    return str(timedelta(seconds=round(seconds)))
+    return one_line(f"{event.get('time', '')}  {text}").strip()
 
 
 def made_by(job: Json) -> str:
@@ -260,7 +239,9 @@ def _print(events: Iterable[Event], console: Console, view: ProgressView) -> Pro
 
 
 def _draw(events: Iterable[Event], console: Console, view: ProgressView) -> ProgressView:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+    text = TextColumn("{task.fields[text]}", markup=False)
+    bar = (BarColumn(),) if console.width >= _WIDTH_FOR_BAR else ()
+    columns = (TextColumn("{task.description}", markup=False), *bar, text, TimeElapsedColumn())
     with Progress(*columns, console=console, transient=False) as progress:
         task = progress.add_task(view.status or "queued", total=view.max_steps, completed=view.step, text="")
         for view, line in _worth_a_line(events, view):  # noqa: B020 - as above
@@ -271,13 +252,14 @@ def _draw(events: Iterable[Event], console: Console, view: ProgressView) -> Prog
 
 
 def _update(progress: Progress, task: TaskID, view: ProgressView) -> None:
-    text = view.activity or view.line()
+    text = one_line(view.activity or view.line())
     total, completed = (view.of, view.done or 0) if view.activity else (view.max_steps, view.step)
     progress.update(task, description=view.status or "queued", total=total, completed=completed, text=text)
 
 
 def _echo(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    lines = "\n".join(map(one_line, text.split("\n")))
+    console.print(lines, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def _waiting(awaited: Json) -> Json:

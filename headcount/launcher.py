@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import service
 from headcount import embedded_redis
 from headcount.embedded_redis import CannotStart, lock_data_root
 from headcount.processes import ProcessGroup, Program
@@ -27,6 +28,7 @@ _START_TIMEOUT_S, _DEATHS_AT_START = 180.0, 3
 _WORKER_GRACE_S, _REDIS_GRACE_S = 90.0, 15.0
 _API_GRACE_S = 5  # for open event streams
 _TICK_S = 0.1
+_LOG_CONFIG = Path(service.__file__).with_name("log_config.json")  # uvicorn's own log has no times
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class _Service:
             "inference": ("worker.inference", "--host", "127.0.0.1", "--port", "0"),
             "api": (
                 "uvicorn", "service.app:app", "--host", self.host, "--port", str(self.port),
-                "--timeout-graceful-shutdown", str(_API_GRACE_S),
+                "--timeout-graceful-shutdown", str(_API_GRACE_S), "--log-config", str(_LOG_CONFIG),
             ),
         }.items():  # fmt: skip
             yield Program(name, (*python, *argv), environment, self.data / "logs" / f"{name}.log")

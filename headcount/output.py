@@ -1,53 +1,32 @@
-"""Tables and files for people: jobs, queue, workers, datasets, attention pictures and cost reports."""
+"""What people see of jobs, queue, workers, datasets, runs, checkpoints and metrics, and the files of attention."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 from headcount.client import Client, Json
-from headcount.follow import duration, made_by, number
-from model_core.config_loader import read_config
-from model_core.report import Report, build_report
-from model_core.report import Table as ReportTable
-from model_core.storage.dataset import dataset_of
-from model_core.storage.files import Layout
-
-_WIDTH = 150
+from headcount.follow import made_by
+from headcount.tables import Column, Row, print_card, print_table, print_text
+from headcount.terminal import ago, duration, elapsed, local_time, number, size
 
 
 def job_table(jobs: Sequence[Json], *, has_more: bool) -> None:
-    """Print jobs, one per row, with a priority column if any job has one.
+    """Print jobs, one per row, with the reason below each that failed.
 
     Args:
         jobs: The jobs of a page.
         has_more: Whether further pages exist.
     """
-    ranked = any(job["priority"] for job in jobs)
-    table = Table(
-        "job",
-        "kind",
-        "run or dataset",
-        "status",
-        "step",
-        "loss",
-        "created",
-        *(["priority"] if ranked else []),
-        box=None,
-    )
-    for job in jobs:
-        loss = "" if job["progress"]["loss"] is None else number(job["progress"]["loss"])
-        row = [job["id"], job["kind"], job["run"] or job["dataset"], _status(job), _steps(job), loss, job["created_at"]]
-        table.add_row(*row, *([str(job["priority"])] if ranked else []))
-    console = _console()
-    console.print(table)
+    columns = (
+        Column("job", is_heading=True), Column("run or dataset", is_heading=True), Column("kind"), Column("status"),
+        Column("step", is_number=True), Column("loss", is_number=True), Column("val loss", is_number=True),
+        Column("took", is_number=True), Column("created"), Column("priority", is_number=True),
+    )  # fmt: skip
+    print_table(columns, [_job_row(job) for job in jobs])
     if has_more:
-        console.print("there are more: --limit, --status, --run")
+        print_text("there are more: --limit, --status, --run")
 
 
 def job_card(job: Json) -> None:
@@ -56,10 +35,7 @@ def job_card(job: Json) -> None:
     Args:
         job: The job.
     """
-    table = Table(show_header=False, box=None)
-    for name, value in _facts(job):
-        table.add_row(name, value)
-    _console().print(table)
+    print_card(_facts(job))
 
 
 def queue_table(queue: Json) -> None:
@@ -68,118 +44,201 @@ def queue_table(queue: Json) -> None:
     Args:
         queue: The queue, as the service answered it.
     """
-    console = _console()
     waits = f"{queue['ready']} ready, {queue['waiting']} waiting for others"
-    console.print(f"{queue['running']} running, {queue['queued']} queued: {waits}")
+    print_text(f"{queue['running']} running, {queue['queued']} queued: {waits}")
     if not queue["data"]:
         return
-    table = Table("place", "job", "kind", "run or dataset", "priority", "starts in", box=None)
-    for job in queue["data"]:
-        place = job["queue"] or {"position": "", "eta_s": None}
-        made = job["run"] or job["dataset"]
-        row = (str(place["position"]), job["id"], job["kind"], made, str(job["priority"]), _when(place["eta_s"]))
-        table.add_row(*row)
-    console.print(table)
+    columns = (
+        Column("place", is_number=True), Column("job", is_heading=True), Column("run or dataset", is_heading=True),
+        Column("kind"), Column("priority", is_number=True), Column("starts in"),
+    )  # fmt: skip
+    print_table(columns, [_queue_row(job) for job in queue["data"]])
     if len(queue["data"]) < queue["ready"]:
-        console.print("there are more: --limit")
+        print_text("there are more: --limit")
 
 
 def worker_table(workers: Sequence[Json]) -> None:
-    """Print workers, one per row, with their jobs and GPUs.
+    """Print workers, one per row, with their GPUs and jobs below them.
 
     Args:
         workers: The live workers.
     """
     if not workers:
-        _console().print("no worker is alive")
+        print_text("no worker is alive")
         return
-    table = Table("worker", "busy", "GPUs", "jobs", box=None)
+    columns = (Column("worker", is_heading=True), Column("busy"), Column("GPUs"))
+    rows = []
     for worker in workers:
-        gpus = "\n".join(_gpu(gpu) for gpu in worker["gpus"]) or "none"
-        table.add_row(worker["id"], f"{worker['busy']}/{worker['slots']}", gpus, "\n".join(worker["jobs"]))
-    _console().print(table)
+        cells = (worker["id"], f"{worker['busy']}/{worker['slots']}", str(len(worker["gpus"]) or "none"))
+        rows.append(Row(cells, (*map(_gpu, worker["gpus"]), *worker["jobs"])))
+    print_table(columns, rows)
 
 
 def dataset_table(datasets: Sequence[Json], *, has_more: bool) -> None:
-    """Print datasets, one per row.
+    """Print datasets, one per row, with the reason below each that failed.
 
     Args:
         datasets: The datasets of a page.
         has_more: Whether further pages exist.
     """
-    table = Table("dataset", "state", "source", "documents", "tokens", "job", box=None)
+    columns = (
+        Column("dataset", is_heading=True), Column("state"), Column("source"), Column("documents", is_number=True),
+        Column("tokens", is_number=True), Column("job"),
+    )  # fmt: skip
+    rows = []
     for one in datasets:
         counts = ["" if one[key] is None else f"{one[key]:,}" for key in ("documents", "tokens")]
-        state = f"{one['state']}: {one['error']['detail']}" if one["error"] else one["state"]
-        table.add_row(one["name"], state, one["source"] or "", *counts, one["job"] or "")
-    console = _console()
-    console.print(table)
+        job = "" if one["state"] == "ready" else one["job"] or ""
+        rows.append(Row((one["name"], one["state"], one["source"] or "", *counts, job), _reasons(one["error"])))
+    print_table(columns, rows)
     if has_more:
-        console.print("there are more: --limit")
+        print_text("there are more: --limit")
 
 
-def save_attention(client: Client, run: str, example: str, checkpoint: str, directory: Path) -> Iterator[Path]:
-    """Download every attention picture of an example.
+def dataset_card(dataset: Json) -> None:
+    """Print a dataset that is ready, and how its source was read.
+
+    Args:
+        dataset: The dataset.
+    """
+    from model_core.storage.dataset import describe_reading  # loads numpy
+
+    print_text(f"{dataset['name']}  {dataset['state']}  {dataset['tokens'] or 0:,} tokens")
+    for line in describe_reading(dataset.get("reading")):
+        print_text(line)
+
+
+def run_table(runs: Sequence[Json], *, has_more: bool) -> None:
+    """Print runs, one per row, with the number and size of their checkpoints.
+
+    Args:
+        runs: The runs of a page.
+        has_more: Whether further pages exist.
+    """
+    columns = (
+        Column("run", is_heading=True), Column("status"), Column("step", is_number=True),
+        Column("val loss", is_number=True), Column("checkpoints", is_number=True), Column("size", is_number=True),
+        Column("created"),
+    )  # fmt: skip
+    rows = []
+    for run in runs:
+        kept = run["checkpoints"]
+        step = str(max(one["step"] for one in kept)) if kept else ""
+        best, total = _lowest([one["val_loss"] for one in kept]), size(sum(one["size_bytes"] for one in kept))
+        rows.append(Row((run["name"], run["status"], step, best, str(len(kept)), total, ago(run["created_at"]))))
+    print_table(columns, rows)
+    if has_more:
+        print_text("there are more: --limit")
+
+
+def run_card(run: Json) -> None:
+    """Print one run: its model, data, result and checkpoints.
+
+    Args:
+        run: The run with its configuration.
+    """
+    print_card(_run_facts(run))
+    if run["checkpoints"]:
+        checkpoint_table(run["checkpoints"])
+
+
+def checkpoint_table(checkpoints: Sequence[Json]) -> None:
+    """Print checkpoints, one per row.
+
+    Args:
+        checkpoints: The checkpoints of a run.
+    """
+    columns = (
+        Column("checkpoint", is_heading=True), Column("step", is_number=True), Column("val loss", is_number=True),
+        Column("size", is_number=True), Column("holds"), Column("saved"), Column("pinned"),
+    )  # fmt: skip
+    rows = []
+    for one in checkpoints:
+        loss = "" if one["val_loss"] is None else number(one["val_loss"])
+        holds, pinned = "full state" if one["full"] else "parameters", "yes" if one["pinned"] else ""
+        rows.append(
+            Row((one["file"], str(one["step"]), loss, size(one["size_bytes"]), holds, ago(one["created_at"]), pinned))
+        )
+    print_table(columns, rows)
+
+
+def metrics_table(series: Mapping[str, Json]) -> None:
+    """Print the curves of a job, one per row.
+
+    Args:
+        series: Steps and values by name.
+    """
+    if not series:
+        print_text("no values yet")
+        return
+    columns = (
+        Column("curve", is_heading=True), *(Column(name, is_number=True) for name in ("points", "first", "last")),
+        Column("lowest", is_number=True), Column("at step", is_number=True),
+    )  # fmt: skip
+    rows = []
+    for name, curve in series.items():
+        values = curve["values"]
+        points = zip(values, curve["steps"], strict=True)
+        finite = [point for point in points if not isinstance(point[0], str)]  # nan and inf are texts
+        lowest, step = min(finite) if finite else ("", "")
+        ends = (number(values[0]), number(values[-1])) if values else ("", "")
+        rows.append(Row((name, str(curve["points_total"]), *ends, number(lowest), str(step))))
+    print_table(columns, rows)
+
+
+def save_attention(
+    client: Client, run: str, example: str, directory: Path, *, layer: int | None, head: int | None, **options: Any
+) -> Iterator[Path]:
+    """Download attention pictures of an example: one head, one layer, or every layer and all of them on one sheet.
 
     Args:
         client: Client of the service.
         run: Name of the run.
         example: Number of the test example.
-        checkpoint: Selector of the checkpoint, such as `best`.
         directory: Where to write; created if missing.
+        layer: Only this layer; None for all.
+        head: Only this head of the layer.
+        **options: Query parameters such as `checkpoint`, `format` and `cmap`.
 
     Returns:
         Iterator over the written files.
     """
-    manifest = client.attention(run, example, checkpoint=checkpoint)
+    ending = options["format"]
+    manifest = client.attention(run, example, checkpoint=options["checkpoint"], max_tokens=options["max_tokens"])
+    options["checkpoint"] = f"sha256={manifest['sha256']}"  # one for all pictures, also while the run saves another
+    pictures: dict[str, dict[str, int]] = {}
+    if layer is not None or head is not None:
+        chosen = {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
+        pictures["_".join(f"{name}{value:02d}" for name, value in chosen.items())] = chosen
+    else:
+        pictures = {f"layer{one['layer']:02d}": {"layer": one["layer"]} for one in manifest["layers"]} | {"sheet": {}}
     directory.mkdir(parents=True, exist_ok=True)
-    files = [f"layer{layer['layer']:02d}.png" for layer in manifest["layers"]]
-    for file in files:
-        (directory / file).write_bytes(client.picture(run, example, file, checkpoint=checkpoint))
-        yield directory / file
-    (directory / "sheet.png").write_bytes(client.picture(run, example, checkpoint=checkpoint))
-    yield directory / "sheet.png"
+    for name, part in pictures.items():
+        file = directory / f"{name}.{ending}"
+        file.write_bytes(client.picture(run, example, **part, **options))
+        yield file
 
 
-def report(file: str, overrides: Sequence[str]) -> Report:
-    """Calculate what a configuration costs.
-
-    Args:
-        file: Path of the configuration.
-        overrides: Overrides, `K=V` each.
-
-    Returns:
-        The report.
-
-    Raises:
-        ConfigFileNotFound: There is no such file.
-        InvalidConfig: The configuration is invalid.
-    """
-    parsed = read_config(file, overrides)
-    root = os.environ.get("HEADCOUNT_DATA")
-    layout = Layout.under(Path(root)) if root else Layout.of(parsed.config)
-    return build_report(parsed, dataset_of(parsed.config, layout))
+def _job_row(job: Json) -> Row:
+    losses = ["" if job["progress"][name] is None else number(job["progress"][name]) for name in ("loss", "val_loss")]
+    took = elapsed(job.get("started_at"), job.get("finished_at")) if job["status"] != "queued" else ""
+    priority = str(job["priority"]) if job["priority"] else ""
+    cells = (job["id"], job["run"] or job["dataset"] or "", job["kind"], _status(job), _steps(job), *losses, took)
+    return Row((*cells, ago(job["created_at"]), priority), _reasons(job["error"]))
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Print a report: tables, remarks and formulas.
-
-    Args:
-        report: The report.
-        console: Where to print.
-    """
-    for table in report.tables():
-        console.print(_drawn(table))
-    for remark in report.remarks():
-        console.print(remark, markup=False)
-    for what, formula in report.budget.formulas.items():
-        console.print(f"{what} = {formula}", markup=False, highlight=False, style="dim")
+def _queue_row(job: Json) -> Row:
+    place = job["queue"] or {"position": "", "eta_s": None}
+    made = job["run"] or job["dataset"] or ""
+    return Row((str(place["position"]), job["id"], made, job["kind"], str(job["priority"]), _when(place["eta_s"])))
 
 
-def _console() -> Console:
-    """Console wide enough for a row with a full job id, so that the id can be copied."""
-    console = Console(highlight=False, markup=False)
-    return console if console.width >= _WIDTH else Console(highlight=False, markup=False, width=_WIDTH)
+def _reasons(error: Json | None) -> tuple[str, ...]:
+    """Why something failed, and what to do about it."""
+    if not error:
+        return ()
+    detail = f"{error['code']}: {error['detail']}" if error.get("code") else str(error["detail"])
+    return (f"{detail}; {error['hint']}" if error.get("hint") else detail,)
 
 
 def _status(job: Json) -> str:
@@ -203,8 +262,13 @@ def _when(eta_s: Sequence[float] | None) -> str:
 
 
 def _gpu(gpu: Json) -> str:
-    size = f"{gpu['memory_bytes'] / 2**30:.0f} GiB" if gpu.get("memory_bytes") else ""
-    return " ".join(filter(None, (str(gpu["index"]), gpu["name"], size, gpu.get("job") or "free")))
+    memory = f"{gpu['memory_bytes'] / 2**30:.0f} GiB" if gpu.get("memory_bytes") else ""
+    return "GPU " + " ".join(filter(None, (str(gpu["index"]), gpu["name"], memory, gpu.get("job") or "free")))
+
+
+def _lowest(values: Sequence[Any]) -> str:
+    finite = [value for value in values if isinstance(value, int | float)]
+    return number(min(finite)) if finite else ""
 
 
 def _facts(job: Json) -> Iterator[tuple[str, str]]:
@@ -219,13 +283,15 @@ def _facts(job: Json) -> Iterator[tuple[str, str]]:
     for name in ("loss", "val_loss", "tokens_per_s"):
         if progress[name] is not None:
             yield name, number(progress[name])
+    if took := elapsed(job.get("started_at"), job.get("finished_at")):
+        yield "took", took
     if progress["eta_s"] is not None and job["status"] == "running":
         yield "ETA", duration(progress["eta_s"])
     yield from _circumstances(job)
     for attempt in job.get("attempts", ()):
         yield f"attempt {attempt['attempt']}", _attempt(attempt, job["run"])
     for change in job["history"]:
-        yield change["time"], f"{change['from'] or '-'} -> {change['to']} ({change['reason']})"
+        yield local_time(change["time"]), f"{change['from'] or '-'} -> {change['to']} ({change['reason']})"
     if job["allowed_actions"]:
         yield "allowed", ", ".join(job["allowed_actions"])
 
@@ -244,13 +310,16 @@ def _circumstances(job: Json) -> Iterator[tuple[str, str]]:
         yield "error", f"{error['code']}: {error['detail']}"
         if error.get("hint"):
             yield "hint", error["hint"]
+    for warning in job["warnings"]:
+        yield "warning", warning["detail"]
     for name, value in job["metadata"].items():
         yield f"metadata {name}", value
 
 
 def _attempt(attempt: Json, run: str | None) -> str:
     worker, origin = attempt["worker"] or {}, attempt["resumed_from"]
-    parts = [f"{attempt['started_at']} to {attempt['ended_at'] or 'now'}"]
+    ended = local_time(attempt["ended_at"]) if attempt["ended_at"] else "now"
+    parts = [f"{local_time(attempt['started_at'])} to {ended}"]
     parts += [f"on {worker['host']} {worker.get('device') or ''}".rstrip()] if worker else []
     parts += [f"run {attempt['run']}"] if attempt["run"] != run else []
     parts += [f"from {origin['file']} at step {origin['step']}"] if origin else []
@@ -259,12 +328,17 @@ def _attempt(attempt: Json, run: str | None) -> str:
     return ", ".join(parts)
 
 
-def _drawn(table: ReportTable) -> Table:
-    first, *others = table.head
-    drawn = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
-    drawn.add_column(first)
-    for name in others:
-        drawn.add_column(name, justify="right", overflow="fold")  # wraps in a narrow terminal instead of cutting digits
-    for row in table.rows:
-        drawn.add_row(*row)
-    return drawn
+def _run_facts(run: Json) -> Iterator[tuple[str, str]]:
+    model, data = run["config"]["model"], run["config"]["data"]
+    heads = model["n_head_list"] or [model["n_head"]] * model["n_layer"]
+    yield "run", run["name"]
+    yield "status", f"{run['status']}, attempt {run['attempt']}"
+    if run["job"]:
+        yield "job", run["job"]
+    yield "heads", " ".join(map(str, heads))
+    yield "size", f"{model['n_layer']} layers of {model['n_embd']}, context {model['block_size']}"
+    yield "dataset", data["dataset"] or data["train_file"]
+    if run["created_at"]:
+        yield "created", f"{local_time(run['created_at'])}, {ago(run['created_at'])}"
+    if run["outcome"] and run["outcome"].get("error"):
+        yield "error", "".join(_reasons(run["outcome"]["error"]))

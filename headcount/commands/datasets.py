@@ -12,11 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from headcount.commands.common import AsJson, Follow, open_client, print_json
-from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
-from model_core.data.sources.file_names import READABLE, dataset_name, files_below, is_known_binary, shown_path
-from model_core.errors import InvalidParameter
-from model_core.storage.files import portable
+from headcount.commands.common import AsJson, Follow, open_client, print_json, submitted
+from model_core.errors import DONE, InvalidParameter
 
 
 def datasets(
@@ -54,11 +51,10 @@ def prepare(
         str | None, typer.Option(help="A document that cannot be read: fail, or skip a few.")
     ] = None,
     follow: Follow = False,
+    as_json: AsJson = False,
 ) -> int:
     """Prepare a dataset on the service; local files are uploaded."""
-    from headcount.commands.common import submitted
-    from model_core.errors import DONE
-    from model_core.storage.dataset import describe_reading
+    from headcount.output import dataset_card
 
     options: dict[str, Any] = {
         "name": name, "tokenizer": tokenizer, "revision": revision, "text_column": text_column, "seed": seed,
@@ -69,10 +65,11 @@ def prepare(
     with open_client() as client:
         made = client.prepare(body, files)
         if made["object"] == "job":
-            return submitted(client, made, follow=follow)
-    print(f"{made['name']}  {made['state']}  {made['tokens'] or 0:,} tokens")
-    for line in describe_reading(made.get("reading")):
-        print(line)
+            return submitted(client, made, follow=follow, as_json=as_json)
+    if as_json:
+        print_json(made)
+    else:
+        dataset_card(made)
     return DONE
 
 
@@ -89,6 +86,8 @@ def dataset_body(source: str, options: Mapping[str, Any]) -> tuple[dict[str, Any
     Raises:
         InvalidParameter: The folder has no file that can be read, or the tokenizer is unknown.
     """
+    from model_core.data.sources.file_names import dataset_name
+
     path = _local_path(source)
     files = {} if path is None else _files(path)
     known = {key: value for key, value in options.items() if value is not None}
@@ -102,6 +101,9 @@ COMMANDS = (datasets, prepare)
 
 def _local_path(source: str) -> Path | None:
     """The file or folder of this machine that a source names."""
+    from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
+    from model_core.storage.files import portable
+
     if source in {*BUILTIN_SOURCES, *HUB_DATASETS} or source.startswith("hub:"):
         return None  # a source, even if a folder of that name exists
     path = portable(source.removeprefix("file:"))
@@ -109,6 +111,8 @@ def _local_path(source: str) -> Path | None:
 
 
 def _files(path: Path) -> dict[str, Path]:
+    from model_core.data.sources.file_names import READABLE, files_below, is_known_binary, shown_path
+
     paths = [path] if path.is_file() and not is_known_binary(path.name) else files_below(path)
     if not paths:
         raise InvalidParameter(f"{path} contains no file that can be read: {READABLE}")

@@ -9,6 +9,8 @@ import typer
 
 from headcount.commands.common import AsJson, DataOption, FileArgument, Settings, print_json
 
+_SHELLS = ("bash", "zsh", "fish")
+
 
 def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -43,18 +45,20 @@ def demo(
     return run_demo(data, Console())
 
 
-def report(file: FileArgument, settings: Settings = None, as_json: AsJson = False) -> None:
+def report(
+    file: FileArgument,
+    settings: Settings = None,
+    formulas: Annotated[bool, typer.Option("--formulas", help="Also print how each number is computed.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what a configuration costs, compared with the uniform model: parameters, KV cache, FLOPs, memory, steps."""
-    from rich.console import Console
+    from headcount.cost_report import cost_report, print_report
 
-    from headcount.output import print_report
-    from headcount.output import report as count
-
-    result = count(file, settings or ())
+    result = cost_report(file, settings or ())
     if as_json:
         print_json(result.to_dict())
     else:
-        print_report(result, Console())
+        print_report(result, formulas=formulas)
 
 
 def reindex(data: DataOption = Path("data")) -> int:
@@ -70,4 +74,17 @@ def reindex(data: DataOption = Path("data")) -> int:
     return bring_back(data, lambda line: print(line, flush=True), print_error)
 
 
-COMMANDS = (up, demo, report, reindex)
+def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
+    """Print a script that completes commands, options, runs and jobs with the tab key.
+
+    For bash add to ~/.bashrc: eval "$(headcount completion bash)"; for zsh the same in ~/.zshrc, with zsh; for fish:
+    headcount completion fish > ~/.config/fish/completions/headcount.fish
+    """
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    if shell not in _SHELLS:
+        raise typer.BadParameter(f"{shell!r} is not one of {', '.join(_SHELLS)}", param_hint="SHELL")
+    print(get_completion_script(prog_name="headcount", complete_var="_HEADCOUNT_COMPLETE", shell=shell))
+
+
+COMMANDS = (up, demo, report, reindex, completion)

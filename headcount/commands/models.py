@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headcount.commands.common import AsJson, CheckpointOption, Follow, RunArgument, open_client, print_json
+from headcount.commands.common import (
+    AsJson,
+    CheckpointOption,
+    Follow,
+    RunArgument,
+    open_client,
+    print_json,
+    print_json_line,
+)
+from headcount.terminal import printable
+
+if TYPE_CHECKING:
+    from headcount.client import Client
+
+_FORMATS = ("png", "svg", "pdf")
 
 
 def generate(
@@ -24,23 +38,23 @@ def generate(
     stream: Annotated[bool, typer.Option("--stream", help="Print pieces as they come (one continuation).")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Generate text with a trained model, also while it trains."""
+    """Generate text with a trained model, also while it trains.
+
+    Control characters are shown as codes; --json prints the exact text, with --stream one piece per line.
+    """
     request: dict[str, Any] = {
         "run": run, "checkpoint": checkpoint, "prompt": prompt, "max_new_tokens": max_new_tokens,
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "n": n, "stop": stop or [],
     }  # fmt: skip
     with open_client() as client:
-        if stream and n == 1 and not as_json:
-            print(prompt, end="", flush=True)
-            for piece in client.generate_stream(request):
-                print(piece["text"], end="", flush=True)
-            print()
+        if stream and n == 1:
+            _print_pieces(client, request, as_json=as_json)
             return
         reply = client.generate(request)
     if as_json:
         print_json(reply)
     else:
-        print("\n---\n".join(prompt + choice["text"] for choice in reply["choices"]))
+        print("\n---\n".join(printable(reply["prompt"] + choice["text"]) for choice in reply["choices"]))
 
 
 def attention(
@@ -48,14 +62,32 @@ def attention(
     example: Annotated[str, typer.Argument(metavar="ID", help="Number of a test example.")],
     out: Annotated[Path | None, typer.Option(help="Directory; default attention_outputs/RUN/ID.")] = None,
     checkpoint: CheckpointOption = "best",
+    layer: Annotated[int | None, typer.Option(min=0, help="Only this layer.")] = None,
+    head: Annotated[int | None, typer.Option(min=0, help="Only this head of the layer.")] = None,
+    cmap: Annotated[str | None, typer.Option(help="Color map of matplotlib, such as magma.")] = None,
+    picture_format: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Draw at most this number of tokens.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Save attention pictures: one per layer (layer00.png ...) and all of them on one sheet (sheet.png)."""
+    """Save attention pictures: one per layer (layer00.png ...) and all of them on one sheet (sheet.png).
+
+    With --layer only that one, with --head only one head of it (layer01_head02.png).
+    """
     from headcount.output import save_attention
 
+    if picture_format not in _FORMATS:
+        raise typer.BadParameter(f"{picture_format!r} is not one of {', '.join(_FORMATS)}", param_hint="--format")
+    if head is not None and layer is None:
+        raise typer.BadParameter("a head belongs to a layer; add --layer", param_hint="--head")
     directory = out or Path("attention_outputs") / run / example
+    options = {"checkpoint": checkpoint, "cmap": cmap, "format": picture_format, "max_tokens": max_tokens}
     with open_client() as client:
-        for file in save_attention(client, run, example, checkpoint, directory):
-            print(file)
+        files = save_attention(client, run, example, directory, layer=layer, head=head, **options)
+        if as_json:
+            print_json({"object": "list", "data": [str(file) for file in files]})
+            return
+        for file in files:
+            print(file, flush=True)
 
 
 def export(
@@ -63,6 +95,7 @@ def export(
     checkpoint: CheckpointOption = "best",
     licence: Annotated[str | None, typer.Option(help="License named in the model card, such as mit.")] = None,
     follow: Follow = False,
+    as_json: AsJson = False,
 ) -> int:
     """Export a run's model as a transformers folder, in exports/RUN of the service's data root."""
     from headcount.commands.common import submitted
@@ -71,9 +104,28 @@ def export(
     with open_client() as client:
         made = client.export(run, checkpoint, licence)
         if made["object"] == "job":
-            return submitted(client, made, follow=follow)
-    print(f"exports/{made['run']}/{made['name']}  {made['size_bytes']:,} bytes")
+            return submitted(client, made, follow=follow, as_json=as_json)
+    if as_json:
+        print_json(made)
+    else:
+        print(f"exports/{made['run']}/{made['name']}  {made['size_bytes']:,} bytes")
     return DONE
 
 
 COMMANDS = (generate, attention, export)
+
+
+def _print_pieces(client: Client, request: dict[str, Any], *, as_json: bool) -> None:
+    """Print the pieces of one continuation as they come."""
+    if not as_json:
+        print(printable(request["prompt"]), end="", flush=True)
+    held = ""
+    for piece in client.generate_stream(request):
+        if as_json:
+            print_json_line(piece)
+            continue
+        text = held + piece["text"]
+        held = "\r" if text.endswith("\r") else ""  # a CR LF may come in two pieces
+        print(printable(text.removesuffix(held)), end="", flush=True)
+    if not as_json:
+        print(printable(held))

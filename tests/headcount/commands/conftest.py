@@ -6,9 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from headcount import cli
 from headcount import client as client_module
-from headcount import exit_codes
-from headcount.cli import app
 from tests.headcount.commands.sample_responses import Service
 
 
@@ -48,7 +47,7 @@ def headcount(
     monkeypatch.setattr(client_module, "_RECONNECT_S", 0)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = exit_codes.run(lambda: app(list(arguments), standalone_mode=False))
+        code = cli.run(arguments)
         said = capsys.readouterr()
         return code, said.out, said.err
 

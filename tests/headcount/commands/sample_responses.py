@@ -11,10 +11,12 @@ def job(**facts: Any) -> dict[str, Any]:
     """A job as the service answers, with some facts of a test's own."""
     progress = {"step": 0, "max_steps": None, "loss": None, "val_loss": None, "tokens_per_s": None, "eta_s": None}
     known = {
-        "id": JOB, "kind": "train", "run": "one", "status": "running", "attempt": 1, "created_at": "2026-01-01",
+        "id": JOB, "kind": "train", "run": "one", "dataset": None, "status": "running", "attempt": 1,
+        "created_at": "2026-01-01T00:00:00Z", "started_at": None, "finished_at": None,
         "error": None, "worker": None, "queue": None, "waiting_for": [], "history": [], "warnings": [], "metadata": {},
         "priority": 0, "allowed_actions": [],
     }  # fmt: skip
+    facts.setdefault("terminal", facts.get("status") in {"succeeded", "failed", "cancelled"})
     return {**known, **facts, "progress": {**progress, **facts.get("progress", {})}}
 
 

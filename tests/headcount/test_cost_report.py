@@ -1,17 +1,15 @@
 """The output of `headcount report`."""
 
-import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from headcount.cli import app
-from headcount.output import print_report, report
 
 PRESETS = Path(__file__).parents[2] / "configs"
 
@@ -49,10 +47,18 @@ def test_a_head_size_of_64_saves_parameters_kv_and_flops() -> None:
     assert narrow["uniform"] == shared["uniform"]
 
 
-def test_a_narrow_terminal_loses_no_digit() -> None:
-    console = Console(file=io.StringIO(), width=60)
-    print_report(report(str(PRESETS / "variable_heads.yaml"), ["model.head_dim=64"]), console)
-    assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
+@pytest.mark.parametrize("columns", ["20", "60", "80"])
+def test_a_narrow_terminal_loses_no_digit(columns: str) -> None:
+    arguments = ["report", str(PRESETS / "variable_heads.yaml"), "--set", "model.head_dim=64"]
+    narrow, wide = (CliRunner().invoke(app, arguments, env={"COLUMNS": width}).stdout for width in (columns, "200"))
+    assert set(re.findall(r"\d[\d,]+", wide)) <= set(re.findall(r"\d[\d,]+", narrow))
+
+
+def test_formulas_are_printed_on_request_only() -> None:
+    arguments = ["report", str(PRESETS / "quickstart.yaml")]
+    plain, full = (CliRunner().invoke(app, [*arguments, *more]).stdout for more in ((), ("--formulas",)))
+    assert full.startswith(plain)
+    assert ("softmax_elements" in plain, "softmax_elements" in full) == (False, True)
 
 
 def test_a_wide_one_shows_every_part() -> None:

@@ -554,15 +554,16 @@ def body_of(file: str, settings: Sequence[str] = ()) -> tuple[bytes, str]:
         MalformedConfig: Overrides are given, and the text is not a YAML mapping.
     """
     from model_core.config_loader import override, parse_yaml  # loads pydantic, which most requests do not need
+    from worker.jobs.spec import JobRequest
 
     body = _read(file)
     if not settings:
         return body, "application/json" if _is_json(body) else "application/yaml"
     try:
-        tree = parse_yaml(body.decode("utf-8-sig"))
+        tree = parse_yaml(body.decode("utf-8-sig"), JobRequest)
     except UnicodeDecodeError as error:
         raise MalformedConfig(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    return json.dumps(override(tree, _as_utf8(settings)), default=str).encode(), "application/json"
+    return json.dumps(override(tree, _as_utf8(settings), JobRequest)).encode(), "application/json"
 
 
 def is_over(event: Mapping[str, Any]) -> bool:

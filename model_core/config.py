@@ -6,7 +6,9 @@ Every key has a default, so a preset states only what differs. A section validat
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import re
+import unicodedata
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -21,28 +23,68 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+NUMBER_PATTERN = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"  # decimal, in YAML 1.2 and JSON
 GPT2_VOCABULARY = 50257
 
+_NUMBER = re.compile(NUMBER_PATTERN)
+_Off = Literal["off", "Off", "OFF", "no", "No", "NO"]  # a reader of YAML 1.1 makes false of each
 
-def _no_flag(value: Any) -> Any:
-    if isinstance(value, bool):  # YAML 1.1 reads `no` as false
-        raise PydanticCustomError("float_type", "Input should be a valid number")
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+        raise PydanticCustomError("float_type", "must be a number")
     return value
 
 
+def _head_counts(value: Any) -> Any:
+    """Read `8,4,2,1` as a list, as a command line or a spreadsheet writes it."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\[?\s*[0-9]{1,9}(\s*,\s*[0-9]{1,9})*\s*\]?\s*", value):
+        return [int(count) for count in re.findall(r"[0-9]+", value)]
+    return value
+
+
+def _tracking(value: Any) -> Any:
+    is_off = value is False or (isinstance(value, str) and value in get_args(_Off))
+    return "off" if is_off else value
+
+
+Tracking = BeforeValidator(_tracking, json_schema_input_type=_Off | Literal["offline", "online", False])
 Name = Annotated[str, StringConstraints(strict=True, pattern=NAME_PATTERN)]
-Whole = Annotated[int, Field(strict=True)]  # refuses true and "3"
+Whole = Annotated[int, Field(strict=True)]  # refuses true and "3"; `config_schema.normalized` makes 1000 of 1e3
 Flag = Annotated[bool, Field(strict=True)]  # refuses 0 and 1
 Heads = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 Real = Annotated[
-    float, Field(allow_inf_nan=False), BeforeValidator(_no_flag)
-]  # accepts text, since YAML 1.1 reads 1e-8 as text
+    float, Field(allow_inf_nan=False), BeforeValidator(_number)
+]  # accepts text, since readers of YAML 1.1 make text of 1e-8
 
 
 class Config(BaseModel):
     """A frozen section that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def describe_name() -> str:
+    """Say in words what `NAME_PATTERN` accepts.
+
+    Returns:
+        A noun phrase.
+    """
+    return "a name of at most 63 letters (a-z), digits, - and _ that begins with a letter or a digit"
+
+
+def nearest_name(text: str) -> tuple[str, ...]:
+    """Find the valid name that resembles a text most.
+
+    Args:
+        text: A text that is no name.
+
+    Returns:
+        The name; none if the text has no letter and no digit.
+    """
+    plain = unicodedata.normalize("NFKD", text[:1000].replace("ß", "ss")).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-_")[:63].rstrip("-_")
+    return (name,) if name else ()
 
 
 def divisors(n: int) -> tuple[int, ...]:
@@ -58,6 +100,13 @@ def divisors(n: int) -> tuple[int, ...]:
     return tuple(sorted({*small, *(n // d for d in small)}))
 
 
+HeadList = Annotated[
+    tuple[Heads, ...],
+    Field(max_length=1000),
+    BeforeValidator(_head_counts, json_schema_input_type=Annotated[tuple[Heads, ...], Field(max_length=1000)] | str),
+]
+
+
 class ModelConfig(Config):
     """Shape of one GPT-2."""
 
@@ -66,7 +115,7 @@ class ModelConfig(Config):
     n_embd: Whole = Field(default=768, ge=1, le=65_536)
     vocab_size: Whole = Field(default=50304, ge=1, le=2**24)
     block_size: Whole = Field(default=1024, ge=1, le=2**17)
-    n_head_list: tuple[Heads, ...] | None = Field(default=None, max_length=1000)  # wins over n_head
+    n_head_list: HeadList | None = None  # wins over n_head
     head_dim: Whole | None = Field(default=None, ge=1, le=65_536)  # None: n_embd / heads, layer by layer
     dropout: Real = Field(default=0.0, ge=0.0, lt=1.0)
 
@@ -251,7 +300,7 @@ class LoggingConfig(Config):
     log_to_file: Flag = True
     verbose: Flag = True
     tensorboard: Flag = False
-    wandb: Literal["off", "offline", "online"] = "off"
+    wandb: Annotated[Literal["off", "offline", "online"], Tracking] = "off"
 
 
 class ExperimentConfig(Config):

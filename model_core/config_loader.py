@@ -1,7 +1,7 @@
 """Loads configurations: the only module that turns text into an `ExperimentConfig`.
 
-Later layers win: field default, YAML file, override. One pass finds all errors of a file, each with its pointer, its
-value and the nearest valid one. Presets are looked up in ./configs, or in the package when that folder is missing.
+Later layers win: field default, YAML file, override. Null at a key that has no null gives nothing, as if the key were
+left out. One pass finds all errors of a file. Presets are looked up in ./configs, or in the package.
 """
 
 from __future__ import annotations
@@ -9,31 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from model_core.config import NAME_PATTERN, Config, ExperimentConfig
+from model_core.config_problems import SECTIONS, field_errors
+from model_core.config_schema import normalized, schema_of
 from model_core.config_validation import cross_section_errors
 from model_core.errors import ConfigFileNotFound, FieldProblem, InvalidConfig, MalformedConfig, UnknownPreset
+from model_core.yaml_core import describe, plain_text, read_yaml, write_yaml
 
 Tree = dict[str, Any]
 
 SERVICE_SECTIONS = ("job",)  # read by the service, ignored by the trainer
 _DEPRECATED = {"val_interval": "val_loss_every", "val_loss_steps": "val_max_steps"}
 _SMALL_HEAD = 16  # head size below which the fused kernels are slow
-
-
-_UNION_TAGS = ("gpt2", "bpe")  # pydantic adds the tag of the tokenizer's form to the path of an error
-_SECTIONS: Mapping[str, type[Config]] = {
-    name: field.annotation
-    for name, field in ExperimentConfig.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
-}
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentCo
 
     Args:
         path: Path of a YAML file.
-        overrides: ``section.key=value`` each, the value in YAML; they win over the file.
+        overrides: ``section.key=value`` each, as `override` takes them; they win over the file.
 
     Returns:
         The configuration.
@@ -96,11 +89,12 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> ParsedConfig
     return parse_config(override(read_tree(path), overrides))
 
 
-def read_tree(path: str | Path) -> Tree:
+def read_tree(path: str | Path, model: type[BaseModel] = ExperimentConfig) -> Tree:
     """Read the tree of a YAML file without validating it.
 
     Args:
         path: Path of the file; a backslash separates folders like a slash.
+        model: See `parse_yaml`.
 
     Returns:
         Values by section and key.
@@ -113,16 +107,17 @@ def read_tree(path: str | Path) -> Tree:
     if not file.is_file():
         raise ConfigFileNotFound(file)
     try:
-        return parse_yaml(file.read_text(encoding="utf-8"))
+        return parse_yaml(file.read_text(encoding="utf-8"), model)
     except UnicodeDecodeError as error:
         raise MalformedConfig(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def parse_yaml(text: str) -> Tree:
+def parse_yaml(text: str, model: type[BaseModel] = ExperimentConfig) -> Tree:
     """Parse YAML text into a tree.
 
     Args:
         text: YAML text.
+        model: What the tree will be validated as: where it wants text, a plain scalar is taken as it is written.
 
     Returns:
         Values by section and key.
@@ -130,20 +125,10 @@ def parse_yaml(text: str) -> Tree:
     Raises:
         MalformedConfig: The text is not YAML, or not a mapping with text keys.
     """
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        tab = "; indent with spaces, not tabs" if "\\t" in str(error.problem) else ""
-        raise MalformedConfig(f"not valid YAML{where}: {error.problem}{tab}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise MalformedConfig(f"not valid YAML: {error}") from None
-    except RecursionError:
-        raise MalformedConfig("not valid YAML: nested too deeply") from None
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        given = "nothing" if tree is None else type(tree).__name__
-        raise MalformedConfig(f"expected a mapping of sections, got {given}")
+    tree = read_yaml(text, schema_of(model))
+    if not isinstance(tree, dict):
+        given = "nothing" if tree is None else describe(tree)
+        raise MalformedConfig(f"expected a mapping of keys and values, got {given}")
     return tree
 
 
@@ -158,21 +143,23 @@ def to_yaml(config: ExperimentConfig, *, written_only: bool = False) -> str:
         The text.
     """
     tree = config.model_dump(mode="json", exclude_unset=written_only)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return write_yaml(tree)
 
 
-def override(tree: Tree, overrides: Iterable[str]) -> Tree:
+def override(tree: Tree, overrides: Iterable[str], model: type[BaseModel] = ExperimentConfig) -> Tree:
     """Apply ``section.key=value`` settings to a copy of a tree.
 
     Args:
         tree: Values by section and key.
-        overrides: The settings, each with a value in YAML.
+        overrides: The settings. The value is YAML; where text is wanted, it is the characters after the equals sign,
+            unless they are in quotes or null.
+        model: See `parse_yaml`.
 
     Returns:
         The changed copy.
 
     Raises:
-        InvalidConfig: A setting has no equals sign.
+        InvalidConfig: A setting has no equals sign or no value, or a value is not YAML.
     """
     patch: Tree = {}
     for setting in overrides:
@@ -185,8 +172,8 @@ def override(tree: Tree, overrides: Iterable[str]) -> Tree:
             node = node.setdefault(section, {})
             if not isinstance(node, dict):
                 raise InvalidConfig((FieldProblem("", f"{setting!r}: {section} was set to a value before", setting),))
-        node[key] = parse_yaml(f"value: {text}")["value"]
-    merged: Tree = merge_patch(tree, patch, keep_null=True)
+        node[key] = _setting_value(setting, [*sections, key], text.strip(), model)
+    merged: Tree = merge_patch(tree, normalized(patch, schema_of(model)), keep_null=True)
     return merged
 
 
@@ -225,9 +212,10 @@ def parse_config(tree: Mapping[str, Any]) -> ParsedConfig:
         InvalidConfig: Values are wrong; the error has all of them.
     """
     tree, renamed = _rename_deprecated({k: v for k, v in tree.items() if k not in SERVICE_SECTIONS})
+    tree = normalized(tree, schema_of(ExperimentConfig))
     try:
         config = ExperimentConfig.model_validate(tree)
-        problems = tuple(cross_section_errors({name: getattr(config, name) for name in _SECTIONS}))
+        problems = tuple(cross_section_errors({name: getattr(config, name) for name in SECTIONS}))
     except ValidationError as error:
         problems = (*field_errors(error, ExperimentConfig), *cross_section_errors(_sound_sections(tree)))
     if problems:
@@ -256,43 +244,6 @@ def parse_saved(tree: Mapping[str, Any], like: ExperimentConfig | None = None) -
             if is_valid and same.model_dump(mode="json") == tree:
                 return same
     return parse_config(tree).config
-
-
-def field_errors(error: ValidationError, model: type[BaseModel]) -> Iterator[FieldProblem]:
-    """Convert pydantic's errors to `FieldProblem`, with JSON pointers and the nearest known keys.
-
-    Args:
-        error: Error of a validation.
-        model: Class that was validated.
-
-    Returns:
-        The problems, one for each error.
-    """
-    return (field_error(item, model) for item in error.errors(include_url=False))
-
-
-def field_error(item: Mapping[str, Any], model: type[BaseModel]) -> FieldProblem:
-    """Convert one of pydantic's errors to a `FieldProblem`.
-
-    Args:
-        item: The error, as `ValidationError.errors` lists it.
-        model: The model that refused the values, for the nearest known keys.
-
-    Returns:
-        The wrong value with its JSON pointer.
-    """
-    context = item.get("ctx", {})
-    path = [*item["loc"], *([context["field"]] if "field" in context else [])]
-    path = [part for part in path if part not in _UNION_TAGS]
-    pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
-    if item["type"] == "extra_forbidden":
-        near = _nearest_keys(model, path)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        return FieldProblem(pointer, f"unknown key {path[-1]!r}{hint}", _short(item["input"]), near)
-    if item["type"] == "misfit":
-        return FieldProblem(pointer, item["msg"], context["value"], tuple(context["nearest"]))
-    value = _short(item["input"])
-    return FieldProblem(pointer, f"{item['msg']}, got {value!r}", value)
 
 
 def config_warnings(config: ExperimentConfig) -> tuple[ConfigWarning, ...]:
@@ -348,65 +299,30 @@ def preset_tree(name: str) -> Tree:
     return _parsed(file, facts.st_mtime_ns, facts.st_size)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which can expand a few hundred bytes to gigabytes, and without repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not accepted", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+def _setting_value(setting: str, path: list[str], text: str, model: type[BaseModel]) -> Any:
+    schema = schema_of(model)
+    for key in path:
+        schema = schema.below(key)
+    pointer = "".join(f"/{key}" for key in path)
+    if not text:
+        detail = "there is no value after the equals sign; null or '' is written out"
+        raise InvalidConfig((FieldProblem(pointer, f"{setting!r}: {detail}", ""),))
+    if schema.holds_text and text[0] not in "\"'":
+        return plain_text(text, schema)
+    try:
+        return read_yaml(text, schema)
+    except MalformedConfig as error:
+        raise InvalidConfig((FieldProblem(pointer, f"{setting!r}: {error}", text),)) from None
 
 
 def _sound_sections(tree: Mapping[str, Any]) -> dict[str, Config]:
     sound: dict[str, Config] = {}
-    for name, section in _SECTIONS.items():
+    for name, section in SECTIONS.items():
         try:
             sound[name] = section.model_validate(tree.get(name, {}))
         except ValidationError:
             continue
     return sound
-
-
-def _short(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float):
-        return value if not isinstance(value, int) or abs(value) < 10**40 else "a very large number"
-    if isinstance(value, str):
-        return value if len(value) <= 200 else value[:200] + "..."
-    if isinstance(value, list | tuple) and len(value) <= 200 and all(isinstance(v, int | float) for v in value):
-        return list(value)
-    return f"a {type(value).__name__}"
-
-
-def _nearest_keys(model: type[BaseModel], path: list[Any]) -> tuple[str, ...]:
-    """Find known keys that resemble an unknown one: of its section, else ``section.key`` of another."""
-    known: type[Any] = model
-    for part in path[:-1]:
-        field = known.model_fields.get(part) if issubclass(known, BaseModel) else None
-        known = _section_of(field.annotation) if field is not None else object
-    key = str(path[-1])
-    if issubclass(known, BaseModel):
-        near = get_close_matches(key, list(known.model_fields), n=2, cutoff=0.6)
-        if near:
-            return tuple(near)
-    elsewhere = {name: f"{section}.{name}" for section, cls in _SECTIONS.items() for name in cls.model_fields}
-    return tuple(elsewhere[name] for name in get_close_matches(key, list(elsewhere), n=1, cutoff=0.8))
-
-
-def _section_of(annotation: Any) -> type[Any]:
-    """Return the section that a field holds, also where it is one of several forms."""
-    if isinstance(annotation, type):
-        return annotation
-    sections = (_section_of(form) for form in get_args(annotation))
-    return next((section for section in sections if issubclass(section, BaseModel)), object)
 
 
 def _rename_deprecated(tree: Tree) -> tuple[Tree, tuple[ConfigWarning, ...]]:

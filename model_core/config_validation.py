@@ -23,7 +23,7 @@ from model_core.config import (
     TrainingConfig,
     divisors,
 )
-from model_core.errors import FieldProblem
+from model_core.errors import FieldProblem, shown
 
 Rule = Callable[..., Iterator[FieldProblem]]
 
@@ -135,7 +135,7 @@ def tree_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, ther
         if isinstance(mine, dict) and isinstance(other, dict):
             found += tree_differences(mine, other, there=there, prefix=f"{prefix}{key}.")
         elif mine != other:
-            found.append(f"{prefix}{key} is {mine} here and {other} in {there}")
+            found.append(f"{prefix}{key} is {shown(mine)} here and {shown(other)} in {there}")
     return found
 
 
@@ -175,11 +175,14 @@ def _source_is_known(data: DataConfig) -> Iterator[FieldProblem]:
     source = data.source
     if source is None or source in BUILTIN_SOURCES or source.startswith("file:") or hub_dataset(source):
         return
-    near = tuple(get_close_matches(source, SOURCE_SYNTAX, n=2)) or tuple(
-        form for form in SOURCE_SYNTAX if form[:4] == source[:4]
-    )
+    on_the_hub = f"hub:{source.removeprefix('hf:').removeprefix('https://huggingface.co/datasets/')}"
+    near = (on_the_hub,) if hub_dataset(on_the_hub) else tuple(get_close_matches(source, SOURCE_SYNTAX, n=2))
+    near = near or tuple(form for form in SOURCE_SYNTAX if form[:4] == source[:4])
     what = "names no dataset of the hub" if source.startswith("hub:") else "is not a source"
-    yield FieldProblem("/data/source", f"{source!r} {what}; there are: {', '.join(SOURCE_SYNTAX)}", source, near)
+    advice = f"; did you mean {on_the_hub!r}?" if on_the_hub in near else ""
+    yield FieldProblem(
+        "/data/source", f"{source!r} {what}; there are: {', '.join(SOURCE_SYNTAX)}{advice}", source, near
+    )
 
 
 def _source_has_what_is_asked(data: DataConfig) -> Iterator[FieldProblem]:

@@ -35,6 +35,24 @@ _ALLOCATOR_MESSAGES = (
 )
 
 
+def shown(value: Any) -> str:
+    """Write a value for a person, in the words of YAML and JSON.
+
+    Args:
+        value: A value of a configuration or a request.
+
+    Returns:
+        For example ``null``, ``true``, ``[8, 4]`` or ``'a text'``.
+    """
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 @dataclass(frozen=True)
 class FieldProblem:
     """One wrong value of a configuration or a request.

@@ -11,6 +11,7 @@ import secrets
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic_core import PydanticCustomError
 
 from model_core.config import Config, Name, Real
 
@@ -21,7 +22,7 @@ _RANDOM_SEEDS = 2**32  # small enough for an exact double in any JSON parser
 def _json_number(value: Any) -> Any:
     """Reject booleans, and accept 20.0 as an integer, as JSON Schema does."""
     if isinstance(value, bool):
-        raise ValueError("Input should be a number")
+        raise PydanticCustomError("int_type", "must be a whole number")
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

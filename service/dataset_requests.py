@@ -5,7 +5,6 @@ A request is translated into the configuration of a job; problems are reported w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -20,8 +19,8 @@ from model_core.storage.files import checked_name
 from service import submission
 from service.admission import read_spec
 from service.deps import Services
-from service.protocol.errors import InvalidRequest
-from service.protocol.parsing import refuse_secrets
+from service.protocol.errors import InvalidRequest, MalformedBody
+from service.protocol.parsing import parse_json, refuse_secrets
 from service.uploads import Upload, receive_upload
 from worker.jobs.schemas import Submission
 from worker.jobs.spec import JobSpec
@@ -136,8 +135,8 @@ def _form_body(upload: Upload) -> dict[str, Any]:
 
 def _parse_value(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except MalformedBody:
         return text
 
 

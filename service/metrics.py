@@ -16,12 +16,11 @@ from anyio import CapacityLimiter
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
-from model_core.config import Config
 from model_core.storage.events import finite
 from model_core.storage.files import Layout
 from model_core.storage.series import METRICS, Metric, Series, SeriesReader
 from service.job_files import events_path
-from service.protocol.parsing import JSON
+from service.protocol.parsing import JSON, QueryModel
 from service.schemas import View
 from worker.jobs.schemas import Job, Number
 
@@ -41,7 +40,7 @@ def _split(value: Any) -> Any:
 Names = Annotated[tuple[Metric, ...], Field(min_length=1)]
 
 
-class MetricsQuery(Config):
+class MetricsQuery(QueryModel):
     """Which curves, and how many points of each."""
 
     name: Annotated[Names | None, BeforeValidator(_split)] = Field(

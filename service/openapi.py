@@ -15,14 +15,13 @@ from pydantic import BaseModel
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-from model_core.config import ExperimentConfig
 from model_core.config_loader import preset_tree
 from model_core.schemas import GenerateRequest
 from service.dataset_requests import DatasetRequest
 from service.event_stream import EVENT_STREAM
 from service.protocol.errors import PROBLEM_JSON, Problem
 from service.protocol.parsing import JSON, MULTIPART, YAML
-from worker.jobs.spec import JobSection
+from worker.jobs.spec import JobRequest
 
 _SCHEMA = "#/components/schemas/{model}"
 _INPUT = "#/components/schemas/{model}-Input"
@@ -44,12 +43,6 @@ _EXAMPLE = {
     "training": {"max_steps": 60, "warmup_steps": 10},
     "job": {"preset": "quickstart", "metadata": {"why": "to see it work"}},
 }
-
-
-class JobRequest(ExperimentConfig):
-    """An experiment, and how to run it; with `job.preset` the rest is a merge patch on that preset."""
-
-    job: JobSection | None = JobSection()
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -95,11 +88,41 @@ def dataset_body() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            JSON: {"schema": inlined, "example": example},
-            YAML: {"schema": inlined, "example": example},
+            JSON: {"schema": nullable(inlined), "example": example},
+            YAML: {"schema": nullable(inlined), "example": example},
             MULTIPART: {"schema": upload | {"additionalProperties": False}},
         },
     }
+
+
+def nullable(schema: Any) -> Any:
+    """Allow null at every key of a request that need not be given: it means that nothing is given there.
+
+    Args:
+        schema: JSON schema, or a part of one.
+
+    Returns:
+        A copy that allows null.
+    """
+    if isinstance(schema, list):
+        return [nullable(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {key: nullable(part) for key, part in schema.items()}
+    if isinstance(schema.get("properties"), dict):
+        needed = schema.get("required", ())
+        found = parts["properties"].items()
+        parts["properties"] = {key: part if key in needed else _or_null(part) for key, part in found}
+    return parts
+
+
+def _or_null(part: dict[str, Any]) -> dict[str, Any]:
+    null = {"type": "null"}
+    if null in part.get("anyOf", ()):
+        return part
+    about: dict[str, Any] = {key: part[key] for key in ("title", "description", "default") if key in part}
+    value = {key: inner for key, inner in part.items() if key not in about}
+    return {"anyOf": [*(value["anyOf"] if set(value) == {"anyOf"} else [value]), null], **about}
 
 
 def _page() -> HTMLResponse:
@@ -119,7 +142,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        schemas |= _schemas(Problem, _SCHEMA) | _schemas(JobRequest, _INPUT) | _schemas(GenerateRequest, _INPUT)
+        schemas |= _schemas(Problem, _SCHEMA)
+        schemas |= nullable(_schemas(JobRequest, _INPUT)) | nullable(_schemas(GenerateRequest, _INPUT))
         for operations in schema["paths"].values():
             for operation in operations.values():
                 operation["responses"] = _responses(operation["responses"])

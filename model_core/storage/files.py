@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model_core.config import NAME_PATTERN, ExperimentConfig
+from model_core.config import NAME_PATTERN, ExperimentConfig, describe_name, nearest_name
 from model_core.errors import DiskFull, InvalidData, InvalidParameter
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # begins the file that Git has in place of a large one
@@ -179,10 +179,11 @@ def checked_name(kind: str, name: str) -> str:
         The same name.
 
     Raises:
-        InvalidParameter: The name does not match the pattern.
+        InvalidParameter: It is not a name; the message has one that is.
     """
     if not re.fullmatch(NAME_PATTERN, name):
-        raise InvalidParameter(f"{kind} name {name!r} does not match {NAME_PATTERN}")
+        near = "".join(f"; {other!r} would be right" for other in nearest_name(name))
+        raise InvalidParameter(f"{kind} {name[:200]!r} is not {describe_name()}{near}")
     return name
 
 

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from model_core.config_problems import field_error
 from model_core.errors import FieldProblem, ModelCoreError
 from model_core.storage.events import finite
 from service.schemas import View
@@ -316,10 +317,7 @@ async def _handle_model_core_error(request: Request, error: Exception) -> Respon
 
 async def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = [
-        FieldProblem("".join(f"/{part}" for part in item["loc"][1:]), item["msg"], item.get("input"))
-        for item in error.errors()
-    ]
+    problems = [field_error({**item, "loc": item["loc"][1:]}) for item in error.errors()]
     return problem_response(InvalidRequest(problems), request.scope)
 
 

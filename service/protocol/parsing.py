@@ -1,25 +1,30 @@
 """Parsing of what clients send: bodies in JSON or YAML, query strings, idempotency keys.
 
-FastAPI reads query strings into models. `QueryRoute` refuses what FastAPI lets pass, and reports errors in our form.
+A body means the same in JSON and in YAML. FastAPI reads query strings into models. `QueryRoute` refuses what FastAPI
+lets pass, and reports errors in our form.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar, cast
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
 
-from model_core.config_loader import Tree, field_error, parse_yaml
+from model_core.config import NUMBER_PATTERN, Config
+from model_core.config_loader import Tree, parse_yaml
+from model_core.config_problems import field_error, field_errors
+from model_core.config_schema import ANY, normalized, schema_of
 from model_core.errors import FieldProblem
+from model_core.yaml_core import MAX_DEPTH, describe, finite_number
 from service.protocol.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType
 
 JSON, YAML, MULTIPART = "application/json", "application/yaml", "multipart/form-data"
@@ -71,16 +76,43 @@ class QueryRoute(APIRoute):
                 items = [item | {"loc": item["loc"][1:]} for item in error.errors() if item["loc"][0] == "query"]
                 if not items:  # the path or a header is wrong
                     raise
-                raise InvalidRequest(_problems(items, model)) from None
+                raise InvalidRequest(field_error(item, model) for item in items) from None
 
         return handle_query
 
 
-async def read_tree(request: Request) -> Tree:
+class QueryModel(Config):
+    """A query string, where whole numbers are written as in a body: 1000, 1e3 or 1000.0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_whole_numbers(cls, values: Any) -> Any:
+        keys = schema_of(cls).keys
+        return {key: _whole(value) if keys.get(key, ANY).holds_whole else value for key, value in dict(values).items()}
+
+
+def body_of(model: type[BaseModel]) -> Any:
+    """Declare the body of a route as a mapping.
+
+    Args:
+        model: See `parse_body`.
+
+    Returns:
+        FastAPI's dependency, which calls `read_tree`.
+    """
+
+    async def read_body(request: Request) -> Tree:
+        return await read_tree(request, model)
+
+    return Depends(read_body)
+
+
+async def read_tree(request: Request, model: type[BaseModel]) -> Tree:
     """Read a mapping from a request's body.
 
     Args:
         request: The request, with its Content-Type.
+        model: See `parse_body`.
 
     Returns:
         The mapping; a thread parses it unless it is short.
@@ -91,19 +123,17 @@ async def read_tree(request: Request) -> Tree:
     """
     data, content_type = await request.body(), request.headers.get("content-type", "")
     if content_type == JSON and len(data) <= _MAX_INLINE_BYTES:
-        return parse_body(data, content_type)
-    return await run_in_threadpool(parse_body, data, content_type)
+        return parse_body(data, content_type, model)
+    return await run_in_threadpool(parse_body, data, content_type, model)
 
 
-ConfigTree = Annotated[Tree, Depends(read_tree)]
-
-
-def parse_body(data: bytes, content_type: str) -> Tree:
+def parse_body(data: bytes, content_type: str, model: type[BaseModel]) -> Tree:
     """Parse a mapping in YAML or JSON.
 
     Args:
         data: The body.
         content_type: The Content-Type header.
+        model: What the mapping will be validated as: where it wants text, YAML's plain scalars are taken as written.
 
     Returns:
         The mapping.
@@ -118,9 +148,11 @@ def parse_body(data: bytes, content_type: str) -> Tree:
     if kind in _YAML_TYPES:
         if len(data) > _MAX_YAML_BYTES:
             raise BodyTooLarge(f"a YAML body may have at most {_MAX_YAML_BYTES:,} bytes")
-        tree = parse_yaml(_decode(data))
+        tree = parse_yaml(_decode(data), model)
     elif kind == JSON or (kind.startswith("application/") and kind.endswith("+json")):
-        tree = _parse_json(_decode(data))
+        tree = parse_json(_decode(data))
+        if not isinstance(tree, dict):
+            raise MalformedBody(f"expected an object, got {describe(tree)}")
     else:
         raise UnsupportedMediaType(kind, (YAML, JSON))
     if holds_more_than(tree, _MAX_VALUES):
@@ -174,7 +206,7 @@ def holds_more_than(tree: Any, most: int) -> bool:
 
 
 def validate(model: type[_Model], values: Mapping[str, Any], *, strict: bool | None = None) -> _Model:
-    """Build a request model.
+    """Build a request model. Null at a key that has no null means that it is not given.
 
     Args:
         model: Class of the result.
@@ -188,9 +220,37 @@ def validate(model: type[_Model], values: Mapping[str, Any], *, strict: bool | N
         InvalidRequest: With every wrong value, its JSON pointer and the nearest known names.
     """
     try:
-        return model.model_validate(dict(values), strict=strict)
+        return model.model_validate(normalized(values, schema_of(model)), strict=strict)
     except ValidationError as error:
-        raise InvalidRequest(_problems(error.errors(include_url=False), model)) from None
+        raise InvalidRequest(field_errors(error, model)) from None
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON as strictly as YAML: no key twice, no number that is too large, no depth without end.
+
+    Args:
+        text: JSON text.
+
+    Returns:
+        The value.
+
+    Raises:
+        MalformedBody: The text is not JSON, or holds what is refused.
+    """
+    try:
+        tree = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=finite_number, object_pairs_hook=_unique_keys
+        )
+        is_deep = _is_deeper_than(tree, MAX_DEPTH)
+    except json.JSONDecodeError as error:
+        raise MalformedBody(f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except ValueError as error:  # also an integer of thousands of digits
+        raise MalformedBody(f"not valid JSON: {error}") from None
+    except RecursionError:
+        is_deep = True
+    if is_deep:
+        raise MalformedBody("not valid JSON: nested too deeply")
+    return tree
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -236,19 +296,13 @@ def _check_names(query: QueryParams, model: type[BaseModel]) -> None:
         raise InvalidRequest(FieldProblem(f"/{name}", f"{name} is given more than once") for name in repeated)
 
 
-def _problems(items: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> list[FieldProblem]:
-    """Pydantic's errors with the nearest known keys, and the nearest words of a choice."""
-    return [_problem(item, model) for item in items]
-
-
-def _problem(item: Mapping[str, Any], model: type[BaseModel]) -> FieldProblem:
-    problem = field_error(item, model)
-    if item["type"] != "literal_error":
-        return problem
-    expected = str(item.get("ctx", {}).get("expected", ""))
-    words = [word.strip("' ") for word in expected.replace(" or ", ", ").split(",")]
-    near = get_close_matches(str(problem.value), words, n=2, cutoff=0.4)
-    return FieldProblem(problem.pointer, problem.detail, problem.value, tuple(near))
+def _whole(text: Any) -> Any:
+    """Write a whole number without point and exponent, as pydantic reads it."""
+    if not isinstance(text, str) or text.isdecimal() or not re.fullmatch(NUMBER_PATTERN, text):
+        return text
+    with contextlib.suppress(ValueError):
+        return str(int(number)) if (number := finite_number(text)).is_integer() else text
+    return text
 
 
 def _secrets(tree: Any, pointer: str) -> Iterator[str]:
@@ -271,19 +325,23 @@ def _decode(data: bytes) -> str:
         raise MalformedBody(f"not UTF-8 at byte {error.start}") from None
 
 
-def _parse_json(text: str) -> Tree:
-    try:
-        tree = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise MalformedBody(f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except ValueError as error:  # a constant, or an integer of thousands of digits
-        raise MalformedBody(f"not valid JSON: {error}") from None
-    except RecursionError:
-        raise MalformedBody("not valid JSON: nested too deeply") from None
-    if not isinstance(tree, dict):
-        raise MalformedBody(f"expected an object, got {type(tree).__name__}")
-    return tree
-
-
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in values if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r} occurs twice; keep one of them")
+    return values
+
+
+def _is_deeper_than(tree: Any, most: int) -> bool:
+    level, depth = [tree], 0
+    while level and depth <= most:
+        nodes = [node for node in level if isinstance(node, dict | list)]
+        level = [inner for node in nodes for inner in (node.values() if isinstance(node, dict) else node)]
+        depth += 1
+    return bool(level)

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from model_core.attention.layout import PictureStyle
 from model_core.attention.plot import record_picture
 from model_core.attention.record import AttentionRecord, default_max_tokens
-from model_core.config import Config, Name
+from model_core.config import Name
 from model_core.errors import CheckpointNotFound
 from model_core.schemas import AttentionRequest, CheckpointRef, Count, ExampleId, JsonNumber, TokenCount
 from model_core.storage.dataset import EXAMPLES, dataset_of
@@ -37,7 +37,7 @@ from service.inference_client import while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable
 from service.protocol.negotiation import choose, etag_matches
-from service.protocol.parsing import JSON, QueryRoute, validate
+from service.protocol.parsing import JSON, QueryModel, QueryRoute, validate
 from service.schemas import View
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
@@ -110,7 +110,7 @@ class AttentionView(View):
         return cls.model_validate({**shown, "links": links})
 
 
-class PictureQuery(Config):
+class PictureQuery(QueryModel):
     """What to look at, and how it is drawn."""
 
     checkpoint: CheckpointRef = Field(

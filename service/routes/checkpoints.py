@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from model_core.config import Config, Name
+from model_core.config import Name
 from model_core.errors import FieldProblem, NotAvailable
 from model_core.hf.export_folder import WEIGHTS, is_complete
 from model_core.storage.checkpoints import CheckpointInfo
@@ -21,7 +21,7 @@ from model_core.storage.run import Run
 from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import ByteRange, parse_range
-from service.protocol.parsing import QueryRoute
+from service.protocol.parsing import QueryModel, QueryRoute
 from service.routes.runs import CheckpointView, checkpoint_view, job_statuses, run_status
 from service.schemas import Listed
 from worker.jobs.states import TERMINAL
@@ -40,7 +40,7 @@ _PART = {
 }
 
 
-class ContentQuery(Config):
+class ContentQuery(QueryModel):
     """In which form."""
 
     format: Format = Field(default="pt", description="pt: as it was written; safetensors: from its export")

@@ -8,18 +8,17 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from model_core.config import Config
 from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import problems
-from service.protocol.parsing import QueryRoute
+from service.protocol.parsing import QueryModel, QueryRoute
 from service.schemas import Listed, View
 from worker.jobs.schemas import QueueState
 
 router = APIRouter(tags=["cluster"], route_class=QueryRoute)
 
 
-class QueueQuery(Config):
+class QueueQuery(QueryModel):
     """Extent of the queue report."""
 
     limit: int = Field(default=20, ge=1, le=100, description="number of ready jobs that are listed")

@@ -7,15 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from starlette.responses import JSONResponse, Response
 
-from model_core.config_loader import preset_names, preset_text, preset_tree
+from model_core.config_loader import Tree, preset_names, preset_text, preset_tree
 from service import submission
 from service.deps import ServicesDep
 from service.job_views import Validation
 from service.openapi import problems
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, YAML, ConfigTree
+from service.protocol.parsing import JSON, YAML, body_of
 from service.routes.health import PresetView
 from service.schemas import Listed
+from worker.jobs.spec import JobRequest
 
 router = APIRouter(prefix="/configs", tags=["configs"])
 
@@ -48,7 +49,7 @@ def config(name: str, accept: Annotated[str | None, Header()] = None) -> Respons
 
 
 @router.post("/validate", summary="Check a configuration", responses=problems(400, 413, 415, 422))
-async def validate(tree: ConfigTree, services: ServicesDep) -> Validation:
+async def validate(tree: Annotated[Tree, body_of(JobRequest)], services: ServicesDep) -> Validation:
     """The resolved configuration, its budget and warnings; or every wrong value."""
     prepared = await submission.prepare(services, tree, run=None)
     return Validation.of(prepared.spec, prepared.budget, prepared.spec.warnings)

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from model_core.config import Config, Name
+from model_core.config import Name
 from service import dataset_requests
+from service.dataset_requests import DatasetRequest
 from service.datasets import (
     DatasetDetail,
     DatasetStatistics,
@@ -24,7 +25,7 @@ from service.datasets import (
 from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import dataset_body, problems
-from service.protocol.parsing import KEY_PARAMETER, QueryRoute, idempotency_key, is_multipart, read_tree
+from service.protocol.parsing import KEY_PARAMETER, QueryModel, QueryRoute, idempotency_key, is_multipart, read_tree
 from service.schemas import Listed
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=QueryRoute)
@@ -32,14 +33,14 @@ router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=QueryRoute
 Number = Annotated[int, Field(ge=0, lt=2**53)]
 
 
-class DatasetsQuery(Config):
+class DatasetsQuery(QueryModel):
     """Page of the list of datasets."""
 
     after: str | None = Field(default=None, max_length=100, description="last_id of the page before")
     limit: int = Field(default=20, ge=1, le=100)
 
 
-class ExamplesQuery(Config):
+class ExamplesQuery(QueryModel):
     """Page of the list of examples."""
 
     after: int | None = Field(default=None, ge=0, lt=2**53, description="last_id of the page before")
@@ -65,7 +66,7 @@ async def make(
     if is_multipart(request.headers.get("content-type", "")):
         name, submitted = await dataset_requests.submit_files(services, request, key=idempotency_key(request))
     else:
-        body = await read_tree(request)
+        body = await read_tree(request, DatasetRequest)
         submitted, name = await dataset_requests.submit(services, body, key=idempotency_key(request)), str(body["name"])
     if submitted is None:
         response.status_code = 200

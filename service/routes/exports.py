@@ -16,7 +16,7 @@ from service import submission
 from service.admission import read_spec
 from service.deps import Services, ServicesDep
 from service.job_views import JobView
-from service.openapi import problems
+from service.openapi import nullable, problems
 from service.protocol.parsing import JSON, KEY_PARAMETER, YAML, idempotency_key, read_tree, validate
 from service.routes.runs import ExportView
 from service.schemas import Listed
@@ -38,7 +38,7 @@ class ExportRequest(Config):
     )
 
 
-_WANTED: dict[str, Any] = {"schema": ExportRequest.model_json_schema(), "example": {"checkpoint": "best"}}
+_WANTED: dict[str, Any] = {"schema": nullable(ExportRequest.model_json_schema()), "example": {"checkpoint": "best"}}
 _BODY: dict[str, Any] = {"required": False, "content": {JSON: _WANTED, YAML: _WANTED}}
 
 
@@ -59,7 +59,7 @@ async def export(
 
     200 with that job while it runs, and with the export once it exists: equal requests share one job.
     """
-    wanted = validate(ExportRequest, await read_tree(request) if await request.body() else {})
+    wanted = validate(ExportRequest, await read_tree(request, ExportRequest) if await request.body() else {})
     found = await submit(services, run, wanted, key=idempotency_key(request))
     if not isinstance(found, Submission):
         response.status_code = 200

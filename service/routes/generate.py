@@ -17,6 +17,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
+from model_core.config_loader import Tree
 from model_core.schemas import MAX_PROMPT_CHARACTERS, GenerateRequest, GenerateResult
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
@@ -27,7 +28,7 @@ from service.inference_client import while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, problem_document, request_id_of
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, ConfigTree, QueryRoute, validate
+from service.protocol.parsing import JSON, QueryModel, QueryRoute, body_of, validate
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ _BODY: dict[str, Any] = {
 router = APIRouter(prefix="/generate", tags=["generate"], route_class=QueryRoute)
 
 
-class GenerateQuery(GenerateRequest):
+class GenerateQuery(QueryModel, GenerateRequest):
     """A generation request in a query string, which holds a shorter prompt."""
 
     prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS, json_schema_extra={"maxLength": MAX_QUERY_PROMPT})
@@ -80,7 +81,9 @@ async def generate(
     responses=_RESPONSES | problems(400, 413, 415),
     openapi_extra={"requestBody": _BODY},
 )
-async def generate_from_body(tree: ConfigTree, services: ServicesDep, request: Request) -> Response:
+async def generate_from_body(
+    tree: Annotated[Tree, body_of(GenerateRequest)], services: ServicesDep, request: Request
+) -> Response:
     """The same with the parameters in a body, for long prompts."""
     return await answer(services, request, validate(GenerateRequest, tree, strict=True))
 

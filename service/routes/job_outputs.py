@@ -11,7 +11,6 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from model_core.config import Config
 from service.deps import ServicesDep
 from service.event_stream import EVENT_STREAM, event_stream_response, events_after, follow
 from service.job_files import LogSource
@@ -20,7 +19,7 @@ from service.logs import POSITION_PATTERN, TEXT, LogPosition, LogReader, follow_
 from service.metrics import CSV, MEDIA_TYPES, MetricsQuery, MetricsView, render
 from service.openapi import problems
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, QueryRoute
+from service.protocol.parsing import JSON, QueryModel, QueryRoute
 from service.schemas import Listed
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=QueryRoute)
@@ -38,14 +37,14 @@ _CSV: dict[str, Any] = {
 }
 
 
-class EventsQuery(Config):
+class EventsQuery(QueryModel):
     """Page of the list of events."""
 
     after: int = Field(default=0, ge=0, lt=2**63, description="the last seq that is known")
     limit: int = Field(default=100, ge=1, le=1000)
 
 
-class LogsQuery(Config):
+class LogsQuery(QueryModel):
     """Part and source of a log."""
 
     tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only this number of lines from the end")

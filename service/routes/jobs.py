@@ -12,17 +12,19 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from model_core.config import Config, Name
+from model_core.config_loader import Tree
 from model_core.schemas import JsonNumber
 from service import deletion, submission
 from service.deps import Services, ServicesDep, services_of
 from service.job_views import JobDetailView, JobView, Validation, render_detail, render_page
-from service.openapi import problems
+from service.openapi import nullable, problems
 from service.protocol.negotiation import strong_etags
 from service.protocol.parsing import (
     JSON,
     KEY_PARAMETER,
-    ConfigTree,
+    QueryModel,
     QueryRoute,
+    body_of,
     idempotency_key,
     read_tree,
     validate,
@@ -31,7 +33,7 @@ from service.schemas import Listed
 from worker.jobs import commands
 from worker.jobs.kinds import Kind
 from worker.jobs.schemas import ActionResult
-from worker.jobs.spec import MAX_METADATA, Label, Text
+from worker.jobs.spec import MAX_METADATA, JobRequest, Label, Text
 from worker.jobs.states import Status
 
 router = APIRouter(tags=["jobs"], route_class=QueryRoute)
@@ -45,14 +47,14 @@ _ACTION: dict[str, Any] = {
 }
 
 
-class SubmitQuery(Config):
+class SubmitQuery(QueryModel):
     """Options of a submission."""
 
     run: Name | None = Field(default=None, description="name of the run; else the body's experiment_name")
     validate_only: bool = Field(default=False, description="answer 200 with budget and warnings; make nothing")
 
 
-class JobsQuery(Config):
+class JobsQuery(QueryModel):
     """Page and filters of the list of jobs."""
 
     after: str | None = Field(default=None, max_length=100, description="last_id of the page before")
@@ -63,7 +65,7 @@ class JobsQuery(Config):
     dataset: Name | None = Field(default=None, description="only jobs that make or read it")
 
 
-class RetryQuery(Config):
+class RetryQuery(QueryModel):
     """Start of the new attempt."""
 
     from_: Literal["checkpoint", "scratch"] = Field(
@@ -71,7 +73,7 @@ class RetryQuery(Config):
     )
 
 
-class DeleteQuery(Config):
+class DeleteQuery(QueryModel):
     """Extent of a deletion."""
 
     artifacts: bool = Field(default=False, description="free the bytes too: run, pictures, dataset, export, output")
@@ -88,7 +90,9 @@ class JobPatch(Config):
     )
 
 
-_PATCH: dict[str, Any] = {"schema": JobPatch.model_json_schema(), "example": {"priority": 10}}
+PatchTree = Annotated[Tree, body_of(JobPatch)]
+
+_PATCH: dict[str, Any] = {"schema": nullable(JobPatch.model_json_schema()), "example": {"priority": 10}}
 _PATCH_BODY: dict[str, Any] = {"required": True, "content": {MERGE_PATCH: _PATCH, JSON: _PATCH}}
 
 
@@ -106,7 +110,7 @@ async def submit(request: Request, wanted: Annotated[SubmitQuery, Query()]) -> R
     202 with the job and its Location. The same Idempotency-Key with the same body answers 200 with the same job.
     """
     services, key = services_of(request), idempotency_key(request)
-    prepared = await submission.prepare(services, await read_tree(request), run=wanted.run)
+    prepared = await submission.prepare(services, await read_tree(request, JobRequest), run=wanted.run)
     if wanted.validate_only:
         found = await submission.warnings(services, prepared)
         return Response(Validation.of(prepared.spec, prepared.budget, found).model_dump_json(), media_type=JSON)
@@ -146,7 +150,7 @@ async def job(job_id: str, request: Request) -> Response:
     responses=problems(400, 404, 412, 413, 415, 422, 503),
     openapi_extra={"requestBody": _PATCH_BODY},
 )
-async def amend(job_id: str, tree: ConfigTree, services: ServicesDep, if_match: IfMatch = None) -> Response:
+async def amend(job_id: str, tree: PatchTree, services: ServicesDep, if_match: IfMatch = None) -> Response:
     """A JSON merge patch (RFC 7396): absent keys stay; null removes a key of `metadata`.
 
     A queued job moves to its new position at once. With If-Match nothing changes if the job has

@@ -16,7 +16,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from model_core.budget import Budget
-from model_core.config import Config, ExperimentConfig, Name
+from model_core.config import ExperimentConfig, Name
 from model_core.config_loader import ParsedConfig, config_warnings
 from model_core.errors import ModelCoreError, RunNotFound
 from model_core.hf.export_folder import ExportInfo
@@ -28,7 +28,7 @@ from model_core.storage.run import Run, runs_in
 from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, QueryRoute
+from service.protocol.parsing import JSON, QueryModel, QueryRoute
 from service.schemas import Listed, View
 from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Warned
@@ -144,7 +144,7 @@ class RunDetail(RunView):
     config: ExperimentConfig
 
 
-class ReportQuery(Config):
+class ReportQuery(QueryModel):
     """Format of a report."""
 
     format: Literal["json", "md"] | None = Field(default=None, description="else what Accept prefers")
@@ -161,7 +161,7 @@ class ReportView(View):
     warnings: list[Warned]
 
 
-class RunsQuery(Config):
+class RunsQuery(QueryModel):
     """Page of the list of runs."""
 
     after: str | None = Field(default=None, max_length=100, description="last_id of the page before")

@@ -27,4 +27,4 @@ def test_only_the_keys_that_count_are_compared() -> None:
 
 def test_trees_are_compared_key_by_key() -> None:
     ours, theirs = {"a": {"b": 1, "c": 3}, "d": 4}, {"a": {"b": 1, "c": 2}}
-    assert tree_differences(ours, theirs, there="x") == ["a.c is 3 here and 2 in x", "d is 4 here and None in x"]
+    assert tree_differences(ours, theirs, there="x") == ["a.c is 3 here and 2 in x", "d is 4 here and null in x"]

@@ -19,14 +19,15 @@ from model_core.config_loader import (
     ConfigWarning,
     ParsedConfig,
     Tree,
-    field_errors,
     merge_patch,
     parse_config,
     preset_tree,
 )
+from model_core.config_problems import field_errors
+from model_core.config_schema import normalized, schema_of
 from model_core.config_validation import check_batch_divides
 from model_core.data.dataset_spec import DatasetSpec
-from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter
+from model_core.errors import FieldProblem, InvalidConfig, InvalidParameter, shown
 from model_core.hf.export_folder import LICENCE_PATTERN
 from model_core.storage.checkpoints import checkpoint_file_name
 from model_core.storage.files import checked_name, portable
@@ -61,6 +62,12 @@ class JobSection(Config):
     depends_on: tuple[Annotated[str, StringConstraints(strict=True, pattern=JOB_ID)], ...] = Field(
         default=(), max_length=100
     )
+
+
+class JobRequest(ExperimentConfig):
+    """An experiment, and how to run it; with `job.preset` the rest is a merge patch on that preset."""
+
+    job: JobSection = JobSection()
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
         UnknownPreset: There is no such preset.
         InvalidConfig: The tree is invalid; the error contains every problem.
     """
+    tree = normalized(tree, schema_of(JobRequest))
     job, problems = _parse_job_section(tree)
     merged = {key: value for key, value in tree.items() if key != "job"}
     if job.preset is not None:
@@ -198,7 +206,7 @@ class _Envelope(Config):
 def _parse_job_section(tree: Mapping[str, Any]) -> tuple[JobSection, list[FieldProblem]]:
     """Parse section `job`; an invalid section is replaced by the default with the same preset, if that is valid."""
     try:
-        job = _Envelope.model_validate({"job": tree["job"]} if tree.get("job") is not None else {}).job
+        job = _Envelope.model_validate({"job": tree["job"]} if "job" in tree else {}).job
     except ValidationError as error:
         section = tree["job"]
         preset = section.get("preset") if isinstance(section, dict) else None
@@ -324,7 +332,8 @@ def _kind_problems(job: JobSection, kind: JobKind, config: ExperimentConfig) -> 
         yield FieldProblem("/data/source", detail, None, SOURCE_SYNTAX)
     if kind.trains not in {None, config.execution.train}:
         derived = kind_without_name(trains=config.execution.train)
-        detail = f"{kind.name!r} contradicts execution.train {config.execution.train}, which makes it {derived!r}"
+        trains = shown(config.execution.train)
+        detail = f"{kind.name!r} contradicts execution.train {trains}, which makes it {derived!r}"
         yield FieldProblem("/job/kind", detail, kind.name, (derived,))
 
 

@@ -97,7 +97,6 @@ def test_all_wrong_values_come_in_one_answer(site) -> None:
         ('{"model": []}', JSON, 422, "invalid_config", "/model"),
         ("{" + ",".join(f'"key{i}": 1' for i in range(2500)) + "}", JSON, 422, "invalid_config", "key1"),
         ("{" + ",".join(f'"key{i}": 1' for i in range(50_000)) + "}", JSON, 413, "body_too_large", "3,000"),
-        ("experiment_name: 2024-01-01", YAML, 422, "invalid_config", "/experiment_name"),
     ],
 )  # fmt: skip
 def test_a_body_that_cannot_be_read_is_refused(

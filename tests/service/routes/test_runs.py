@@ -37,4 +37,4 @@ def test_an_unknown_run_is_not_found_and_a_wrong_name_is_refused(site) -> None:
     assert (missing.status_code, missing.json()["code"]) == (404, "run_not_found")
     wrong = site.http.get("/runs/.hidden")
     assert (wrong.status_code, wrong.json()["code"]) == (422, "invalid_parameter")
-    assert "^[A-Za-z0-9]" in wrong.json()["detail"]
+    assert wrong.json()["errors"][0]["nearest"] == ["hidden"]

@@ -15,7 +15,7 @@ import typer
 
 from headcount import exit_codes
 from headcount.commands import datasets, jobs, local, models, runs
-from headcount.terminal import prepare_streams
+from model_core.console import prepare_streams
 
 _PANELS = {
     "On this machine, no server needed": local.COMMANDS,

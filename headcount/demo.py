@@ -21,8 +21,9 @@ from rich.console import Console
 from headcount.client import DEFAULT_URL, Client, Json, Refused
 from headcount.follow import ProgressView, follow, follow_from_queue
 from headcount.processes import ProcessGroup, Program
-from headcount.terminal import number, printable
+from headcount.terminal import number
 from model_core.config_loader import preset_text
+from model_core.console import printable
 from model_core.errors import ModelCoreError
 from model_core.storage.files import Layout
 

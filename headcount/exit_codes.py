@@ -8,10 +8,18 @@ from collections.abc import Callable
 
 import typer
 
-from headcount.terminal import discard_output, one_line
-from model_core.errors import BAD_INPUT, BUSY, DONE, FAILED, INTERRUPTED, INVALID_INPUT_CODES, ModelCoreError
+from model_core.console import discard_output, one_line
+from model_core.errors import (
+    BAD_INPUT,
+    BUSY,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    INVALID_INPUT_CODES,
+    PIPE_CLOSED,
+    ModelCoreError,
+)
 
-PIPE_CLOSED = 128 + 13  # what a shell reports of a process that SIGPIPE ended, as `| head` does
 _OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC}
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from headcount.client import Client, Json, Refused, Unreachable
-from headcount.terminal import duration, number, one_line
+from headcount.terminal import duration, number
+from model_core.console import one_line
 
 Event = Mapping[str, Any]
 

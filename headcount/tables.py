@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from headcount.terminal import one_line
+from model_core.console import one_line
 
 _GAP, _INDENT = "  ", "  "
 

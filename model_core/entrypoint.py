@@ -23,11 +23,13 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from model_core.config_loader import ConfigWarning
+from model_core.console import discard_output, one_line, prepare_streams
 from model_core.errors import (
     BAD_INPUT,
     BAD_INPUT_CODES,
     BUSY,
     FAILED,
+    PIPE_CLOSED,
     STOPPED,
     AttemptSuperseded,
     ModelCoreError,
@@ -294,10 +296,17 @@ def exit_code(main: Callable[[], int], on_refusal: OnRefusal | None = None) -> i
     Returns:
         The exit code.
     """
+    prepare_streams()
     try:
-        return main()
+        code = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # an error after this line could only be printed as a traceback
+        return code
     except (AttemptSuperseded, RunBusy) as error:
         return _print_error(error)
+    except BrokenPipeError:
+        discard_output()
+        return PIPE_CLOSED
     except ModelCoreError as error:
         if on_refusal is not None:
             with contextlib.suppress(ModelCoreError, OSError):
@@ -324,7 +333,7 @@ def _print_error(error: Exception) -> int:
     """Print an error on one line of stderr; returns the exit code for it."""
     facts = describe(error)
     hint = f" ({facts['hint']})" if facts["hint"] else ""
-    print(f"error: {' '.join(facts['detail'].split())}{hint}", file=sys.stderr)  # noqa: T201 - the command's voice
+    print(f"error: {' '.join(one_line(facts['detail']).split())}{hint}", file=sys.stderr)  # noqa: T201 - the command's voice
     if isinstance(error, Stopped):
         return STOPPED
     if isinstance(error, AttemptSuperseded | RunBusy):
@@ -350,4 +359,4 @@ class _WithoutTrace(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return text.partition("\n")[0]
+        return one_line(text.partition("\n")[0])

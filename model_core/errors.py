@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 # Exit codes of the project's programs.
 DONE, FAILED, BAD_INPUT, STOPPED, BUSY, INTERRUPTED = 0, 1, 2, 75, 76, 130
+PIPE_CLOSED = 128 + 13  # what a shell reports of a process that SIGPIPE ended, as `| head` does
 
 # Error codes of invalid input, and of input that does not match what is on disk or on the hub.
 INVALID_INPUT_CODES = frozenset(

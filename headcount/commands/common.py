@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headcount import exit_codes
-from headcount.terminal import json_text, one_line
+from headcount.terminal import json_text
+from model_core.console import one_line
 from model_core.errors import DONE, FAILED, INTERRUPTED, STOPPED, ModelCoreError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from headcount.commands.common import (
     print_json,
     print_json_line,
 )
-from headcount.terminal import printable
+from model_core.console import printable
 
 if TYPE_CHECKING:
     from headcount.client import Client

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from model_core.catalog import SOURCE_SYNTAX
 from model_core.config_loader import parse_config, read_config
+from model_core.console import one_line
 from model_core.data.dataset_spec import DEFAULT_SEED, DEFAULT_SPLIT, DatasetSpec
 from model_core.data.ensure import prepare_dataset
 from model_core.data.pipeline import PrepareContext
@@ -101,7 +102,8 @@ class ProgressBar:
         if event == "resumed":
             self._progress.console.print(f"resuming after {fields['done']:,} {fields['unit']}")
         if event == "warning":
-            self._progress.console.print(f"warning: {fields['detail']}", markup=False, highlight=False)
+            warning = one_line(f"warning: {fields['detail']}")
+            self._progress.console.print(warning, markup=False, highlight=False, emoji=False)
         if event != "progress":
             return
         unit, total = fields["unit"], fields["of"]
@@ -252,7 +254,7 @@ def _count(text: str) -> int:
 def _print_summary(dataset: Dataset) -> None:
     manifest = dataset.manifest() or {"splits": {}}
     for line in describe_reading(manifest.get("reading")):
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{one_line(line)}\n")
     for split, entry in manifest["splits"].items():
         counts = f"{entry['documents']:,} documents, {entry['tokens']:,} tokens, {entry['text_bytes']:,} bytes of text"
         sys.stdout.write(f"{split}: {counts} in {dataset.split(split)}\n")

@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 
 from headcount import cli
 from headcount.client import AmbiguousJob, Client, ConnectionLost, UnknownJob
+from model_core.config_loader import parse_config, preset_names, preset_tree
 from tests.headcount.commands.conftest import headcount, service  # noqa: F401
 from tests.headcount.commands.sample_responses import JOB, OTHER, WORKER, Service, job, status, stream
+from worker.jobs.spec import parse_spec
 
 # What prompts, samples, names and messages may hold: other scripts, line ends that only some readers know, and
 # sequences that clear the screen, retitle the window, start a C1 command or write over the line.
@@ -457,3 +460,45 @@ def test_after_following_the_next_commands_are_named(service, terminal, tmp_path
     assert (ended, f"headcount {advice}" in out) == (code, True)
     ended, out, _ = terminal("submit", str(tmp_path / "a.yaml"), "--follow", "--json")
     assert (ended, [json.loads(line).get("status") for line in out.splitlines()]) == (code, ["queued", "running", end])
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("door", ["file", "preset"])
+def test_our_own_presets_give_no_warnings(preset, door) -> None:
+    tree = preset_tree(preset) if door == "file" else {"job": {"preset": preset}}
+    assert parse_spec(tree).warnings == ()
+    assert parse_config(preset_tree(preset)).warnings == ()
+
+
+def test_make_up_takes_a_port() -> None:
+    root = Path(__file__).parents[2]
+    said = [subprocess.run(["make", "-n", "up", *port], capture_output=True, text=True, cwd=root, check=True).stdout
+            for port in ([], ["PORT=8001"])]  # fmt: skip
+    assert [line.partition("headcount ")[2].strip() for text in said for line in text.splitlines()[-1:]] == [
+        "up",
+        "up --port 8001",
+    ]
+
+
+def test_lines_of_the_api_log_have_times(tmp_path) -> None:
+    program = (
+        "import json, logging.config; logging.config.dictConfig(json.load(open('service/log_config.json'))); "
+        "logging.getLogger('uvicorn.error').info('a'); logging.getLogger('service.x').warning('b'); "
+        "logging.getLogger('uvicorn.access').info('%s - \"%s %s HTTP/%s\" %d', 'host', 'GET', '/jobs', '1.1', 200)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = (said.stdout + said.stderr).splitlines()
+    assert len(lines) == 3
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line) for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_programs_by_hand_replace_too_and_are_not_controlled(tmp_path, encoding) -> None:
+    source = tmp_path / "Zoë.jsonl"
+    source.write_text("".join(json.dumps({"text": f"{NASTY} {i}"}) + "\n" for i in range(40)))
+    options = ["--source", f"file:{source}", "--name", "nasty", "--tokenizer", "gpt2", "--data-root", str(tmp_path)]
+    command = [sys.executable, "-m", "model_core.data.prepare", *options]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run(command, capture_output=True, env=environment, timeout=120, check=False)
+    said = (ended.stdout + ended.stderr).decode(encoding)
+    assert (ended.returncode, "Traceback" in said, _controls(said)) == (0, False, [])

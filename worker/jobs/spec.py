@@ -6,6 +6,7 @@ kind in `kinds.KINDS` defines which options the job accepts and which part of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,12 @@ Text = Annotated[str, StringConstraints(strict=True, max_length=512)]
 Licence = Annotated[str, StringConstraints(strict=True, pattern=LICENCE_PATTERN)]
 Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
 
-_PATHS = (("data", "data_dir"), ("output", "exp_dir"), ("output", "attention_dir"))
+# Keys with paths of the author's machine, and the paths that need no warning: those that a program by hand suggests.
+_PATHS = {
+    ("data", "data_dir"): re.compile(r"[\w-]+_data"),
+    ("output", "exp_dir"): re.compile("exp"),
+    ("output", "attention_dir"): re.compile("attention_outputs"),
+}
 
 
 class Resources(Config):
@@ -228,10 +234,10 @@ def _without_paths(tree: Tree) -> tuple[Tree, tuple[ConfigWarning, ...]]:
     if not found:
         return tree, ()
     kept = {name: {key: value for key, value in tree[name].items() if (name, key) not in found} for name, _ in found}
-    names = ", ".join(f"{name}.{key}" for name, key in found)
-    return {**tree, **kept}, (
-        ConfigWarning("paths_replaced", f"{names}: replaced by the directories of the data root"),
-    )
+    meant = [place for place in found if not _PATHS[place].fullmatch(portable(tree[place[0]][place[1]]).as_posix())]
+    names = ", ".join(f"{name}.{key}" for name, key in meant)
+    warning = ConfigWarning("paths_replaced", f"{names}: replaced by the directories of the data root")
+    return {**tree, **kept}, (warning,) if meant else ()
 
 
 def _section(tree: Tree, name: str) -> Tree:

@@ -385,3 +385,4 @@ class DiskFull(ModelCoreError):
     def __init__(self, path: Path, *, needed_bytes: int | None = None, free_bytes: int | None = None) -> None:
         sizes = "" if needed_bytes is None else f": {needed_bytes} bytes are needed, {free_bytes} are free"
         super().__init__(f"no space is left to write {path.name!r}{sizes}; the previous file is intact")
+        self.hint = "free some space, then try again"

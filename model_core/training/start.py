@@ -16,11 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from model_core.config import ExperimentConfig
+from model_core.config_validation import check_tokens_suffice
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.data.ensure import check_matches, ensure_dataset
 from model_core.entrypoint import Emit, next_attempt
-from model_core.errors import InvalidParameter, ModelCoreError, RunBusy, RunExists
+from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.launch import DistEnv
+from model_core.report import count_train_tokens
 from model_core.schedule import effective_steps
 from model_core.storage.dataset import Dataset, dataset_of
 from model_core.storage.files import Layout, next_free_name
@@ -171,6 +173,9 @@ def _check_and_resolve(
     is_prepared = not dataset.missing()
     if is_prepared:
         check_matches(dataset, config.data, read_files=False)
+        tokens = count_train_tokens(dataset)
+        if tokens is not None and (problems := tuple(check_tokens_suffice(config.training, tokens, env.world_size))):
+            raise InvalidConfig(problems)
     elif config.data.source is not None:
         DatasetSpec.of(config.data).open_source(arguments.token)
     else:

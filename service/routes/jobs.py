@@ -43,7 +43,7 @@ IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1000, descri
 _NO_REVISION = -1  # matches no job
 _ACTION: dict[str, Any] = {
     "status_code": 202,
-    "responses": {200: {"model": JobView}, **problems(404, 409, 422, 503)},
+    "responses": {200: {"model": JobView}, **problems(404, 409, 422, 503, 507)},
 }
 
 
@@ -101,7 +101,7 @@ _PATCH_BODY: dict[str, Any] = {"required": True, "content": {MERGE_PATCH: _PATCH
     status_code=202,
     summary="Submit a job",
     response_model=JobView,
-    responses={200: {"model": JobView | Validation}, **problems(400, 404, 409, 413, 415, 422, 429, 503)},
+    responses={200: {"model": JobView | Validation}, **problems(400, 404, 409, 413, 415, 422, 429, 503, 507)},
     openapi_extra={"parameters": [KEY_PARAMETER]},
 )
 async def submit(request: Request, wanted: Annotated[SubmitQuery, Query()]) -> Response:

@@ -201,10 +201,13 @@ def test_log_lines_and_samples_come_as_often_and_as_long_as_asked_for(
     assert len(tokenizer.encode(text)) == 4
 
 
-def test_a_dataset_too_short_for_one_batch_says_so(tiny: Tiny, capsys: pytest.CaptureFixture) -> None:
+def test_a_dataset_too_short_for_one_batch_says_so(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tiny(training={"batch_size": 4096, "total_batch_size": 65536})
-    assert main(["--config", str(file)]) == 2
+    assert main(["--config", str(file)]) == 2  # the dataset is prepared first
     assert re.search(r"text_train\.npy has \d+ tokens; one batch takes 65537", capsys.readouterr().err)
+    assert main(["--config", str(file), "--run", "again"]) == 2
+    assert re.search(r"one batch takes 65537 tokens .*; batch_size \d+ would fit", capsys.readouterr().err)
+    assert not (tmp_path / "exp" / "again").exists()  # the name stays free
 
 
 def test_splits_too_small_to_measure_give_null_with_the_reason(tiny: Tiny, tmp_path: Path) -> None:

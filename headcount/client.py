@@ -411,6 +411,25 @@ class Client:
 
     # --- runs --------------------------------------------------------------------------------------------------
 
+    def delete_run(self, name: str) -> None:
+        """Delete a run with its pictures and exports.
+
+        Args:
+            name: Name of the run.
+        """
+        self._request("DELETE", f"/runs/{_segment(name)}", timeout=httpx.Timeout(600, connect=3))
+
+    def preview_run_deletion(self, name: str) -> Json:
+        """Count what `delete_run` would delete.
+
+        Args:
+            name: Name of the run.
+
+        Returns:
+            Sizes in bytes, and the reason for which a deletion would be refused now.
+        """
+        return self._json("DELETE", f"/runs/{_segment(name)}", params={"dry_run": "true"})
+
     def runs(self, *, limit: int = 20, after: str | None = None) -> Json:
         """List runs by name.
 

@@ -245,12 +245,12 @@ class RunNotFound(ModelCoreError):
 
 
 class RunBusy(ModelCoreError):
-    """Another process holds the run's lock."""
+    """A process holds the run's lock, a job needs the run, or one of its checkpoints is pinned."""
 
     code = "run_busy"
 
-    def __init__(self, run: str) -> None:
-        super().__init__(f"run {run!r} is held by another process")
+    def __init__(self, run: str, why: str = "is held by another process") -> None:
+        super().__init__(f"run {run!r} {why}")
 
 
 class AttemptSuperseded(ModelCoreError):

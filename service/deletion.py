@@ -1,4 +1,4 @@
-"""Deletion of a finished job: its record, and on request its files.
+"""Deletion of a finished job: its record, and on request its files; and of a run, whichever job made it.
 
 The job is marked as deleted first, so that no other action is possible; then its directories are deleted, and its
 record last. After an interrupted deletion the record still exists, and deleting the job again completes the work.
@@ -9,28 +9,87 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from model_core.errors import RunBusy
+from model_core.errors import RunBusy, RunNotFound
 from model_core.hf.export_folder import export_time, is_complete
 from model_core.storage.dataset import Dataset
 from model_core.storage.files import Layout, read_json
+from model_core.storage.run import Run
 from model_core.storage.trash import (
     empty_trash,
+    is_in_trash,
     lock_dataset,
     lock_for_deletion,
+    lock_run_for_deletion,
     move_dataset_to_trash,
     move_export_to_trash,
+    move_run_to_trash,
     move_to_trash,
+    pin_error,
+    run_directories,
 )
 from service.datasets import read_manifest
 from service.deps import Services
+from service.schemas import View
 from worker.jobs import commands
 from worker.jobs.kinds import Resource, kind_of
 from worker.jobs.recovery import write_deleted
-from worker.jobs.schemas import JobDetail
+from worker.jobs.schemas import JobDetail, Warned
 from worker.jobs.store import JobStore
+
+_RUN_OWNER = "run"  # part of the hidden names of a deleted run
+
+
+class RunDeletion(View):
+    """What a deletion of a run would free."""
+
+    object: Literal["run_deletion"] = "run_deletion"
+    run: str
+    size_bytes: int = Field(description="of all files that would be deleted")
+    run_bytes: int = Field(description="of the run's own directory, with its checkpoints")
+    attention_bytes: int = Field(description="of its pictures and the weights behind them")
+    export_bytes: int = Field(description="of its folders for transformers")
+    checkpoints: list[str] = Field(description="file names of the checkpoints that would be deleted")
+    warnings: list[Warned] = Field(description="why a deletion would be refused now")
+
+
+async def delete_run(services: Services, name: str) -> None:
+    """Delete a run with its checkpoints, attention records and exports.
+
+    Args:
+        services: Services of the process.
+        name: Name of the run.
+
+    Raises:
+        RunNotFound: There is no such run.
+        RunBusy: A job that is not terminal makes, reads or starts from it, a process holds it, or it is pinned.
+        QueueUnavailable: Redis, which knows the jobs, does not answer.
+    """
+    if await run_in_threadpool(_exists, services.layout, name) and (user := await _user(services, name)) is not None:
+        raise user
+    await run_in_threadpool(_remove_run, services.layout, name)
+
+
+async def preview_run_deletion(services: Services, name: str) -> RunDeletion:
+    """Count what `delete_run` would delete.
+
+    Args:
+        services: Services of the process.
+        name: Name of the run.
+
+    Returns:
+        Sizes in bytes, and the reason for which a deletion would be refused now.
+
+    Raises:
+        RunNotFound: There is no such run.
+        QueueUnavailable: Redis, which knows the jobs, does not answer.
+    """
+    user = await _user(services, name)
+    return await run_in_threadpool(_preview, services.layout, name, user)
 
 
 async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
@@ -53,6 +112,50 @@ async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
         return
     job = await services.ask(services.store.detail, job_id)
     await run_in_threadpool(_delete_all, services.store, services.layout, job)  # may take long on a slow disk
+
+
+async def _user(services: Services, name: str) -> RunBusy | None:
+    """The error about a job that needs a run; None if no job does."""
+    user = await services.async_store.run(commands.run_user(name))
+    return RunBusy(name, f"is used by {user}, which is not over; wait, or cancel it") if user is not None else None
+
+
+def _exists(layout: Layout, name: str) -> bool:
+    return layout.run(name).is_dir()
+
+
+def _remove_run(layout: Layout, name: str) -> None:
+    try:
+        with lock_run_for_deletion(layout, name) as run:
+            move_run_to_trash(layout, run, _RUN_OWNER)
+    except RunNotFound:
+        if not is_in_trash(layout, name, _RUN_OWNER):  # else an interrupted deletion is completed
+            raise
+    empty_trash(layout, _RUN_OWNER)
+
+
+def _preview(layout: Layout, name: str, user: RunBusy | None) -> RunDeletion:
+    run = Run.open(layout.run(name))
+    sizes = {content: _size_bytes(path) for content, path in run_directories(layout, name).items()}
+    obstacles = filter(None, (user, pin_error(run)))
+    return RunDeletion(
+        run=name,
+        size_bytes=sum(sizes.values()),
+        run_bytes=sizes["run"],
+        attention_bytes=sizes["attention"],
+        export_bytes=sizes["exports"],
+        checkpoints=[info.file for info in run.checkpoints()],
+        warnings=[Warned(code=error.code, detail=str(error)) for error in obstacles],
+    )
+
+
+def _size_bytes(directory: Path) -> int:
+    """Size of the files of a directory; files that vanish meanwhile count nothing."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _delete_record(store: JobStore, layout: Layout, job_id: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from headcount.commands.common import AsJson, RunArgument, open_client, print_json
+from headcount.exit_codes import print_error
 
 
 def runs(
@@ -62,4 +63,24 @@ def open_run(name: RunArgument, as_json: AsJson = False) -> None:
     webbrowser.open(address)
 
 
-COMMANDS = (runs, run, checkpoints, open_run)
+def delete_run(
+    name: RunArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count the bytes that would be free.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a run with its checkpoints, pictures and exports. This cannot be undone; the records of its jobs stay."""
+    with open_client() as client:
+        found = client.preview_run_deletion(name)
+        if not dry_run:
+            client.delete_run(name)
+    if as_json:
+        print_json({**found, "deleted": not dry_run})
+        return
+    parts = {"checkpoints": "run_bytes", "attention": "attention_bytes", "exports": "export_bytes"}
+    sizes = ", ".join(f"{what} {found[key]:,}" for what, key in parts.items())
+    print(f"{name}  {'would free' if dry_run else 'deleted'}  {found['size_bytes']:,} bytes ({sizes})")
+    for warning in found["warnings"] if dry_run else ():
+        print_error(f"warning: {warning['detail']}")
+
+
+COMMANDS = (runs, run, checkpoints, open_run, delete_run)

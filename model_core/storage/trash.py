@@ -1,6 +1,6 @@
 """Deletion of runs, exports and datasets in two steps: rename to a hidden name, then delete.
 
-The hidden name contains the id of the job, so after a crash the same call completes the deletion.
+The hidden name contains the id of the job, or another owner, so after a crash the same call completes the deletion.
 """
 
 from __future__ import annotations
@@ -47,6 +47,42 @@ def lock_for_deletion(layout: Layout, names: Iterable[str], job_id: str) -> Iter
         for run in runs:
             stack.callback(run.lock().release)
         yield runs
+
+
+@contextlib.contextmanager
+def lock_run_for_deletion(layout: Layout, name: str) -> Iterator[Run]:
+    """Lock one run, whichever job owns it. See `lock_for_deletion`.
+
+    Args:
+        layout: Directories of the data root.
+        name: Name of the run.
+
+    Yields:
+        The locked run.
+
+    Raises:
+        RunNotFound: There is no such run.
+        RunBusy: Another process holds its lock, or a checkpoint of it is pinned.
+    """
+    with _global_lock(layout.exp / ".removal.lock", name), contextlib.ExitStack() as stack:
+        run = Run.open(layout.run(name))
+        stack.callback(run.lock().release)
+        if (error := pin_error(run)) is not None:
+            raise error
+        yield run
+
+
+def pin_error(run: Run) -> RunBusy | None:
+    """Check that no checkpoint of a run is pinned.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The error about a pinned one; None if no checkpoint is pinned.
+    """
+    pinned = next((info.file for info in run.checkpoints() if run.is_pinned(info.file)), None)
+    return RunBusy(run.name, f"has a pinned checkpoint, {pinned}; remove the pin first") if pinned else None
 
 
 @contextlib.contextmanager
@@ -124,6 +160,46 @@ def uploads_of(layout: Layout, name: str) -> list[Path]:
     return [path for path in sorted((layout.uploads / name).glob("*")) if re.fullmatch(_UPLOAD, path.name)]
 
 
+def run_directories(layout: Layout, run: str) -> dict[str, Path]:
+    """List the directories that are deleted with a run.
+
+    Args:
+        layout: Directories of the data root.
+        run: Name of the run.
+
+    Returns:
+        Paths by content: ``attention``, ``exports`` and ``run``. The last frees the name of the run.
+    """
+    exports = {"exports": layout.exports_of(run)} if layout.exports is not None else {}
+    return {"attention": layout.attention_of(run), **exports, "run": layout.run(run)}
+
+
+def is_in_trash(layout: Layout, run: str, owner: str) -> bool:
+    """Check whether a run was moved to the trash and is not deleted yet.
+
+    Args:
+        layout: Directories of the data root.
+        run: Name of the run.
+        owner: Owner in the hidden names, as of `move_run_to_trash`.
+
+    Returns:
+        Whether an interrupted deletion left its directory.
+    """
+    return _hidden(layout.run(run), owner).exists()
+
+
+def move_run_to_trash(layout: Layout, run: Run, owner: str) -> None:
+    """Hide a run with its attention records and exports.
+
+    Args:
+        layout: Directories of the data root.
+        run: Locked run, from `lock_for_deletion` or `lock_run_for_deletion`.
+        owner: Owner in the hidden names: the id of the job, or another unique text.
+    """
+    for path in run_directories(layout, run.name).values():
+        _hide(path, owner)
+
+
 def move_to_trash(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
     """Hide the directories of a job: its runs with their attention records and exports, and its own directory.
 
@@ -133,10 +209,7 @@ def move_to_trash(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
         job_id: Id of the job.
     """
     for run in runs:
-        _hide(layout.attention_of(run.name), job_id)  # before the run, whose name is free afterwards
-        if layout.exports is not None:
-            _hide(layout.exports / run.name, job_id)
-        _hide(run.path, job_id)
+        move_run_to_trash(layout, run, job_id)
     if layout.jobs is not None:
         _hide(layout.jobs / job_id, job_id)
 
@@ -182,10 +255,14 @@ def _has_visible_files(directory: Path) -> bool:
 
 def _hide(path: Path, owner: str) -> None:
     if path.exists():
-        hidden = path.with_name(f".{path.name}.{owner}.removed")
+        hidden = _hidden(path, owner)
         _delete(hidden)
         path.rename(hidden)
         sync_directory(path.parent)
+
+
+def _hidden(path: Path, owner: str) -> Path:
+    return path.with_name(f".{path.name}.{owner}.removed")
 
 
 def _delete(path: Path) -> None:

@@ -75,7 +75,7 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "run_exists": ProblemType(409, "The run exists already"),
     "dataset_exists": ProblemType(409, "The dataset exists already, made in another way"),
     "dataset_busy": ProblemType(409, "A job that is not over needs the dataset"),
-    "run_busy": ProblemType(409, "Another process holds the run"),
+    "run_busy": ProblemType(409, "The run is in use or pinned"),
     "checkpoint_not_ready": ProblemType(409, "The run has no checkpoint yet"),
     "checkpoint_damaged": ProblemType(409, "The checkpoint is damaged"),
     "dataset_not_ready": ProblemType(409, "The dataset is not prepared"),

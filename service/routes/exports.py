@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from model_core.config import Config, Name
-from model_core.hf.export_folder import find_export, list_exports
+from model_core.hf.export_folder import ExportInfo, find_export, list_exports
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service import submission
@@ -18,12 +18,55 @@ from service.deps import Services, ServicesDep
 from service.job_views import JobView
 from service.openapi import nullable, problems
 from service.protocol.parsing import JSON, KEY_PARAMETER, YAML, idempotency_key, read_tree, validate
-from service.routes.runs import ExportView
-from service.schemas import Listed
+from service.schemas import Listed, View
 from worker.jobs.schemas import Submission
 from worker.jobs.spec import Licence
 
 router = APIRouter(prefix="/runs/{run}/exports", tags=["runs"])
+
+
+class ExportLinks(View):
+    """Links of an export."""
+
+    run: str
+    safetensors: str | None = Field(description="its tensors; null once the run has another checkpoint of that name")
+
+
+class ExportView(View):
+    """A folder of transformers that a checkpoint was written to."""
+
+    object: Literal["export"] = "export"
+    name: str
+    run: str
+    checkpoint: str = Field(description="the file that it was made of")
+    sha256: str | None = Field(description="of that file; null once the run has another of that name")
+    size_bytes: int = Field(description="of all its files")
+    created_at: str
+    licence: str | None = Field(description="of the model, as its card states it")
+    links: ExportLinks
+
+    @classmethod
+    def of(cls, run: str, info: ExportInfo) -> Self:
+        """Build the view.
+
+        Args:
+            run: Name of the run.
+            info: The export on disk.
+
+        Returns:
+            The view.
+        """
+        content = f"/runs/{run}/checkpoints/{info.file}/content?format=safetensors"
+        return cls(
+            name=info.name,
+            run=run,
+            checkpoint=info.file,
+            sha256=info.sha256,
+            size_bytes=info.size_bytes,
+            created_at=info.created_at,
+            licence=info.licence,
+            links=ExportLinks(run=f"/runs/{run}", safetensors=content if info.sha256 else None),
+        )
 
 
 class ExportRequest(Config):

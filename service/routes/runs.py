@@ -1,4 +1,4 @@
-"""Runs on disk, with the status of their jobs if Redis answers, and the report of what a run costs.
+"""Runs on disk, with the status of their jobs if Redis answers: list, report of what a run costs, deletion.
 
 The report is computed from the run's config.yaml, without Redis or torch.
 """
@@ -19,12 +19,12 @@ from model_core.budget import Budget
 from model_core.config import ExperimentConfig, Name
 from model_core.config_loader import ParsedConfig, config_warnings
 from model_core.errors import ModelCoreError, RunNotFound
-from model_core.hf.export_folder import ExportInfo
 from model_core.report import build_report
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run, runs_in
+from service.deletion import RunDeletion, delete_run, preview_run_deletion
 from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import choose
@@ -68,50 +68,6 @@ class CheckpointView(View):
         """
         recorded = {name: getattr(info, name) for name in cls.model_fields if name not in {"object", "pinned"}}
         return cls(**recorded, pinned=pinned)
-
-
-class ExportLinks(View):
-    """Links of an export."""
-
-    run: str
-    safetensors: str | None = Field(description="its tensors; null once the run has another checkpoint of that name")
-
-
-class ExportView(View):
-    """A folder of transformers that a checkpoint was written to."""
-
-    object: Literal["export"] = "export"
-    name: str
-    run: str
-    checkpoint: str = Field(description="the file that it was made of")
-    sha256: str | None = Field(description="of that file; null once the run has another of that name")
-    size_bytes: int = Field(description="of all its files")
-    created_at: str
-    licence: str | None = Field(description="of the model, as its card states it")
-    links: ExportLinks
-
-    @classmethod
-    def of(cls, run: str, info: ExportInfo) -> Self:
-        """Build the view.
-
-        Args:
-            run: Name of the run.
-            info: The export on disk.
-
-        Returns:
-            The view.
-        """
-        content = f"/runs/{run}/checkpoints/{info.file}/content?format=safetensors"
-        return cls(
-            name=info.name,
-            run=run,
-            checkpoint=info.file,
-            sha256=info.sha256,
-            size_bytes=info.size_bytes,
-            created_at=info.created_at,
-            licence=info.licence,
-            links=ExportLinks(run=f"/runs/{run}", safetensors=content if info.sha256 else None),
-        )
 
 
 class RunLinks(View):
@@ -161,6 +117,12 @@ class ReportView(View):
     warnings: list[Warned]
 
 
+class DeleteRunQuery(QueryModel):
+    """Whether a run is deleted."""
+
+    dry_run: bool = Field(default=False, description="answer 200 with the bytes that would be free; delete nothing")
+
+
 class RunsQuery(QueryModel):
     """Page of the list of runs."""
 
@@ -187,6 +149,22 @@ async def runs(
 async def run(run: Name, services: ServicesDep) -> RunDetail:
     """Configuration, checkpoints, result and links."""
     return await get_run(services, run)
+
+
+@router.delete(
+    "/runs/{run}",
+    status_code=204,
+    summary="Delete a run",
+    response_class=Response,
+    responses={200: {"model": RunDeletion}, **problems(404, 409, 422, 503)},
+)
+async def delete(run: Name, wanted: Annotated[DeleteRunQuery, Query()], services: ServicesDep) -> Response:
+    """204: its checkpoints, pictures and exports are gone. 409: a job needs it, or a checkpoint is pinned."""
+    if wanted.dry_run:
+        found = await preview_run_deletion(services, run)
+        return Response(found.model_dump_json(), media_type=JSON)
+    await delete_run(services, run)
+    return Response(status_code=204)
 
 
 @router.get(

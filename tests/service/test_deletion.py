@@ -10,7 +10,13 @@ import pytest
 from model_core.attention.record import text_directory
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from model_core.storage.trash import empty_trash, lock_for_deletion, move_to_trash
+from model_core.storage.trash import (
+    empty_trash,
+    lock_for_deletion,
+    lock_run_for_deletion,
+    move_run_to_trash,
+    move_to_trash,
+)
 
 FREE = {"artifacts": "true"}
 TEST = {"experiment_name": "tiny", "execution": {"train": False, "test": True}}
@@ -178,3 +184,130 @@ def test_many_deletions_at_once_are_one(site) -> None:
     assert 204 in codes
     assert codes <= {204, 404, 409}
     assert directories(site.layout) == []
+
+
+# --- runs, whichever job made them -----------------------------------------------------------------------------------
+
+
+def by_hand(site: Any, name: str = "mine") -> Run:
+    """A run without a job, with a picture and an export."""
+    run: Run = site.make_run(name)
+    fill(text_directory(site.layout, name, "0") / "layer00.png")
+    site.add_export(run)
+    return run
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def test_a_run_goes_with_its_pictures_and_exports_and_nothing_else(site) -> None:
+    over(site, "other")
+    before = files(site.layout)
+    by_hand(site)
+    assert site.http.delete("/runs/mine").status_code == 204
+    assert files(site.layout) == before
+    gone = site.http.delete("/runs/mine")
+    assert (gone.status_code, gone.json()["code"]) == (404, "run_not_found")
+    assert site.submit("mine")["run"] == "mine"  # the name is free
+
+
+def test_a_dry_run_counts_the_bytes_and_deletes_nothing(site) -> None:
+    run = by_hand(site)
+    before = files(site.layout)
+    reply = site.http.delete("/runs/mine", params={"dry_run": "true"})
+    sizes = [size_of(path) for path in (run.path, site.layout.attention_of("mine"), site.layout.exports_of("mine"))]
+    assert (reply.status_code, reply.json()) == (200, {
+        "object": "run_deletion", "run": "mine", "size_bytes": sum(sizes), "run_bytes": sizes[0],
+        "attention_bytes": sizes[1], "export_bytes": sizes[2], "checkpoints": ["model_best.pt"], "warnings": [],
+    })  # fmt: skip
+    assert files(site.layout) == before
+    assert site.http.delete("/runs/nowhere", params={"dry_run": "true"}).status_code == 404
+    assert site.http.delete("/runs/mine", params={"dry": "true"}).status_code == 422
+    assert site.http.delete("/runs/mine", params={"dry_run": "perhaps"}).status_code == 422
+
+
+def _read(site: Any) -> None:
+    site.http.post("/runs/tiny/exports")
+
+
+def _tested(site: Any) -> None:
+    site.http.post("/jobs", json=TEST)
+
+
+def _continued(site: Any) -> None:
+    [job] = site.http.get("/jobs").json()["data"]
+    assert site.http.post(f"{job['links']['self']}/retry").status_code == 202
+
+
+def _started_from(site: Any) -> None:
+    site.submit("next", checkpoint={"load_checkpoint": "tiny"})
+
+
+def _started_from_a_file(site: Any) -> None:
+    site.submit("next", checkpoint={"load_checkpoint": "tiny/model_best.pt"})
+
+
+def _pinned(site: Any) -> None:
+    assert site.http.put("/runs/tiny/checkpoints/best/pin").status_code == 200
+
+
+@pytest.mark.parametrize("use", [_read, _tested, _continued, _started_from, _started_from_a_file, _pinned])
+def test_a_run_that_is_used_or_pinned_stays(site, use: Callable[[Any], None]) -> None:
+    over(site, result="failed")
+    use(site)
+    before = files(site.layout)
+    refused = site.http.delete("/runs/tiny")
+    assert (refused.status_code, refused.json()["code"]) == (409, "run_busy")
+    counted = site.http.delete("/runs/tiny", params={"dry_run": "true"})
+    assert (counted.status_code, [item["code"] for item in counted.json()["warnings"]]) == (200, ["run_busy"])
+    assert files(site.layout) == before
+
+
+def test_a_run_that_a_process_holds_stays_and_the_run_of_a_longer_name_is_no_user(site) -> None:
+    run = by_hand(site)
+    by_hand(site, "mine-2")
+    site.submit("next", checkpoint={"load_checkpoint": "mine-2"})
+    lock = run.lock()
+    held = site.http.delete("/runs/mine")
+    lock.release()
+    assert (held.status_code, held.json()["code"]) == (409, "run_busy")
+    assert site.http.delete("/runs/mine").status_code == 204
+
+
+def test_a_retry_after_its_run_was_deleted_starts_anew_and_keeps_counting(site) -> None:
+    job = site.submit("tiny")
+    claim = site.claim()
+    site.make_run("tiny", job_id=job["id"])
+    writer = site.writer(claim)
+    told = [writer.append("step", step=7, loss=1.0) for _ in range(3)]
+    writer.close()
+    site.store.mirror(claim, told)
+    site.finish(claim, "failed")
+    assert site.http.delete("/runs/tiny").status_code == 204
+    again = site.http.post(f"{job['links']['self']}/retry").json()
+    assert (again["status"], again["run"], again["progress"]["step"]) == ("queued", "tiny", 0)
+    assert site.claim().seq_after == told[-1]["seq"]
+
+
+def _half_hidden(site: Any) -> None:
+    site.layout.attention_of("mine").rename(site.layout.attention / ".mine.run.removed")
+
+
+def _hidden_run(site: Any) -> None:
+    with lock_run_for_deletion(site.layout, "mine") as run:
+        move_run_to_trash(site.layout, run, "run")
+
+
+def _half_erased(site: Any) -> None:
+    _hidden_run(site)
+    (site.layout.exp / ".mine.run.removed" / "config.yaml").unlink()
+
+
+@pytest.mark.parametrize("died", [_half_hidden, _hidden_run, _half_erased])
+def test_the_deletion_of_a_run_that_broke_off_is_finished_by_the_next(site, died: Callable[[Any], None]) -> None:
+    by_hand(site)
+    died(site)
+    assert site.http.delete("/runs/mine").status_code == 204
+    assert files(site.layout) == []
+    assert site.http.delete("/runs/mine").status_code == 404

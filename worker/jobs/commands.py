@@ -440,6 +440,19 @@ def preparation_of(dataset: str) -> ScriptCall[DatasetSpec | None]:
     return ScriptCall("queries.preparation", {"dataset": dataset}, parse)
 
 
+def run_user(run: str) -> ScriptCall[str | None]:
+    """Find a job that makes or reads a run, or starts from one of its checkpoints, and is not over.
+
+    Args:
+        run: Name of the run.
+
+    Returns:
+        The call; its result is the id of such a job, or None.
+    """
+    start = [f'"load_checkpoint": "{run}{end}' for end in ('"', "/")]  # as `submission` writes the spec
+    return ScriptCall("queries.run_user", {"run": run, "start": start}, lambda reply: reply.get("id"))
+
+
 def shortage(gpus: int, memory_bytes: int) -> ScriptCall[Capacity | None]:
     """Check whether a known worker could run a job.
 

@@ -209,8 +209,9 @@ class JobStore:
         before = self.get(job_id) if action in {"resume", "retry"} else None
         arguments: dict[str, Any] = {"id": checked_id(job_id), "action": action, "run": run}
         if before is not None:
-            last_seq = self._last_seq(before, run) if kind_of(before.kind).makes_run else 0
-            arguments |= {"last_seq": last_seq, "is_dataset_ready": self._is_dataset_ready(before)}
+            if kind_of(before.kind).makes_run:
+                arguments |= {"last_seq": self._last_seq(before, run), "run": run or self._deleted_run(before)}
+            arguments |= {"is_dataset_ready": self._is_dataset_ready(before)}
             arguments["preparation_id"] = commands.new_id()
         reply = self.run(ScriptCall("transitions.request_action", arguments, dict))
         match reply.get("error"):
@@ -232,6 +233,11 @@ class JobStore:
         with contextlib.suppress(InvalidData):
             return not Dataset.named(job.dataset, self.settings.layout.dataset(job.dataset)).missing()
         return True
+
+    def _deleted_run(self, job: Job) -> str | None:
+        """Run of a job, if it was deleted since: the job begins it anew, and its events go on after the old ones."""
+        is_over = job.terminal and job.attempt > 0 and job.run is not None
+        return job.run if is_over and not self.settings.layout.run(job.run or "").exists() else None
 
     def _last_seq(self, job: Job, new_run: str | None) -> int:
         """Number of the last event of the job's run, which must be its own unless a new run replaces it."""

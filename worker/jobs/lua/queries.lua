@@ -64,6 +64,22 @@ function commands.dataset_names(args)
   return {names = redis.call('ZRANGEBYLEX', P .. 'datasets', from, '+', 'LIMIT', 0, args.limit)}
 end
 
+-- run, start (texts that a spec contains if its training starts from that run) -> id of a job that makes, reads or starts
+-- from the run and is not terminal, if there is one.
+function commands.run_user(args)
+  local user = active_job('run:' .. args.run)
+  if user then return {id = user} end
+  for _, status in ipairs({'queued', 'running', 'stopping', 'paused'}) do
+    for _, id in ipairs(redis.call('ZRANGE', P .. 'jobs:status:' .. status, 0, -1)) do
+      local spec = get(id, 'spec') or ''
+      for _, text in ipairs(args.start) do
+        if string.find(spec, text, 1, true) then return {id = id} end
+      end
+    end
+  end
+  return {}
+end
+
 -- dataset -> id of a job that makes or reads it and is not terminal, if there is one.
 function commands.active_user(args)
   return {id = active_job('dataset:' .. args.dataset)}

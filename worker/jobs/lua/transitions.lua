@@ -143,7 +143,7 @@ local function start_over_in(id, run, last_seq)
   release_name(id)
   redis.call('ZREM', P .. 'jobs:run:' .. get(id, 'run'), id)
   redis.call('ZADD', P .. 'jobs:run:' .. run, number(id, 'seq'), id)
-  local seq = math.max(number(id, 'mirrored'), last_seq)
+  local seq = math.max(number(id, 'mirrored'), last_seq or 0)
   set(id, 'run', run, 'step', 0, 'crash_step', 0, 'busy_ms', 0, 'mirrored', seq, 'seq_after', seq)
   clear(id, 'progress')
 end
@@ -196,7 +196,7 @@ local function prepare_requeue(args)
   return nil, found.lost
 end
 
--- id, action, run (of a retry from scratch), last_seq of the run before; is_dataset_ready: the disk has the dataset of the
+-- id, action, run (of a start at step 0), last_seq of the run before; is_dataset_ready: the disk has the dataset of the
 -- job; preparation_id: of the job that prepares it anew, if it is needed
 -- -> jobs (one), is_new: whether something changed; or error: missing, refused (status), run_exists, dataset_exists (name).
 function commands.request_action(args)

@@ -95,7 +95,7 @@ class ProgressView:
         parts += [f"loss {number(self.loss)}"] if self.loss is not None else []
         parts += [f"val {number(self.val_loss)}"] if self.val_loss is not None else []
         parts += [f"{self.tokens_per_s:,.0f} tokens/s"] if self.tokens_per_s else []
-        parts += [f"ETA {duration(self.eta_s)}"] if self.eta_s is not None else []
+        parts += [f"ETA {duration(self.eta_s)}"] if self.eta_s else []
         return "  ".join(parts)
 
 

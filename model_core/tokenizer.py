@@ -26,6 +26,7 @@ END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 splits text before it merges bytes: contractions, words, numbers, symbols, white space.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 _SPACE_LIMIT = 100_000  # tiktoken crashes on white space that is several times longer
+MAX_TRAINING_WORD = 128  # bytes; each merge inside a word reads the whole word
 _LONG_SPACE = re.compile(rf"(\s{{{_SPACE_LIMIT}}})")
 
 Ranks = dict[bytes, int]
@@ -174,6 +175,9 @@ def gpt2_tokenizer() -> Tokenizer:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE (Sennrich et al., 2016).
 
+    The time grows linearly with the text, whatever it contains, because longer words are cut for the training. This
+    matters only to what is merged: a trained tokenizer encodes words of any length.
+
     Args:
         texts: The training split.
         vocab_size: Ids wanted, the end of text included; a small corpus gives fewer.
@@ -185,7 +189,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     from tokenizers import models, pre_tokenizers, trainers
 
     trainable = Trainable(models.BPE())
-    trainable.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainable.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.FixedLength(length=MAX_TRAINING_WORD)]
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
     trainable.train_from_iterator(texts, trainer)

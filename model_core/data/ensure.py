@@ -223,10 +223,12 @@ def _reading_warnings(spec: DatasetSpec, reading: Mapping[str, Any]) -> Iterator
         advice = "data.special_text: strip removes it, and split divides documents there"
         yield ConfigWarning("special_text", f"{END_OF_TEXT} is inside documents {markers:,} times, as text; {advice}")
     if zero_bytes:
-        yield ConfigWarning("zero_bytes", f"{zero_bytes:,} zero bytes in documents were replaced by U+FFFD")
+        yield ConfigWarning("zero_bytes", f"zero bytes in documents, replaced by U+FFFD: {zero_bytes:,}")
     if bad["count"]:
         named = "; ".join(bad["first"])
-        yield ConfigWarning("bad_documents", f"{bad['count']:,} documents could not be read and were skipped: {named}")
+        yield ConfigWarning(
+            "bad_documents", f"documents that cannot be read and were skipped: {bad['count']:,} ({named})"
+        )
 
 
 def _mismatch_error(dataset: Dataset, difference: str) -> InvalidData:

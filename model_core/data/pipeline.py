@@ -7,10 +7,11 @@ records how the dataset was made, its source and the hash of each file.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ _MAX_THREADS = 16  # more would wait for the thread that reads
 _BYTES_PER_TOKEN = 4  # approximate size of the text of a token
 _EXAMPLE_BYTES_PER_TOKEN = 6.5
 _REPORT_EVERY_S = 1.0
+_POLL_S, _STOP_S = 0.2, 1.0
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class ProgressReporter:
             left, speed = float(count - done), documents_per_s
         else:
             left, speed = float(total - text_bytes) if total is not None else 0.0, bytes_per_s
-        return round(left / speed, 1) if speed and left > 0 else None  # work that cannot be counted follows
+        return max(0.1, round(left / speed, 1)) if speed and left > 0 else None  # work that is not counted follows
 
 
 def _identity(spec: DatasetSpec, source: Source, dataset: Dataset) -> dict[str, Any]:
@@ -294,10 +296,39 @@ def _tokenizer(spec: DatasetSpec, source: Source, build: DatasetBuild, context: 
         return load_tokenizer(file)
     tokenizer = gpt2_tokenizer()
     if isinstance(spec.tokenizer, BpeTokenizer):
-        tokenizer = train_bpe(_training_texts(spec, source, context), spec.tokenizer.vocab_size)
-        context.stop.check()  # a stop ends the training texts early
+        tokenizer = _train_tokenizer(_training_texts(spec, source, context), spec.tokenizer.vocab_size, context)
     save_tokenizer(file, tokenizer)
     return tokenizer
+
+
+def _train_tokenizer(texts: Iterator[str], vocab_size: int, context: PrepareContext) -> Tokenizer:
+    """Train on another thread: after the last text no Python code runs there, so a signal would have to wait."""
+    trained, are_read = Future[Tokenizer](), threading.Event()
+
+    def read() -> Iterator[str]:
+        yield from texts
+        are_read.set()
+
+    def train() -> None:
+        try:
+            trained.set_result(train_bpe(read(), vocab_size))
+        except BaseException as error:  # noqa: BLE001 - raised again by `result` on the caller's thread
+            trained.set_exception(error)
+        are_read.set()
+
+    threading.Thread(target=train, name="train-tokenizer", daemon=True).start()
+    are_read.wait()  # a stop ends the texts early
+    report_at = 0.0
+    while not trained.done():
+        if time.monotonic() >= report_at:
+            context.emit("progress", done=0, of=vocab_size, unit="ids of the tokenizer", eta_s=None)
+            report_at = time.monotonic() + _REPORT_EVERY_S
+        wait([trained], timeout=_POLL_S)
+        if context.stop():
+            wait([trained], timeout=_STOP_S)  # few texts were read if the stop came early
+            break
+    context.stop.check()
+    return trained.result()
 
 
 def _training_texts(spec: DatasetSpec, source: Source, context: PrepareContext) -> Iterator[str]:

@@ -103,7 +103,7 @@ class ProgressBar:
             self._progress.console.print(f"resuming after {fields['done']:,} {fields['unit']}")
         if event == "warning":
             warning = one_line(f"warning: {fields['detail']}")
-            self._progress.console.print(warning, markup=False, highlight=False, emoji=False)
+            self._progress.console.print(warning, markup=False, highlight=False, emoji=False, soft_wrap=True)
         if event != "progress":
             return
         unit, total = fields["unit"], fields["of"]
@@ -264,7 +264,7 @@ def _status(fields: dict[str, Any]) -> str:
     total, speed, eta_s = fields["of"], fields.get("mb_per_s"), fields.get("eta_s")
     parts = [f"{fields['done']:,}" + (f" of {total:,}" if total is not None else "")]
     parts += [f"{speed:,.1f} MB/s"] if speed else []
-    parts += [f"{_duration(eta_s)} left"] if eta_s else []
+    parts += [f"{_duration(max(1, eta_s))} left"] if eta_s else []
     return ", ".join(parts)
 
 

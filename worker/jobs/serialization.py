@@ -269,7 +269,8 @@ def progressed(progress: Progress, event: Event, tokens_per_step: int) -> Progre
     if event["type"] == "step":
         speed, last = event.get("tokens_per_s"), known.get("max_steps", progress.max_steps)
         if isinstance(speed, int | float) and speed > 0 and last is not None:
-            known["eta_s"] = round(max(0, last - event["step"]) * tokens_per_step / speed, 1)
+            left_s = round((last - event["step"]) * tokens_per_step / speed, 1)
+            known["eta_s"] = left_s if left_s > 0 else None  # the last validation and checkpoint follow
     elif event["type"] == "progress":
         known = {key: event.get(key) for key in ("done", "of", "unit", "eta_s")}
     elif event["type"] not in {"validation", "resumed", "start", "prepared", "checkpoint"}:

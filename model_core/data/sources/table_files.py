@@ -197,7 +197,7 @@ def _parse(line: str) -> Any:
     try:
         return _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        return _Unreadable(f"not JSON: {error.msg} at column {error.colno}; give one object per line")
+        return _Unreadable(f"not JSON: {error.msg} (column {error.colno}); give one object per line")
     except (ValueError, RecursionError) as error:  # a number with too many digits, or brackets nested too deeply
         return _Unreadable(f"JSON that cannot be read: {error}")
 
@@ -234,7 +234,7 @@ class _ValueReader:
 
     def __init__(self, file: File) -> None:
         self._blocks, self._name = text_blocks(file), file.display_name
-        self._buffer, self._position, self._line = "", 0, 1
+        self._buffer, self._position, self._line, self._is_cut_off = "", 0, 1, False
 
     def values(self, *, is_list: bool) -> Iterator[_Value]:
         if is_list:
@@ -244,7 +244,7 @@ class _ValueReader:
             if is_list and character == "]":
                 return
             yield self._next()
-        if is_list:
+        if is_list and not self._is_cut_off:
             yield self._location(), _Unreadable("the list does not end; was the file cut off?")
 
     def _location(self) -> str:
@@ -253,7 +253,7 @@ class _ValueReader:
     def _next(self) -> _Value:
         location = self._location()
         while True:
-            reason, is_cut_off = "", False
+            reason = ""
             try:
                 value, end = _DECODER.raw_decode(self._buffer, self._position)
                 length = end - self._position
@@ -261,12 +261,12 @@ class _ValueReader:
                     self._advance(self._position + length)
                     return location, value
             except json.JSONDecodeError as error:
-                reason = f"not JSON: {error.msg} at line {self._line + error.lineno - self._lines_before()}"
-                is_cut_off = error.msg.startswith("Unterminated") or error.pos >= len(self._buffer.rstrip())
+                reason = f"not JSON: {error.msg} (line {self._line + error.lineno - self._lines_before()})"
+                self._is_cut_off = error.msg.startswith("Unterminated") or error.pos >= len(self._buffer.rstrip())
             except (ValueError, RecursionError) as error:
                 reason = f"JSON that cannot be read: {error}"
             if reason and (len(self._buffer) - self._position > MAX_LINE or not self._read_on()):
-                if not is_cut_off:
+                if not self._is_cut_off:
                     raise InvalidData(f"{location}: {reason}; what follows cannot be read")
                 self._advance(len(self._buffer))
                 return location, _Unreadable(f"{reason}; was the file cut off?")

@@ -72,7 +72,9 @@ def test_a_training_joins_the_preparation_of_the_dataset_that_it_names(site: Sit
     assert len(site.http.get("/jobs").json()["data"]) == 2
     claim = site.claim()
     site.finish(claim)
-    assert site.claim().config["data"].get("tokenizer", "gpt2") == asked.get("tokenizer", "gpt2")
+    data = site.claim().config["data"]
+    assert data.get("tokenizer", "gpt2") == asked.get("tokenizer", "gpt2")
+    assert data.get("source") == sections["data"].get("source")  # not a preset's, which is another text
 
 
 @pytest.mark.parametrize(("asked", "sections"), JOINED)

@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from model_core.budget import fitting_batch_size, per_process_config
 from model_core.config_loader import ConfigWarning, Tree
-from model_core.errors import InvalidConfig, ModelCoreError, RunExists
+from model_core.errors import DatasetNotReady, InvalidConfig, ModelCoreError, RunExists
 from model_core.storage.files import next_free_name
 from service.admission import PreparedSubmission, join_preparation, manifest_of_ready, read_spec
 from service.dataset_options import complete, dataset_named_by, options_of_manifest, options_of_spec, requested_of
@@ -121,7 +121,7 @@ async def rejection_error(services: Services, prepared: PreparedSubmission, reje
         The error.
     """
     if prepared.missing is not None and rejection.why == "lacking":
-        return prepared.missing
+        return await _explained(services, prepared.missing, prepared.spec.dataset)
     if rejection.capacity is not None:
         return _does_not_fit(prepared, rejection.capacity)
     return await services.ask(services.store.name_conflict, prepared.spec, rejection, prepared.differs)
@@ -137,8 +137,10 @@ async def warnings(services: Services, prepared: PreparedSubmission) -> list[Con
     Returns:
         The warnings.
     """
-    obstacles: list[ModelCoreError] = [prepared.missing] if prepared.missing is not None else []
+    obstacles = list[ModelCoreError]()
     try:
+        if prepared.missing is not None:
+            obstacles.append(await _explained(services, prepared.missing, prepared.spec.dataset))
         capacity = await services.async_store.run(commands.shortage(prepared.spec.gpus or 0, prepared.memory_bytes))
         obstacles += [_does_not_fit(prepared, capacity)] if capacity is not None else []
     except QueueUnavailable as error:
@@ -190,6 +192,30 @@ async def _completed(
     if manifest is not None or made is None:
         return prepared
     return join_preparation(prepared, requested_of(made, tree, prepared.spec.config.data))
+
+
+async def _explained(services: Services, missing: ModelCoreError, dataset: str | None) -> ModelCoreError:
+    """The error about a missing dataset, with the job that was to prepare it, if there is one."""
+    if not isinstance(missing, DatasetNotReady) or dataset is None:
+        return missing
+    maker = None
+    with suppress(QueueUnavailable):
+        [maker] = await services.async_store.run(commands.dataset_jobs([dataset]))
+    if maker is None or maker.status == "succeeded":  # the dataset was removed since
+        return missing
+    action = {"failed": "retry", "cancelled": "resume"}.get(maker.status)
+    if action is None:
+        advice = f"submit this when it has succeeded, or with job.depends_on [{maker.id}]"
+        error = DatasetNotReady(
+            f"dataset {dataset!r} is being prepared by {maker.id}, which is {maker.status}; {advice}"
+        )
+    else:
+        why = f": {maker.error.detail}" if maker.error is not None else ""
+        error = DatasetNotReady(f"dataset {dataset!r} is not ready: its preparation {maker.id} is {maker.status}{why}")
+        error.request = {"method": "POST", "path": f"/jobs/{maker.id}/{action}", "body": None}
+        error.hint = f"{action} that job, or prepare the dataset anew with POST /datasets"
+    error.job_id = maker.id
+    return error
 
 
 def _does_not_fit(prepared: PreparedSubmission, capacity: Capacity) -> DoesNotFit:

@@ -93,6 +93,34 @@ def test_a_training_that_states_something_else_is_refused(site: Site, asked: Any
     assert len(site.http.get("/jobs").json()["data"]) == 1
 
 
+@pytest.mark.parametrize(("end", "action"), [("failed", "retry"), ("cancelled", "resume")])
+def test_a_dataset_whose_preparation_is_dead_is_named_with_that_job(site: Site, end: str, action: str) -> None:
+    preparation = site.http.post("/datasets", json={"name": "tales", "source": "stories"}).json()["id"]
+    if end == "failed":
+        site.finish(site.claim(), "failed")
+    else:
+        site.http.post(f"/jobs/{preparation}/cancel")
+    refused = site.http.post("/jobs", json=body({"data": {"dataset": "tales"}})).json()
+    assert (refused["code"], refused["job"], refused["request"]["path"]) == (
+        "dataset_not_ready",
+        preparation,
+        f"/jobs/{preparation}/{action}",
+    )
+    assert site.http.request(refused["request"]["method"], refused["request"]["path"]).status_code == 202
+    joined = site.http.post("/jobs", json=body({"data": {"dataset": "tales"}})).json()
+    assert joined["waiting_for"] == [preparation]
+
+
+def test_a_test_of_a_dataset_that_is_being_prepared_names_the_job(site: Site) -> None:
+    site.make_run("tiny")
+    test = {"experiment_name": "tiny", "execution": {"train": False, "test": True}, "data": {"dataset": "tales"}}
+    preparation = site.http.post("/datasets", json={"name": "tales", "source": "stories"}).json()["id"]
+    refused = site.http.post("/jobs", json=test).json()
+    assert (refused["code"], refused["job"]) == ("dataset_not_ready", preparation)
+    taken = site.http.post("/jobs", json={**test, "job": {"depends_on": [preparation]}})
+    assert (taken.status_code, taken.json()["waiting_for"]) == (202, [preparation])
+
+
 def test_a_training_joins_the_preparation_of_an_upload(site: Site) -> None:
     upload = {"name": "tales", "tokenizer": json.dumps(BPE), "split": json.dumps(SPLIT)}
     sent = site.http.post("/datasets", data=upload, files={"files": ("book.txt", b"Once upon a time.\n" * 50)}).json()

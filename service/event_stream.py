@@ -7,7 +7,6 @@ so each is sent once and in order. Changes of status have no number.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import islice
@@ -16,7 +15,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from model_core.storage.events import Event, last_event, read_events
+from model_core.storage.events import Event, last_event, one_line, read_events
 from model_core.storage.files import Layout
 from service.deps import Services
 from service.job_files import events_path
@@ -47,8 +46,7 @@ def frame(data: Any, *, event: str | None = None, id: int | str | None = None) -
     """
     lines = [f"id: {id}"] if id is not None else []
     lines += [f"event: {event}"] if event is not None else []
-    body = json.dumps(json_safe(data), ensure_ascii=False, allow_nan=False)
-    return ("\n".join([*lines, f"data: {body}"]) + "\n\n").encode()
+    return ("\n".join([*lines, f"data: {one_line(json_safe(data))}"]) + "\n\n").encode()
 
 
 def event_stream_response(frames: AsyncIterator[bytes]) -> StreamingResponse:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 
+_LINE_ENDS = "\u0085\u2028\u2029"  # to str.splitlines and some clients; JSON escapes the others itself
+_ESCAPED = re.compile(f"[{_LINE_ENDS}\ud800-\udfff]")
 _BLOCK_BYTES = 1 << 18  # lines that are parsed together
 
 
@@ -63,7 +65,7 @@ class EventWriter:
             self._seq += 1
             event = {"seq": self._seq, "time": now(), "attempt": self._attempt, "type": type, **finite(fields)}
             try:
-                self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                self._file.write(one_line(event).encode() + b"\n")
                 self._file.flush()
             except OSError as error:
                 if error.errno == errno.ENOSPC:
@@ -175,6 +177,19 @@ def series(events: Iterable[Event], type: str, field: str) -> dict[int, Any]:  #
     return dict(sorted(values.items()))
 
 
+def one_line(value: Any) -> str:
+    """Format a JSON value as a line that no reader cuts in two.
+
+    Args:
+        value: JSON value, whose floats are finite.
+
+    Returns:
+        JSON text; what some readers take for the end of a line is escaped, and half of a surrogate pair, which has no
+        encoding, is replaced by U+FFFD.
+    """
+    return _ESCAPED.sub(_escape, json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
 def finite(value: Any) -> Any:
     """Replace floats that JSON cannot represent by the strings ``nan``, ``inf`` and ``-inf``.
 
@@ -191,6 +206,10 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}" if found[0] in _LINE_ENDS else "\ufffd"
 
 
 def _read_blocks(file: BinaryIO) -> Iterator[list[bytes]]:

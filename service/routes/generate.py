@@ -123,11 +123,20 @@ def _resolve(layout: Layout, wanted: GenerateRequest) -> CheckpointInfo:
     return Run.open(layout.run(wanted.run)).resolve(wanted.checkpoint)
 
 
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Lines that end with a line feed; httpx would also end one at U+2028 and other characters inside a text."""
+    rest = b""
+    async for block in response.aiter_bytes():
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            yield line
+
+
 async def _frames(response: httpx.Response, request_id: str) -> AsyncIterator[bytes]:
     """Turn the inference process's lines into events; the status is sent, so an error is an event too."""
     error: Upstream | InferenceUnavailable = InferenceUnavailable("the generation broke off")
     try:
-        async for line in response.aiter_lines():
+        async for line in _lines(response):
             part = json.loads(line)
             if "result" in part:
                 yield frame(part["result"], event="end")

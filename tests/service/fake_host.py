@@ -71,15 +71,16 @@ class FakeHost:
 
     async def _pieces(self, asked: dict[str, Any]) -> Any:
         try:
-            for word in ("Once", " upon", " a time"):
-                yield json.dumps({"index": 0, "text": word}).encode() + b"\n"
+            words = [asked["prompt"][4:]] * 3 if asked["prompt"].startswith("say ") else ("Once", " upon", " a time")
+            for word in words:
+                yield json.dumps({"index": 0, "text": word}, ensure_ascii=False).encode() + b"\n"
             if asked["prompt"] == "breaks":
                 yield b'{"error": {"code": "cuda_oom", "detail": "no memory"}}\n'
                 return
             while asked["prompt"] == "endless":
                 yield b'{"index": 0, "text": "."}\n'
                 await asyncio.sleep(0.02)
-            yield json.dumps({"result": self._result(asked)}).encode() + b"\n"
+            yield json.dumps({"result": self._result(asked)}, ensure_ascii=False).encode() + b"\n"
         finally:
             if asked["prompt"] == "endless":
                 self.left_alone.set()

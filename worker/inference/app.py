@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from model_core.generation import scheduler
 from model_core.generation.engine import EngineStopped
 from model_core.schemas import AttentionRequest, GenerateRequest, GenerateResult
 from model_core.storage.dataset import dataset_of
+from model_core.storage.events import one_line
 from worker.inference.model_cache import ModelCache, ServedModel
 
 STATUS: Mapping[str, int] = {
@@ -229,11 +229,11 @@ async def _lines(generation: Generation) -> AsyncIterator[str]:
     try:
         async for event in generation.events():
             if isinstance(event, GenerateResult):
-                yield json.dumps({"result": event.model_dump(mode="json")}, ensure_ascii=False) + "\n"
+                yield one_line({"result": event.model_dump(mode="json")}) + "\n"
             else:
-                yield json.dumps({"index": event.index, "text": event.text}, ensure_ascii=False) + "\n"
+                yield one_line({"index": event.index, "text": event.text}) + "\n"
     except ModelCoreError as error:  # the status is sent, so the error is a line
-        yield json.dumps({"error": {"code": error.code, "detail": str(error)}}, ensure_ascii=False) + "\n"
+        yield one_line({"error": {"code": error.code, "detail": str(error)}}) + "\n"
 
 
 def _capture(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the name since.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -18,7 +18,7 @@ from worker.jobs.schemas import Job
 
 LogSource = Literal["log", "process"]
 
-_BLOCK = 1 << 16
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -64,46 +64,26 @@ def log_file(layout: Layout, job: Job, source: LogSource | None = None) -> LogFi
     return LogFile("process", _job_directory(layout, job) / "child.log")
 
 
-def file_size(path: Path) -> int:
-    """Measure a file that may not exist yet.
+def open_log(log: LogFile) -> BinaryIO:
+    """Open a log.
 
     Args:
-        path: Path of the file.
+        log: The log.
 
     Returns:
-        Size in bytes; 0 without a file.
+        The open file; an empty one if it does not exist yet.
     """
     try:
-        return path.stat().st_size
+        return log.path.open("rb")
     except FileNotFoundError:
-        return 0
+        return Path(os.devnull).open("rb")
 
 
-def read_blocks(path: Path, begin: int, end: int) -> Iterator[bytes]:
-    """Read a part of a file, block by block.
-
-    Args:
-        path: Path of the file, which need not exist for an empty part.
-        begin: Offset of the first byte.
-        end: Offset after the last byte.
-
-    Yields:
-        Blocks of at most 64 KiB.
-    """
-    if begin >= end:
-        return
-    with path.open("rb") as file:
-        file.seek(begin)
-        while begin < end and (block := file.read(min(end - begin, _BLOCK))):
-            begin += len(block)
-            yield block
-
-
-def tail_offset(path: Path, lines: int, end: int) -> int:
-    """Find where the last lines of a file begin.
+def tail_offset(file: BinaryIO, lines: int, end: int) -> int:
+    """Find where the last lines of a text begin.
 
     Args:
-        path: Path of the file.
+        file: The open file.
         lines: Number of lines; a last line without a line feed counts.
         end: Offset at which the text ends, in bytes.
 
@@ -112,8 +92,18 @@ def tail_offset(path: Path, lines: int, end: int) -> int:
     """
     if lines == 0 or end == 0:
         return end
-    with path.open("rb") as file:
-        return _tail_offset(file, lines, end)
+    position = end - 1  # the last line feed ends a line and begins none
+    while position > 0:
+        begin = max(0, position - _BLOCK_BYTES)
+        file.seek(begin)
+        block = file.read(position - begin)
+        while (found := block.rfind(b"\n")) >= 0:
+            lines -= 1
+            if lines == 0:
+                return begin + found + 1
+            block = block[:found]
+        position = begin
+    return 0
 
 
 def _output_directory(layout: Layout, job: Job) -> Path:
@@ -125,18 +115,3 @@ def _output_directory(layout: Layout, job: Job) -> Path:
 def _job_directory(layout: Layout, job: Job) -> Path:
     assert layout.jobs is not None
     return layout.jobs / job.id
-
-
-def _tail_offset(file: BinaryIO, lines: int, end: int) -> int:
-    position = end - 1  # the last line feed ends a line and begins none
-    while position > 0:
-        begin = max(0, position - _BLOCK)
-        file.seek(begin)
-        block = file.read(position - begin)
-        while (found := block.rfind(b"\n")) >= 0:
-            lines -= 1
-            if lines == 0:
-                return begin + found + 1
-            block = block[:found]
-        position = begin
-    return 0

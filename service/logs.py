@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from model_core.storage.files import Layout
 from service.deps import Services
 from service.event_stream import PING, POLL_INTERVAL_S, RETRY, frame, reload_job, status_frame, wait_until_set
-from service.job_files import LogFile, LogSource, file_size, log_file, read_blocks, tail_offset
+from service.job_files import LogFile, LogSource, log_file, open_log, tail_offset
+from service.protocol.file_response import FileResponse, file_size, read_blocks
 from service.protocol.negotiation import ByteRange, parse_range
 from worker.jobs.schemas import Job
 
@@ -73,23 +73,17 @@ def text_response(
     Raises:
         RangeNotSatisfiable: The range begins after the end.
     """
-    path = log_file(layout, job, source).path
-    size = file_size(path)
-    part = parse_range(byte_range, size) if tail is None else None
-    begin = 0 if tail is None else tail_offset(path, tail, size)
-    whole = ByteRange(begin, size, size)
-    shown = part or whole
-    headers = {
-        "Cache-Control": "no-store",
-        "Accept-Ranges": "bytes" if tail is None else "none",
-        "Content-Length": str(shown.end - shown.begin),
-    }
-    return StreamingResponse(
-        read_blocks(path, shown.begin, shown.end),
-        status_code=206 if part else 200,
-        media_type=TEXT,
-        headers={**headers, **({"Content-Range": part.content_range} if part else {})},
-    )
+    file = open_log(log_file(layout, job, source))
+    try:
+        size = file_size(file)
+        part = parse_range(byte_range, size) if tail is None else None
+        begin = 0 if tail is None else tail_offset(file, tail, size)
+    except BaseException:
+        file.close()
+        raise
+    headers = {"Cache-Control": "no-store", "Accept-Ranges": "bytes" if tail is None else "none"}
+    shown = part or ByteRange(begin, size, size)
+    return FileResponse(file, shown, is_range=part is not None, media_type=TEXT, headers=headers)
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,8 @@ class LogReader:
             Position of the first of these lines.
         """
         log = self._log(job)
-        return LogPosition(self._text(job, log), tail_offset(log.path, tail, file_size(log.path)))
+        with open_log(log) as file:
+            return LogPosition(self._text(job, log), tail_offset(file, tail, file_size(file)))
 
     def read_after(self, job: Job, position: LogPosition) -> tuple[str, LogPosition] | None:
         """Read the next lines.
@@ -130,11 +125,11 @@ class LogReader:
             The lines and the position after them; None while there are none.
         """
         log = self._log(job)
-        text, size = self._text(job, log), file_size(log.path)
-        offset = position.offset if position.text == text and position.offset <= size else 0  # else of another file
-        data = b""
-        with contextlib.suppress(FileNotFoundError):
-            data = b"".join(read_blocks(log.path, offset, min(size, offset + _MAX_EVENT_BYTES)))
+        text = self._text(job, log)
+        with open_log(log) as file:
+            is_same = position.text == text and position.offset <= file_size(file)
+            offset = position.offset if is_same else 0
+            data = b"".join(read_blocks(file, offset, offset + _MAX_EVENT_BYTES))
         lines, read_bytes = _whole_lines(data, is_over=job.terminal)
         if log.source == "process" and self._log(job) != log:
             return self.read_after(job, position)  # the log was created meanwhile, with the same lines

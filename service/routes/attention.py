@@ -6,6 +6,7 @@ such a request never changes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -38,12 +39,13 @@ from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable
 from service.protocol.negotiation import choose, etag_matches
 from service.protocol.parsing import JSON, QueryModel, QueryRoute, validate
-from service.schemas import View
+from service.schemas import View, link
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 _FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
 _BY_HASH = re.compile(r"sha256=([0-9a-f]{64})")
 _EDITION = 1  # increase it when the same attention is drawn differently
+_MAX_DELETED = 5  # times that a record may go while it is drawn
 _FOREVER = "private, max-age=31536000, immutable"
 
 Index = Annotated[int, Field(ge=0, le=65_536), JsonNumber]
@@ -98,13 +100,13 @@ class AttentionView(View):
         Returns:
             The view.
         """
-        here = f"/attention/{manifest['run']}/{quote(manifest['id'])}"
+        here = link(f"/attention/{manifest['run']}/{quote(manifest['id'])}")
         keyed = urlencode({"checkpoint": f"sha256={manifest['sha256']}", "max_tokens": len(manifest["tokens"])})
         links = AttentionLinks(
             self_=f"{here}?{keyed}",
             sheet=f"{here}?{keyed}&format=png",
             layers=[f"{here}/{layer['png']}?{keyed}" for layer in manifest["layers"]],
-            run=f"/runs/{manifest['run']}",
+            run=link(f"/runs/{manifest['run']}"),
         )
         shown = {name: value for name, value in manifest.items() if name in cls.model_fields}
         return cls.model_validate({**shown, "links": links})
@@ -197,13 +199,15 @@ async def answer(services: Services, request: Request, run: str, example: str, w
     headers = _headers(target.sha256, kind, text, wanted)
     if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    record = await _record(services, request, text, target)
-    headers = _headers(record.manifest["sha256"], kind, text, wanted)
-    if kind == JSON:
-        return JSONResponse(AttentionView.of(record.manifest).model_dump(mode="json"), headers=headers)
-    draw = partial(record_picture, record, layer=wanted.layer, head=wanted.head, style=style)
-    picture = await to_thread.run_sync(draw, limiter=services.drawing)
-    return Response(picture, media_type=kind, headers=headers)
+    for _ in range(_MAX_DELETED):
+        record = await _record(services, request, text, target)
+        headers = _headers(record.manifest["sha256"], kind, text, wanted)
+        if kind == JSON:
+            return JSONResponse(AttentionView.of(record.manifest).model_dump(mode="json"), headers=headers)
+        draw = partial(record_picture, record, layer=wanted.layer, head=wanted.head, style=style)
+        with contextlib.suppress(FileNotFoundError):  # deleted since it was found
+            return Response(await to_thread.run_sync(draw, limiter=services.drawing), media_type=kind, headers=headers)
+    raise InferenceUnavailable("the attention was deleted each time that it was drawn")
 
 
 @dataclass(frozen=True)

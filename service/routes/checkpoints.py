@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import contextlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Header, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from model_core.config import Name
-from model_core.errors import FieldProblem, NotAvailable
+from model_core.errors import CheckpointNotFound, FieldProblem, NotAvailable
 from model_core.hf.export_folder import WEIGHTS, is_complete
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.deps import Services, ServicesDep
 from service.openapi import problems
+from service.protocol.file_response import FileResponse, file_etag, file_size
 from service.protocol.negotiation import ByteRange, parse_range
 from service.protocol.parsing import QueryModel, QueryRoute
 from service.routes.runs import CheckpointView, checkpoint_view, job_statuses, run_status
@@ -28,7 +28,7 @@ from worker.jobs.states import TERMINAL
 
 Format = Literal["pt", "safetensors"]
 BYTES = "application/octet-stream"
-_BLOCK = 1 << 20  # bytes
+_MAX_REPLACED = 5  # times that a file may go between its resolution and its opening
 
 router = APIRouter(prefix="/runs/{run}/checkpoints", tags=["runs"], route_class=QueryRoute)
 
@@ -200,22 +200,21 @@ def send_content(
         NotAvailable: It was not exported, so there is no safetensors file.
         RangeNotSatisfiable: The range begins after the end.
     """
-    run, info = _resolve(layout, name, wanted)
-    path = run.path / info.file if kind == "pt" else _exported(layout, run, info)
-    state = path.stat()
-    etag = _etag(state)
-    part = parse_range(byte_range, state.st_size) if if_range in {None, etag} else None
-    shown = part or ByteRange(0, state.st_size, state.st_size)
+    file, filename = _open(layout, name, wanted, kind)
+    try:
+        size, etag = file_size(file), file_etag(file)
+        part = parse_range(byte_range, size) if if_range in {None, etag} else None
+    except BaseException:
+        file.close()
+        raise
     headers = {
         "Cache-Control": "no-cache",
         "Accept-Ranges": "bytes",
-        "Content-Length": str(shown.end - shown.begin),
-        "Content-Disposition": f'attachment; filename="{run.name}-{Path(info.file).stem}.{kind}"',
+        "Content-Disposition": f'attachment; filename="{filename}"',
         "ETag": etag,
-        **({"Content-Range": part.content_range} if part else {}),
     }
-    blocks = _blocks(path, etag, shown)
-    return StreamingResponse(blocks, status_code=206 if part else 200, media_type=BYTES, headers=headers)
+    shown = part or ByteRange(0, size, size)
+    return FileResponse(file, shown, is_range=part is not None, media_type=BYTES, headers=headers)
 
 
 def _delete(run: Run, info: CheckpointInfo, statuses: dict[str, str]) -> None:
@@ -231,6 +230,16 @@ def _resolve(layout: Layout, name: str, wanted: str) -> tuple[Run, CheckpointInf
     return run, run.resolve(wanted)
 
 
+def _open(layout: Layout, name: str, wanted: str, kind: Format) -> tuple[BinaryIO, str]:
+    """Open the file of a checkpoint; with the name that a download gets."""
+    for _ in range(_MAX_REPLACED):
+        run, info = _resolve(layout, name, wanted)
+        path = run.path / info.file if kind == "pt" else _exported(layout, run, info)
+        with contextlib.suppress(FileNotFoundError):  # deleted since it was resolved
+            return path.open("rb"), f"{run.name}-{Path(info.file).stem}.{kind}"
+    raise CheckpointNotFound(name, wanted, tuple(info.file for info in run.checkpoints()))
+
+
 def _exported(layout: Layout, run: Run, info: CheckpointInfo) -> Path:
     folder = layout.export(run.name, info.file, info.sha256)
     if folder is None or not is_complete(folder):
@@ -238,20 +247,3 @@ def _exported(layout: Layout, run: Run, info: CheckpointInfo) -> Path:
         detail = f"{info.file} has not been exported, and so there is no {WEIGHTS} of it; {how}"
         raise NotAvailable((FieldProblem("/format", detail, "safetensors", ("pt",), code="not_available"),))
     return folder / WEIGHTS
-
-
-def _etag(state: os.stat_result) -> str:
-    """Another ETag for every file that gets the name."""
-    return f'"{state.st_mtime_ns:x}-{state.st_ino:x}-{state.st_size:x}"'
-
-
-def _blocks(path: Path, etag: str, part: ByteRange) -> Iterator[bytes]:
-    """Read a range of one file; if the checkpoint was replaced since the headers were sent, the reply breaks off."""
-    with path.open("rb") as file:
-        if _etag(os.fstat(file.fileno())) != etag:
-            raise OSError(f"{path.name} was replaced during the request")
-        file.seek(part.begin)
-        left = part.end - part.begin
-        while left > 0 and (block := file.read(min(left, _BLOCK))):
-            left -= len(block)
-            yield block

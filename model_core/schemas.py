@@ -41,6 +41,7 @@ TokenCount = Annotated[int, Field(ge=1, le=2**17), JsonNumber]  # bounds first: 
 CheckpointRef = Annotated[str, Field(min_length=1, max_length=100)]  # best, final, latest, step=N or a file name
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Annotated[tuple[StopText, ...], Field(max_length=16)]
+FinishReason = Literal["stop", "length", "context"]
 ExampleId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,11}|t_[0-9a-f]{8,64})$"), BeforeValidator(_number_as_text)]
 
 
@@ -107,14 +108,15 @@ class Choice(Config):
         index: Number of the continuation, from 0.
         text: The generated text, without the prompt; cut before a stop text.
         tokens: Ids of that text; after a cut, the last one may extend beyond it. The end-of-text id is not included.
-        finish_reason: ``stop`` (end of text, or a stop text) or ``length``.
+        finish_reason: ``stop`` (end of text, or a stop text), ``length`` (max_new_tokens) or ``context`` (no position
+            is left).
         logprobs: One entry per token if requested; otherwise the key is omitted.
     """
 
     index: int
     text: str
     tokens: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     logprobs: tuple[ScoredToken, ...] | None = None
 
     @model_serializer(mode="wrap")

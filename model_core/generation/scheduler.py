@@ -20,7 +20,7 @@ from model_core.errors import ModelCoreError, PromptTooLong
 from model_core.generation.detokenizer import Detokenizer
 from model_core.generation.model_runner import ModelRunner
 from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator, sample
-from model_core.schemas import Choice, SamplingParams, ScoredToken, TokenLogprob, Usage
+from model_core.schemas import Choice, FinishReason, SamplingParams, ScoredToken, TokenLogprob, Usage
 from model_core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class Request:
         if len(self.prompt) > block_size:
             raise PromptTooLong(len(self.prompt), block_size)
         self.max_new = min(params.max_new_tokens, block_size - len(self.prompt))
+        self.limit: FinishReason = "length" if self.max_new == params.max_new_tokens else "context"
         self.prompt_logits: Tensor | None = None  # (V,), shared by the choices
         self.cancelled, self.ended = False, False
         self._on_event = on_event
@@ -175,24 +176,24 @@ class Sequence:
         self._emit(self._detokenizer.add(self._tokenizer.decode_bytes([token])))
         if self._detokenizer.stopped:
             return self.end("stop")
-        return len(self.tokens) == self.request.max_new and self.end("length")
+        return len(self.tokens) == self.request.max_new and self.end(self.request.limit)
 
-    def end(self, reason: str) -> bool:
+    def end(self, reason: FinishReason) -> bool:
         """Emit the text that was held back, and hand the choice to the request.
 
         Args:
-            reason: ``stop`` or ``length``; a stop string in the last text makes it ``stop``.
+            reason: Why it ends; a stop string in the last text makes it ``stop``.
 
         Returns:
             True.
         """
         self._emit(self._detokenizer.finish())
-        count, stopped = self._detokenizer.token_count, reason == "stop" or self._detokenizer.stopped
+        count = self._detokenizer.token_count
         choice = Choice(
             index=self.index,
             text=self._detokenizer.text,
             tokens=tuple(self.tokens[:count]),
-            finish_reason="stop" if stopped else "length",
+            finish_reason="stop" if self._detokenizer.stopped else reason,
             logprobs=tuple(self._logprobs[:count]) if self.request.params.logprobs is not None else None,
         )
         self.request.end_choice(choice)
@@ -230,7 +231,7 @@ class Scheduler:
         sequences = [Sequence(request, index, self._tokenizer) for index in range(request.params.n)]
         if request.max_new == 0:
             for sequence in sequences:
-                sequence.end("length")
+                sequence.end(request.limit)
         else:
             self._waiting.extend(sequences)
 

@@ -107,7 +107,7 @@ def test_an_empty_prompt_starts_a_new_text(engine: Engine, tokenizer: Tokenizer)
 def test_a_full_context_ends_with_length(engine: Engine, model: GPT, tokenizer: Tokenizer) -> None:
     full = tokenizer.decode(_exactly(tokenizer, model.config.block_size))
 
-    assert engine.complete(_settings(prompt=full)).choices[0].finish_reason == "length"
+    assert engine.complete(_settings(prompt=full)).choices[0].finish_reason == "context"
     assert engine.complete(_settings(prompt=full)).choices[0].tokens == ()
 
 

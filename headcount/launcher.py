@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
@@ -29,6 +30,7 @@ _WORKER_GRACE_S, _REDIS_GRACE_S = 90.0, 15.0
 _API_GRACE_S = 5  # for open event streams
 _TICK_S = 0.1
 _LOG_CONFIG = Path(service.__file__).with_name("log_config.json")  # uvicorn's own log has no times
+_WILDCARDS = frozenset({"0.0.0.0", "::", ""})  # listen on every address
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class UpOptions:
         port: Port to listen on; 0 takes a free one.
         data: The data root; created if missing.
         slots: Jobs at a time; None: one per GPU, at least one.
+        root_path: Path prefix under which a proxy publishes the service.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     data: Path = Path("data")
     slots: int | None = None
+    root_path: str = ""
 
 
 def up(options: UpOptions, echo: Callable[[str], None]) -> int:
@@ -66,7 +70,8 @@ def up(options: UpOptions, echo: Callable[[str], None]) -> int:
     data = options.data.resolve()
     with lock_data_root(data), signals.listening():
         port = _free_port(options.host, options.port)
-        service = _Service(data, options.host, port, options.slots or default_slots(), _safe(echo), signals)
+        slots = options.slots or default_slots()
+        service = _Service(data, options.host, port, slots, options.root_path, _safe(echo), signals)
         try:
             ready = service.start()
             while not signals.to_stop:
@@ -121,14 +126,17 @@ class _Service:
     host: str
     port: int
     slots: int
+    root_path: str
     echo: Callable[[str], None]
     signals: _StopSignals
 
     def __post_init__(self) -> None:
         self.group = ProcessGroup(self.echo)
         self.socket: Path | None = None
-        shown = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host
+        shown = "127.0.0.1" if self.host in _WILDCARDS else self.host
         self.url = f"http://[{shown}]:{self.port}" if ":" in shown else f"http://{shown}:{self.port}"
+        self.is_open = not _is_loopback(self.host)
+        self.names = _names_of_machine(self.host) if self.is_open else (self.host,)
 
     def start(self) -> bool:
         """Start everything; False if a signal arrived before it was ready."""
@@ -143,6 +151,11 @@ class _Service:
             return False
         self.echo(f"Headcount is up after {time.monotonic() - began:.0f} s: {self.url}")
         self.echo(f"data in {self.data}, logs in {self.data / 'logs'}, {self.slots} slot(s); Ctrl-C stops")
+        if self.is_open:
+            self.echo(
+                f"warning: there is no login, so every machine that reaches {self.host or '*'}:{self.port} can read "
+                f"and change everything, by this one's address, {', '.join(self.names)} or a name in HEADCOUNT_HOSTS"
+            )
         return True
 
     def _report_lost_jobs(self, redis_url: str) -> None:
@@ -175,6 +188,8 @@ class _Service:
         environment = {
             **os.environ, "HEADCOUNT_DATA": str(self.data), "HEADCOUNT_REDIS_URL": redis_url,
             "HEADCOUNT_SLOTS": str(self.slots),
+            "HEADCOUNT_ROOT_PATH": self.root_path,
+            "HEADCOUNT_HOSTS": ",".join((os.environ.get("HEADCOUNT_HOSTS", ""), *self.names)),
         }  # fmt: skip
         python = (sys.executable, "-m")
         for name, argv in {
@@ -212,6 +227,30 @@ class _Service:
             if self.group.deaths(name) >= _DEATHS_AT_START:
                 last = f"last line of {program.log}: {program.last_line()}"
                 raise CannotStart(f"{what} did not start: {name} keeps ending; {last}")
+
+
+def _is_loopback(host: str) -> bool:
+    """Check whether only this machine reaches an address."""
+    try:
+        return all(ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
+    except (OSError, ValueError):  # an empty host listens everywhere
+        return False
+
+
+def _names_of_machine(host: str) -> tuple[str, ...]:
+    """Names by which other machines know this one; the API always answers to the address that they connect to."""
+    own = socket.gethostname().lower()
+    short = own.partition(".")[0]
+    is_name = host not in _WILDCARDS and not _is_address(host)
+    return tuple(dict.fromkeys((own, short, f"{short}.local", *((host,) if is_name else ()))))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _missing(url: str) -> list[str]:

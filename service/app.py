@@ -16,6 +16,8 @@ from fastapi import FastAPI
 from service import openapi
 from service.deps import Services
 from service.protocol import errors, middleware
+from service.protocol.access import AccessPolicy
+from service.protocol.addresses import AddressResolver
 from service.protocol.middleware import RequestMiddleware
 from service.routes import (
     attention,
@@ -73,11 +75,17 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         description=_ABOUT,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.services = services
     app.add_middleware(
-        RequestMiddleware, max_body_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes
+        RequestMiddleware,
+        addresses=AddressResolver(settings.root_path, settings.forwarded_allow_ips),
+        access=AccessPolicy(settings.host_names),
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
     )
     middleware.redact_access_log()
     errors.add_exception_handlers(app)

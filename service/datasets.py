@@ -20,7 +20,7 @@ from model_core.storage.dataset import SPLITS, Dataset, token_files
 from model_core.storage.files import Layout
 from model_core.storage.trash import empty_trash, lock_dataset, move_dataset_to_trash
 from service.deps import Services
-from service.schemas import Listed, View
+from service.schemas import Listed, View, link
 from worker.jobs import commands
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.schemas import Job, JobError, Progress
@@ -323,7 +323,7 @@ async def _view(services: Services, name: str, maker: Job | None) -> DatasetView
     if state is None:
         return None
     recorded, sums = manifest or {}, _sums((manifest or {}).get("splits", {}))
-    here = f"/datasets/{name}"
+    here = link(f"/datasets/{name}")
     return DatasetView(
         name=name,
         state=state,
@@ -339,7 +339,7 @@ async def _view(services: Services, name: str, maker: Job | None) -> DatasetView
             self_=here,
             statistics=f"{here}/statistics",
             examples=f"{here}/examples",
-            job=f"/jobs/{maker.id}" if maker is not None else None,
+            job=link(f"/jobs/{maker.id}") if maker is not None else None,
         ),
     )
 

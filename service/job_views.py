@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_core.budget import Budget
 from model_core.config import ExperimentConfig
 from model_core.config_loader import ConfigWarning
-from service.schemas import View
+from service.schemas import View, link
 from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Job, JobDetail, Warned
 from worker.jobs.serialization import (
@@ -58,7 +58,7 @@ class JobView(Job):
         Returns:
             The view.
         """
-        return cls(**job.__dict__, links=_job_links(job.id, job.run, job.dataset))
+        return cls(**job.__dict__, links=_job_links(link(""), job.id, job.run, job.dataset))
 
 
 class JobDetailView(JobDetail):
@@ -76,7 +76,7 @@ class JobDetailView(JobDetail):
         Returns:
             The view.
         """
-        return cls(**job.__dict__, links=_job_links(job.id, job.run, job.dataset))
+        return cls(**job.__dict__, links=_job_links(link(""), job.id, job.run, job.dataset))
 
 
 class EventView(BaseModel):
@@ -172,7 +172,8 @@ def render_page(found: JobPage) -> Listing:
     Returns:
         The page as JSON.
     """
-    jobs = [(known, row.jobs_ahead) for row in found.rows if (known := _job(row.record)) is not None]
+    prefix = link("")
+    jobs = [(known, row.jobs_ahead) for row in found.rows if (known := _job(row.record, prefix)) is not None]
     first_id, last_id = (jobs[0][0].id, jobs[-1][0].id) if jobs else (None, None)
     data = b",".join(known.with_queue(ahead, found.forecast) for known, ahead in jobs)
     ends = json.dumps({"first_id": first_id, "last_id": last_id, "has_more": found.has_more}).encode()
@@ -192,7 +193,7 @@ def render_detail(job_id: str, found: JobRecord) -> tuple[bytes, int]:
     Raises:
         JobNotFound: The store has no such job.
     """
-    known = _detail(found.row.record, found.more)
+    known = _detail(found.row.record, found.more, link(""))
     if known is None:
         raise JobNotFound(job_id)
     return known.with_queue(found.row.jobs_ahead, found.forecast), known.revision
@@ -204,13 +205,13 @@ def _queue(jobs_ahead: int, forecast: str) -> bytes:
 
 
 @lru_cache(_CACHE_SIZE)
-def _job(record: str) -> Rendered | None:
+def _job(record: str, _prefix: str) -> Rendered | None:  # the links in the JSON have the prefix
     job = job_without_queue_position(record)
     return None if job is None else _rendered(JobView.of(job))
 
 
 @lru_cache(_CACHE_SIZE)
-def _detail(record: str, more: str) -> Rendered | None:
+def _detail(record: str, more: str, _prefix: str) -> Rendered | None:
     job = detail_without_queue_position(record, more)
     return None if job is None else _rendered(JobDetailView.of(job))
 
@@ -220,12 +221,12 @@ def _rendered(view: JobView | JobDetailView) -> Rendered:
 
 
 @lru_cache(_CACHE_SIZE)
-def _job_links(job_id: str, run: str | None, dataset: str | None) -> JobLinks:
-    here = f"/jobs/{job_id}"
+def _job_links(prefix: str, job_id: str, run: str | None, dataset: str | None) -> JobLinks:
+    here = f"{prefix}/jobs/{job_id}"
     more = {name: f"{here}/{name}" for name in ("events", "logs", "metrics", "cancel")}
     return JobLinks(
         self_=here,
-        run=f"/runs/{run}" if run else None,
-        dataset=f"/datasets/{dataset}" if dataset else None,
+        run=f"{prefix}/runs/{run}" if run else None,
+        dataset=f"{prefix}/datasets/{dataset}" if dataset else None,
         **more,
     )

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
 from model_core.config_loader import preset_tree
@@ -21,6 +21,7 @@ from service.dataset_requests import DatasetRequest
 from service.event_stream import EVENT_STREAM
 from service.protocol.errors import PROBLEM_JSON, Problem
 from service.protocol.parsing import JSON, MULTIPART, YAML
+from service.schemas import link
 from worker.jobs.spec import JobRequest
 
 _SCHEMA = "#/components/schemas/{model}"
@@ -69,6 +70,12 @@ def add_documentation(app: FastAPI) -> None:
     assert spec.origin is not None
     app.mount(_STATIC, StaticFiles(directory=Path(spec.origin).parent / "static"), name="docs-static")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+
+    async def contract() -> JSONResponse:
+        prefix = link("")
+        return JSONResponse(app.openapi() | ({"servers": [{"url": prefix}]} if prefix else {}))
+
+    app.add_api_route("/openapi.json", contract, include_in_schema=False, response_class=JSONResponse)
     app.add_api_route("/docs", _page, include_in_schema=False, response_class=HTMLResponse)
 
 
@@ -127,11 +134,11 @@ def _or_null(part: dict[str, Any]) -> dict[str, Any]:
 
 def _page() -> HTMLResponse:
     return get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        openapi_url=link("/openapi.json"),
         title="Headcount",
-        swagger_js_url=f"{_STATIC}/swagger-ui-bundle.js",
-        swagger_css_url=f"{_STATIC}/swagger-ui.css",
-        swagger_favicon_url=f"{_STATIC}/favicon.png",
+        swagger_js_url=link(f"{_STATIC}/swagger-ui-bundle.js"),
+        swagger_css_url=link(f"{_STATIC}/swagger-ui.css"),
+        swagger_favicon_url=link(f"{_STATIC}/favicon.png"),
         swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True, "docExpansion": "list"},
     )
 

@@ -1,13 +1,37 @@
-"""Base classes of replies: a view, and one page of a list."""
+"""Base classes of replies: a view and one page of a list; and links, with the path prefix of the service."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 T = TypeVar("T")
+
+_ROOT_PATH: ContextVar[str] = ContextVar("root_path", default="")  # of the request that is answered
+
+
+def link(path: str) -> str:
+    """Build a link to an address of the service.
+
+    Args:
+        path: The address, from its first slash on.
+
+    Returns:
+        The address as the client reaches it.
+    """
+    return _ROOT_PATH.get() + path
+
+
+def set_root_path(prefix: str) -> None:
+    """Set the path prefix of all links in the reply to this request.
+
+    Args:
+        prefix: The prefix, without a slash at its end; empty without a prefix.
+    """
+    _ROOT_PATH.set(prefix)
 
 
 class View(BaseModel):

@@ -11,6 +11,9 @@ class ServiceSettings(JobSettings):
     """Settings of one API process, read from the environment at its start and passed down.
 
     Attributes:
+        hosts: Further names under which the service is reached, separated by commas; those of loopback always count.
+        root_path: Path prefix under which a proxy publishes the service.
+        forwarded_allow_ips: Proxies whose X-Forwarded-Prefix counts; uvicorn reads the same variable.
         max_body_bytes: Size limit of a request body.
         max_upload_bytes: Size limit of a body with files for a dataset.
         deadline_s: Longest wait for one call of the job store; some requests make two.
@@ -18,8 +21,16 @@ class ServiceSettings(JobSettings):
         drawing_threads: Number of pictures drawn at the same time.
     """
 
+    hosts: str = ""
+    root_path: str = ""
+    forwarded_allow_ips: str = Field(default="127.0.0.1", validation_alias="forwarded_allow_ips")
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     max_upload_bytes: int = Field(default=1 << 30, ge=1024)
     deadline_s: float = Field(default=1.0, gt=0)
     ping_s: float = Field(default=15.0, gt=0)
     drawing_threads: int = Field(default=2, ge=1)
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """The names in `hosts`."""
+        return tuple(name for part in self.hosts.split(",") if (name := part.strip()))

@@ -22,6 +22,10 @@ def up(
         int | None,
         typer.Option(min=1, envvar="HEADCOUNT_SLOTS", help="Jobs at a time. Default: one per GPU, at least 1."),
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(envvar="HEADCOUNT_ROOT_PATH", help="Path prefix under which a proxy publishes the service."),
+    ] = "",
 ) -> int:
     """Start Redis, worker, inference and API, and serve until Ctrl-C.
 
@@ -30,8 +34,13 @@ def up(
     """
     from headcount.launcher import UpOptions
     from headcount.launcher import up as serve
+    from service.protocol.addresses import checked_root_path
 
-    return serve(UpOptions(host, port, data, slots), lambda message: print(message, flush=True))
+    try:
+        prefix = checked_root_path(root_path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--root-path") from None
+    return serve(UpOptions(host, port, data, slots, prefix), lambda message: print(message, flush=True))
 
 
 def demo(

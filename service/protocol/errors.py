@@ -23,7 +23,7 @@ from starlette.types import Scope
 from model_core.config_problems import field_error
 from model_core.errors import FieldProblem, ModelCoreError
 from model_core.storage.events import finite
-from service.schemas import View
+from service.schemas import View, link
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class ProblemType:
 
 PROBLEMS: Mapping[str, ProblemType] = {
     "malformed_body": ProblemType(400, "The body cannot be read"),
+    "forbidden": ProblemType(403, "This request is not allowed"),
     "not_found": ProblemType(404, "There is nothing at this address"),
     "job_not_found": ProblemType(404, "There is no such job"),
     "run_not_found": ProblemType(404, "There is no such run"),
@@ -85,6 +86,7 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "uri_too_long": ProblemType(414, "The address is too long"),
     "unsupported_media_type": ProblemType(415, "The body's type cannot be read"),
     "range_not_satisfiable": ProblemType(416, "The range begins after the end"),
+    "misdirected_host": ProblemType(421, "The service does not have that name"),
     "invalid_config": ProblemType(422, "The configuration is wrong"),
     "not_available": ProblemType(422, "This version does not have that feature"),
     "does_not_fit": ProblemType(422, "No known worker has room for this"),
@@ -155,6 +157,16 @@ class UnsupportedMediaType(ModelCoreError):
         super().__init__(f"Content-Type {given!r} is not read here; send {' or '.join(known)}")
 
 
+class UnsupportedContentEncoding(ModelCoreError):
+    """The body is packed in a way that is not read."""
+
+    code = "unsupported_media_type"
+
+    def __init__(self, given: str) -> None:
+        super().__init__(f"Content-Encoding {given[:200]!r} is not read here; send gzip or deflate, once, or neither")
+        self.headers = {"Accept-Encoding": "gzip, deflate"}
+
+
 class NotAcceptable(ModelCoreError):
     """The Accept header excludes every media type that the route offers."""
 
@@ -162,6 +174,25 @@ class NotAcceptable(ModelCoreError):
 
     def __init__(self, accept: str, offered: Iterable[str]) -> None:
         super().__init__(f"Accept {accept!r} fits none of what can be served: {', '.join(offered)}")
+
+
+class MisdirectedHost(ModelCoreError):
+    """The Host header names another service; with such names, DNS rebinding reads from addresses without a login."""
+
+    code = "misdirected_host"
+
+    def __init__(self, given: str, names: Iterable[str]) -> None:
+        known = ", ".join(("localhost", "127.0.0.1", *names))
+        super().__init__(
+            f"Host {given[:200]!r} is no name of this service; it answers to {known}, and to what HEADCOUNT_HOSTS "
+            "adds where it is started"
+        )
+
+
+class Forbidden(ModelCoreError):
+    """A page of another site sent a request that changes something."""
+
+    code = "forbidden"
 
 
 class InvalidRequest(ModelCoreError):
@@ -231,6 +262,8 @@ def problem_document(error: ModelCoreError, request_id: str) -> dict[str, Any]:
     kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
     problems: tuple[FieldProblem, ...] = getattr(error, "problems", ())
     facts = {name: getattr(error, field) for field, name in _FACTS.items() if getattr(error, field, None) is not None}
+    if request := facts.get("request"):
+        facts["request"] = {**request, "path": link(request["path"])}
     detail = str(error)
     body = {
         "type": f"urn:headcount:problem:{error.code}",
@@ -330,7 +363,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
         return problem_response(
             Upstream(code, f"{path} takes {allowed}, not {method}"), request.scope, {"Allow": allowed}
         )
-    detail = f"there is nothing at {path}; see /docs" if error.status_code == 404 else str(error.detail)
+    detail = f"there is nothing at {path}; see {link('/docs')}" if error.status_code == 404 else str(error.detail)
     return problem_response(Upstream(code, detail), request.scope, error.headers)
 
 
@@ -340,7 +373,8 @@ def _methods(request: Request) -> list[str]:
     scope = {key: value for key, value in request.scope.items() if key not in {"route", "endpoint", "path_params"}}
     routes = request.app.routes
     found = [m for m in known if any(route.matches({**scope, "method": m})[0] is Match.FULL for route in routes)]
-    own = request.app.openapi()["paths"].get(scope["path"])  # /configs/validate is no /configs/{name}
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    own = request.app.openapi()["paths"].get(path)  # /configs/validate is no /configs/{name}
     found = [m for m in found if own is None or m.lower() in own]
     return ["GET", "HEAD", *found[1:]] if found[:1] == ["GET"] else found
 

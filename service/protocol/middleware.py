@@ -1,4 +1,4 @@
-"""Middleware of every request: request id, HEAD, body limits; and redaction of the access log.
+"""Middleware of every request: address, request id, access, HEAD, body limits; and redaction of the access log.
 
 The access log shows only values of the API's own parameters, because others may be tokens, and no prompts. Uvicorn's
 access logger is global to the process, so the application adds the filter itself.
@@ -9,17 +9,23 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 from urllib.parse import unquote_plus
 
 from anyio import CancelScope
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.protocol.errors import BodyTooLarge, problem_response
+from model_core.errors import ModelCoreError
+from service.protocol.access import AccessPolicy
+from service.protocol.addresses import AddressResolver, route_path
+from service.protocol.content_encoding import UnpackedBody, content_coding, without_coding
+from service.protocol.errors import BodyTooLarge, UnsupportedContentEncoding, problem_response
 from service.protocol.parsing import is_multipart
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _MAX_DRAINED_BYTES = 64 << 20
 UPLOADS = frozenset({"/datasets"})  # paths that take files
+WITHOUT_BODY = frozenset({"GET", "OPTIONS"})  # also HEAD, which is served as GET
 HIDDEN = "***"  # replaces other values in the log
 WRITTEN = frozenset({"prompt", "stop"})  # text that a person wrote
 SHOWN = frozenset(  # parameters whose values are harmless
@@ -37,12 +43,23 @@ class RequestMiddleware:
 
     Args:
         app: The application.
+        addresses: Resolves the addresses of requests.
+        access: Which requests are answered.
         max_body_bytes: Size limit of a body.
         max_upload_bytes: Size limit of a body with files.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_upload_bytes: int) -> None:
-        self._app, self._limit, self._upload_limit = app, max_body_bytes, max_upload_bytes
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        addresses: AddressResolver,
+        access: AccessPolicy,
+        max_body_bytes: int,
+        max_upload_bytes: int,
+    ) -> None:
+        self._app, self._addresses, self._access = app, addresses, access
+        self._limit, self._upload_limit = max_body_bytes, max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request.
@@ -55,27 +72,37 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(dict(scope["headers"]))
+        scope, headers = self._addresses.resolve(scope, dict(scope["headers"]))
+        request_id = _request_id(headers)
         scope.setdefault("state", {})["request_id"] = request_id
         reply = _WithRequestId(send, request_id)
         if scope["method"] != "HEAD":
-            await self._serve(scope, receive, reply)
+            await self._serve(scope, headers, receive, reply)
             return
         with CancelScope() as rest:  # an event stream would last for hours
-            await self._serve(_as_get(scope), receive, _HeadOnly(reply, rest))
+            await self._serve(_as_get(scope), headers, receive, _HeadOnly(reply, rest))
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
+    async def _serve(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+        if refusal := self._access.refusal(scope, headers):
+            await _refuse(refusal, scope, headers, receive, send)
+            return
         announced = headers.get(b"content-length", b"0")
         limit = self._limit
-        if scope["path"] in UPLOADS and is_multipart(headers.get(b"content-type", b"").decode("latin-1")):
+        if route_path(scope) in UPLOADS and is_multipart(headers.get(b"content-type", b"").decode("latin-1")):
             limit = self._upload_limit
         if announced.isdigit() and int(announced[:20]) > limit:
-            if b"expect" not in headers:
-                await _drain(receive)
-            await problem_response(_too_large(limit), scope)(scope, receive, send)
+            await _refuse(_too_large(limit), scope, headers, receive, send)
             return
-        await self._app(scope, _LimitedBody(receive, limit), send)
+        body: Receive = _LimitedBody(receive, limit)
+        if b"content-encoding" in headers and scope["method"] not in WITHOUT_BODY:
+            try:
+                coding = content_coding(value for name, value in scope["headers"] if name == b"content-encoding")
+            except UnsupportedContentEncoding as error:
+                await _refuse(error, scope, headers, receive, send)
+                return
+            if coding is not None:
+                scope, body = without_coding(scope), _LimitedBody(UnpackedBody(body, coding), limit)
+        await self._app(scope, body, send)
 
 
 def redact_access_log() -> None:
@@ -148,7 +175,15 @@ class _HeadOnly:
             self._rest.cancel()
 
 
-def _request_id(headers: dict[bytes, bytes]) -> str:
+async def _refuse(
+    error: ModelCoreError, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send
+) -> None:
+    if b"expect" not in headers:
+        await _drain(receive)
+    await problem_response(error, scope, getattr(error, "headers", None))(scope, receive, send)
+
+
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"")
     return given.decode() if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 from fastapi import Depends, Request, Response
@@ -52,31 +53,33 @@ _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class QueryRoute(APIRoute):
     """A route whose query model FastAPI reads.
 
-    FastAPI alone takes the last of repeated parameters, and answers an unknown parameter with its value, which may be a
-    token. Both are refused here first. Errors name the nearest known parameters and words.
+    FastAPI alone takes the last of repeated parameters, ignores the unknown parameters of a route without a model, and
+    answers other unknown parameters with their values, which may be tokens. All are refused here first. Errors name the
+    known parameters and words.
     """
 
     def get_route_handler(self) -> _Handler:
         """Build the handler of the route.
 
         Returns:
-            FastAPI's handler; for a route with a query model, with the checks around it.
+            FastAPI's handler with the checks around it.
         """
         handle = super().get_route_handler()
         models = [field.field_info.annotation for field in self.dependant.query_params]
-        if not models:
-            return handle
-        model = cast("type[BaseModel]", models[0])
+        model = cast("type[BaseModel]", models[0]) if models else None
 
         async def handle_query(request: Request) -> Response:
-            _check_names(request.query_params, model)
+            if request.scope["query_string"]:
+                _check_names(request.query_params, model)
+            if model is None:
+                return await handle(request)
             try:
                 return await handle(request)
             except RequestValidationError as error:
                 items = [item | {"loc": item["loc"][1:]} for item in error.errors() if item["loc"][0] == "query"]
                 if not items:  # the path or a header is wrong
                     raise
-                raise InvalidRequest(field_error(item, model) for item in items) from None
+                raise InvalidRequest([_query_problem(item, model) for item in items]) from None
 
         return handle_query
 
@@ -287,9 +290,11 @@ def is_multipart(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == MULTIPART
 
 
-def _check_names(query: QueryParams, model: type[BaseModel]) -> None:
-    """Refuse secrets and repeated parameters."""
+def _check_names(query: QueryParams, model: type[BaseModel] | None) -> None:
+    """Refuse secrets, repeated parameters, and all of them where the route takes none."""
     refuse_secrets(dict(query))
+    if model is None:
+        raise InvalidRequest(_unknown(name, value, ()) for name, value in query.items())
     allowed = REPEATABLE & model.model_fields.keys()
     repeated = [name for name in query if len(query.getlist(name)) > 1 and name not in allowed]
     if repeated:
@@ -303,6 +308,20 @@ def _whole(text: Any) -> Any:
     with contextlib.suppress(ValueError):
         return str(int(number)) if (number := finite_number(text)).is_integer() else text
     return text
+
+
+def _query_problem(item: Mapping[str, Any], model: type[BaseModel]) -> FieldProblem:
+    if item["type"] != "extra_forbidden":
+        return field_error(item, model)
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    return _unknown(str(item["loc"][-1]), str(item["input"]), known)
+
+
+def _unknown(name: str, value: str, known: Sequence[str]) -> FieldProblem:
+    """A query parameter that the address does not take, with those that it takes."""
+    takes = f"this address takes {', '.join(known)}" if known else "this address takes none"
+    near = tuple(get_close_matches(name, known, n=3, cutoff=0.6))
+    return FieldProblem(f"/{name}", f"unknown query parameter {name[:100]!r}; {takes}", value[:100], near)
 
 
 def _secrets(tree: Any, pointer: str) -> Iterator[str]:

@@ -13,19 +13,19 @@ from service.deps import ServicesDep
 from service.job_views import Validation
 from service.openapi import problems
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, YAML, body_of
+from service.protocol.parsing import JSON, YAML, QueryRoute, body_of
 from service.routes.health import PresetView
-from service.schemas import Listed
+from service.schemas import Listed, link
 from worker.jobs.spec import JobRequest
 
-router = APIRouter(prefix="/configs", tags=["configs"])
+router = APIRouter(prefix="/configs", tags=["configs"], route_class=QueryRoute)
 
 
 @router.get("", summary="List the presets")
 def configs() -> Listed[PresetView]:
     """All on one page."""
     names = preset_names()
-    views = [PresetView(name=name, links={"self": f"/configs/{name}"}) for name in names]
+    views = [PresetView(name=name, links={"self": link(f"/configs/{name}")}) for name in names]
     return Listed[PresetView].of(views, names, has_more=False)
 
 

@@ -26,7 +26,7 @@ from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import dataset_body, problems
 from service.protocol.parsing import KEY_PARAMETER, QueryModel, QueryRoute, idempotency_key, is_multipart, read_tree
-from service.schemas import Listed
+from service.schemas import Listed, link
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=QueryRoute)
 
@@ -70,10 +70,10 @@ async def make(
         submitted, name = await dataset_requests.submit(services, body, key=idempotency_key(request)), str(body["name"])
     if submitted is None:
         response.status_code = 200
-        response.headers["Location"] = f"/datasets/{name}"
+        response.headers["Location"] = link(f"/datasets/{name}")
         return await get_dataset(services, name)
     response.status_code = 202 if submitted.created else 200
-    response.headers["Location"] = f"/jobs/{submitted.job.id}"
+    response.headers["Location"] = link(f"/jobs/{submitted.job.id}")
     return JobView.of(submitted.job)
 
 

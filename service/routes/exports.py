@@ -17,12 +17,12 @@ from service.admission import read_spec
 from service.deps import Services, ServicesDep
 from service.job_views import JobView
 from service.openapi import nullable, problems
-from service.protocol.parsing import JSON, KEY_PARAMETER, YAML, idempotency_key, read_tree, validate
-from service.schemas import Listed, View
+from service.protocol.parsing import JSON, KEY_PARAMETER, YAML, QueryRoute, idempotency_key, read_tree, validate
+from service.schemas import Listed, View, link
 from worker.jobs.schemas import Submission
 from worker.jobs.spec import Licence
 
-router = APIRouter(prefix="/runs/{run}/exports", tags=["runs"])
+router = APIRouter(prefix="/runs/{run}/exports", tags=["runs"], route_class=QueryRoute)
 
 
 class ExportLinks(View):
@@ -56,7 +56,7 @@ class ExportView(View):
         Returns:
             The view.
         """
-        content = f"/runs/{run}/checkpoints/{info.file}/content?format=safetensors"
+        content = link(f"/runs/{run}/checkpoints/{info.file}/content?format=safetensors")
         return cls(
             name=info.name,
             run=run,
@@ -65,7 +65,7 @@ class ExportView(View):
             size_bytes=info.size_bytes,
             created_at=info.created_at,
             licence=info.licence,
-            links=ExportLinks(run=f"/runs/{run}", safetensors=content if info.sha256 else None),
+            links=ExportLinks(run=link(f"/runs/{run}"), safetensors=content if info.sha256 else None),
         )
 
 
@@ -106,11 +106,11 @@ async def export(
     found = await submit(services, run, wanted, key=idempotency_key(request))
     if not isinstance(found, Submission):
         response.status_code = 200
-        response.headers["Location"] = f"/runs/{run}/exports"
+        response.headers["Location"] = link(f"/runs/{run}/exports")
         return found
     services.wakeups.notify()
     response.status_code = 202 if found.created else 200
-    response.headers["Location"] = f"/jobs/{found.job.id}"
+    response.headers["Location"] = link(f"/jobs/{found.job.id}")
     return JobView.of(found.job)
 
 

@@ -19,7 +19,7 @@ from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.errors import NotReady
 from service.protocol.negotiation import choose
-from service.schemas import View
+from service.schemas import View, link
 
 router = APIRouter(tags=["service"])
 
@@ -78,8 +78,8 @@ async def readyz(services: ServicesDep) -> Readiness:
 async def welcome(request: Request, accept: Annotated[str | None, Header()] = None) -> Welcome | Response:
     """A browser is sent to /docs; a program gets the links."""
     if choose(accept, ("application/json", "text/html")) == "text/html":
-        return RedirectResponse("/docs")
-    links = {name: f"/{name}" for name in _LINKS} | {"openapi": "/openapi.json"}
+        return RedirectResponse(link("/docs"))
+    links = {name: link(f"/{name}") for name in _LINKS} | {"openapi": link("/openapi.json")}
     return Welcome(version=request.app.version, links=links)
 
 

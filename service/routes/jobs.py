@@ -29,7 +29,7 @@ from service.protocol.parsing import (
     read_tree,
     validate,
 )
-from service.schemas import Listed
+from service.schemas import Listed, link
 from worker.jobs import commands
 from worker.jobs.kinds import Kind
 from worker.jobs.schemas import ActionResult
@@ -118,7 +118,7 @@ async def submit(request: Request, wanted: Annotated[SubmitQuery, Query()]) -> R
     services.wakeups.notify()
     job, status = submitted.job, 202 if submitted.created else 200
     body = JobView.of(job).model_dump_json()
-    return Response(body, status, {"Location": f"/jobs/{job.id}"}, media_type=JSON)
+    return Response(body, status, {"Location": link(f"/jobs/{job.id}")}, media_type=JSON)
 
 
 @router.get(

@@ -29,7 +29,7 @@ from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import choose
 from service.protocol.parsing import JSON, QueryModel, QueryRoute
-from service.schemas import Listed, View
+from service.schemas import Listed, View, link
 from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Warned
 from worker.jobs.store import JobStore
@@ -340,9 +340,9 @@ def _began(run: Run) -> str | None:
 
 def _run_links(name: str, job: str | None) -> RunLinks:
     return RunLinks(
-        self_=f"/runs/{name}",
-        job=f"/jobs/{job}" if job else None,
-        generate=f"/generate?{urlencode({'run': name})}",
-        attention=f"/attention/{name}/0",
-        report=f"/runs/{name}/report",
+        self_=link(f"/runs/{name}"),
+        job=link(f"/jobs/{job}") if job else None,
+        generate=link(f"/generate?{urlencode({'run': name})}"),
+        attention=link(f"/attention/{name}/0"),
+        report=link(f"/runs/{name}/report"),
     )

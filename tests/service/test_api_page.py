@@ -33,10 +33,13 @@ def test_every_address_is_in_the_table() -> None:
 @pytest.mark.parametrize("settings", [ServiceSettings, WorkerSettings, InferenceSettings])
 def test_every_setting_is_listed_with_its_default(settings: type[BaseSettings]) -> None:
     prefix = settings.model_config["env_prefix"]
-    defaults = {f"{prefix}{name.upper()}": field.default for name, field in settings.model_fields.items()}
+    defaults = {
+        str(field.validation_alias or f"{prefix}{name}").upper(): field.default
+        for name, field in settings.model_fields.items()
+    }
     rows = {
         name: f"`{default:g}`" if isinstance(default, float) else f"`{default}`" for name, default in defaults.items()
-    } | {"HEADCOUNT_SLOTS": "one per GPU, at least 1"}
+    } | {"HEADCOUNT_SLOTS": "one per GPU, at least 1", "HEADCOUNT_HOSTS": "none", "HEADCOUNT_ROOT_PATH": "none"}
     assert {name: row for name, row in rows.items() if f"| `{name}` | {row} |" not in PAGE} == {}
 
 

@@ -40,6 +40,7 @@ from model_core.errors import (
 )
 from model_core.storage.events import EventWriter, finite, last_event
 from model_core.storage.files import now, write_json
+from model_core.yaml_core import plain_value
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,29 @@ class OneLineParser(argparse.ArgumentParser):
             message: What is wrong with the arguments.
         """
         self.exit(BAD_INPUT, f"error: {message}; see --help\n")
+
+
+def whole_number(text: str) -> int:
+    """Read an argument that is a whole number, as in a configuration.
+
+    Args:
+        text: The argument: 1000, 1e3 or 1000.0.
+
+    Returns:
+        The number.
+
+    Raises:
+        argparse.ArgumentTypeError: It is something else.
+    """
+    try:
+        value = plain_value(text)
+    except ValueError:
+        value = None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
 
 
 class Attempt:

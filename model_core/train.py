@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -40,6 +41,7 @@ from model_core.entrypoint import (
     make_attempt,
     next_attempt,
     refuse,
+    whole_number,
 )
 from model_core.errors import (
     BAD_INPUT,
@@ -102,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="a YAML file, for example configs/quickstart.yaml")
-    add("--gpu", type=int, metavar="N", help="index of the GPU among the visible CUDA devices")
+    add("--gpu", type=whole_number, metavar="N", help="index of the GPU among the visible CUDA devices")
     add("--set", action="append", default=[], metavar="K=V", dest="overrides",
         help="override a key, for example training.max_steps=100; may be repeated")  # fmt: skip
     add("--run", metavar="NAME", help="name of the run; default: the file's experiment_name")
@@ -134,7 +136,7 @@ def _run(arguments: argparse.Namespace, env: DistEnv, stop: ShutdownSignal, on_r
 
 def _read(arguments: argparse.Namespace, env: DistEnv) -> tuple[ParsedConfig, Layout]:
     """Parse the configuration, once in this process, and find the directories."""
-    renamed = [f"experiment_name={arguments.run}"] if arguments.run else []
+    renamed = [f"experiment_name={json.dumps(arguments.run)}"] if arguments.run is not None else []
     parsed = read_config(arguments.config, [*arguments.overrides, *renamed])
     layout = Layout.under(arguments.data_root) if arguments.data_root else Layout.of(parsed.config)
     if env.world_size > 1:

@@ -30,7 +30,16 @@ from model_core.data.pipeline import PrepareContext
 from model_core.data.sources.base import DocumentsBy, OnBadDocument, SpecialText
 from model_core.data.sources.file_names import READABLE, dataset_name
 from model_core.data.sources.hub_access import token_from
-from model_core.entrypoint import Attempt, OneLineParser, ShutdownSignal, exit_code, log_to_stderr, make_attempt, refuse
+from model_core.entrypoint import (
+    Attempt,
+    OneLineParser,
+    ShutdownSignal,
+    exit_code,
+    log_to_stderr,
+    make_attempt,
+    refuse,
+    whole_number,
+)
 from model_core.errors import DONE, INTERRUPTED, InvalidParameter, ModelCoreError
 from model_core.storage.dataset import Dataset, dataset_of, describe_reading
 from model_core.storage.files import Layout, checked_name, portable
@@ -145,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         "--split", type=_shares, default=DEFAULT_SPLIT, metavar="TRAIN,VAL,TEST",
         help="shares of the documents, exact in every 100 documents (default: 0.90,0.09,0.01)",
     )  # fmt: skip
-    add("--seed", type=int, default=DEFAULT_SEED, help="seed of the split and of generated text (default: %(default)s)")
+    add("--seed", type=whole_number, default=DEFAULT_SEED, help="seed of split and stories (default: %(default)s)")
     _add_reading_options(parser)
     add("--dedupe", action="store_true", help="drop documents that repeat an earlier text")
     add(
@@ -197,7 +206,7 @@ def _run(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
 
 def _from_arguments(arguments: argparse.Namespace) -> tuple[DatasetSpec, Dataset]:
     """Build the spec from the options of the command line."""
-    name = arguments.name or _default_name(arguments.source)
+    name = _default_name(arguments.source) if arguments.name is None else arguments.name
     options = ("source", "revision", "text_column", "dedupe", "documents", "special_text", "on_bad_document")
     section = {key: getattr(arguments, key) for key in options} | {"dataset": name, "split": list(arguments.split)}
     data = parse_config({"data": {**section, "tokenizer": _tokenizer(arguments.tokenizer)}}).config.data

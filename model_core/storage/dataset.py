@@ -203,8 +203,7 @@ class Dataset:
             manifest: dict[str, Any] = read_json(file)
             train_file, _ = manifest["splits"]["train"]["file"], manifest["tokenizer"]["file"]
         except (ValueError, LookupError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InvalidData(f"{file} cannot be read ({reason}): it was changed or damaged; {_REMEDY}") from None
+            raise InvalidData(f"{file} {_why_unreadable(error)}: it was changed or damaged; {_REMEDY}") from None
         return manifest if train_file == self.train.name else None
 
     def tokenizer(self) -> Tokenizer:
@@ -362,9 +361,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
         The tokenizer.
 
     Raises:
-        InvalidData: The vocabulary does not have the recorded hash.
+        InvalidData: The file is not a tokenizer, or its vocabulary does not have the recorded hash.
     """
-    return Tokenizer.from_dict(read_json(path))
+    try:
+        return Tokenizer.from_dict(read_json(path))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InvalidData(f"{path} {_why_unreadable(error)}: it was changed or damaged; {_REMEDY}") from None
 
 
 def dataset_of(config: ExperimentConfig, layout: Layout) -> Dataset:
@@ -409,8 +411,20 @@ def _file_entries(split: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _load_index(path: Path) -> _ByteRanges:
-    rows: _ByteRanges = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        rows: _ByteRanges = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError):
+        raise InvalidData(f"{path} is no array of byte ranges: it was changed or damaged; {_REMEDY}") from None
     return rows
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Why a file of JSON is not what it should be, in words for people."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON ({error.msg}, line {error.lineno}, column {error.colno})"
+    if isinstance(error, UnicodeDecodeError):
+        return "is not UTF-8"
+    return "is JSON of another kind"
 
 
 def _find_objects(path: Path) -> Iterator[tuple[int, int]]:

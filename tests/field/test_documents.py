@@ -166,3 +166,23 @@ def test_a_source_without_files_has_documents_of_its_own():
     with pytest.raises(InvalidConfig) as refused:
         open_source("stories", seed=0, documents="line")
     assert refused.value.problems[0].pointer == "/data/documents"
+
+
+def test_the_keys_have_the_same_values_at_every_door(site, tmp_path, capsys, signals):
+    keys = {"documents": "line", "special_text": "split", "on_bad_document": "fail"}
+    file = {"files": ("a.txt", b"One.")}
+    assert site.http.post("/datasets", json={"name": "a", "source": "hub:a/b", **keys}).status_code == 202
+    assert site.http.post("/datasets", data={"name": "b", **keys}, files=file).status_code == 202
+    assert [keys == {key: site.claim().config["data"][key] for key in keys} for _ in range(2)] == [True, True]
+    wrong = dict.fromkeys(keys, "lines")
+    body = {"name": "c", **wrong}
+    for asked in ({"json": {"source": "hub:a/b", **body}}, {"data": body, "files": file}):
+        refused = site.http.post("/datasets", **asked)
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_parameter")
+        assert {error["pointer"] for error in refused.json()["errors"]} == {f"/{key}" for key in keys}
+    refused = site.http.post("/jobs", json={"data": wrong})
+    assert {f"/data/{key}" for key in keys} <= {error["pointer"] for error in refused.json()["errors"]}
+    for key in keys:
+        with pytest.raises(SystemExit) as ended:
+            main(["--source", "stories", f"--{key.replace('_', '-')}", "lines"])
+        assert ended.value.code == 2

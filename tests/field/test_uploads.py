@@ -5,7 +5,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,6 @@ READ_AS = {
     "table.csv": ("rows", 3), "table.tsv": ("rows", 2), "tales.txt": ("paragraph", 6), "windows.txt": ("paragraph", 3),
     "сказка.txt": ("line", 3), "物語.md": ("paragraph", 2),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def running(_shared_redis: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(tmp_path_factory.mktemp("uploads") / "data", _shared_redis.url)
-    yield site
-    site.close()
-
-
-@pytest.fixture
-def site(running: Site, redis_url: str) -> Site:
-    """A service without jobs, datasets and uploads."""
-    running.empty()
-    return running
 
 
 def by_hand(site: Site, out: Path) -> Path:

@@ -195,7 +195,7 @@ def test_the_command_prepares_beside_the_working_directory(corpus, tmp_path):
         (["--source", "elsewhere"], "'elsewhere' is not a source"),
         (["--source", "stories", "--split", "0.5,0.2,0.2"], "sum to 0.9"),
         (["--source", "stories", "--split", "0.5"], "'0.5' is not three shares"),
-        (["--source", "stories", "--tokenizer", "bpe:12"], "greater than or equal to 257"),
+        (["--source", "stories", "--tokenizer", "bpe:12"], "at least 257"),
         (["--source", "stories", "--tokenizer", "word"], "'word' is neither gpt2 nor bpe:SIZE"),
         (["--source", "stories", "--name", "../x"], "../x"),
         ([], "--source"),

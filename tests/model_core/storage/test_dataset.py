@@ -9,7 +9,7 @@ from model_core.config_loader import parse_config
 from model_core.data.ensure import prepare
 from model_core.errors import DatasetNotReady, ExampleNotFound, InvalidData
 from model_core.report import count_train_tokens
-from model_core.storage.dataset import Dataset, dataset_of
+from model_core.storage.dataset import Dataset, dataset_of, load_tokenizer
 from model_core.storage.files import Layout
 
 DOCUMENTS = [f"Document {number} has its own text, number {number}." for number in range(300)]
@@ -90,8 +90,15 @@ WITHOUT_TOKENIZER = '{"splits": {"train": {"file": "mine_train.npy"}}}'
 )
 def test_a_manifest_that_is_none_is_named(dataset, text):
     (dataset.directory / "manifest.json").write_text(text, encoding="latin-1")
-    with pytest.raises(InvalidData, match=r"mine/manifest\.json"):
+    with pytest.raises(InvalidData, match=r"mine/manifest\.json is (not JSON|not UTF-8|JSON of another kind)"):
         dataset.manifest()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "bpe", "tokens": [1], "sha256": ""}', "null"])
+def test_a_tokenizer_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(InvalidData, match=r"tokenizer\.json is (not JSON|JSON of another kind)"):
+        load_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_files_are_named_by_the_dataset_below_a_data_root_and_by_the_configuration_without(tmp_path):

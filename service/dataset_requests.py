@@ -25,6 +25,7 @@ from service.uploads import Upload, receive_upload
 from worker.jobs.schemas import Submission
 from worker.jobs.spec import JobSpec
 
+_FILES_TO_COME = "file:uploads/files"  # source of a request whose files are not stored yet
 # of a form; other values are parsed as JSON if possible
 _TEXT_FIELDS = (
     "name",
@@ -112,7 +113,7 @@ async def submit_files(services: Services, request: Request, *, key: str | None)
     assert uploads is not None
     async with receive_upload(request, uploads) as upload:
         body = _form_body(upload)
-        _parse(services, {**body, "source": "stories"})  # refuse an invalid field before a file is stored
+        _parse(services, {**body, "source": _FILES_TO_COME})  # refuse an invalid field before a file is stored
         folder, submitted = uploads / checked_name("dataset", body["name"]), None
         is_new = not (folder / upload.digest).is_dir()
         kept = await run_in_threadpool(upload.keep, folder)

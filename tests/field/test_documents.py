@@ -169,11 +169,12 @@ def test_a_source_without_files_has_documents_of_its_own():
 
 
 def test_the_keys_have_the_same_values_at_every_door(site, tmp_path, capsys, signals):
-    keys = {"documents": "line", "special_text": "split", "on_bad_document": "fail"}
+    keys = {"documents": "line", "special_text": "split", "on_bad_document": "fail", "text_column": "a.b"}
     file = {"files": ("a.txt", b"One.")}
     assert site.http.post("/datasets", json={"name": "a", "source": "hub:a/b", **keys}).status_code == 202
     assert site.http.post("/datasets", data={"name": "b", **keys}, files=file).status_code == 202
     assert [keys == {key: site.claim().config["data"][key] for key in keys} for _ in range(2)] == [True, True]
+    del keys["text_column"]
     wrong = dict.fromkeys(keys, "lines")
     body = {"name": "c", **wrong}
     for asked in ({"json": {"source": "hub:a/b", **body}}, {"data": body, "files": file}):

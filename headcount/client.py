@@ -287,7 +287,7 @@ class Client:
             return self._json("POST", "/datasets", **_json_body(body))
         values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in _as_utf8(body).items()}
         with contextlib.ExitStack() as stack:
-            parts = [("files", (name, stack.enter_context(path.open("rb")))) for name, path in files.items()]
+            parts = [("files", (_as_utf8(n), stack.enter_context(path.open("rb")))) for n, path in files.items()]
             return self._json("POST", "/datasets", data=values, files=parts, timeout=_LONG)
 
     def export(self, run: str, checkpoint: str, licence: str | None = None) -> Json:

@@ -337,7 +337,7 @@ def _run_facts(run: Json) -> Iterator[tuple[str, str]]:
         yield "job", run["job"]
     yield "heads", " ".join(map(str, heads))
     yield "size", f"{model['n_layer']} layers of {model['n_embd']}, context {model['block_size']}"
-    yield "dataset", data["dataset"] or data["train_file"]
+    yield "data", data["dataset"] or data["train_file"]
     if run["created_at"]:
         yield "created", f"{local_time(run['created_at'])}, {ago(run['created_at'])}"
     if run["outcome"] and run["outcome"].get("error"):

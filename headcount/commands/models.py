@@ -117,9 +117,7 @@ COMMANDS = (generate, attention, export)
 
 def _print_pieces(client: Client, request: dict[str, Any], *, as_json: bool) -> None:
     """Print the pieces of one continuation as they come."""
-    if not as_json:
-        print(printable(request["prompt"]), end="", flush=True)
-    held = ""
+    held = request["prompt"]  # printed with the first piece: a refused request prints nothing
     for piece in client.generate_stream(request):
         if as_json:
             print_json_line(piece)

@@ -22,19 +22,19 @@ up: $(READY) ## serve on http://127.0.0.1:8000, or on another port: make up PORT
 # Two files at a time, because half of the time tests wait for processes; then, alone, those that hold time limits.
 # Both halves run; the worse exit code counts.
 define both_halves
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not alone $(1)"; first=$$?; \
-	$(BIN)/python -m pytest -m "alone and not slow and not gpu $(1)"; second=$$?; \
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone $(1)"; first=$$?; \
+	$(BIN)/python -m pytest -m "alone $(1)"; second=$$?; \
 	exit $$(( first > second ? first : second ))
 endef
 
 test: $(READY) ## the quick tests, a few minutes
-	$(call both_halves)
+	$(call both_halves,and not slow and not gpu)
 
 test-debian: $(READY) ## of those, what uses a Redis server or a browser that is installed on this machine
-	$(call both_halves,and (redis or browser))
+	$(call both_halves,and not slow and not gpu and (redis or browser))
 
-test-all: $(READY) ## every test
-	$(BIN)/python -m pytest
+test-all: $(READY) ## every test, an hour
+	$(call both_halves)
 
 check: $(READY) ## lint, types, import contracts
 	$(BIN)/ruff check

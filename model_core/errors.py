@@ -22,7 +22,7 @@ INVALID_INPUT_CODES = frozenset(
     {"invalid_config", "not_available", "malformed_body", "invalid_parameter", "unknown_preset"}
 )
 BAD_INPUT_CODES = INVALID_INPUT_CODES | {
-    "run_exists", "run_not_found", "dataset_not_ready", "checkpoint_mismatch", "checkpoint_not_found",
+    "run_exists", "run_not_found", "dataset_not_ready", "data_changed", "checkpoint_mismatch", "checkpoint_not_found",
     "checkpoint_not_ready", "invalid_data", "hub_login_required", "hub_terms_not_accepted", "hub_bad_token",
     "hub_not_found",
 }  # fmt: skip
@@ -337,6 +337,21 @@ class DatasetNotReady(ModelCoreError):
     code = "dataset_not_ready"
     request: Mapping[str, Any] | None = None
     job_id: str | None = None
+
+
+class DataChanged(ModelCoreError):
+    """A run cannot go on: its dataset holds other data than it was trained on."""
+
+    code = "data_changed"
+
+    def __init__(self, run: str, file: str, dataset: str, trained: str, found: str) -> None:
+        super().__init__(
+            f"run {run!r} was trained on data_sha256 {trained}, and dataset {dataset!r} now has data_sha256 {found}"
+        )
+        self.hint = (
+            f"to train on the present data, start a new run from the checkpoint, with checkpoint.load_checkpoint: "
+            f"{run}/{file}; to continue this run, put the former files back"
+        )
 
 
 class DatasetNotFound(ModelCoreError):

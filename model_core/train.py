@@ -28,7 +28,6 @@ from model_core.budget import compute_budget
 from model_core.config import ExperimentConfig
 from model_core.config_loader import ParsedConfig, read_config
 from model_core.config_validation import check_batch_divides
-from model_core.data.ensure import ensure_dataset
 from model_core.data.sources.hub_access import token_from
 from model_core.entrypoint import (
     Attempt,
@@ -59,7 +58,14 @@ from model_core.report import preflight
 from model_core.storage.dataset import Dataset, dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from model_core.training.start import OpenedRun, claim_run, create_or_open_run, emit_start_event, resolve_config
+from model_core.training.start import (
+    OpenedRun,
+    claim_run,
+    create_or_open_run,
+    emit_start_event,
+    open_dataset,
+    resolve_config,
+)
 
 if TYPE_CHECKING:
     from model_core.hardware.device import Runtime
@@ -186,7 +192,7 @@ def _train_attempt(
     if opened.config is None:  # a run that existed keeps its configuration
         requested = run.config(like=requested)
     config = opened.config or requested
-    dataset = ensure_dataset(config, layout, token=arguments.token, emit=attempt.emit, stop=stop)
+    dataset, identity = open_dataset(run, config, layout, token=arguments.token, emit=attempt.emit, stop=stop)
     if stop():
         return attempt.stopped(stop.reason)
 
@@ -207,9 +213,10 @@ def _train_attempt(
     if rendezvous:
         rendezvous.start(stop)
     process_group = ProcessGroup.join(rendezvous, runtime.device) if rendezvous else ProcessGroup()
-    state = build_train_state(config, runtime, dataset, attempt.emit, process_group)
+    state = build_train_state(config, runtime, dataset, attempt.emit, process_group, data_sha256=identity.sha256)
     sizes = {"max_steps": state.max_steps, "batch_size": state.batch_size, "accumulation": state.accumulation}
     facts = {**parameter_counts(state.model), **sizes, "processes": process_group.world_size}
+    facts["data_sha256"] = identity.sha256
     emit_start_event(attempt.emit, requested, runtime, arguments.gpu, **facts)
     begin(state, run, layout, attempt.emit, None if rendezvous else opened.init)  # ranks resolve at the same time
 

@@ -32,6 +32,7 @@ from model_core.data.sources.base import DocumentsBy, OnBadDocument, SpecialText
 from model_core.data.sources.hub_access import Token
 from model_core.entrypoint import ShutdownSignal
 from model_core.errors import DatasetNotReady, InvalidData
+from model_core.storage.data_identity import record_hashes
 from model_core.storage.dataset import LOCK, MANIFEST, SPLITS, Dataset, dataset_of, token_files
 from model_core.storage.files import Layout, checked_name
 from model_core.tokenizer import END_OF_TEXT
@@ -179,7 +180,9 @@ def _make_missing(spec: DatasetSpec, dataset: Dataset, context: PrepareContext, 
         if not dataset.missing():
             return 0
         _refuse_to_overwrite(dataset)
-        return make_files(spec, source, dataset, context)
+        tokenized = make_files(spec, source, dataset, context)
+        record_hashes(dataset)
+        return tokenized
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from model_core.data.sources.base import BadDocuments, Source
 from model_core.data.writer import PROGRESS_FILE, DatasetBuild, OpenFiles
 from model_core.entrypoint import ShutdownSignal
 from model_core.errors import InvalidData
+from model_core.storage.data_identity import manifest_data_sha256
 from model_core.storage.dataset import (
     EXAMPLE_INDEX,
     EXAMPLES,
@@ -132,7 +133,10 @@ def build_manifest(
     """
     progress = build.progress
     actual = {"kind": tokenizer.kind, "n_vocab": tokenizer.n_vocab, "sha256": tokenizer.sha256, "file": TOKENIZER}
-    counts_by_split = {split: vars(counts) for split, counts in progress.splits.items()}
+    splits = {
+        split: {**vars(progress.splits[split]), **_file_entries(dataset.split(split), paths)}
+        for split, paths in shards.items()
+    }
     return {
         "schema_version": 1,
         "name": dataset.name,
@@ -141,13 +145,11 @@ def build_manifest(
         "created_at": now(),
         **spec.manifest_fields(),
         "tokenizer": {**actual, "asked": tokenizer_name(spec.tokenizer)},
+        "data_sha256": manifest_data_sha256(splits, tokenizer.sha256),
         "documents": read,
         "duplicates": read - progress.kept if spec.dedupe else None,
         "reading": _reading(source, build),
-        "splits": {
-            split: {**counts_by_split[split], **_file_entries(dataset.split(split), paths)}
-            for split, paths in shards.items()
-        },
+        "splits": splits,
         "examples": {
             **_file_entry(build.directory / EXAMPLES, EXAMPLES),
             "index": EXAMPLE_INDEX,

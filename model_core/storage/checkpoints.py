@@ -42,6 +42,7 @@ class CheckpointInfo:
         size_bytes: Size of the file.
         created_at: Time of publication, RFC 3339 UTC.
         schema_version: Version of the sidecar format.
+        data_sha256: Identity of the data it was trained on; None if an earlier version wrote it.
     """
 
     file: str
@@ -53,6 +54,7 @@ class CheckpointInfo:
     size_bytes: int
     created_at: str
     schema_version: int = 1
+    data_sha256: str | None = None
 
 
 def periodic_name(step: int) -> str:
@@ -119,7 +121,7 @@ class CheckpointDirectory:
 
     def publish(
         self, file: str, write: Callable[[Any], None], *, attempt: int, step: int, full: bool,
-        loss: float | None, val_loss: float | None, keep_as: str | None = None,
+        loss: float | None, val_loss: float | None, keep_as: str | None = None, data_sha256: str | None = None,
     ) -> CheckpointInfo:  # fmt: skip
         """Write a checkpoint and replace the file of that name atomically.
 
@@ -135,6 +137,7 @@ class CheckpointDirectory:
             loss: See `CheckpointInfo`.
             val_loss: See `CheckpointInfo`.
             keep_as: New name of the file that is replaced; None deletes it.
+            data_sha256: See `CheckpointInfo`.
 
         Returns:
             Sidecar of the new checkpoint.
@@ -157,7 +160,9 @@ class CheckpointDirectory:
         with atomic_write(self.path / file, before_rename=write_sidecar) as raw:
             hashing = HashingWriter(raw)
             write(hashing)
-            info = CheckpointInfo(file, step, loss, val_loss, full, hashing.sha256, hashing.size_bytes, now())
+            info = CheckpointInfo(
+                file, step, loss, val_loss, full, hashing.sha256, hashing.size_bytes, now(), data_sha256=data_sha256
+            )
         return info
 
     def checkpoints(self) -> list[CheckpointInfo]:

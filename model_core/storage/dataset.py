@@ -291,7 +291,7 @@ class Dataset:
         """Every file whose size and hash the manifest records, with its entry; none without a manifest."""
         manifest = self.manifest()
         if manifest is not None:
-            splits = [entry for split in SPLITS for entry in _file_entries(manifest["splits"][split])]
+            splits = [entry for split in SPLITS for entry in file_entries(manifest["splits"][split])]
             for entry in (*splits, manifest["examples"]):
                 yield self.directory / entry["file"], entry
 
@@ -339,6 +339,19 @@ def token_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return list(itertools.takewhile(Path.is_file, (shard_path(path, number) for number in itertools.count()))) or [path]
+
+
+def file_entries(split: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a split's token files in a manifest.
+
+    Args:
+        split: Entry of the split; of a split in one file it is also the entry of that file.
+
+    Returns:
+        One entry for each file, in order.
+    """
+    files: list[dict[str, Any]] = split.get("files", [split])
+    return files
 
 
 def save_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
@@ -402,12 +415,6 @@ def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float | None:
     """
     bytes_per_token = dataset.bytes_per_token(split)
     return None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
-
-
-def _file_entries(split: dict[str, Any]) -> list[dict[str, Any]]:
-    """Entries of a split's files: the split itself is the entry of its only file."""
-    files: list[dict[str, Any]] = split.get("files", [split])
-    return files
 
 
 def _load_index(path: Path) -> _ByteRanges:

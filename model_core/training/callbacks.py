@@ -273,7 +273,7 @@ class Checkpoints(Callback):
         require_space(self._run.path / file, size_bytes(content))
         info = self._run.publish(
             file, writer(content), attempt=self._attempt, step=state.step, full=full,
-            loss=state.loss, val_loss=state.val_loss, keep_as=keep_as,
+            loss=state.loss, val_loss=state.val_loss, keep_as=keep_as, data_sha256=state.data_sha256,
         )  # fmt: skip
         if full:
             self._last_full = time.monotonic()

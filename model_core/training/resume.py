@@ -30,6 +30,7 @@ from model_core.errors import (
     CheckpointMismatch,
     CheckpointNotFound,
     CheckpointRefused,
+    DataChanged,
     FieldProblem,
     InvalidConfig,
 )
@@ -101,9 +102,11 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
     Args:
         state: State that was built from the run's configuration; it is changed.
         run: Run with the full states.
-        emit: Writes ``resumed``, and ``warning`` for each damaged state and for another number of processes.
+        emit: Writes ``resumed``, and ``warning`` for each damaged state, for a state that does not name its data, and
+            for another number of processes.
 
     Raises:
+        DataChanged: The state was trained on other data.
         CheckpointMismatch: Configuration or tokenizer differ from those of the state.
     """
 
@@ -121,6 +124,9 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
     here, there = (config.model_dump(mode="json") for config in (state.config, theirs))
     if different := tree_differences(here, there, there=info.file):
         raise CheckpointMismatch(f"{info.file} and config.yaml differ: {'; '.join(different)}")
+    if _is_other_data(state, saved, info.file, emit):
+        found = str(state.data_sha256)
+        raise DataChanged(run.name, info.file, state.config.data.dataset_name, saved["data_sha256"], found)
     check_tokenizer(state, saved, info.file)
     state.restore(saved)
     if (before := saved.get("processes", 1)) != state.process_group.world_size:
@@ -213,7 +219,8 @@ def init_from(state: TrainState, init: InitCheckpoint, emit: Emit) -> None:
     Args:
         state: State of the new run; it is changed.
         init: Checkpoint of the same shape.
-        emit: Writes ``resumed``, or ``warning`` when the checkpoint has parameters alone.
+        emit: Writes ``resumed``, or ``warning`` when the checkpoint has parameters alone; ``warning`` too when it
+            was trained on other data, which this run reads from the beginning.
 
     Raises:
         CheckpointMismatch: The other model has another tokenizer, or other parameters than its configuration.
@@ -229,6 +236,10 @@ def init_from(state: TrainState, init: InitCheckpoint, emit: Emit) -> None:
         detail = f"{state.max_steps} is not above the {init.state['step']} steps that {init.name!r} has done"
         raise InvalidConfig((FieldProblem("/training/max_steps", detail, state.max_steps),))
     state.restore(init.state)
+    if _is_other_data(state, init.state, init.name, emit):
+        state.loader.position = 0
+        detail = f"{init.name} was trained on other data: this run reads its own from the beginning"
+        emit("warning", code=DataChanged.code, detail=detail)
     state.val_loss, state.val_step, state.best_val_loss, state.best_step = None, -1, math.inf, -1
     emit("resumed", file=init.name, step=state.step)
 
@@ -309,6 +320,14 @@ def nanogpt_state_dict(content: Mapping[str, Any], model: GPT, file: str) -> dic
         ours = model.state_dict()
         parameters |= {name: torch.zeros_like(ours[name]) for name in ours if name.endswith(".bias")}
     return parameters
+
+
+def _is_other_data(state: TrainState, saved: State, file: str, emit: Emit) -> bool:
+    """Whether a full state was trained on other data; a warning if an earlier version wrote it, which did not say."""
+    if (theirs := saved.get("data_sha256")) is None:
+        detail = f"{file} does not record on which data it was trained; it continues on data_sha256 {state.data_sha256}"
+        emit("warning", code="data_unknown", detail=detail)
+    return theirs not in {None, state.data_sha256}
 
 
 def _has_sidecar(path: Path) -> bool:

@@ -27,6 +27,7 @@ from model_core.hardware import device
 from model_core.hardware.device import Runtime, describe_machine
 from model_core.launch import DistEnv
 from model_core.optim import make_optimizer
+from model_core.storage.data_identity import identify
 from model_core.storage.dataset import Dataset
 from model_core.training.distributed import ProcessGroup
 from model_core.training.trainer import TrainState
@@ -61,8 +62,9 @@ def choose_runtime(config: ExperimentConfig, env: DistEnv, gpu: int | None = Non
 
 
 def build_train_state(
-    config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit: Emit, process_group: ProcessGroup | None = None
-) -> TrainState:
+    config: ExperimentConfig, runtime: Runtime, dataset: Dataset, emit: Emit, process_group: ProcessGroup | None = None,
+    *, data_sha256: str | None = None,
+) -> TrainState:  # fmt: skip
     """Build model, optimizer and loader from the seed.
 
     Args:
@@ -71,6 +73,7 @@ def build_train_state(
         dataset: Dataset with the training split and the tokenizer.
         emit: Writes ``warning`` events.
         process_group: Processes that train together; None means this process alone.
+        data_sha256: Identity of the dataset, which every full state records; None computes it.
 
     Returns:
         The state before step 0.
@@ -109,6 +112,7 @@ def build_train_state(
         ),
         forward=compiled(model, runtime.compile_mode, emit) if runtime.compile_mode else model,
         process_group=process_group,
+        data_sha256=data_sha256 or identify(dataset).sha256,
     )
 
 

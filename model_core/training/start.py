@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,12 +20,14 @@ from model_core.config import ExperimentConfig
 from model_core.config_validation import check_tokens_suffice
 from model_core.data.dataset_spec import DatasetSpec
 from model_core.data.ensure import check_matches, ensure_dataset
-from model_core.entrypoint import Emit, next_attempt
+from model_core.data.sources.hub_access import Token
+from model_core.entrypoint import Emit, ShutdownSignal, next_attempt
 from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError, RunBusy, RunExists
 from model_core.launch import DistEnv
 from model_core.report import count_train_tokens
 from model_core.schedule import effective_steps
-from model_core.storage.dataset import Dataset, dataset_of
+from model_core.storage.data_identity import DataIdentity, identify, refuse_changed_data
+from model_core.storage.dataset import MANIFEST, Dataset, dataset_of
 from model_core.storage.files import Layout, next_free_name
 from model_core.storage.run import Run
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from model_core.hardware.device import Runtime
     from model_core.training.resume import InitReference
 
+_REPORT_EVERY_S = 10.0
 _IGNORED_VARIABLES = {
     "PYTORCH_SDP_KERNEL": "device.attention_backend",
     "NVIDIA_TF32_OVERRIDE": "device.tf32",
@@ -108,6 +112,51 @@ def claim_run(arguments: argparse.Namespace, run: Run) -> int:
         raise RunBusy(run.name)
     run.begin_attempt(number, arguments.job_id)
     return number
+
+
+def open_dataset(
+    run: Run, config: ExperimentConfig, layout: Layout, *, token: Token | None, emit: Emit, stop: ShutdownSignal
+) -> tuple[Dataset, DataIdentity]:
+    """Open the dataset of a run, prepared first if it is missing, and check that a resumed run continues on its data.
+
+    Args:
+        run: The run.
+        config: Its configuration.
+        layout: Directories of the data root.
+        token: Access token for sources with restricted access.
+        emit: Writes ``progress`` and ``warning`` events.
+        stop: Checked while files are read.
+
+    Returns:
+        The complete dataset and its identity.
+
+    Raises:
+        DataChanged: The run was trained on other data.
+        Stopped: A stop was requested.
+        ModelCoreError: See `ensure_dataset`.
+    """
+    dataset, report_at = dataset_of(config, layout), time.monotonic() + _REPORT_EVERY_S
+
+    def on_block(done: int, of: int) -> None:
+        nonlocal report_at
+        stop.check()
+        if time.monotonic() >= report_at:
+            emit("progress", done=done, of=of, unit="bytes of the dataset verified")
+            report_at = time.monotonic() + _REPORT_EVERY_S
+
+    def checked() -> DataIdentity:
+        identity = identify(dataset, on_block)
+        refuse_changed_data(run, dataset, identity.sha256)
+        return identity
+
+    # before the dataset is compared with its manifest and the configuration: changed data is the cause of what differs
+    identity = None if dataset.missing() else checked()
+    ensure_dataset(config, layout, token=token, emit=emit, stop=stop)
+    identity = identity or checked()
+    for file in identity.edited:
+        detail = f"{file} was changed after its preparation: it has another sha256 than {MANIFEST} records"
+        emit("warning", code="data_edited", detail=detail)
+    return dataset, identity
 
 
 def resolve_config(config: ExperimentConfig, dataset: Dataset, runtime: Runtime) -> ExperimentConfig:

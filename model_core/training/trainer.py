@@ -56,6 +56,7 @@ class TrainState:
         seconds: Duration of all steps, over all attempts.
         throughput: Speed of the steps of this process.
         process_group: Processes that take each step together.
+        data_sha256: Identity of the dataset.
         batch_size: Rows of a micro batch; smaller than configured after memory ran out.
     """
 
@@ -77,6 +78,7 @@ class TrainState:
     seconds: float = 0.0
     throughput: ThroughputMeter = field(default_factory=ThroughputMeter)
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
+    data_sha256: str | None = None
     batch_size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,6 +116,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "rng": rng_state(self.runtime.device),
             "position": self.loader.position,
+            "data_sha256": self.data_sha256,
             "batch_size": self.batch_size,
             "processes": self.process_group.world_size,
             "loss": self.loss,

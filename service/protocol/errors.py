@@ -80,6 +80,7 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "checkpoint_not_ready": ProblemType(409, "The run has no checkpoint yet"),
     "checkpoint_damaged": ProblemType(409, "The checkpoint is damaged"),
     "dataset_not_ready": ProblemType(409, "The dataset is not prepared"),
+    "data_changed": ProblemType(409, "The dataset is not the one that the run was trained on"),
     "action_not_allowed": ProblemType(409, "The present state does not allow this"),
     "precondition_failed": ProblemType(412, "The job has changed since its ETag was read"),
     "body_too_large": ProblemType(413, "The body is too large"),

@@ -14,7 +14,7 @@ from pydantic import Field
 from model_core.config import Config, Name
 from model_core.config_loader import Tree
 from model_core.schemas import JsonNumber
-from service import deletion, submission
+from service import deletion, job_actions, submission
 from service.deps import Services, ServicesDep, services_of
 from service.job_views import JobDetailView, JobView, Validation, render_detail, render_page
 from service.openapi import nullable, problems
@@ -187,8 +187,11 @@ async def pause(job_id: str, services: ServicesDep, response: Response) -> JobVi
 
 @router.post("/jobs/{job_id}/resume", summary="Resume a paused or cancelled job", **_ACTION)
 async def resume(job_id: str, services: ServicesDep, response: Response) -> JobView:
-    """The job is queued again, and continues from its last full state."""
-    result = await services.ask(services.store.request_action, job_id, "resume")
+    """The job is queued again, and continues from its last full state.
+
+    409 `data_changed` if its dataset holds other data by now.
+    """
+    result = await job_actions.resume(services, job_id)
     services.wakeups.notify()
     return _action_response(result, response)
 
@@ -204,8 +207,11 @@ async def retry(
     services: ServicesDep,
     response: Response,
 ) -> JobView:
-    """With a new crash budget: from its last full state, or from scratch in a new run."""
-    result = await services.ask(services.store.retry, job_id, scratch=wanted.from_ == "scratch")
+    """With a new crash budget: from its last full state, or from scratch in a new run.
+
+    From its last full state, 409 `data_changed` if its dataset holds other data by now.
+    """
+    result = await job_actions.retry(services, job_id, scratch=wanted.from_ == "scratch")
     services.wakeups.notify()
     return _action_response(result, response)
 

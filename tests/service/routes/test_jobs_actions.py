@@ -4,10 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 
+from model_core.storage.data_identity import identify
+from model_core.storage.dataset import Dataset
+from model_core.storage.files import write_json
 from tests.polling import eventually
+from tests.service.conftest import DATASET
 from worker.jobs.states import ACTIONS, allowed_actions
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -125,3 +130,45 @@ def test_workers_are_woken_when_a_job_is_queued_again(make_site, start_redis, st
         eventually(lambda: client.llen(WAKE_UPS) == 1)  # of the submission
         assert site.http.post(f"/jobs/{job_id}/{action}").status_code == 202
         eventually(lambda: client.llen(WAKE_UPS) == 2)
+
+
+@pytest.fixture
+def paused(site) -> Any:
+    """A paused training with a full state."""
+    dataset = Dataset.named(DATASET, site.layout.dataset(DATASET))
+    write_json(dataset.directory / "tokenizer.json", {"sha256": "0" * 64})
+    job = site.submit()
+    claim = site.claim()
+    run, data_sha256 = site.make_run(job_id=job["id"], checkpoint=None), identify(dataset).sha256
+    facts = {"attempt": 1, "step": 1, "full": True, "loss": 1.0, "val_loss": None, "data_sha256": data_sha256}
+    run.publish("model_latest.pt", lambda file: file.write(b"state"), **facts)
+    site.store.request_action(job["id"], "pause")
+    site.finish(claim, "stopped")
+    return job["id"]
+
+
+def change_data(site: Any, first: int) -> str:
+    """Replace the training tokens; the identity of the dataset then."""
+    dataset = Dataset.named(DATASET, site.layout.dataset(DATASET))
+    np.save(dataset.train, np.arange(first, first + 200, dtype=np.uint16))
+    return identify(dataset).sha256
+
+
+def test_a_job_does_not_go_on_with_other_data(site, paused: str) -> None:
+    found = change_data(site, first=1)
+    refused = site.http.post(f"/jobs/{paused}/resume")
+    assert (refused.status_code, refused.json()["code"]) == (409, "data_changed")
+    assert found in refused.json()["detail"]
+    assert "tiny/model_latest.pt" in refused.json()["hint"]
+    assert site.http.get(f"/jobs/{paused}").json()["status"] == "paused"
+    was = change_data(site, first=0)
+    assert was in refused.json()["detail"]
+    assert site.http.post(f"/jobs/{paused}/resume").status_code == 202
+
+
+def test_a_retry_from_scratch_takes_the_data_that_is_there(site, paused: str) -> None:
+    site.http.post(f"/jobs/{paused}/resume")
+    site.finish(site.claim(), "failed")
+    change_data(site, first=1)
+    assert site.http.post(f"/jobs/{paused}/retry").json()["code"] == "data_changed"
+    assert site.http.post(f"/jobs/{paused}/retry?from=scratch").status_code == 202

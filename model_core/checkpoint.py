@@ -7,6 +7,7 @@ after their sha256 was checked, because torch loads flipped bits silently.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import struct
@@ -22,10 +23,12 @@ from model_core.config import ExperimentConfig, ModelConfig
 from model_core.config_loader import parse_saved
 from model_core.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
 from model_core.gpt import GPT
-from model_core.storage.checkpoints import CheckpointInfo
+from model_core.storage.checkpoints import FALLBACK, CheckpointInfo, fallback_detail
 from model_core.storage.files import LFS_POINTER
 from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 # Added by torch.compile, DDP, FSDP and activation checkpointing; never part of a name.
@@ -180,7 +183,10 @@ def load_model(
         CheckpointDamaged: The bytes are not those of the sidecar.
         CheckpointMismatch: The parameters are not those of the configuration.
     """
-    return load_checkpoint(run, run.resolve(wanted), device=device, like=like)
+    info = run.resolve(wanted)
+    if (detail := fallback_detail(wanted, info)) is not None:
+        log.warning("%s: %s", FALLBACK, detail)
+    return load_checkpoint(run, info, device=device, like=like)
 
 
 def load_checkpoint(

@@ -292,6 +292,11 @@ class TestingConfig(Config):
     dpi: Whole = Field(default=150, ge=10, le=600)
     label_max_tokens: Whole = Field(default=20, ge=0)
 
+    @property
+    def checkpoint(self) -> str:
+        """Reference to the checkpoint: the default, a file name, means ``best``."""
+        return {"model_best.pt": "best", "model_latest.pt": "latest"}.get(self.checkpoint_path, self.checkpoint_path)
+
 
 class LoggingConfig(Config):
     """What is logged during a run."""

@@ -212,11 +212,9 @@ def _test_finds_its_checkpoint(
     execution: ExecutionConfig, checkpoint: CheckpointConfig, testing: TestingConfig
 ) -> Iterator[FieldProblem]:
     wanted = testing.checkpoint_path
-    kept = {"best": checkpoint.save_best, "final": checkpoint.save_final}
-    for word, is_kept in kept.items():
-        if execution.test and wanted in {word, f"model_{word}.pt"} and not is_kept:
-            detail = f"{wanted!r} will not be there: checkpoint.save_{word} is false"
-            yield FieldProblem("/testing/checkpoint_path", detail, wanted, ("latest",))
+    if execution.test and wanted in {"final", "model_final.pt"} and not checkpoint.save_final:
+        detail = f"{wanted!r} will not be there: checkpoint.save_final is false"
+        yield FieldProblem("/testing/checkpoint_path", detail, wanted, ("latest",))
 
 
 def _color_map_exists(testing: TestingConfig) -> Iterator[FieldProblem]:

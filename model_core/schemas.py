@@ -134,6 +134,13 @@ class Usage(Config):
     completion_tokens: int
 
 
+class ResultWarning(Config):
+    """What a client should know about a result."""
+
+    code: str
+    detail: str
+
+
 class GenerateResult(Config):
     """Response to a `GenerateRequest`; `checkpoint` is the file that was used."""
 
@@ -144,6 +151,7 @@ class GenerateResult(Config):
     seed: int
     choices: tuple[Choice, ...]
     usage: Usage
+    warnings: tuple[ResultWarning, ...] = ()
 
 
 class AttentionRequest(Config):

@@ -55,7 +55,7 @@ from model_core.errors import (
 )
 from model_core.launch import DistEnv, dist_env
 from model_core.report import preflight
-from model_core.storage.dataset import Dataset, dataset_of
+from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.training.start import (
@@ -68,7 +68,6 @@ from model_core.training.start import (
 )
 
 if TYPE_CHECKING:
-    from model_core.hardware.device import Runtime
     from model_core.training.distributed import Rendezvous
     from model_core.training.trainer import TrainState
 
@@ -197,9 +196,9 @@ def _train_attempt(
         return attempt.stopped(stop.reason)
 
     from model_core.hardware import device
-    from model_core.optim import parameter_counts
     from model_core.training.callbacks import build_callbacks
     from model_core.training.distributed import ProcessGroup
+    from model_core.training.evaluate import run_final_test
     from model_core.training.resume import begin
     from model_core.training.setup import build_train_state, choose_runtime
     from model_core.training.trainer import train
@@ -214,10 +213,7 @@ def _train_attempt(
         rendezvous.start(stop)
     process_group = ProcessGroup.join(rendezvous, runtime.device) if rendezvous else ProcessGroup()
     state = build_train_state(config, runtime, dataset, attempt.emit, process_group, data_sha256=identity.sha256)
-    sizes = {"max_steps": state.max_steps, "batch_size": state.batch_size, "accumulation": state.accumulation}
-    facts = {**parameter_counts(state.model), **sizes, "processes": process_group.world_size}
-    facts["data_sha256"] = identity.sha256
-    emit_start_event(attempt.emit, requested, runtime, arguments.gpu, **facts)
+    emit_start_event(attempt.emit, requested, runtime, arguments.gpu, **_size(state), data_sha256=identity.sha256)
     begin(state, run, layout, attempt.emit, None if rendezvous else opened.init)  # ranks resolve at the same time
 
     callbacks = build_callbacks(config, run, attempt=attempt.number, dataset=dataset, emit=attempt.emit)
@@ -227,26 +223,23 @@ def _train_attempt(
         attempt.facts |= _summary(state)
         process_group.close()
     if finished and config.execution.test:
-        finished = _test_trained(run, config, dataset, layout, runtime, attempt, stop)
+        finished = run_final_test(
+            run, config, dataset=dataset, layout=layout, runtime=runtime, attempt=attempt, stop=stop
+        )
     return DONE if finished else attempt.stopped(stop.reason or "a stop of another process")
 
 
-def _test_trained(
-    run: Run,
-    config: ExperimentConfig,
-    dataset: Dataset,
-    layout: Layout,
-    runtime: Runtime,
-    attempt: Attempt,
-    stop: ShutdownSignal,
-) -> bool:
-    from model_core.checkpoint import load_model
-    from model_core.training.evaluate import run_test
+def _size(state: TrainState) -> dict[str, Any]:
+    """Collect the size and length of a training for its `start` event."""
+    from model_core.optim import parameter_counts
 
-    loaded = load_model(run, config.testing.checkpoint_path, like=config)
-    return run_test(
-        loaded, run, config.testing, dataset=dataset, layout=layout, runtime=runtime, attempt=attempt, stop=stop
-    )
+    return {
+        **parameter_counts(state.model),
+        "max_steps": state.max_steps,
+        "batch_size": state.batch_size,
+        "accumulation": state.accumulation,
+        "processes": state.process_group.world_size,
+    }
 
 
 def _summary(state: TrainState) -> dict[str, Any]:

@@ -7,6 +7,7 @@ changes, because many requests use the same dataset.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -34,6 +35,7 @@ from model_core.errors import (
 )
 from model_core.hf.export_folder import find_export
 from model_core.report import count_train_tokens, disk_shortage
+from model_core.storage.checkpoints import FALLBACK, CheckpointInfo, fallback_detail
 from model_core.storage.dataset import EXAMPLES, MANIFEST, Dataset, dataset_of
 from model_core.storage.files import Layout, next_free_name, portable
 from model_core.storage.run import Run
@@ -227,6 +229,8 @@ def _check_test(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     if spec.dataset is None:
         spec = replace(spec, dataset=_dataset_of_run(_run_of(layout, spec)))
     missing = None if spec.job.depends_on else _missing_for_test(layout, spec.config, status)
+    with contextlib.suppress(ModelCoreError):  # of a run that does not exist yet, or is reported as missing
+        spec = _with_fallback(spec, Run.open(_run_of(layout, spec)).resolve(spec.config.testing.checkpoint))
     return PreparedSubmission(spec, budget, missing=missing)
 
 
@@ -241,12 +245,12 @@ def _check_preparation(layout: Layout, spec: JobSpec) -> PreparedSubmission:
 def _check_export(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     try:
         run = Run.open(_run_of(layout, spec))
-        info = run.resolve(spec.config.testing.checkpoint_path)
+        info = run.resolve(spec.config.testing.checkpoint)
         found = find_export(layout, run, info)
     except ModelCoreError as error:
         return PreparedSubmission(spec, missing=None if spec.job.depends_on else error)
     is_identical = found is not None and spec.job.licence in {None, found.licence}
-    return PreparedSubmission(spec, taken="ready" if is_identical else "")
+    return PreparedSubmission(_with_fallback(spec, info), taken="ready" if is_identical else "")
 
 
 _CHECKS: Mapping[str, Callable[[Layout, JobSpec], PreparedSubmission]] = {  # by `JobKind.check`
@@ -270,6 +274,12 @@ def _data_root(layout: Layout) -> Path:
 def _prepared_first(preparation: DatasetSpec) -> ConfigWarning:
     detail = f"dataset {preparation.name!r} does not exist yet: a prepare job makes it from {preparation.source!r}"
     return ConfigWarning("dataset_made_first", f"{detail} first, and this job waits for it")
+
+
+def _with_fallback(spec: JobSpec, info: CheckpointInfo) -> JobSpec:
+    """The request, with a warning if its checkpoint takes the place of another."""
+    detail = fallback_detail(spec.config.testing.checkpoint, info)
+    return spec if detail is None else replace(spec, warnings=(*spec.warnings, ConfigWarning(FALLBACK, detail)))
 
 
 def _dataset_of_run(run: Path) -> str | None:
@@ -321,14 +331,14 @@ def _check_init_checkpoint(layout: Layout, reference: str, model: ModelConfig) -
     """Refuse a training whose model differs from that of its initial checkpoint."""
     name, _, file = reference.partition("/")
     run = Run.open(layout.run(name))
-    run.resolve(file or ("latest" if run.full_states() else "best"))
+    run.resolve_start(file)
     _refuse_mismatch(model, run.config().model, f"checkpoint.load_checkpoint {reference!r}")
 
 
 def _config_of_tested_run(layout: Layout, config: ExperimentConfig) -> ExperimentConfig:
     """Configuration of the tested run; refuses a test whose model differs from it."""
     run = Run.open(layout.run(config.experiment_name))
-    run.resolve(config.testing.checkpoint_path)
+    run.resolve(config.testing.checkpoint)
     trained = run.config()
     if "model" in config.model_fields_set:
         _refuse_mismatch(config.model, trained.model, f"run {run.name!r}", config.model.model_fields_set)

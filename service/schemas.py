@@ -8,6 +8,11 @@ from typing import Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from model_core.storage.checkpoints import FALLBACK, CheckpointInfo, fallback_detail
+from worker.jobs.schemas import Warned
+
+WARNING_HEADER = "Headcount-Warning"  # of replies without a body of JSON
+
 T = TypeVar("T")
 
 _ROOT_PATH: ContextVar[str] = ContextVar("root_path", default="")  # of the request that is answered
@@ -67,3 +72,29 @@ class Listed(View, Generic[T]):
             last_id=ids[-1] if ids else None,
             has_more=has_more,
         )
+
+
+def checkpoint_warnings(reference: str, info: CheckpointInfo) -> list[Warned]:
+    """Warn of a checkpoint that takes the place of another.
+
+    Args:
+        reference: Reference of the client.
+        info: The checkpoint to which it was resolved.
+
+    Returns:
+        At most one warning.
+    """
+    detail = fallback_detail(reference, info)
+    return [] if detail is None else [Warned(code=FALLBACK, detail=detail)]
+
+
+def warning_headers(warnings: Sequence[Warned]) -> dict[str, str]:
+    """Build the header that states the warnings of a reply.
+
+    Args:
+        warnings: The warnings.
+
+    Returns:
+        The header; empty without warnings.
+    """
+    return {WARNING_HEADER: "; ".join(f"{item.code}: {item.detail}" for item in warnings)} if warnings else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,8 +11,11 @@ from collections.abc import Sequence
 from model_core.config import ExperimentConfig
 from model_core.entrypoint import OneLineParser, exit_code, log_to_stderr
 from model_core.errors import DONE, INTERRUPTED, InvalidParameter
+from model_core.storage.checkpoints import FALLBACK, fallback_detail
 from model_core.storage.files import Layout, portable
 from model_core.storage.run import Run
+
+log = logging.getLogger(__name__)
 
 _EXAMPLES = """
 examples:
@@ -93,6 +97,8 @@ def _export(arguments: argparse.Namespace, layout: Layout) -> int:
         export = export_run(run, arguments.out, **how, layout=layout if arguments.data_root else None)
     else:
         export = ensure_export(run, layout, **how)
+    if (detail := fallback_detail(arguments.checkpoint, export.info)) is not None:
+        log.warning("%s: %s", FALLBACK, detail)
     total = sum(export.files.values())
     sys.stdout.write(
         f"{export.info.file} of run {run.name}: {len(export.files)} files, {total:,} bytes in {export.folder}\n"

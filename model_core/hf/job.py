@@ -23,6 +23,7 @@ from model_core.entrypoint import (
     refuse,
 )
 from model_core.errors import DONE, ModelCoreError
+from model_core.storage.checkpoints import FALLBACK, fallback_detail
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 
@@ -65,7 +66,7 @@ def _run(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
     layout = Layout.under(arguments.data_root)
     run = Run.open(layout.run(arguments.run))
     number = arguments.attempt or next_attempt(arguments.record / "events.jsonl")
-    wanted, licence = config.testing.checkpoint_path, arguments.licence
+    wanted, licence = config.testing.checkpoint, arguments.licence
     return make_attempt(arguments.record, number, lambda attempt: _export(run, wanted, licence, layout, attempt, stop))
 
 
@@ -74,6 +75,8 @@ def _export(run: Run, wanted: str, licence: str | None, layout: Layout, attempt:
     from model_core.hf.export import ensure_export
 
     export = ensure_export(run, layout, checkpoint=wanted, licence=licence, check=stop.check)
+    if (detail := fallback_detail(wanted, export.info)) is not None:
+        attempt.emit("warning", code=FALLBACK, detail=detail)
     attempt.emit("progress", done=len(export.files), of=len(export.files), unit="files")
     attempt.facts |= {
         "checkpoint": export.info.file,

@@ -24,6 +24,7 @@ from model_core.errors import (
 from model_core.storage.files import HashingWriter, atomic_write, now, read_json, sha256_of, write_json
 
 BEST, FINAL, LATEST, PREVIOUS = "model_best.pt", "model_final.pt", "model_latest.pt", "model_previous.pt"
+FALLBACK = "checkpoint_fallback"  # code of the warning that `fallback_detail` words
 PERIODIC = re.compile(r"model_(\d{5,})\.pt")
 _FILE = re.compile(r"model_[A-Za-z0-9_]+\.pt")
 
@@ -82,6 +83,25 @@ def checkpoint_file_name(reference: str) -> str:
     if reference.startswith("step=") and reference[5:].isascii() and reference[5:].isdigit():
         return periodic_name(int(reference[5:]))
     return names.get(reference, reference) if reference in names or _FILE.fullmatch(reference) else ""
+
+
+def fallback_detail(reference: str, info: CheckpointInfo) -> str | None:
+    """Say that a reference was resolved to another checkpoint than it usually names.
+
+    Args:
+        reference: Reference as `CheckpointDirectory.resolve` takes it.
+        info: What it was resolved to.
+
+    Returns:
+        Detail of the warning `FALLBACK`; None if there is nothing to say.
+    """
+    if reference == "best" and info.file != BEST:
+        lacks = "best checkpoint (no validation loss was measured, or checkpoint.save_best is false)"
+    elif reference == "latest" and not info.full:
+        lacks = "full state"
+    else:
+        return None
+    return f"the run has no {lacks}: {info.file}, its newest weights, of step {info.step}, takes its place"
 
 
 @dataclass(frozen=True)
@@ -178,7 +198,9 @@ class CheckpointDirectory:
         """Find a checkpoint.
 
         Args:
-            reference: ``best``, ``final``, ``latest``, ``step=N`` or a file name.
+            reference: ``best``, ``final``, ``latest``, ``step=N`` or a file name. ``latest`` is the newest full state,
+                whatever its file. Without a best checkpoint ``best`` is the newest weights, and without a full state
+                ``latest`` too; `fallback_detail` says so.
 
         Returns:
             Its sidecar.
@@ -186,6 +208,28 @@ class CheckpointDirectory:
         Raises:
             CheckpointNotReady: The run has no checkpoint yet.
             CheckpointNotFound: The run has checkpoints, but not this one.
+        """
+        if reference == "latest" and (states := self.full_states()):
+            return max(states, key=lambda info: (info.step, info.file == LATEST))
+        try:
+            return self.resolve_file(reference)
+        except CheckpointNotFound:
+            if reference not in {"best", "latest"}:
+                raise
+        return self.newest()
+
+    def resolve_file(self, reference: str) -> CheckpointInfo:
+        """Find a checkpoint by the one file that a reference names; for changes of that file.
+
+        Args:
+            reference: See `resolve`.
+
+        Returns:
+            Its sidecar.
+
+        Raises:
+            CheckpointNotReady: The run has no checkpoint yet.
+            CheckpointNotFound: The run has checkpoints, but not this file.
         """
         present = self.checkpoints()
         if not present:
@@ -195,11 +239,25 @@ class CheckpointDirectory:
                 return info
         raise CheckpointNotFound(self.name, reference, tuple(info.file for info in present))
 
+    def newest(self) -> CheckpointInfo:
+        """Find the newest weights; of one step, rather a file of parameters than a full state.
+
+        Returns:
+            Sidecar of the checkpoint.
+
+        Raises:
+            CheckpointNotReady: The run has no checkpoint yet.
+        """
+        present = self.checkpoints()
+        if not present:
+            raise CheckpointNotReady(self.name)
+        return max(present, key=lambda info: (info.step, not info.full, info.created_at))
+
     def resolve_start(self, reference: str) -> CheckpointInfo:
         """Find the checkpoint with which a new run starts.
 
         Args:
-            reference: See `resolve`; empty takes the newest full state, or the best checkpoint if there is none.
+            reference: See `resolve`; empty takes the newest full state, or ``best`` if there is none.
 
         Returns:
             Its sidecar.

@@ -173,8 +173,9 @@ def _signature(stat: os.stat_result) -> dict[str, int]:
 
 def _recorded_hash(path: Path, record: Mapping[str, Any]) -> str | None:
     entry, signature = record.get(path.name), _signature(path.stat())
-    is_same = isinstance(entry, dict) and all(entry.get(key) == value for key, value in signature.items())
-    return entry.get("sha256") if is_same else None
+    if not isinstance(entry, dict) or any(entry.get(key) != value for key, value in signature.items()):
+        return None
+    return entry.get("sha256")
 
 
 def _read_record(directory: Path) -> dict[str, Any]:

@@ -341,7 +341,7 @@ def token_files(path: Path) -> list[Path]:
     return list(itertools.takewhile(Path.is_file, (shard_path(path, number) for number in itertools.count()))) or [path]
 
 
-def file_entries(split: dict[str, Any]) -> list[dict[str, Any]]:
+def file_entries(split: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the entries of a split's token files in a manifest.
 
     Args:
@@ -350,7 +350,7 @@ def file_entries(split: dict[str, Any]) -> list[dict[str, Any]]:
     Returns:
         One entry for each file, in order.
     """
-    files: list[dict[str, Any]] = split.get("files", [split])
+    files: list[dict[str, Any]] = split.get("files") or [dict(split)]
     return files
 
 

@@ -11,17 +11,27 @@ import torch
 
 from model_core.attention.capture import capture_example
 from model_core.attention.plot import write_layer_pictures
-from model_core.checkpoint import LoadedModel, load_model
+from model_core.checkpoint import LoadedModel, load_checkpoint
 from model_core.config import ExperimentConfig, TestingConfig
 from model_core.config_validation import model_differences
 from model_core.data.ensure import ensure_dataset
 from model_core.data.loader import LoaderConfig, TokenLoader, Tokens, load_tokens
-from model_core.entrypoint import Attempt, Emit, ShutdownSignal
-from model_core.errors import DONE, CheckpointMismatch
+from model_core.entrypoint import Attempt, Emit, ShutdownSignal, describe
+from model_core.errors import (
+    DONE,
+    AttemptSuperseded,
+    CheckpointMismatch,
+    CheckpointNotFound,
+    ModelCoreError,
+    RunBusy,
+    Stopped,
+    is_out_of_memory,
+)
 from model_core.gpt import GPT
 from model_core.hardware import device
 from model_core.hardware.device import Runtime, describe_machine
 from model_core.schemas import AttentionRequest
+from model_core.storage.checkpoints import FALLBACK, CheckpointInfo, fallback_detail
 from model_core.storage.dataset import Dataset, bits_per_byte
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
@@ -101,6 +111,40 @@ def run_test(
     return not stop()
 
 
+def run_final_test(
+    run: Run, config: ExperimentConfig, *,
+    dataset: Dataset, layout: Layout, runtime: Runtime, attempt: Attempt, stop: ShutdownSignal,
+) -> bool:  # fmt: skip
+    """Test a run whose training has ended well. An error of the test is a warning: it does not undo the training.
+
+    Args:
+        run: The run.
+        config: Its configuration. If the run lacks the checkpoint in `testing`, its newest weights are tested.
+        dataset: See `run_test`.
+        layout: See `run_test`.
+        runtime: See `run_test`.
+        attempt: See `run_test`; after an error its facts have no test loss, and a ``reason``.
+        stop: See `run_test`.
+
+    Returns:
+        See `run_test`.
+    """
+    try:
+        loaded = load_checkpoint(run, _tested_checkpoint(run, config.testing.checkpoint, attempt.emit), like=config)
+        return run_test(
+            loaded, run, config.testing, dataset=dataset, layout=layout, runtime=runtime, attempt=attempt, stop=stop
+        )
+    except (ModelCoreError, RuntimeError, MemoryError) as error:
+        is_known = isinstance(error, ModelCoreError) or is_out_of_memory(error)
+        if isinstance(error, Stopped | RunBusy | AttemptSuperseded) or not is_known:
+            raise
+        facts = describe(error)
+        detail = f"the training is complete, and its test failed with {facts['code']}: {facts['detail']}"
+        attempt.emit("warning", code="test_failed", detail=f"{detail}; execution.train false tests the run again")
+        attempt.facts |= {"test_loss": None, "test_bits_per_byte": None, "reason": facts["detail"]}
+        return not stop()
+
+
 def run_test_attempt(
     arguments: argparse.Namespace,
     written: ExperimentConfig,
@@ -125,7 +169,9 @@ def run_test_attempt(
     Raises:
         CheckpointMismatch: The configuration states another model than the checkpoint's.
     """
-    loaded = load_model(run, written.testing.checkpoint_path)
+    info = run.resolve(written.testing.checkpoint)
+    _warn_of_fallback(attempt.emit, fallback_detail(written.testing.checkpoint, info))
+    loaded = load_checkpoint(run, info)
     config = _with_model_of(loaded, written)
     if not arguments.data_root:
         layout = replace(layout, data_dir=Layout.of(config).data_dir)
@@ -137,6 +183,21 @@ def run_test_attempt(
         loaded, run, config.testing, dataset=dataset, layout=layout, runtime=runtime, attempt=attempt, stop=stop
     )
     return DONE if finished else attempt.stopped(stop.reason)
+
+
+def _tested_checkpoint(run: Run, reference: str, emit: Emit) -> CheckpointInfo:
+    try:
+        info = run.resolve(reference)
+        _warn_of_fallback(emit, fallback_detail(reference, info))
+    except CheckpointNotFound as error:
+        info = run.newest()
+        _warn_of_fallback(emit, f"{error}; {info.file}, its newest weights, of step {info.step}, takes its place")
+    return info
+
+
+def _warn_of_fallback(emit: Emit, detail: str | None) -> None:
+    if detail is not None:
+        emit("warning", code=FALLBACK, detail=detail)
 
 
 def _with_model_of(loaded: LoadedModel, written: ExperimentConfig) -> ExperimentConfig:

@@ -35,7 +35,7 @@ from model_core.errors import (
     InvalidConfig,
 )
 from model_core.gpt import GPT
-from model_core.storage.checkpoints import CheckpointInfo
+from model_core.storage.checkpoints import FALLBACK, CheckpointInfo, fallback_detail
 from model_core.storage.files import Layout, portable
 from model_core.storage.run import Run
 from model_core.training.trainer import TrainState
@@ -68,12 +68,14 @@ class InitCheckpoint:
         model: Shape of the model.
         state: Content of the file.
         full: Whether it is a full state, from which training continues exactly.
+        fallback: Why it is another file than the reference usually names; None if it is not.
     """
 
     name: str
     model: ModelConfig
     state: State
     full: bool
+    fallback: str | None = None
 
 
 def begin(state: TrainState, run: Run, layout: Layout, emit: Emit, init: InitReference | None = None) -> None:
@@ -125,8 +127,8 @@ def resume(state: TrainState, run: Run, emit: Emit) -> None:
     if different := tree_differences(here, there, there=info.file):
         raise CheckpointMismatch(f"{info.file} and config.yaml differ: {'; '.join(different)}")
     if _is_other_data(state, saved, info.file, emit):
-        found = str(state.data_sha256)
-        raise DataChanged(run.name, info.file, state.config.data.dataset_name, saved["data_sha256"], found)
+        dataset, trained, ours = state.config.data.dataset_name, saved["data_sha256"], str(state.data_sha256)
+        raise DataChanged(run.name, info.file, dataset, trained, ours)
     check_tokenizer(state, saved, info.file)
     state.restore(saved)
     if (before := saved.get("processes", 1)) != state.process_group.world_size:
@@ -227,6 +229,8 @@ def init_from(state: TrainState, init: InitCheckpoint, emit: Emit) -> None:
         InvalidConfig: The state is at or beyond the last step of this run.
     """
     check_tokenizer(state, init.state, init.name)
+    if init.fallback is not None:
+        emit("warning", code=FALLBACK, detail=init.fallback)
     if not init.full:
         load_parameters(state.model, _state_dict(init, state.model), init.name)
         detail = f"{init.name} holds weights alone: a new optimizer begins at step 0"
@@ -340,7 +344,8 @@ def _load(reference: InitReference) -> InitCheckpoint:
         return _load_without_sidecar(reference.file, reference.written)
     run, info = reference.file
     info, state = read_state(run, info)
-    return InitCheckpoint(f"{run.name}/{info.file}", parse_saved(state["config"]).model, state, info.full)
+    model, fallback = parse_saved(state["config"]).model, fallback_detail(reference.written.partition("/")[2], info)
+    return InitCheckpoint(f"{run.name}/{info.file}", model, state, info.full, fallback)
 
 
 def _load_without_sidecar(path: Path, reference: str) -> InitCheckpoint:

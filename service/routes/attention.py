@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, Self
@@ -39,7 +39,8 @@ from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable
 from service.protocol.negotiation import choose, etag_matches
 from service.protocol.parsing import JSON, QueryModel, QueryRoute, validate
-from service.schemas import View, link
+from service.schemas import View, checkpoint_warnings, link, warning_headers
+from worker.jobs.schemas import Warned
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 _FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
@@ -88,14 +89,16 @@ class AttentionView(View):
     tokens: list[str]
     truncated_from: int | None = None
     layers: list[LayerView]
+    warnings: list[Warned] = Field(default=[])
     links: AttentionLinks
 
     @classmethod
-    def of(cls, manifest: dict[str, Any]) -> Self:
+    def of(cls, manifest: dict[str, Any], warnings: Sequence[Warned] = ()) -> Self:
         """Build the view of a record; its links name the checkpoint by its hash, so what they show never changes.
 
         Args:
             manifest: Manifest of the record.
+            warnings: Warnings about the request.
 
         Returns:
             The view.
@@ -109,7 +112,7 @@ class AttentionView(View):
             run=link(f"/runs/{manifest['run']}"),
         )
         shown = {name: value for name, value in manifest.items() if name in cls.model_fields}
-        return cls.model_validate({**shown, "links": links})
+        return cls.model_validate({**shown, "warnings": [*warnings], "links": links})
 
 
 class PictureQuery(QueryModel):
@@ -196,14 +199,15 @@ async def answer(services: Services, request: Request, run: str, example: str, w
     style = PictureStyle(format=_FORMATS.get(kind, "png"), cmap=wanted.cmap, dpi=wanted.dpi)
     text = validate(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
     target = await run_in_threadpool(_resolve, services.layout, run, wanted.checkpoint)
-    headers = _headers(target.sha256, kind, text, wanted)
+    headers = _headers(target.sha256, kind, text, wanted) | warning_headers(target.warnings)
     if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     for _ in range(_MAX_DELETED):
         record = await _record(services, request, text, target)
-        headers = _headers(record.manifest["sha256"], kind, text, wanted)
+        headers = _headers(record.manifest["sha256"], kind, text, wanted) | warning_headers(target.warnings)
         if kind == JSON:
-            return JSONResponse(AttentionView.of(record.manifest).model_dump(mode="json"), headers=headers)
+            view = AttentionView.of(record.manifest, target.warnings)
+            return JSONResponse(view.model_dump(mode="json"), headers=headers)
         draw = partial(record_picture, record, layer=wanted.layer, head=wanted.head, style=style)
         with contextlib.suppress(FileNotFoundError):  # deleted since it was found
             return Response(await to_thread.run_sync(draw, limiter=services.drawing), media_type=kind, headers=headers)
@@ -216,6 +220,7 @@ class _Target:
 
     sha256: str
     file: str | None
+    warnings: Sequence[Warned] = ()
 
 
 def _offered(wanted: PictureQuery) -> tuple[str, ...]:
@@ -229,7 +234,7 @@ def _resolve(layout: Layout, name: str, wanted: str) -> _Target:
     by_hash = _BY_HASH.fullmatch(wanted)
     if by_hash is None:
         info = run.resolve(wanted)
-        return _Target(info.sha256, info.file)
+        return _Target(info.sha256, info.file, checkpoint_warnings(wanted, info))
     file = next((info.file for info in run.checkpoints() if info.sha256 == by_hash[1]), None)
     return _Target(by_hash[1], file)  # without a file, what was captured before is still served
 

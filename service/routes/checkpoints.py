@@ -23,7 +23,7 @@ from service.protocol.file_response import FileResponse, file_etag, file_size
 from service.protocol.negotiation import ByteRange, parse_range
 from service.protocol.parsing import QueryModel, QueryRoute
 from service.routes.runs import CheckpointView, checkpoint_view, job_statuses, run_status
-from service.schemas import Listed
+from service.schemas import Listed, checkpoint_warnings, warning_headers
 from worker.jobs.states import TERMINAL
 
 Format = Literal["pt", "safetensors"]
@@ -53,9 +53,14 @@ async def checkpoints(run: Name, services: ServicesDep) -> Listed[CheckpointView
 
 
 @router.get("/{checkpoint}", summary="Get a checkpoint", responses=problems(404, 409, 422))
-async def checkpoint(run: Name, checkpoint: str, services: ServicesDep) -> CheckpointView:
-    """`best`, `final`, `latest`, `step=N` or a file name."""
-    return await run_in_threadpool(one, services.layout, run, checkpoint)
+async def checkpoint(run: Name, checkpoint: str, services: ServicesDep, response: Response) -> CheckpointView:
+    """`best`, `final`, `latest`, `step=N` or a file name.
+
+    Without a best checkpoint `best` is the newest weights, and a header `Headcount-Warning` says so.
+    """
+    found, info = await run_in_threadpool(_resolve, services.layout, run, checkpoint)
+    response.headers.update(warning_headers(checkpoint_warnings(checkpoint, info)))
+    return await run_in_threadpool(checkpoint_view, found, info)
 
 
 @router.get(
@@ -114,32 +119,13 @@ def page(layout: Layout, name: str) -> Listed[CheckpointView]:
     return Listed[CheckpointView].of(data, [view.file for view in data], has_more=False)
 
 
-def one(layout: Layout, name: str, wanted: str) -> CheckpointView:
-    """Describe one checkpoint.
-
-    Args:
-        layout: Paths of the data root.
-        name: Name of the run.
-        wanted: Reference as `Run.resolve` takes it.
-
-    Returns:
-        The checkpoint.
-
-    Raises:
-        RunNotFound: There is no such run.
-        CheckpointNotReady: The run has no checkpoint.
-        CheckpointNotFound: The run has other checkpoints.
-    """
-    return checkpoint_view(*_resolve(layout, name, wanted))
-
-
 def set_pin(layout: Layout, name: str, wanted: str, *, pinned: bool) -> CheckpointView:
     """Pin or unpin a checkpoint.
 
     Args:
         layout: Paths of the data root.
         name: Name of the run.
-        wanted: Reference as `Run.resolve` takes it.
+        wanted: Reference as `Run.resolve_file` takes it.
         pinned: Whether it is to be pinned.
 
     Returns:
@@ -150,7 +136,7 @@ def set_pin(layout: Layout, name: str, wanted: str, *, pinned: bool) -> Checkpoi
         CheckpointNotReady: The run has no checkpoint.
         CheckpointNotFound: The run has other checkpoints.
     """
-    run, info = _resolve(layout, name, wanted)
+    run, info = _resolve_file(layout, name, wanted)
     (run.pin if pinned else run.unpin)(info.file)
     return checkpoint_view(run, info)
 
@@ -161,7 +147,7 @@ async def delete_checkpoint(services: Services, name: str, wanted: str) -> None:
     Args:
         services: Services of this process.
         name: Name of the run.
-        wanted: Reference as `Run.resolve` takes it.
+        wanted: Reference as `Run.resolve_file` takes it.
 
     Raises:
         RunNotFound: There is no such run.
@@ -171,7 +157,7 @@ async def delete_checkpoint(services: Services, name: str, wanted: str) -> None:
         RunBusy: The run is over, but a process holds its lock.
         QueueUnavailable: Redis, which knows whether the run is over, does not answer.
     """
-    run, info = await run_in_threadpool(_resolve, services.layout, name, wanted)
+    run, info = await run_in_threadpool(_resolve_file, services.layout, name, wanted)
     job = (await run_in_threadpool(run.attempt))["job_id"]
     statuses = await services.ask(job_statuses, services.store, [job]) if job else {}
     await run_in_threadpool(_delete, run, info, statuses)
@@ -200,7 +186,7 @@ def send_content(
         NotAvailable: It was not exported, so there is no safetensors file.
         RangeNotSatisfiable: The range begins after the end.
     """
-    file, filename = _open(layout, name, wanted, kind)
+    file, info = _open(layout, name, wanted, kind)
     try:
         size, etag = file_size(file), file_etag(file)
         part = parse_range(byte_range, size) if if_range in {None, etag} else None
@@ -210,8 +196,9 @@ def send_content(
     headers = {
         "Cache-Control": "no-cache",
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f'attachment; filename="{filename}"',
+        "Content-Disposition": f'attachment; filename="{name}-{Path(info.file).stem}.{kind}"',
         "ETag": etag,
+        **warning_headers(checkpoint_warnings(wanted, info)),
     }
     shown = part or ByteRange(0, size, size)
     return FileResponse(file, shown, is_range=part is not None, media_type=BYTES, headers=headers)
@@ -230,13 +217,18 @@ def _resolve(layout: Layout, name: str, wanted: str) -> tuple[Run, CheckpointInf
     return run, run.resolve(wanted)
 
 
-def _open(layout: Layout, name: str, wanted: str, kind: Format) -> tuple[BinaryIO, str]:
-    """Open the file of a checkpoint; with the name that a download gets."""
+def _resolve_file(layout: Layout, name: str, wanted: str) -> tuple[Run, CheckpointInfo]:
+    run = Run.open(layout.run(name))
+    return run, run.resolve_file(wanted)
+
+
+def _open(layout: Layout, name: str, wanted: str, kind: Format) -> tuple[BinaryIO, CheckpointInfo]:
+    """Open the file of a checkpoint."""
     for _ in range(_MAX_REPLACED):
         run, info = _resolve(layout, name, wanted)
         path = run.path / info.file if kind == "pt" else _exported(layout, run, info)
         with contextlib.suppress(FileNotFoundError):  # deleted since it was resolved
-            return path.open("rb"), f"{run.name}-{Path(info.file).stem}.{kind}"
+            return path.open("rb"), info
     raise CheckpointNotFound(name, wanted, tuple(info.file for info in run.checkpoints()))
 
 

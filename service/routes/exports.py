@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from model_core.config import Config, Name
+from model_core.config import Config, Name, TestingConfig
 from model_core.hf.export_folder import ExportInfo, find_export, list_exports
+from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service import submission
@@ -18,7 +19,7 @@ from service.deps import Services, ServicesDep
 from service.job_views import JobView
 from service.openapi import nullable, problems
 from service.protocol.parsing import JSON, KEY_PARAMETER, YAML, QueryRoute, idempotency_key, read_tree, validate
-from service.schemas import Listed, View, link
+from service.schemas import Listed, View, checkpoint_warnings, link, warning_headers
 from worker.jobs.schemas import Submission
 from worker.jobs.spec import Licence
 
@@ -107,6 +108,8 @@ async def export(
     if not isinstance(found, Submission):
         response.status_code = 200
         response.headers["Location"] = link(f"/runs/{run}/exports")
+        info = await run_in_threadpool(_resolve, services.layout, run, wanted)
+        response.headers.update(warning_headers(checkpoint_warnings(_reference(wanted), info)))
         return found
     services.wakeups.notify()
     response.status_code = 202 if found.created else 200
@@ -169,6 +172,13 @@ async def submit(services: Services, run: str, wanted: ExportRequest, *, key: st
 
 
 def _existing(layout: Layout, name: str, wanted: ExportRequest) -> ExportView | None:
-    run = Run.open(layout.run(name))
-    info = find_export(layout, run, run.resolve(wanted.checkpoint))
-    return ExportView.of(name, info) if info is not None else None
+    found = find_export(layout, Run.open(layout.run(name)), _resolve(layout, name, wanted))
+    return ExportView.of(name, found) if found is not None else None
+
+
+def _resolve(layout: Layout, name: str, wanted: ExportRequest) -> CheckpointInfo:
+    return Run.open(layout.run(name)).resolve(_reference(wanted))
+
+
+def _reference(wanted: ExportRequest) -> str:
+    return TestingConfig(checkpoint_path=wanted.checkpoint).checkpoint  # as the job reads it

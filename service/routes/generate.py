@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 import httpx
@@ -29,6 +29,8 @@ from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, problem_document, request_id_of
 from service.protocol.negotiation import choose
 from service.protocol.parsing import JSON, QueryModel, QueryRoute, body_of, validate
+from service.schemas import checkpoint_warnings, warning_headers
+from worker.jobs.schemas import Warned
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +110,15 @@ async def answer(services: Services, request: Request, wanted: GenerateRequest) 
     is_stream = wanted.stream or kind == EVENT_STREAM
     info = await run_in_threadpool(_resolve, services.layout, wanted)
     resolved = wanted.model_copy(update={"checkpoint": info.file, "stream": is_stream})
+    warnings = checkpoint_warnings(wanted.checkpoint, info)
     if is_stream:
         response = await while_connected(request, services.hosts.open("/generate", resolved, info.sha256))
-        return event_stream_response(_frames(response, request_id_of(request.scope)))
+        return event_stream_response(_frames(response, request_id_of(request.scope), warnings))
     body = await while_connected(request, services.hosts.post("/generate", resolved, info.sha256))
     headers = {"Vary": "Accept", "Cache-Control": "no-store" if wanted.seed is None else "private, no-cache"}
+    headers |= warning_headers(warnings)
+    if warnings:
+        body = json.dumps(_with_warnings(json.loads(body), warnings)).encode()
     if kind == TEXT:
         texts = (choice["text"] for choice in json.loads(body)["choices"])
         return PlainTextResponse("\n\n".join(texts), headers=headers)
@@ -132,14 +138,18 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
             yield line
 
 
-async def _frames(response: httpx.Response, request_id: str) -> AsyncIterator[bytes]:
+def _with_warnings(result: dict[str, Any], warnings: Sequence[Warned]) -> dict[str, Any]:
+    return {**result, "warnings": [warning.model_dump() for warning in warnings]}
+
+
+async def _frames(response: httpx.Response, request_id: str, warnings: Sequence[Warned]) -> AsyncIterator[bytes]:
     """Turn the inference process's lines into events; the status is sent, so an error is an event too."""
     error: Upstream | InferenceUnavailable = InferenceUnavailable("the generation broke off")
     try:
         async for line in _lines(response):
             part = json.loads(line)
             if "result" in part:
-                yield frame(part["result"], event="end")
+                yield frame(_with_warnings(part["result"], warnings), event="end")
                 return
             if "error" in part:
                 error = Upstream(part["error"]["code"], part["error"]["detail"])

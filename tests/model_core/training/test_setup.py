@@ -13,7 +13,7 @@ from model_core.checkpoint import State, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
 from model_core.data.ensure import prepare
-from model_core.errors import CheckpointMismatch
+from model_core.errors import CheckpointMismatch, DataChanged
 from model_core.hardware.device import Machine, Runtime, decide
 from model_core.storage.checkpoints import LATEST, PREVIOUS, CheckpointInfo, periodic_name
 from model_core.storage.dataset import Dataset, save_tokenizer
@@ -211,6 +211,12 @@ def test_a_state_of_another_tokenizer_is_refused(in_a_run: Any, dataset: Dataset
     for file in dataset.directory.glob("*[!t]"):
         (other.directory / file.name).write_bytes(file.read_bytes())
     save_tokenizer(other.directory / "tokenizer.json", train_bpe(["other words"], 300))
+    with pytest.raises(DataChanged):
+        in_a_run("cut", data=other)
+    run = Run(in_a_run.path / "cut")
+    state = torch.load(run.path / LATEST, weights_only=True)
+    del state["data_sha256"]  # as an earlier version saved it
+    run.publish(LATEST, lambda file: torch.save(state, file), attempt=1, step=4, full=True, loss=None, val_loss=None)
     with pytest.raises(CheckpointMismatch, match=r"model_latest\.pt.* tokenizer"):
         in_a_run("cut", data=other)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from headcount.client import Client, Json, Refused, Unreachable
-from headcount.terminal import duration, number
+from headcount.terminal import duration, json_text, number
 from model_core.console import one_line
 
 Event = Mapping[str, Any]
@@ -184,7 +184,7 @@ def log_line(event: Event) -> str:
         text = f"step {event['step']}  loss {number(event.get('loss'))}  lr {number(event.get('lr'))}{rate}"
     else:
         rest = {k: v for k, v in event.items() if k not in {"seq", "time", "attempt", "type"}}
-        text = describe(event) or f"{event['type']} " + " ".join(f"{key}={value}" for key, value in rest.items())
+        text = describe(event) or f"{event['type']} " + " ".join(f"{key}={_value(rest[key])}" for key in rest)
     return one_line(f"{event.get('time', '')}  {text}").strip()
 
 
@@ -209,6 +209,10 @@ def _activity(event: Event) -> str:
         what = f"run {event['run']}" if event.get("run") else f"dataset {event.get('dataset')}"
         parts = [f"waits for {event.get('job')} ({event.get('kind')}, {what}), which is {event.get('status')}", *parts]
     return "  ".join(parts)
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json_text(value)
 
 
 def _why(event: Event) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from headcount import embedded_redis
 from headcount.embedded_redis import InUse, lock_data_root
 from headcount.processes import ProcessGroup
+from headcount.terminal import json_text
 from model_core.errors import DONE, FAILED, InvalidParameter, RunBusy
 from model_core.storage.files import Layout
 from worker.jobs import commands
@@ -26,16 +27,18 @@ from worker.jobs.store import JobStore
 
 Echo = Callable[[str], None]
 
+_TOTALS = ("restored", "there already", "skipped", "unreadable")
 _START_S, _DEATHS, _PATIENCE_S, _TICK_S = 180.0, 3, 15.0, 0.1
 
 
-def reindex(data: Path, echo: Echo, warn: Echo) -> int:
+def reindex(data: Path, echo: Echo, warn: Echo, *, as_json: bool = False) -> int:
     """Restore lost job records.
 
     Args:
         data: The data root.
         echo: Prints one line per job, and the totals.
         warn: Prints what could not be restored.
+        as_json: Print only the totals, as JSON.
 
     Returns:
         The exit code: 1 if a file could not be read.
@@ -49,8 +52,11 @@ def reindex(data: Path, echo: Echo, warn: Echo) -> int:
     if not root.is_dir():
         raise InvalidParameter(f"there is no data directory {root}; set it with --data or HEADCOUNT_DATA")
     with redis_of(root, warn) as url, _store(root, url) as store:
-        counts = restore_all(store, Layout.under(root), echo, warn)
-    echo(", ".join(f"{counts[what]} {what}" for what in ("restored", "there already", "skipped", "unreadable")))
+        counts = restore_all(store, Layout.under(root), _ignore if as_json else echo, warn)
+    if as_json:
+        echo(json_text({what.replace(" ", "_"): counts[what] for what in _TOTALS}))
+    else:
+        echo(", ".join(f"{counts[what]} {what}" for what in _TOTALS))
     return FAILED if counts["unreadable"] else DONE
 
 
@@ -142,6 +148,10 @@ def _restore(store: JobStore, layout: Layout, job: JobOnDisk, echo: Echo, warn: 
         return "skipped"
     echo(f"{record.id}  {record.run or record.dataset}  {record.status}")
     return "restored"
+
+
+def _ignore(_line: str) -> None:
+    """Print nothing."""
 
 
 def _known(store: JobStore, job_id: str) -> Job | None:

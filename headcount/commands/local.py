@@ -70,7 +70,7 @@ def report(
         print_report(result, formulas=formulas)
 
 
-def reindex(data: DataOption = Path("data")) -> int:
+def reindex(data: DataOption = Path("data"), as_json: AsJson = False) -> int:
     """Restore job records from disk after Redis lost them.
 
     Works while the service is up and while it is down. Jobs that Redis knows are not changed. A training that was
@@ -80,7 +80,7 @@ def reindex(data: DataOption = Path("data")) -> int:
     from headcount.exit_codes import print_error
     from headcount.reindex import reindex as bring_back
 
-    return bring_back(data, lambda line: print(line, flush=True), print_error)
+    return bring_back(data, lambda line: print(line, flush=True), print_error, as_json=as_json)
 
 
 def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:

@@ -161,6 +161,13 @@ def test_a_log_has_one_line_for_each_event_whatever_its_reader_takes_for_line_en
     assert all("Zoë 日本 😀 b c d e f g h i" in line for line in out.splitlines())
 
 
+def test_a_log_shows_values_as_json(service, terminal) -> None:
+    event = {**EVENTS[0], "type": "start", "used": {"threads": None, "tf32": True, "kernels": [1, "a"]}}
+    service.says(f"GET /jobs/{JOB}/events", {"data": [event], "has_more": False})
+    _, out, _ = terminal("logs", JOB)
+    assert json.loads(out.partition("used=")[2]) == event["used"]
+
+
 def test_generated_text_keeps_its_lines(told, terminal) -> None:
     _, out, _ = terminal("generate", "one", "x")
     assert "\u2028b\u2029c\\x85d\\x0be\\x0cf\\x1cg\\x0dh\ni\n\\x1b[2J\\x1b]0;title\\x07\\x9b31m\\x00\\x7f\tend" in out

@@ -1,6 +1,7 @@
 """`headcount reindex` on a real Redis."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -110,6 +111,9 @@ def test_a_job_is_a_line_and_a_second_time_changes_nothing(data, given, told, st
         "0 restored, 2 there already, 0 skipped, 0 unreadable",
     ]
     assert store_of(given).run(commands.page()).jobs() == before
+    lines: list[str] = []
+    assert reindex(data, lines.append, lines.append, as_json=True) == 0
+    assert [json.loads(line) for line in lines] == [{"restored": 0, "there_already": 2, "skipped": 0, "unreadable": 0}]
 
 
 def test_what_redis_knows_better_stays(data, given, told, store_of) -> None:

@@ -24,7 +24,10 @@ _PANELS = {
     "Runs of a running service": runs.COMMANDS,
     "Models of a running service": models.COMMANDS,
 }
-_NAMES: dict[Callable[..., object], str] = {runs.open_run: "open"}  # others have the names of their functions
+_NAMES: dict[Callable[..., object], str] = {
+    runs.open_run: "open",
+    runs.import_run: "import",
+}  # others have the names of their functions
 _HELP = """Train GPT-2 models whose layers have different numbers of attention heads, and see where every head looks.
 
 Start everything on this machine with [bold]headcount up[/bold], then, in another terminal:

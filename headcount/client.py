@@ -411,6 +411,23 @@ class Client:
 
     # --- runs --------------------------------------------------------------------------------------------------
 
+    def import_run(self, name: str, *, source: str | None = None, files: Mapping[str, Path] | None = None) -> Json:
+        """Request a run from a model of transformers.
+
+        Args:
+            name: Name of the run.
+            source: Folder or archive below the service's data root, file:uploads/PATH.
+            files: Files to send in place of a source, by the name to send.
+
+        Returns:
+            The job that imports the model.
+        """
+        if not files:
+            return self._json("POST", "/runs", **_json_body({"name": name, "source": source}))
+        with contextlib.ExitStack() as stack:
+            parts = [("files", (sent, stack.enter_context(path.open("rb")))) for sent, path in files.items()]
+            return self._json("POST", "/runs", data={"name": name}, files=parts, timeout=_LONG)
+
     def delete_run(self, name: str) -> None:
         """Delete a run with its pictures and exports.
 

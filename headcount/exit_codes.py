@@ -17,6 +17,7 @@ from model_core.errors import (
     INTERRUPTED,
     INVALID_INPUT_CODES,
     PIPE_CLOSED,
+    InvalidData,
     ModelCoreError,
 )
 
@@ -65,7 +66,7 @@ def exit_code(error: ModelCoreError) -> int:
     status = getattr(error, "status", None)
     if isinstance(status, int):  # a refusal of the service
         return BAD_INPUT if 400 <= status < 500 and status != 429 else FAILED
-    return BAD_INPUT if error.code in INVALID_INPUT_CODES else FAILED
+    return BAD_INPUT if error.code in {*INVALID_INPUT_CODES, InvalidData.code} else FAILED
 
 
 def print_error(message: str) -> None:

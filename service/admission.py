@@ -34,6 +34,8 @@ from model_core.errors import (
     ModelCoreError,
 )
 from model_core.hf.export_folder import find_export
+from model_core.hf.hf_config import CONFIG, parse_model_config, read_object
+from model_core.hf.model_folder import model_folder
 from model_core.report import count_train_tokens, disk_shortage
 from model_core.storage.checkpoints import FALLBACK, CheckpointInfo, fallback_detail
 from model_core.storage.dataset import EXAMPLES, MANIFEST, Dataset, dataset_of
@@ -253,11 +255,29 @@ def _check_export(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     return PreparedSubmission(_with_fallback(spec, info), taken="ready" if is_identical else "")
 
 
+def _check_import(layout: Layout, spec: JobSpec) -> PreparedSubmission:
+    taken: Taken = "exists" if _run_of(layout, spec).exists() else ""
+    source = spec.job.source or ""
+    path = _data_root(layout) / _source_path(source)
+    try:
+        if not path.exists():
+            detail = (
+                f"{source!r}: there is nothing of that name below the data root; send it with POST /runs, or copy it"
+            )
+            raise InvalidConfig((FieldProblem("/job/source", detail, source),))
+        if path.is_dir():  # what can be said without unpacking or reading tensors
+            parse_model_config(read_object(model_folder(path, shown=source) / CONFIG))
+    except ModelCoreError as error:
+        return PreparedSubmission(spec, taken=taken, missing=None if spec.job.depends_on else error)
+    return PreparedSubmission(spec, taken=taken)
+
+
 _CHECKS: Mapping[str, Callable[[Layout, JobSpec], PreparedSubmission]] = {  # by `JobKind.check`
     "training": _check_training,
     "test": _check_test,
     "preparation": _check_preparation,
     "export": _check_export,
+    "import": _check_import,
 }
 
 

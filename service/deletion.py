@@ -28,6 +28,7 @@ from model_core.storage.trash import (
     move_dataset_to_trash,
     move_export_to_trash,
     move_run_to_trash,
+    move_sent_models_to_trash,
     move_to_trash,
     pin_error,
     run_directories,
@@ -177,6 +178,8 @@ def _trash_runs(store: JobStore, layout: Layout, job: JobDetail) -> None:
     with lock_for_deletion(layout, _run_names(job), job.id) as runs:
         _refuse_if_used(store, [run.name for run in runs if run.name != job.run], job.id)
         store.mark_deleted(job.id, with_artifacts=True)
+        if job.run is not None and "source" in kind_of(job.kind).options:
+            move_sent_models_to_trash(layout, job.run, job.id)
         move_to_trash(layout, runs, job.id)
 
 

@@ -107,7 +107,7 @@ def tail_offset(file: BinaryIO, lines: int, end: int) -> int:
 
 
 def _output_directory(layout: Layout, job: Job) -> Path:
-    if kind_of(job.kind).makes_run and job.run and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
+    if kind_of(job.kind).writes_in_run and job.run and Run(layout.run(job.run)).attempt()["job_id"] == job.id:
         return layout.run(job.run)
     return _job_directory(layout, job)
 

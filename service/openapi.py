@@ -17,7 +17,6 @@ from starlette.staticfiles import StaticFiles
 
 from model_core.config_loader import preset_tree
 from model_core.schemas import GenerateRequest
-from service.dataset_requests import DatasetRequest
 from service.event_stream import EVENT_STREAM
 from service.protocol.errors import PROBLEM_JSON, Problem
 from service.protocol.parsing import JSON, MULTIPART, YAML
@@ -79,19 +78,22 @@ def add_documentation(app: FastAPI) -> None:
     app.add_api_route("/docs", _page, include_in_schema=False, response_class=HTMLResponse)
 
 
-def dataset_body() -> dict[str, Any]:
-    """Describe the body of POST /datasets: values, or values with files.
+def form_body(request: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a body of values with a `name` and a `source`, or of values with files in place of the source.
+
+    Args:
+        request: Model of the values.
+        example: Values of an example.
 
     Returns:
         An OpenAPI request body.
     """
-    schema = DatasetRequest.model_json_schema(ref_template=_INPUT)
+    schema = request.model_json_schema(ref_template=_INPUT)
     parts = schema.pop("$defs", {})
     inlined = _inlined(schema, parts)
     form = {key: part for key, part in inlined["properties"].items() if key != "source"}
     files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
     upload = {"type": "object", "properties": {**form, "files": files}, "required": ["name", "files"]}
-    example = {"name": "stories", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 1024}}
     return {
         "required": True,
         "content": {

@@ -15,7 +15,7 @@ class ServiceSettings(JobSettings):
         root_path: Path prefix under which a proxy publishes the service.
         forwarded_allow_ips: Proxies whose X-Forwarded-Prefix counts; uvicorn reads the same variable.
         max_body_bytes: Size limit of a request body.
-        max_upload_bytes: Size limit of a body with files for a dataset.
+        max_upload_bytes: Size limit of a body with files, for a dataset or a run.
         deadline_s: Longest wait for one call of the job store; some requests make two.
         ping_s: Silence after which an event stream sends a comment to keep the connection open.
         drawing_threads: Number of pictures drawn at the same time.

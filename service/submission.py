@@ -186,7 +186,7 @@ async def _completed(
         return None
     options = options_of_spec(made) if manifest is None and made is not None else options_of_manifest(manifest or {})
     prepared = await _check(services, complete(tree, options), run=run)
-    if not KINDS[prepared.spec.kind].makes_run:
+    if not KINDS[prepared.spec.kind].writes_in_run:
         return None
     prepared = replace(prepared, requested=requested)
     if manifest is not None or made is None:

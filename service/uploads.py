@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -46,6 +46,47 @@ _SPECIAL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _EXTENDED_NAME = re.compile(rb"filename\*\s*=\s*([\w-]*)'[^']*'([^;\s]+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class FileRules:
+    """What becomes of the files of a request, by their names.
+
+    Attributes:
+        is_left_aside: Whether a file is not stored, and nothing is said.
+        is_refused: Whether a file makes the request invalid.
+        is_known: Whether a file has a known ending; one of another ending is read only if it is the only file.
+        readable: Which files are read, for messages.
+        endings: Endings of files that are read, for messages.
+    """
+
+    is_left_aside: Callable[[PurePosixPath], bool]
+    is_refused: Callable[[str], bool]
+    is_known: Callable[[str], bool]
+    readable: str
+    endings: tuple[str, ...]
+
+    def problem(self, pointer: str, given: str) -> FieldProblem:
+        """Describe a file that is not read.
+
+        Args:
+            pointer: JSON pointer to the file.
+            given: Name of the file.
+
+        Returns:
+            The problem, with what is read.
+        """
+        detail = f"{given!r} has an ending that is not read; there are: {self.readable}"
+        return FieldProblem(pointer, detail, given, self.endings)
+
+
+DOCUMENTS = FileRules(
+    is_left_aside=is_hidden,  # what systems leave beside files, such as ._a.txt
+    is_refused=is_known_binary,
+    is_known=lambda name: format_of(name) is not None,
+    readable=READABLE,
+    endings=tuple(FORMATS),
+)
 
 
 @dataclass(frozen=True)
@@ -95,12 +136,13 @@ class Upload:
 
 
 @contextlib.asynccontextmanager
-async def receive_upload(request: Request, uploads: Path) -> AsyncIterator[Upload]:
+async def receive_upload(request: Request, uploads: Path, rules: FileRules = DOCUMENTS) -> AsyncIterator[Upload]:
     """Receive a multipart body; files that are not kept are deleted at the end.
 
     Args:
         request: The request.
         uploads: Directory of all uploads.
+        rules: What becomes of its files.
 
     Yields:
         The values and files of the body.
@@ -113,7 +155,7 @@ async def receive_upload(request: Request, uploads: Path) -> AsyncIterator[Uploa
     """
     directory = uploads / f"{_INCOMING}{uuid.uuid4().hex}"
     await run_in_threadpool(_make_room, uploads, directory, request.headers.get("content-length", ""))
-    form = _Form(directory)
+    form = _Form(directory, rules)
     try:
         await _fill(form, request)
         digest, source = await run_in_threadpool(form.finish)
@@ -239,6 +281,7 @@ class _Form:
     """Callbacks of the multipart parser: writes files, collects values and problems."""
 
     directory: Path
+    rules: FileRules
     fields: dict[str, str] = field(default_factory=dict)
     is_complete: bool = False
     _hashes: dict[str, str] = field(default_factory=dict)
@@ -285,9 +328,9 @@ class _Form:
         if self._name not in _FILE_PARTS:
             detail = f"{self._name!r} holds a file; the parts with files are called files"
             self._problems.append(FieldProblem(f"/{self._name}", detail, given, ("files",)))
-        elif is_known_binary(name.name):
-            self._problems.append(_unreadable(pointer, given))
-        elif not is_hidden(name):  # what systems leave beside files, such as ._a.txt
+        elif self.rules.is_refused(name.name):
+            self._problems.append(self.rules.problem(pointer, given))
+        elif not self.rules.is_left_aside(name):
             created, self._file = _create(self.directory, name)
             self._name = created.as_posix()
             self._hashes[self._name] = ""
@@ -322,19 +365,16 @@ class _Form:
 
     def finish(self) -> tuple[str, str]:
         """Raise the problems that were found, or return the digest of the files and the path of the source."""
-        unknown = [name for name in self._hashes if format_of(PurePosixPath(name).name) is None]
+        unknown = [name for name in self._hashes if not self.rules.is_known(PurePosixPath(name).name)]
         if len(self._hashes) > 1:  # among others, only files with a known ending are read
-            self._problems += (_unreadable(f"/files/{list(self._hashes).index(name)}", name) for name in unknown)
+            problem, names = self.rules.problem, list(self._hashes)
+            self._problems += (problem(f"/files/{names.index(name)}", name) for name in unknown)
         if not self._hashes and not self._problems:
-            detail = f"no file came; send one or more parts called files ({READABLE}); hidden files are left aside"
+            readable = self.rules.readable
+            detail = f"no file came; send one or more parts called files ({readable}); hidden files are left aside"
             self._problems.append(FieldProblem("/files", detail))
         if self._problems:
             raise InvalidRequest(self._problems)
         every = "\n".join(f"{name} {digest}" for name, digest in sorted(self._hashes.items()))
         digest = hashlib.sha256(every.encode()).hexdigest()[:16]
         return digest, "".join(f"/{name}" for name in unknown)
-
-
-def _unreadable(pointer: str, given: str) -> FieldProblem:
-    detail = f"{given!r} has an ending that is not read; there are: {READABLE}"
-    return FieldProblem(pointer, detail, given, tuple(FORMATS))

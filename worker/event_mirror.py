@@ -48,7 +48,7 @@ class Mirror:
         assert layout.jobs is not None
         self._store, self._claim, self._tokens_per_step = store, claim, tokens_per_step
         self._job_directory = layout.jobs / claim.id
-        self._run = Run(layout.run(claim.run)) if kind_of(claim.kind).makes_run and claim.run else None
+        self._run = Run(layout.run(claim.run)) if kind_of(claim.kind).writes_in_run and claim.run else None
         self._reader: EventReader | None = None
         self._pending: list[Event] = []
         self._sent: deque[Event] = deque(maxlen=_RESENT)

@@ -23,6 +23,7 @@ _NEXT: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("train", "succeeded"): ("generate {run} 'One day'", "attention {run} 0", "metrics {id}"),
     ("test", "succeeded"): ("attention {run} 0", "run {run}"),
     ("prepare", "succeeded"): ("datasets",),
+    ("import", "succeeded"): ("generate {run} 'One day'", "run {run}"),
     ("train", "failed"): ("logs {id} --tail 20", "retry {id}"),
     ("train", "cancelled"): ("resume {id}", "generate {run} 'One day'"),
 }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headcount.commands.common import AsJson, RunArgument, open_client, print_json
+from headcount.commands.common import AsJson, Follow, RunArgument, open_client, print_json, submitted
 from headcount.exit_codes import print_error
+from model_core.errors import InvalidParameter
+from model_core.storage.files import portable
 
 
 def runs(
@@ -63,6 +67,25 @@ def open_run(name: RunArgument, as_json: AsJson = False) -> None:
     webbrowser.open(address)
 
 
+def import_run(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="A folder with config.json and weights, a .zip or .tar.gz of one; or the service's file:uploads/PATH.",
+        ),
+    ],
+    run: Annotated[str | None, typer.Option(help="Name of the run. Default: that of the folder or archive.")] = None,
+    follow: Follow = False,
+    as_json: AsJson = False,
+) -> int:
+    """Import a GPT-2 of transformers as a run; files of this machine are sent."""
+    source, files = _model_of(path)
+    with open_client() as client:
+        made = client.import_run(run or _name_of(path), source=source, files=files)
+        return submitted(client, made, follow=follow, as_json=as_json)
+
+
 def delete_run(
     name: RunArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count the bytes that would be free.")] = False,
@@ -83,4 +106,27 @@ def delete_run(
         print_error(f"warning: {warning['detail']}")
 
 
-COMMANDS = (runs, run, checkpoints, open_run, delete_run)
+COMMANDS = (runs, run, checkpoints, open_run, import_run, delete_run)
+
+
+def _model_of(path: str) -> tuple[str | None, dict[str, Path]]:
+    """The source of a model on the service, or the files of this machine to send."""
+    from model_core.hf.model_folder import is_archive, model_files, model_folder
+
+    if path.startswith("file:"):
+        return path, {}
+    place = portable(path)
+    if place.is_file() and is_archive(place.name):
+        return None, {place.name: place}
+    if not place.is_dir():
+        raise InvalidParameter(f"there is no folder and no archive (.zip, .tar.gz) {path!r}")
+    return None, {file.name: file for file in model_files(model_folder(place))}
+
+
+def _name_of(path: str) -> str:
+    """A name for the run: that of the file or folder, without its ending and what a name may not hold."""
+    from model_core.hf.model_folder import ARCHIVES
+
+    name = portable(path.removeprefix("file:")).absolute().name
+    stem = next((name[: -len(ending)] for ending in ARCHIVES if name.lower().endswith(ending)), name)
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:63] or "model"

@@ -17,7 +17,7 @@ from typing import IO
 
 from model_core.errors import InvalidData
 from model_core.hf.hf_config import CONFIG
-from model_core.storage.files import require_space, translate_disk_full
+from model_core.storage.files import is_lfs_pointer, refuse_lfs_pointer, require_space, translate_disk_full
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MODEL_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")  # suffixes of what an import reads
@@ -94,6 +94,28 @@ def model_folder(path: Path, *, shown: str | None = None) -> Path:
         names = ", ".join(folder.relative_to(path).as_posix() for folder in folders[:3])
         raise InvalidData(f"{name} holds {len(folders)} models ({names}); name the folder of one")
     raise InvalidData(f"{name}/{CONFIG} is missing: a folder of transformers has one")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """List the files of a folder that an import reads.
+
+    Args:
+        folder: The folder that holds config.json.
+
+    Returns:
+        Their paths, by name, without the weights of a second format.
+
+    Raises:
+        InvalidData: One of them is a pointer of Git LFS.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in MODEL_FILES]
+    sent = [path for path in files if path.suffix != ".bin" or path.name.startswith("pytorch_model")]
+    pointers = [path for path in sent if is_lfs_pointer(path)]
+    usable = [path for path in sent if path not in pointers]
+    is_safe = any(path.suffix == ".safetensors" for path in usable)
+    if pointers and not (is_safe or any(path.suffix == ".bin" for path in usable)):
+        refuse_lfs_pointer(pointers[0])
+    return [path for path in usable if path.suffix != ".bin" or not is_safe]
 
 
 def unpack(archive: Path, target: Path, check: Check = lambda: None) -> None:

@@ -214,6 +214,17 @@ def move_to_trash(layout: Layout, runs: Iterable[Run], job_id: str) -> None:
         _hide(layout.jobs / job_id, job_id)
 
 
+def move_sent_models_to_trash(layout: Layout, run: str, owner: str) -> None:
+    """Hide the models that clients sent to become a run, which an import that did not succeed leaves.
+
+    Args:
+        layout: Directories of the data root.
+        run: Name of the run.
+        owner: Owner in the hidden name: the id of the job, or another unique text.
+    """
+    _hide(layout.sent_models(run), owner)
+
+
 def move_export_to_trash(layout: Layout, folder: Path, job_id: str) -> None:
     """Hide the folder of an export.
 
@@ -233,7 +244,7 @@ def empty_trash(layout: Layout, owner: str) -> None:
         layout: Directories of the data root.
         owner: Owner in the hidden names: the id of the job, or another unique text.
     """
-    uploads = layout.uploads.glob("*") if layout.uploads is not None else ()
+    uploads = layout.uploads.glob("*") if layout.uploads is not None else ()  # those of models, which are hidden, too
     exports = (layout.exports, *layout.exports.glob("*")) if layout.exports is not None else ()
     for parent in filter(None, (layout.exp, layout.attention, layout.jobs, layout.datasets, *exports, *uploads)):
         for path in parent.glob(f".*.{owner}.removed"):

@@ -24,12 +24,13 @@ from service.datasets import (
 )
 from service.deps import ServicesDep
 from service.job_views import JobView
-from service.openapi import dataset_body, problems
+from service.openapi import form_body, problems
 from service.protocol.parsing import KEY_PARAMETER, QueryModel, QueryRoute, idempotency_key, is_multipart, read_tree
 from service.schemas import Listed, link
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=QueryRoute)
 
+_EXAMPLE = {"name": "stories", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 1024}}
 Number = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -52,7 +53,7 @@ class ExamplesQuery(QueryModel):
     status_code=202,
     summary="Prepare a dataset",
     responses={200: {"model": JobView | DatasetDetail}, **problems(400, 409, 413, 415, 422, 429, 503, 507)},
-    openapi_extra={"requestBody": dataset_body(), "parameters": [KEY_PARAMETER]},
+    openapi_extra={"requestBody": form_body(DatasetRequest, _EXAMPLE), "parameters": [KEY_PARAMETER]},
 )
 async def make(
     request: Request,

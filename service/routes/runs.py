@@ -1,4 +1,4 @@
-"""Runs on disk, with the status of their jobs if Redis answers: list, report of what a run costs, deletion.
+"""Runs on disk, with the status of their jobs if Redis answers: list, report of what a run costs, import, deletion.
 
 The report is computed from the run's config.yaml, without Redis or torch.
 """
@@ -24,11 +24,22 @@ from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run, runs_in
+from service import run_imports
 from service.deletion import RunDeletion, delete_run, preview_run_deletion
 from service.deps import Services, ServicesDep
-from service.openapi import problems
+from service.job_views import JobView
+from service.openapi import form_body, problems
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, QueryModel, QueryRoute
+from service.protocol.parsing import (
+    JSON,
+    KEY_PARAMETER,
+    QueryModel,
+    QueryRoute,
+    idempotency_key,
+    is_multipart,
+    read_tree,
+)
+from service.run_imports import ImportRequest
 from service.schemas import Listed, View, link
 from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Warned
@@ -38,6 +49,7 @@ router = APIRouter(tags=["runs"], route_class=QueryRoute)
 
 MARKDOWN = "text/markdown"
 MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "md": MARKDOWN}
+_IMPORT = {"name": "gpt2", "source": "file:uploads/gpt2"}
 _MARKDOWN: dict[str, Any] = {MARKDOWN: {"schema": {"type": "string"}}}
 
 
@@ -143,6 +155,28 @@ async def runs(
     if page.has_more:
         response.headers["Link"] = f'<{request.url.include_query_params(after=page.last_id)}>; rel="next"'
     return page
+
+
+@router.post(
+    "/runs",
+    status_code=202,
+    summary="Import a model as a run",
+    responses={200: {"model": JobView}, **problems(400, 409, 413, 415, 422, 429, 503, 507)},
+    openapi_extra={"requestBody": form_body(ImportRequest, _IMPORT), "parameters": [KEY_PARAMETER]},
+)
+async def make(request: Request, services: ServicesDep, response: Response) -> JobView:
+    """From a folder or an archive below the data root, or from files in a multipart body: 202 with the job.
+
+    200 with the same job for the same Idempotency-Key.
+    """
+    key = idempotency_key(request)
+    if is_multipart(request.headers.get("content-type", "")):
+        submitted = await run_imports.submit_files(services, request, key=key)
+    else:
+        submitted = await run_imports.submit(services, await read_tree(request, ImportRequest), key=key)
+    response.status_code = 202 if submitted.created else 200
+    response.headers["Location"] = link(f"/jobs/{submitted.job.id}")
+    return JobView.of(submitted.job)
 
 
 @router.get("/runs/{run}", summary="Get a run", responses=problems(404, 422))

@@ -1,7 +1,7 @@
 """The kinds of jobs, as data: what differs from kind to kind is a field of its row in `KINDS`.
 
 A new kind is a row here, the program of its child process, and a route that submits it. The program takes ``--config
---run --data-root --attempt --job-id``, and ``--record`` if the job makes no run. It writes events.jsonl and
+--run --data-root --attempt --job-id``, and ``--record`` unless the job writes in its run. It writes events.jsonl and
 outcome.json there, and exits 75 (stopped; what is done is saved) or 76 (another process holds the run).
 """
 
@@ -29,8 +29,8 @@ class JobKind:
         name: Value of ``job.kind``.
         title: Noun with its article, for error messages.
         module: Program of the job's child process.
-        config: Part of the experiment that the job keeps: all of it, what describes a dataset, or a run and one of its
-            checkpoints.
+        config: Part of the experiment that the job keeps: all of it, what describes a dataset, a run and one of its
+            checkpoints, or the name of a run.
         trains: Value of ``execution.train`` that implies this kind when a request names none; None if none does.
         check: Lookup on disk before the job is queued; None if it needs nothing from there.
         makes: Resource that the job creates, also the field of the record that has its name; None if it only reads.
@@ -40,16 +40,19 @@ class JobKind:
         counts: Key of its events that measures progress.
         uses_gpu: Whether it may be given a GPU.
         has_run: Whether the job names a run, which it makes or reads.
+        writes_in_run: Whether its events and outcome are in the run that it makes, so that it may start over in a new
+            run. Those of other jobs are in their own directories.
         options: Fields of the job section that only this kind takes, each with the reason why others are refused. Its
             program gets the option of the same name.
+        needed: Options without which a request is refused, each with what it should be.
     """
 
     name: str
     title: str
     module: str
-    config: Literal["experiment", "dataset", "checkpoint"] = "experiment"
+    config: Literal["experiment", "dataset", "checkpoint", "run"] = "experiment"
     trains: bool | None = None
-    check: Literal["training", "test", "preparation", "export"] | None = None
+    check: Literal["training", "test", "preparation", "export", "import"] | None = None
     makes: Resource | None = None
     is_exclusive: bool = False
     shares_identical: bool = False
@@ -57,11 +60,13 @@ class JobKind:
     counts: Literal["step", "done"] = "step"
     uses_gpu: bool = True
     has_run: bool = True
+    writes_in_run: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
+    needed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def makes_run(self) -> bool:
-        """Whether the job creates a run, writes its events there and may start over in a new one."""
+        """Whether the job creates a run."""
         return self.makes == "run"
 
     @property
@@ -81,6 +86,7 @@ KINDS: Mapping[str, JobKind] = {
             check="training",
             makes="run",
             is_exclusive=True,
+            writes_in_run=True,
         ),
         JobKind("test", "a test", "model_core.train", trains=False, check="test"),
         JobKind(
@@ -110,6 +116,19 @@ KINDS: Mapping[str, JobKind] = {
             uses_gpu=False,
             options={"licence": "only an export writes a model card"},
         ),
+        JobKind(
+            "import",
+            "an import",
+            "model_core.hf.import_job",
+            config="run",
+            check="import",
+            makes="run",
+            is_exclusive=True,
+            counts="done",
+            uses_gpu=False,
+            options={"source": "only an import reads a model from files"},
+            needed={"source": "file:uploads/PATH, a folder or an archive below the data root"},
+        ),
     )
 }
 
@@ -138,7 +157,7 @@ def maker_of(resource: Resource) -> str:
         resource: What is made.
 
     Returns:
-        Name of the kind.
+        Name of the kind, the first in the table.
     """
     return next(kind.name for kind in KINDS.values() if kind.makes == resource)
 
@@ -201,7 +220,7 @@ def argv(
     command += ["--seq-after", str(seq_after)] if seq_after else []
     for name, value in options.items():
         command += [f"--{name}", value]
-    return command if KINDS[kind].makes_run else [*command, "--record", str(directory)]
+    return command if KINDS[kind].writes_in_run else [*command, "--record", str(directory)]
 
 
 def _lua_fields(kind: JobKind) -> Iterator[str]:

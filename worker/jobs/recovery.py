@@ -94,7 +94,9 @@ class JobOnDisk:
     @property
     def records(self) -> Path:
         """Directory of the events and the outcome."""
-        return self.run.path if self.run is not None else self.directory
+        if self.run is None or (self.file is not None and not KINDS[self.file.kind].writes_in_run):
+            return self.directory
+        return self.run.path
 
     @property
     def config(self) -> Path:

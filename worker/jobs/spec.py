@@ -64,6 +64,7 @@ class JobSection(Config):
     resources: Resources = Resources()
     priority: Whole = Field(default=0, ge=-1000, le=1000)  # higher runs earlier
     licence: Licence | None = None  # of an exported model, for the model card
+    source: Text | None = None  # of an imported model: file:uploads/PATH
     metadata: dict[Label, Text] = Field(default={}, max_length=MAX_METADATA)
     depends_on: tuple[Annotated[str, StringConstraints(strict=True, pattern=JOB_ID)], ...] = Field(
         default=(), max_length=100
@@ -119,7 +120,7 @@ class JobSpec:
     @property
     def processes(self) -> int:
         """Number of processes of the training; each has its own GPU, or all run on the CPU."""
-        return max(self.job.resources.processes, self.gpus or 1) if KINDS[self.kind].makes_run else 1
+        return max(self.job.resources.processes, self.gpus or 1) if KINDS[self.kind].writes_in_run else 1
 
     @property
     def record(self) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def parse_spec(tree: Mapping[str, Any], *, run: str | None = None, data_root: Pa
         raise InvalidConfig((*problems, *more))
     kind = _kind_of(job, parsed.config)
     config = _CONFIG_PARTS[kind.config](parsed.config.model_copy(update=renamed))
-    has_data = kind.makes_run or "data" in config.model_fields_set
+    has_data = kind.writes_in_run or "data" in config.model_fields_set
     spec = JobSpec(
         kind.name,
         config.experiment_name if kind.has_run else None,
@@ -274,10 +275,15 @@ def _checkpoint_part(config: ExperimentConfig) -> ExperimentConfig:
     return parse_config({"experiment_name": config.experiment_name, "testing": {"checkpoint_path": file}}).config
 
 
+def _run_part(config: ExperimentConfig) -> ExperimentConfig:
+    return parse_config({"experiment_name": config.experiment_name}).config
+
+
 _CONFIG_PARTS: Mapping[str, Callable[[ExperimentConfig], ExperimentConfig]] = {  # by `JobKind.config`
     "experiment": lambda config: config,
     "dataset": _dataset_part,
     "checkpoint": _checkpoint_part,
+    "run": _run_part,
 }
 
 
@@ -295,18 +301,27 @@ def _idle_gpus(spec: JobSpec) -> Iterator[ConfigWarning]:
 
 def _contradictions(job: JobSection, config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
     kind = _kind_of(job, config)
-    yield from _source_problems(config, data_root)
+    yield from _source_problems("/data/source", config.data.source, data_root)
+    yield from _model_problems(job, data_root)
     yield from _option_problems(job, kind)
+    yield from _missing_options(job, kind)
     yield from _kind_problems(job, kind, config)
     yield from _process_problems(job, kind, config)
 
 
-def _source_problems(config: ExperimentConfig, data_root: Path | None) -> Iterator[FieldProblem]:
-    source = config.data.source
+def _model_problems(job: JobSection, data_root: Path | None) -> Iterator[FieldProblem]:
+    if job.source is not None and not job.source.startswith("file:"):
+        detail = f"{job.source!r} is not file:uploads/PATH, a folder or an archive below the data root"
+        yield FieldProblem("/job/source", detail, job.source, ("file:uploads/NAME",))
+    else:
+        yield from _source_problems("/job/source", job.source, data_root)
+
+
+def _source_problems(pointer: str, source: str | None, data_root: Path | None) -> Iterator[FieldProblem]:
     if source is None:
         return
     if "\0" in source or not _is_unicode(source):
-        yield FieldProblem("/data/source", f"{source!r} contains a character that is not allowed in a name", source)
+        yield FieldProblem(pointer, f"{source!r} contains a character that is not allowed in a name", source)
         return
     if not source.startswith("file:"):
         return
@@ -314,7 +329,7 @@ def _source_problems(config: ExperimentConfig, data_root: Path | None) -> Iterat
     path = portable(source.removeprefix("file:"))
     if uploads is None or not ((data_root or Path()) / path).resolve().is_relative_to(uploads):
         detail = f"{source!r} is not below the data root's uploads; copy the file there and set file:uploads/NAME"
-        yield FieldProblem("/data/source", detail, source, ("file:uploads/NAME",))
+        yield FieldProblem(pointer, detail, source, ("file:uploads/NAME",))
 
 
 def _is_unicode(text: str) -> bool:
@@ -327,6 +342,12 @@ def _option_problems(job: JobSection, kind: JobKind) -> Iterator[FieldProblem]:
             value = getattr(job, name)
             if value is not None and name not in kind.options:
                 yield FieldProblem(f"/job/{name}", f"{reason}; leave it out", value)
+
+
+def _missing_options(job: JobSection, kind: JobKind) -> Iterator[FieldProblem]:
+    for name, wanted in kind.needed.items():
+        if getattr(job, name) is None:
+            yield FieldProblem(f"/job/{name}", f"{kind.title} needs a {name}: {wanted}")
 
 
 def _kind_problems(job: JobSection, kind: JobKind, config: ExperimentConfig) -> Iterator[FieldProblem]:

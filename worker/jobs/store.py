@@ -209,7 +209,7 @@ class JobStore:
         before = self.get(job_id) if action in {"resume", "retry"} else None
         arguments: dict[str, Any] = {"id": checked_id(job_id), "action": action, "run": run}
         if before is not None:
-            if kind_of(before.kind).makes_run:
+            if kind_of(before.kind).writes_in_run:
                 arguments |= {"last_seq": self._last_seq(before, run), "run": run or self._deleted_run(before)}
             arguments |= {"is_dataset_ready": self._is_dataset_ready(before)}
             arguments["preparation_id"] = commands.new_id()
@@ -268,7 +268,7 @@ class JobStore:
             RunExists: Another job owns the run's name now.
         """
         job = self.get(job_id)
-        if not scratch or job.run is None or not kind_of(job.kind).makes_run or job.status != "failed":
+        if not scratch or job.run is None or not kind_of(job.kind).writes_in_run or job.status != "failed":
             return self.request_action(job_id, "retry")
         if not self.settings.layout.run(job.run).exists():
             return self.request_action(job_id, "retry")  # it has made nothing yet

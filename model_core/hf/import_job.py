@@ -1,0 +1,97 @@
+"""Import as a job: the program that a worker starts to create a run from a model below the data root's uploads.
+
+Events and outcome are in the job's own directory, because the run appears when it is complete. A model that came with
+the request is deleted once the run exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model_core.config_loader import read_config
+from model_core.entrypoint import (
+    Attempt,
+    OneLineParser,
+    ShutdownSignal,
+    exit_code,
+    log_to_stderr,
+    make_attempt,
+    next_attempt,
+    refuse,
+)
+from model_core.errors import DONE, ModelCoreError
+from model_core.storage.events import read_events
+from model_core.storage.files import Layout, portable
+from model_core.storage.run import Run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: Command-line arguments; None takes those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 bad input, 75 stopped.
+    """
+    arguments = _parser().parse_args(argv)
+    stop = ShutdownSignal()
+    stop.listen(stdin=arguments.attempt is not None)
+
+    def on_refusal(error: ModelCoreError) -> None:
+        refuse(arguments.record, arguments.attempt or 1, error)
+
+    return exit_code(lambda: _run(arguments, stop), on_refusal)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m model_core.hf.import_job", description="Import a model as a job of a worker."
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="the job's configuration")
+    add("--run", required=True, metavar="NAME", help="name of the run")
+    add("--data-root", required=True, type=Path, metavar="DIR")
+    add("--record", required=True, type=Path, metavar="DIR", help="directory for events and outcome")
+    add("--source", required=True, metavar="file:uploads/PATH", help="folder or archive below the data root")
+    add("--attempt", type=int)
+    add("--job-id")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
+    log_to_stderr(verbose=read_config(arguments.config).config.logging.verbose)
+    number = arguments.attempt or next_attempt(arguments.record / "events.jsonl")
+    return make_attempt(arguments.record, number, lambda attempt: _import(arguments, attempt, stop))
+
+
+def _import(arguments: argparse.Namespace, attempt: Attempt, stop: ShutdownSignal) -> int:
+    layout = Layout.under(arguments.data_root)
+    source = arguments.data_root / portable(arguments.source.removeprefix("file:"))
+    sent = layout.sent_models(arguments.run)
+    attempt.emit("start", run=arguments.run, source=arguments.source)
+    run = Run(layout.run(arguments.run))
+    if arguments.job_id is None or run.attempt()["job_id"] != arguments.job_id:  # else an earlier attempt made it
+        from model_core.hf.import_model import Observer, import_model
+
+        def show_progress(done: int, of: int) -> None:
+            attempt.emit("progress", done=done, of=of, unit="tensors")
+
+        observer = Observer(stop.check, show_progress)
+        origin = "upload" if source.parent == sent else None
+        import_model(source, run.name, layout, job_id=arguments.job_id, origin=origin, observer=observer)
+        for warning in read_events(run.events, types={"warning"}):
+            attempt.emit("warning", code=warning["code"], detail=warning["detail"])
+    if source.is_relative_to(sent):
+        shutil.rmtree(sent, ignore_errors=True)
+    info = run.resolve("best")
+    attempt.facts |= {"run": run.name, "checkpoint": info.file, "step": info.step, "sha256": info.sha256}
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

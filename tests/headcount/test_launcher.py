@@ -102,6 +102,32 @@ def test_interrupted_while_starting_is_130(start) -> None:
     assert alive(family) == []
 
 
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_listening_for_other_machines_is_warned_about_and_answers_to_this_one_s_name(start) -> None:
+    up = start("--host", "0.0.0.0", "--port", "0", "--root-path", "/lab")
+    [warning] = [line for line in up.wait_for("warning: ").splitlines() if line.startswith("warning: ")]
+    name = socket.gethostname().lower()
+    assert name in warning
+    port = httpx.URL(up.said.split("Headcount is up after ")[1].split()[2]).port
+    told = {
+        host: httpx.get(f"http://127.0.0.1:{port}/lab/", headers={"Host": f"{host}:{port}"}, trust_env=False)
+        for host in ("localhost", name, "evil.example")
+    }
+    assert {host: reply.status_code for host, reply in told.items()} == {
+        "localhost": 200,
+        name: 200,
+        "evil.example": 421,
+    }
+    assert told[name].json()["links"]["jobs"] == "/lab/jobs"
+
+
+def test_a_prefix_that_is_no_path_is_bad_input(start) -> None:
+    up = start("--root-path", "http://lab/headcount")
+    assert up.process.wait(timeout=30) == 2
+    assert "--root-path" in up.said
+
+
 def test_a_port_in_use_is_a_clear_error(start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headcount import cli
-from headcount.client import AmbiguousJob, Client, ConnectionLost, UnknownJob
+from headcount.client import AmbiguousJob, Client, ConnectionLost, UnknownJob, lines_of, messages
+from headcount.terminal import json_text
 from model_core.config_loader import parse_config, preset_names, preset_tree
+from model_core.console import one_line, printable
 from tests.headcount.commands.conftest import headcount, service  # noqa: F401
 from tests.headcount.commands.sample_responses import JOB, OTHER, WORKER, Service, job, status, stream
 from worker.jobs.spec import parse_spec
@@ -499,13 +503,23 @@ def test_lines_of_the_api_log_have_times(tmp_path) -> None:
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line) for line in lines)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_programs_by_hand_replace_too_and_are_not_controlled(tmp_path, encoding) -> None:
+def test_programs_by_hand_replace_too_and_are_not_controlled(tmp_path) -> None:
     source = tmp_path / "Zoë.jsonl"
     source.write_text("".join(json.dumps({"text": f"{NASTY} {i}"}) + "\n" for i in range(40)))
     options = ["--source", f"file:{source}", "--name", "nasty", "--tokenizer", "gpt2", "--data-root", str(tmp_path)]
     command = [sys.executable, "-m", "model_core.data.prepare", *options]
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}  # lacks letters, and has control characters
     ended = subprocess.run(command, capture_output=True, env=environment, timeout=120, check=False)
-    said = (ended.stdout + ended.stderr).decode(encoding)
+    said = (ended.stdout + ended.stderr).decode("latin-1")
     assert (ended.returncode, "Traceback" in said, _controls(said)) == (0, False, [])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(), st.integers(1, 9))
+def test_any_text_comes_whole_over_a_stream_and_safe_to_the_terminal(text, block) -> None:
+    sent = f"data: {json.dumps({'text': text}, ensure_ascii=False)}\r\n\r\n".encode()
+    blocks = (sent[i : i + block] for i in range(0, len(sent), block))
+    assert [json.loads(message.data)["text"] for message in messages(lines_of(blocks))] == [text]
+    assert (len(f"{one_line(text)}.".splitlines()), _controls(one_line(text))) == (1, [])
+    assert _controls(printable(text)) == []
+    assert (json.loads(json_text(text)), len(json_text(text).splitlines())) == (text, 1)

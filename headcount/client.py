@@ -470,6 +470,17 @@ class Client:
         """
         return self._json("GET", f"/runs/{_segment(name)}")
 
+    def run_address(self, name: str) -> str:
+        """Build the address of a run; it begins with the service's, which may have a path of its own.
+
+        Args:
+            name: Name of the run.
+
+        Returns:
+            The address.
+        """
+        return f"{self.url}/runs/{_segment(name)}"
+
     def checkpoints(self, run: str) -> Json:
         """List the checkpoints of a run by step.
 

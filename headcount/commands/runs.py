@@ -59,7 +59,7 @@ def open_run(name: RunArgument, as_json: AsJson = False) -> None:
     import webbrowser
 
     with open_client() as client:
-        address = f"{client.url}{client.run(name)['links']['self']}"
+        address = client.run_address(client.run(name)["name"])
     if as_json:
         print_json({"object": "address", "run": name, "url": address})
         return

@@ -42,19 +42,15 @@ local function makes_same(maker, recipe, is_exact)
   return made == recipe or (not is_exact and string.match(made, '^%x+') == string.match(recipe, '^%x+'))
 end
 
--- What a client can do, by what was lost. Only clients write depends_on; earlier versions added the preparation to it.
-local HINTS = {
-  preparation = 'retry this job: it takes the dataset if that is there by then, else it is prepared again',
-  unknown = 'submit this job again',
-  failed = 'retry %s, then this job; or submit this one again without it in depends_on',
-  ['was cancelled'] = 'resume %s, then retry this job; or submit this one again without it in depends_on',
-  gone = 'submit this job again without %s in depends_on',
-}
-
+-- What a client can do. Only clients write depends_on; earlier versions added the preparation to it.
 local function hint_about(id, awaited, loss)
-  if prepares_for(awaited, id) then return HINTS.preparation end
-  if not get(awaited, 'id') and not get(id, 'preparation') then return HINTS.unknown end
-  return string.format(HINTS[loss] or HINTS.gone, awaited)
+  if prepares_for(awaited, id) then
+    return 'retry this job: it takes the dataset if that is there by then, else it is prepared again'
+  end
+  if not get(awaited, 'id') and not get(id, 'preparation') then return 'submit this job again' end
+  local without = 'submit this job again without ' .. awaited .. ' in depends_on'
+  local action = ({failed = 'retry', ['was cancelled'] = 'resume'})[loss]
+  return action and action .. ' ' .. awaited .. ', then retry this job; or ' .. without or without
 end
 
 local function fail_dependent(id, awaited)

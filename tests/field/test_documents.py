@@ -16,6 +16,7 @@ from model_core.storage.files import read_json
 
 EOT = "<|endoftext|>"
 LINES = [f"Line {n}." for n in range(10_000)]
+TRANSCRIPTS = ["\n".join(f"{speech}: {line}" for line in LINES[:50]) for speech in range(30)]
 CODE = "    def f():\n        return 1"
 
 BROUGHT = {
@@ -41,6 +42,10 @@ BROUGHT = {
     ),
     "100 lines with a blank line after the title": (
         "Title\n\n" + "\n".join(LINES[:100]), "auto", ["Title", *LINES[:100]], "line",
+    ),
+    "30 transcripts of 50 lines": ("\n\n".join(TRANSCRIPTS), "auto", TRANSCRIPTS, "paragraph"),
+    "40 lines with one stray blank line": (
+        "\n".join([*LINES[:30], "", *LINES[30:40]]), "auto", LINES[:40], "line",
     ),
     "lines and blank lines at the end": ("One.\nTwo.\n\n\n", "auto", ["One.", "Two."], "line"),
     "an indented first line": (f"{CODE}\n\n{CODE}\n", "auto", [CODE, CODE], "paragraph"),

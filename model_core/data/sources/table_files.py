@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -142,11 +142,10 @@ def text_of(value: Any, column: str) -> str | None:
         InvalidData: There is no such column, or it does not contain text.
     """
     found = _lookup(value, column)
-    items = list(_items(found))
-    if isinstance(found, list) and all(isinstance(item, str) for item in items):
-        return "\n".join(items)
     if found is None or isinstance(found, str):
         return found
+    if isinstance(found, list) and all(isinstance(item, str) for item in _items(found)):
+        return "\n".join(_items(found))
     inside = f"; name what is in it, such as {column}.{next(iter(found))}" if isinstance(found, dict) and found else ""
     raise InvalidData(f"{column!r} is {_json_type(found)}, not text{inside}")
 
@@ -159,14 +158,14 @@ def _items(value: Any) -> Iterator[Any]:
 
 
 def _lookup(value: Any, column: str) -> Any:
-    if isinstance(value, Mapping) and column in value:
+    if isinstance(value, dict) and column in value:
         return value[column]
     if isinstance(value, list):
         return [_lookup(item, column) for item in value]
     name, dot, rest = column.partition(".")
-    if isinstance(value, Mapping) and dot and name in value:
+    if isinstance(value, dict) and dot and name in value:
         return None if value[name] is None else _lookup(value[name], rest)
-    columns = ", ".join(map(repr, value)) if isinstance(value, Mapping) else _json_type(value)
+    columns = ", ".join(map(repr, value)) if isinstance(value, dict) else _json_type(value)
     raise InvalidData(f"no column {column!r}; there is: {columns or 'nothing'}; name one as text_column")
 
 

@@ -15,7 +15,8 @@ from model_core.data.sources.base import BadDocument, Batch, Document, File, Rea
 from model_core.data.sources.text_stream import BLOCK_BYTES, text_blocks
 from model_core.tokenizer import END_OF_TEXT
 
-MAX_PARAGRAPH_LINES = 16  # mean lines of a paragraph; blank lines that are rarer do not separate documents
+# Mean lines of at least so many paragraphs; blank lines that are rarer do not separate documents.
+_PARAGRAPH_LINES = ((2, 16), (10, 100))
 
 _MARKER = rf"[^\S\n]*{re.escape(END_OF_TEXT)}[^\S\n]*\n"
 _MARKER_LINE = re.compile(rf"\n{_MARKER}")
@@ -63,7 +64,8 @@ def separator_of(file: File, options: ReadOptions, *, block_bytes: int = BLOCK_B
             paragraphs += len(runs) + (paragraphs == 0)
     if _MARKER_LINE.search(line_start + "\n"):
         return "marker"
-    return "paragraph" if paragraphs > 1 and lines <= MAX_PARAGRAPH_LINES * paragraphs else "line"
+    is_paragraph = any(paragraphs >= least and lines <= mean * paragraphs for least, mean in _PARAGRAPH_LINES)
+    return "paragraph" if is_paragraph else "line"
 
 
 def text_batches(file: File, options: ReadOptions, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Batch]:

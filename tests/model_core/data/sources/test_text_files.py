@@ -30,7 +30,8 @@ def plainly(text, documents="auto"):
     markers, blanks = (lambda line: line.strip() == "<|endoftext|>"), (lambda line: not line.strip())
     if documents == "auto":
         blocks = [block for block in split(lines, blanks) if block]
-        is_paragraph = len(blocks) > 1 and sum(map(len, blocks)) <= 16 * len(blocks)
+        lines_of_text, count = sum(map(len, blocks)), len(blocks)
+        is_paragraph = (count > 1 and lines_of_text <= 16 * count) or (count > 9 and lines_of_text <= 100 * count)
         documents = "marker" if any(map(markers, lines)) else "paragraph" if is_paragraph else "line"
     if documents == "line":
         return [line.strip() for line in lines if not blanks(line) and not markers(line)]

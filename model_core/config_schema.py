@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -25,7 +25,7 @@ class Schema:
         is_nullable: Whether null is one of the values.
         holds_text: Whether text is wanted.
         holds_whole: Whether a whole number is wanted.
-        is_name: Whether that text is the name of a run or a dataset.
+        is_name: Whether that text is a name that need not be given, so that the word null is a name too.
         keys: Schemas of the known keys of a section.
         others: Schema of the other keys, or of the items of a list; None if it is not known.
     """
@@ -63,7 +63,8 @@ def schema_of(model: type[BaseModel]) -> Schema:
         Its schema.
     """
     keys = {name: _schema(info.annotation, info.metadata) for name, info in model.model_fields.items()}
-    return Schema(is_nullable=False, keys=keys)
+    needed = (name for name, info in model.model_fields.items() if info.is_required())
+    return Schema(is_nullable=False, keys=keys | {name: replace(keys[name], is_name=False) for name in needed})
 
 
 def normalized(tree: Mapping[str, Any], schema: Schema) -> dict[str, Any]:

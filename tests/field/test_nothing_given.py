@@ -116,3 +116,5 @@ def test_null_in_the_other_bodies_is_not_given(site: Any) -> None:
 def test_null_for_what_is_needed_is_missing(site: Any, path: str, body: dict[str, Any], pointer: str) -> None:
     reply = site.http.post(path, json=body)
     assert (reply.status_code, [error["pointer"] for error in reply.json()["errors"]]) == (422, [pointer])
+    in_yaml = site.http.post(path, content=yaml.safe_dump(body), headers={"Content-Type": "application/yaml"})
+    assert (in_yaml.status_code, [error["pointer"] for error in in_yaml.json()["errors"]]) == (422, [pointer])

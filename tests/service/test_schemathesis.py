@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 PROGRAM, RULES = str(Path(sys.executable).with_name("st")), Path(__file__).with_name("schemathesis.toml")
+HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 TAKE_A_CONFIG = "^/(jobs|configs/validate)$"  # its schema alone has 2,000 boundary cases
 
 
@@ -44,7 +45,7 @@ def search(site: Any, tmp_path: Path) -> Callable[..., None]:
             "--continue-on-failure",
             *options,
         ]
-        plain = {**os.environ, "NO_COLOR": "1"}
+        plain = {**os.environ, "NO_COLOR": "1", "SCHEMATHESIS_HOOKS": str(HOOKS)}
         done = subprocess.run(command, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -39,6 +39,7 @@ from model_core.storage.checkpoints import FALLBACK, CheckpointInfo, fallback_de
 from model_core.storage.files import Layout, portable
 from model_core.storage.run import Run
 from model_core.training.trainer import TrainState
+from model_core.yaml_core import describe
 
 log = logging.getLogger(__name__)
 
@@ -355,7 +356,7 @@ def _load_without_sidecar(path: Path, reference: str) -> InitCheckpoint:
         return InitCheckpoint(reference, nanogpt_model(content, reference), content, full=False)
     if isinstance(content, dict) and {"model", "config", "tokenizer"} <= content.keys():
         return InitCheckpoint(reference, parse_saved(content["config"]).model, content, full="optimizer" in content)
-    keys = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
+    keys = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else describe(content)
     raise CheckpointRefused(reference, f"it holds {keys or 'nothing'}, and not 'model' beside 'model_args'")
 
 

@@ -23,7 +23,7 @@ from model_core.entrypoint import (
     next_attempt,
     refuse,
 )
-from model_core.errors import DONE, ModelCoreError
+from model_core.errors import DONE, InvalidData, ModelCoreError
 from model_core.storage.events import read_events
 from model_core.storage.files import Layout, portable
 from model_core.storage.run import Run
@@ -77,6 +77,9 @@ def _import(arguments: argparse.Namespace, attempt: Attempt, stop: ShutdownSigna
     run = Run(layout.run(arguments.run))
     if arguments.job_id is None or run.attempt()["job_id"] != arguments.job_id:  # else an earlier attempt made it
         from model_core.hf.import_model import Observer, import_model
+
+        if not source.exists():
+            raise InvalidData(f"there is nothing at {arguments.source} any more")
 
         def show_progress(done: int, of: int) -> None:
             attempt.emit("progress", done=done, of=of, unit="tensors")

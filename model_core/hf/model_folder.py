@@ -52,8 +52,8 @@ def opened_model(path: Path, scratch: Path, check: Check = lambda: None) -> Iter
         raise InvalidData(f"{path.name} is neither a folder nor an archive ({', '.join(ARCHIVES)}); name its folder")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        unpack(path, scratch, check)
-        yield model_folder(scratch, shown=path.name)
+        unpack(path, scratch / path.name, check)  # messages name the folder
+        yield model_folder(scratch / path.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -89,7 +89,7 @@ def model_folder(path: Path, *, shown: str | None = None) -> Path:
     folders = [file.parent for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if len(folders) == 1:
         return folders[0]
-    name = shown or str(path)
+    name = shown or path.name or str(path)
     if folders:
         names = ", ".join(folder.relative_to(path).as_posix() for folder in folders[:3])
         raise InvalidData(f"{name} holds {len(folders)} models ({names}); name the folder of one")

@@ -67,6 +67,15 @@ def test_a_model_that_cannot_be_used_leaves_no_run_and_keeps_what_was_sent(root:
     assert (root / SENT).is_dir()
 
 
+@pytest.mark.parametrize("lost", ["config.json", ""])
+def test_what_was_removed_since_is_named_without_the_paths_of_the_server(root: Path, lost: str) -> None:
+    place = root / "uploads" / "gpt2"
+    (place / lost).unlink() if lost else shutil.rmtree(place)
+    assert main(arguments(root, "uploads/gpt2")) == 2
+    told = read_json(root / "jobs" / "job_1" / "outcome.json")["error"]
+    assert (told["code"], "gpt2" in told["detail"], str(root) in told["detail"]) == ("invalid_data", True, False)
+
+
 def test_the_run_of_another_stays(root: Path) -> None:
     assert main(arguments(root, "uploads/gpt2")) == 0
     (root / "jobs" / "job_2").mkdir()

@@ -13,8 +13,9 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -35,6 +36,7 @@ _LONG = httpx.Timeout(600, connect=3)
 _JOB_ID, _JOB_PREFIX = re.compile(r"job_[0-9a-f]{32}"), re.compile(r"(?:job_)?([0-9a-f]{1,32})")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _LISTED = 8  # jobs that an error names
+_WARNING = "Headcount-Warning"
 _ALL_POINTS = 100_000  # the most that the service sends
 
 
@@ -94,14 +96,17 @@ class Client:
         url: Address of the service; None for HEADCOUNT_URL, else port 8000 of this machine.
         transport: Transport in place of the network, for tests.
         timeout_s: Longest wait for an ordinary reply.
+        on_warning: Called with the text of each `Headcount-Warning` header: another checkpoint took the place of the
+            requested one.
 
     Raises:
         Unreachable: The address is not one of HTTP.
     """
 
     def __init__(
-        self, url: str | None = None, transport: httpx.BaseTransport | None = None, *, timeout_s: float = 30
-    ) -> None:
+        self, url: str | None = None, transport: httpx.BaseTransport | None = None, *, timeout_s: float = 30,
+        on_warning: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
         self.url = (url or os.environ.get("HEADCOUNT_URL") or DEFAULT_URL).rstrip("/")
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 3))
         verify = not self.url.startswith("http://")  # reading the certificates takes longer than most requests
@@ -109,6 +114,8 @@ class Client:
             self._http = httpx.Client(
                 base_url=self.url, timeout=timeout, transport=transport, trust_env=False, verify=verify
             )
+            if on_warning is not None:
+                self._http.event_hooks = {"response": [partial(_report_warning, on_warning)]}
         except httpx.InvalidURL as error:
             raise Unreachable(self.url, str(error)) from None
 
@@ -581,6 +588,11 @@ class Client:
             return checked(self._http.request(method, path, **options))
         except httpx.TransportError as error:
             raise Unreachable(self.url, type(error).__name__) from error
+
+
+def _report_warning(report: Callable[[str], None], reply: httpx.Response) -> None:
+    if (warning := reply.headers.get(_WARNING)) is not None:
+        report(warning)
 
 
 def body_of(file: str, settings: Sequence[str] = ()) -> tuple[bytes, str]:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -49,16 +50,19 @@ def frame(data: Any, *, event: str | None = None, id: int | str | None = None) -
     return ("\n".join([*lines, f"data: {one_line(json_safe(data))}"]) + "\n\n").encode()
 
 
-def event_stream_response(frames: AsyncIterator[bytes]) -> StreamingResponse:
+def event_stream_response(
+    frames: AsyncIterator[bytes], headers: Mapping[str, str] = MappingProxyType({})
+) -> StreamingResponse:
     """Build the response of an event stream.
 
     Args:
         frames: Formatted events.
+        headers: Further headers.
 
     Returns:
         The response, with headers that forbid caching and buffering by proxies.
     """
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
     return StreamingResponse(frames, media_type=EVENT_STREAM, headers=headers)
 
 

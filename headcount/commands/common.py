@@ -87,7 +87,7 @@ def open_client() -> Client:
     """
     from headcount.client import Client
 
-    return Client()
+    return Client(on_warning=lambda detail: exit_codes.print_error(f"warning: {detail}"))
 
 
 def print_json(value: object) -> None:

@@ -131,6 +131,7 @@ class Validation(Callback):
         self._dataset, self._emit = dataset, emit
         self._tokens = load_tokens(dataset.val)
         self._most_rows: int | None = None
+        self._has_warned = False
 
     def on_start(self, state: TrainState) -> None:
         """Measure the loss of the untrained model.
@@ -157,8 +158,10 @@ class Validation(Callback):
     def _validate(self, state: TrainState) -> None:
         loss = self._mean_loss(state)
         if loss is None:
-            detail = f"the validation split has {len(self._tokens)} tokens, fewer than one row takes"
-            self._emit("warning", code="no_val_loss", detail=detail)
+            if not self._has_warned:
+                detail = f"the validation split has {len(self._tokens)} tokens, fewer than one row takes"
+                self._emit("warning", code="no_val_loss", detail=detail)
+            self._has_warned = True
             return
         if not math.isfinite(loss):
             raise NonFiniteLoss(state.step, loss, state.grad_norm)

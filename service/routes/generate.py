@@ -113,7 +113,8 @@ async def answer(services: Services, request: Request, wanted: GenerateRequest) 
     warnings = checkpoint_warnings(wanted.checkpoint, info)
     if is_stream:
         response = await while_connected(request, services.hosts.open("/generate", resolved, info.sha256))
-        return event_stream_response(_frames(response, request_id_of(request.scope), warnings))
+        frames = _frames(response, request_id_of(request.scope), warnings)
+        return event_stream_response(frames, warning_headers(warnings))
     body = await while_connected(request, services.hosts.post("/generate", resolved, info.sha256))
     headers = {"Vary": "Accept", "Cache-Control": "no-store" if wanted.seed is None else "private, no-cache"}
     headers |= warning_headers(warnings)

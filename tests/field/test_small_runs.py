@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from headcount import cli
 from model_core.hf.__main__ import main as exchange
 from model_core.storage.events import read_events
 from model_core.storage.files import read_json
@@ -164,8 +165,30 @@ def test_json_has_the_warning_too(without_best: Site, address: str) -> None:
 
 
 def test_a_stream_ends_with_the_warning(without_best: Site) -> None:
-    reply = without_best.http.get("/generate?run=tiny&stream=true").text
-    assert '"code": "checkpoint_fallback"' in reply.partition("event: end")[2]
+    reply = without_best.http.get("/generate?run=tiny&stream=true")
+    assert '"code": "checkpoint_fallback"' in reply.text.partition("event: end")[2]
+    assert reply.headers["headcount-warning"].startswith("checkpoint_fallback: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "is_warned"),
+    [
+        (["generate", "tiny"], True),
+        (["generate", "tiny", "--stream"], True),
+        (["generate", "tiny", "--checkpoint", "latest"], False),
+        (["attention", "tiny", "0", "--out", "pictures"], True),
+        (["export", "tiny"], True),
+        (["export", "tiny", "--checkpoint", "final"], False),
+    ],
+)
+def test_commands_warn_on_standard_error(
+    without_best: Site, command: list[str], is_warned: bool, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HEADCOUNT_URL", without_best.url)
+    assert cli.run(command) == 0
+    said = capsys.readouterr()
+    assert ("model_final.pt" in said.err, "model_final.pt" in said.out) == (is_warned, False)
 
 
 def test_latest_is_the_newest_state_whatever_its_file(without_best: Site) -> None:

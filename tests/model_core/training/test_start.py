@@ -52,7 +52,7 @@ def test_data_made_in_another_way_takes_no_name_either(
     assert main(["--config", config]) == 0
     assert main(["--config", config, "--run", "other", "--set", "data.dedupe=true"]) == 2
     said = capsys.readouterr().err
-    assert all(value in said for value in ("dedupe", "False", "True"))
+    assert all(value in said for value in ("dedupe", "false", "true"))
     assert not (tmp_path / "exp" / "other").exists()
 
 

@@ -10,30 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
-from typing import NamedTuple
 
 from starlette.types import Scope
 
 from model_core.errors import ModelCoreError
 from service.protocol.errors import Forbidden, MisdirectedHost
+from worker.jobs.authority import Authority, is_loopback, parse_authority, shortest
 
-_AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+?)\.?)(?::(?P<port>\d{0,5}))?")
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#@]+)")
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-class Authority(NamedTuple):
-    """Host and port of an address.
-
-    Attributes:
-        name: Name in lower case without a final dot, or an IP address in its shortest form without brackets.
-        port: Port; empty for the default ports of HTTP and HTTPS, because a proxy may speak the other of them.
-    """
-
-    name: str
-    port: str
 
 
 class AccessPolicy:
@@ -75,7 +60,7 @@ class AccessPolicy:
         if name in self._names or is_loopback(name):
             return True
         server = scope.get("server")  # where the connection arrived: an address, which no DNS record can fake
-        return server is not None and name == _normal(server[0])
+        return server is not None and name == shortest(server[0])
 
     def _is_own_page(self, origin: bytes, host: Authority) -> bool:
         page = _parse_origin(origin)
@@ -87,54 +72,10 @@ class AccessPolicy:
 
 
 @lru_cache(1024)
-def parse_authority(value: bytes) -> Authority | None:
-    """Parse a Host header, or the authority of an address.
-
-    Args:
-        value: Name or address, with or without a port; an IPv6 address in brackets.
-
-    Returns:
-        Its parts; None if it has another form.
-    """
-    found = _AUTHORITY.fullmatch(value.decode("latin-1").strip().lower())
-    if found is None:
-        return None
-    port = found["port"] or ""
-    return Authority(_normal(found["ipv6"] or found["name"]), "" if port in _DEFAULT_PORTS.values() else port)
-
-
-@lru_cache(1024)
-def is_loopback(name: str) -> bool:
-    """Check whether a name or an address is that of loopback.
-
-    Args:
-        name: Name in lower case, or an IP address without brackets.
-
-    Returns:
-        True for `localhost`, 127.0.0.0/8 and ::1.
-    """
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
-
-
-@lru_cache(1024)
 def _parse_origin(value: bytes) -> Authority | None:
     """The authority of an Origin; None for `null` and for what is no web page."""
     found = _ORIGIN.fullmatch(value.decode("latin-1").strip().lower())
     return None if found is None else parse_authority(found["authority"].encode("latin-1"))
-
-
-@lru_cache(1024)
-def _normal(name: str) -> str:
-    """An IP address in its shortest form, IPv4 where IPv6 only maps it; a name as it is."""
-    try:
-        address = ip_address(name)
-    except ValueError:
-        return name
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return str(mapped or address)
 
 
 def _name_of(entry: str) -> str:

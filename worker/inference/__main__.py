@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import uvicorn
@@ -53,8 +54,9 @@ def main() -> int:
         return BAD_INPUT
     torch.set_num_threads(options.threads)
     models = ModelCache(jobs.layout, device=device, memory_bytes=inference.memory_bytes)
+    known_as = urlsplit(options.url or "").hostname or options.host
     config = uvicorn.Config(
-        create_app(models),
+        create_app(models, names=(known_as.lower(), socket.gethostname().lower())),
         host=options.host,
         port=options.port,
         log_level="warning",

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_core.attention.capture import capture_example
 from model_core.errors import ModelCoreError
@@ -27,9 +27,11 @@ from model_core.schemas import AttentionRequest, GenerateRequest, GenerateResult
 from model_core.storage.dataset import dataset_of
 from model_core.storage.events import one_line
 from worker.inference.model_cache import ModelCache, ServedModel
+from worker.jobs.authority import is_loopback, parse_authority, shortest
 
 STATUS: Mapping[str, int] = {
     "malformed_body": 400,
+    "forbidden": 403,
     "run_not_found": 404,
     "checkpoint_not_found": 404,
     "example_not_found": 404,
@@ -37,6 +39,7 @@ STATUS: Mapping[str, int] = {
     "checkpoint_not_ready": 409,
     "checkpoint_damaged": 409,
     "dataset_not_ready": 409,
+    "misdirected_host": 421,
     "attention_too_large": 422,
     "does_not_fit": 422,
     "invalid_config": 422,
@@ -58,11 +61,12 @@ Sha256 = Annotated[str, Body(pattern=r"^[0-9a-f]{64}$")]
 _T = TypeVar("_T")
 
 
-def create_app(models: ModelCache) -> FastAPI:
+def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
     """Build the ASGI application.
 
     Args:
         models: The models that it serves; closed when the application shuts down.
+        names: Names of this host that the API uses, beside those of loopback and the address that it connects to.
 
     Returns:
         The application.
@@ -75,6 +79,7 @@ def create_app(models: ModelCache) -> FastAPI:
         await asyncio.to_thread(models.close)
 
     app = FastAPI(title="Headcount inference", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(_OnlyForTheApi, names=frozenset(names))
     one_capture = asyncio.Semaphore(1)  # the attention of a long text is large
 
     @app.post("/generate")
@@ -112,6 +117,26 @@ def create_app(models: ModelCache) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _unexpected_error)
     return app
+
+
+class _OnlyForTheApi:
+    """ASGI middleware that refuses what web pages send, because there is no login: foreign names, and every browser."""
+
+    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope, dict(scope["headers"])) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
+        host, server = parse_authority(headers.get(b"host", b"")), scope.get("server")
+        arrived = shortest(server[0]) if server else None
+        if host is None or not (host.name in self._names or host.name == arrived or is_loopback(host.name)):
+            return _error("misdirected_host", "the Host header has no name of this inference process")
+        if b"origin" in headers or b"sec-fetch-site" in headers:
+            return _error("forbidden", "only the API sends requests here, and no browser")
+        return None
 
 
 class Generation:

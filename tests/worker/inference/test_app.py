@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import httpx
+import pytest
 
 from model_core.errors import RunNotFound
 from tests.polling import eventually_async
@@ -16,6 +17,10 @@ class SlowModels:
     def __init__(self) -> None:
         self.loading, self.asked, self.enough = 0, 0, threading.Event()
         self.most = 0
+        self.device, self.open_requests = "cpu", 0
+
+    def info(self) -> list[object]:
+        return []
 
     def get(self, run: str, file: str, sha256: str) -> None:
         self.asked, self.loading = self.asked + 1, self.loading + 1
@@ -44,3 +49,25 @@ def test_a_cancelled_capture_keeps_its_slot_until_it_ends() -> None:
     reply = asyncio.run(scene())
     assert (reply.status_code, reply.json()["code"]) == (404, "run_not_found")
     assert (models.asked, models.most) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "gpu01:8100"}, 200),  # as the API knows it
+        ({"Host": "localhost:8100"}, 200),
+        ({"Host": "10.0.0.5:8100"}, 200),  # where the connection arrived
+        ({"Host": "evil.example"}, 421),
+        ({"Host": ""}, 421),
+        ({"Host": "localhost", "Origin": "http://evil.example"}, 403),
+        ({"Host": "localhost", "Origin": "null"}, 403),
+        ({"Host": "localhost", "Sec-Fetch-Site": "same-origin"}, 403),
+    ],
+)
+def test_only_the_api_is_answered_and_no_page(headers: dict[str, str], status: int) -> None:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(SlowModels(), names=["gpu01"]))  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.5:8100") as http:
+            return await http.get("/healthz", headers=headers)
+
+    assert asyncio.run(ask()).status_code == status

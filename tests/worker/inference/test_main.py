@@ -201,7 +201,8 @@ def test_a_closed_connection_ends_its_generation(inference: Inference, stream: b
     body = json.dumps(inference.resolved(max_new_tokens=BLOCK, n=64, stream=stream)).encode()
     host, port = inference.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
-        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
+        head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{kind}"
         client.sendall(head.encode() + b"\r\n\r\n" + body)
         eventually(lambda: inference.busy == 1)
     left = time.monotonic()

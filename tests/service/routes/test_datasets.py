@@ -198,7 +198,8 @@ def test_deleting_a_preparation_with_what_it_made_frees_the_dataset(site, ask) -
     assert site.http.delete(f"/jobs/{made['id']}", params={"artifacts": "true"}).status_code == 409
     site.finish(claim)
     tales = {"dataset": "tales", "tokenizer": BODY["tokenizer"]}
-    test = {"data": tales, "experiment_name": "reads", "training": {"max_steps": 3, "warmup_steps": 1}}
+    training = {"batch_size": 1, "sequence_length": 32, "total_batch_size": 32, "max_steps": 3, "warmup_steps": 1}
+    test = {"data": tales, "experiment_name": "reads", "training": training}
     reader = site.http.post("/jobs", json=test).json()
     needed = site.http.delete(f"/jobs/{made['id']}", params={"artifacts": "true"})
     assert (needed.status_code, needed.json()["code"]) == (409, "dataset_busy")

@@ -56,8 +56,11 @@ def json_batches(file: File, options: ReadOptions) -> Iterator[Batch]:
     """
     head = "".join(islice(text_blocks(file), 2)).lstrip()
     is_list = head.startswith("[")
-    values = _ValueReader(file).values(is_list=is_list) if is_list or _is_over_lines(head) else _line_values(file)
-    yield from _batches((document_of(value, location, options) for location, value in values), options)
+    if is_list or _is_over_lines(head):
+        values = _ValueReader(file).values(is_list=is_list)
+        yield from _batches((document_of(value, location, options) for location, value in values), options)
+    else:
+        yield from _batches(_line_documents(file, options), options)
 
 
 def csv_batches(file: File, options: ReadOptions, kind: str) -> Iterator[Batch]:
@@ -201,17 +204,28 @@ def _parse(line: str) -> Any:
         return _Unreadable(f"JSON that cannot be read: {error}")
 
 
-def _line_values(file: File) -> Iterator[_Value]:
+def _line_documents(file: File, options: ReadOptions) -> Iterator[_Found]:
+    decode, column = _DECODER.decode, options.text_column
     for number, line in _lines(file):
-        if not line or line.isspace():
-            continue
-        location, reason = f"{file.display_name}, line {number}", None
-        if len(line) > MAX_LINE:
-            reason = f"longer than {MAX_LINE >> 20} million characters"
-        value = _parse(line) if (reason := reason or unreadable_text(line)) is None else _Unreadable(reason)
-        if isinstance(value, str) and not isinstance(value, _Unreadable):
-            value = _Unreadable("text, not an object; give one object per line")
-        yield location, value
+        try:  # nearly every line is an object with a text, and there are millions
+            row: Any = decode(line) if len(line) <= MAX_LINE else None
+            text = row[column] if type(row) is dict else None
+        except (ValueError, RecursionError, KeyError):
+            text = None
+        if type(text) is str and (text.isascii() or unreadable_text(text) is None):
+            yield Document(text, find_category(row, column)) if text and not text.isspace() else None
+        elif line and not line.isspace():
+            yield document_of(_line_value(line), f"{file.display_name}, line {number}", options)
+
+
+def _line_value(line: str) -> Any:
+    if len(line) > MAX_LINE:
+        return _Unreadable(f"longer than {MAX_LINE >> 20} million characters")
+    if (reason := unreadable_text(line)) is not None:
+        return _Unreadable(reason)
+    value = _parse(line)
+    is_text = isinstance(value, str) and not isinstance(value, _Unreadable)
+    return _Unreadable("text, not an object; give one object per line") if is_text else value
 
 
 def _lines(file: File) -> Iterator[_Line]:

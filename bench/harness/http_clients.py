@@ -48,7 +48,8 @@ def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     Returns:
         Bytes of the request.
     """
-    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
+    fields = (f"{key.replace('_', '-')}: {value}" for key, value in headers.items())
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *fields]
     lines += [f"Content-Length: {len(body)}"] if body else []
     return "\r\n".join([*lines, "", ""]).encode() + body
 

@@ -112,11 +112,10 @@ def test_host_must_be_a_name_of_the_service(named: httpx.Client, host: str, is_o
     assert is_ours or reply.json()["code"] == "misdirected_host"
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/jobs", "/nowhere", "/docs/static/favicon.png"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
-def test_no_address_answers_to_a_foreign_name(named: httpx.Client, method: str, path: str) -> None:
-    reply = named.request(method, path, headers={"Host": "evil.example"})
-    assert reply.status_code == 421
+def test_no_address_answers_to_a_foreign_name(named: httpx.Client, method: str) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/jobs", "/nowhere", "/docs/static/favicon.png"):
+        assert named.request(method, path, headers={"Host": "evil.example"}).status_code == 421, path
 
 
 @pytest.mark.parametrize(("headers", "may_write"), SENDERS)

@@ -46,30 +46,30 @@ def frames(body: bytes) -> list[dict[str, str]]:
     return [one for one in fields if one]
 
 
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_generation_streams_to_its_end(run: Site, method: str, text: str) -> None:
-    asked = {"run": "tiny", "prompt": f"say {text}", "seed": 1}
-    sent = {"params": {**asked, "stream": "true"}} if method == "GET" else {"json": {**asked, "stream": True}}
-    reply = run.http.request(method, "/generate", **sent)
-    events = frames(reply.content)
-    assert [json.loads(event["data"])["text"] for event in events[:-1]] == [text] * 3
-    assert (events[-1]["event"], json.loads(events[-1]["data"])["prompt"]) == ("end", f"say {text}")
+def test_a_generation_streams_to_its_end(run: Site, method: str) -> None:
+    for name, text in TEXTS.items():
+        asked = {"run": "tiny", "prompt": f"say {text}", "seed": 1}
+        sent = {"params": {**asked, "stream": "true"}} if method == "GET" else {"json": {**asked, "stream": True}}
+        events = frames(run.http.request(method, "/generate", **sent).content)
+        assert [json.loads(event["data"])["text"] for event in events[:-1]] == [text] * 3, name
+        assert (events[-1]["event"], json.loads(events[-1]["data"])["prompt"]) == ("end", f"say {text}"), name
 
 
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_client_that_ends_lines_at_other_characters_too_reads_the_same(run: Site, text: str) -> None:
-    lines = run.http.post("/generate", json={"run": "tiny", "prompt": f"say {text}", "stream": True}).text.splitlines()
-    parts = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-    assert [part.get("text") for part in parts] == [text] * 3 + [None]
-    assert parts[-1]["prompt"] == f"say {text}"
+def test_a_client_that_ends_lines_at_other_characters_too_reads_the_same(run: Site) -> None:
+    for name, text in TEXTS.items():
+        asked = {"run": "tiny", "prompt": f"say {text}", "stream": True}
+        lines = run.http.post("/generate", json=asked).text.splitlines()
+        parts = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+        assert [part.get("text") for part in parts] == [text] * 3 + [None], name
+        assert parts[-1]["prompt"] == f"say {text}", name
 
 
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_generation_is_whole_as_json(run: Site, text: str) -> None:
-    for asked in ({"params": {"run": "tiny", "prompt": text}}, {"json": {"run": "tiny", "prompt": text, "stop": text}}):
-        reply = run.http.request("POST" if "json" in asked else "GET", "/generate", **asked)
-        assert (reply.status_code, reply.json()["prompt"]) == (200, text)
+def test_a_generation_is_whole_as_json(run: Site) -> None:
+    for name, text in TEXTS.items():
+        asked = {"run": "tiny", "prompt": text}
+        replies = (run.http.get("/generate", params=asked), run.http.post("/generate", json={**asked, "stop": text}))
+        assert [(reply.status_code, reply.json()["prompt"]) for reply in replies] == [(200, text)] * 2, name
 
 
 @pytest.mark.parametrize("where", [{"prompt": "one \ud83d"}, {"prompt": "a", "stop": ["\udc00"]}, {"run": "\ud800"}])

@@ -11,7 +11,8 @@ from model_core.config import Config, DataConfig
 from model_core.data.ensure import prepare
 from model_core.data.prepare import main
 from model_core.data.sources.registry import open_source
-from model_core.errors import InvalidConfig, InvalidData
+from model_core.entrypoint import ShutdownSignal
+from model_core.errors import InvalidConfig, InvalidData, Stopped
 from model_core.storage.files import read_json
 
 EOT = "<|endoftext|>"
@@ -192,3 +193,12 @@ def test_the_keys_have_the_same_values_at_every_door(site, tmp_path, capsys, sig
         with pytest.raises(SystemExit) as ended:
             main(["--source", "stories", f"--{key.replace('_', '-')}", "lines"])
         assert ended.value.code == 2
+
+
+def test_a_stop_is_heard_while_files_are_looked_through(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(LINES))
+    stop = ShutdownSignal()
+    stop.request("a test")
+    with pytest.raises(Stopped):
+        prepare(f"file:{tmp_path / 'a.txt'}", tmp_path / "out", name="x", stop=stop)
+    assert not (tmp_path / "out").exists()

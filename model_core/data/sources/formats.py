@@ -70,7 +70,7 @@ def survey(file: File, options: ReadOptions, log: BadDocumentLog, on_batch: Call
         InvalidData: The file cannot be read.
         BadDocuments: Too many documents cannot be read.
     """
-    read_as: ReadAs = "rows" if has_columns(file) else separator_of(file, options)
+    read_as: ReadAs = "rows" if has_columns(file) else separator_of(file, options, on_block=lambda: on_batch(0))
     documents = longest = 0
     for batch in read_batches(file, with_separator(options, read_as)):
         log.add(batch)

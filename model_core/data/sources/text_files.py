@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 from model_core.data.sources.base import BadDocument, Batch, Document, File, ReadAs, ReadOptions, unreadable_text
@@ -33,13 +33,16 @@ _NOT_SPACE = re.compile(r"\S")
 _SENTENCE_END = re.compile(r"[.!?…][\"'\u201d\u2019»)\]]*(?=\s)|[\u3002\uff01\uff1f]")  # also Chinese and Japanese
 
 
-def separator_of(file: File, options: ReadOptions, *, block_bytes: int = BLOCK_BYTES) -> ReadAs:
+def separator_of(
+    file: File, options: ReadOptions, *, block_bytes: int = BLOCK_BYTES, on_block: Callable[[], None] = lambda: None
+) -> ReadAs:
     """Decide what separates the documents of a text file.
 
     Args:
         file: File to read.
         options: How documents are read.
         block_bytes: Bytes read at a time; the result does not depend on it.
+        on_block: Called for each block; may raise an error.
 
     Returns:
         ``line``, ``paragraph``, ``marker`` or ``file``.
@@ -52,6 +55,7 @@ def separator_of(file: File, options: ReadOptions, *, block_bytes: int = BLOCK_B
     lines = paragraphs = 0
     line_start, gap = _NOT_STARTED, ""  # start of the last line, and white space after the last text
     for block in text_blocks(file, block_bytes):
+        on_block()
         if _MARKER_LINE.search(line_start + block):
             return "marker"
         line_start = _last_line(line_start + block)

@@ -30,9 +30,9 @@ HIDDEN = "***"  # replaces other values in the log
 WRITTEN = frozenset({"prompt", "stop"})  # text that a person wrote
 SHOWN = frozenset(  # parameters whose values are harmless
     {
-        "after", "artifacts", "checkpoint", "cmap", "dataset", "dpi", "format", "from", "head", "kind", "layer",
-        "limit", "logprobs", "max_new_tokens", "max_points", "max_tokens", "n", "name", "run", "seed", "source",
-        "status", "stream", "tail", "temperature", "top_k", "top_p", "validate_only",
+        "after", "artifacts", "checkpoint", "cmap", "dataset", "dpi", "dry_run", "format", "from", "head", "kind",
+        "layer", "limit", "logprobs", "max_new_tokens", "max_points", "max_tokens", "n", "name", "run", "seed",
+        "source", "status", "stream", "tail", "temperature", "top_k", "top_p", "validate_only",
     }
 )  # fmt: skip
 _LOGGER = "uvicorn.access"

@@ -242,8 +242,8 @@ PACKED: dict[str, tuple[str, bytes, int]] = {
     "gzip with a wrong checksum": ("gzip", gzip.compress(BODY)[:-8] + bytes(8), 400),
     "nothing": ("gzip", b"", 400),  # an empty body is no JSON
     "nothing, packed": ("gzip", gzip.compress(b""), 400),
-    "a bomb": ("gzip", gzip.compress(bytes(1 << 28), 1), 413),
-    "a bomb of deflate": ("deflate", deflate(bytes(1 << 26)), 413),
+    "a bomb": ("gzip", gzip.compress(bytes(1 << 24)), 413),
+    "a bomb of deflate": ("deflate", deflate(bytes(1 << 24)), 413),
     "a bomb in many members": ("gzip", gzip.compress(b" " * 65_536) * 1000, 413),
     "as large as a body may be": ("gzip", gzip.compress(BODY + b" " * ((1 << 20) - len(BODY))), 200),
     "one byte larger": ("gzip", gzip.compress(BODY + b" " * ((1 << 20) - len(BODY) + 1)), 413),
@@ -295,7 +295,7 @@ def test_every_door_that_reads_a_body_reads_a_packed_one(site: Site) -> None:
 
 def test_an_upload_that_unpacks_to_too_much_is_refused(make_site: Callable[..., Site]) -> None:
     site = make_site(max_upload_bytes=1 << 20)
-    bomb = packed(site.http, "POST", "/datasets", files={"files": ("a.txt", bytes(1 << 26))}, data={"name": "mine"})
+    bomb = packed(site.http, "POST", "/datasets", files={"files": ("a.txt", bytes(1 << 24))}, data={"name": "mine"})
     assert (bomb.status_code, bomb.json()["code"]) == (413, "body_too_large")
     assert not list(site.settings.data.glob("uploads/**/*.txt"))
 

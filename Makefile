@@ -34,7 +34,7 @@ test-debian: $(READY) ## of those, what uses a Redis server or a browser that is
 	$(call both_halves,and not slow and not gpu and (redis or browser))
 
 test-all: $(READY) ## every test, an hour
-	$(call both_halves)
+	$(call both_halves,and not slow and not gpu)
 
 check: $(READY) ## lint, types, import contracts
 	$(BIN)/ruff check

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-import os
+import random
 import re
 import zlib
 from collections.abc import Callable
@@ -239,7 +239,7 @@ ZERO = "One\ufffd."
         ("a.txt", b"One\0.\nTwo."), ("a.jsonl", b'{"text": "One\0."}\n{"text": "Two."}'),
         ("b.jsonl", b'{"text": "One\\u0000."}\n{"text": "Two."}'), ("a.csv", b"text\nOne\0.\nTwo."),
         ("a.tsv", b"text\nOne\0.\nTwo."), ("a.parquet", parquet(text=["One\0.", "Two."])),
-        ("b.parquet", parquet(text=[b"One\0.", b"Two."])), ("a.txt.gz", gzip.compress(b"One\0.\nTwo.")),
+        ("b.parquet", parquet(text=[b"One\0.", b"Two."])), ("a.txt.gz", gzip.compress(b"One\0.\nTwo.", mtime=0)),
     ],
 )  # fmt: skip
 def test_a_zero_byte_is_replaced_and_counted_in_every_format(tmp_path: Path, name: str, data: bytes) -> None:
@@ -253,16 +253,16 @@ def test_a_zero_byte_is_replaced_and_counted_in_every_format(tmp_path: Path, nam
     ("name", "data", "said"),
     [
         ("photo.txt", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20, "binary"),
-        ("random", os.urandom(50_000), "binary|UTF-8"),
+        ("random", random.Random(0).randbytes(50_000), "binary|UTF-8"),
         ("zeros.jsonl", bytes(1000), "binary"),
         ("tokens.csv", b"\1\0\2\0" * 400, "binary"),
         ("wide.txt", "Text.".encode("utf-16"), "UTF-16"),
-        ("packed.txt", gzip.compress(b"Text."), "gz"),
+        ("packed.txt", gzip.compress(b"Text.", mtime=0), "gz"),
         ("table.json", parquet(text=["One."]), "parquet"),
         ("paper.md", b"%PDF-1.7\n", "PDF"),
         ("corpus.train", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
-        ("cut.txt.gz", gzip.compress(os.urandom(9000))[:4000], "unpacked"),
-        ("cut.jsonl.zst", zst(os.urandom(9000))[:4000], "unpacked"),
+        ("cut.txt.gz", gzip.compress(random.Random(0).randbytes(9000), mtime=0)[:4000], "unpacked"),
+        ("cut.jsonl.zst", zst(random.Random(0).randbytes(9000))[:4000], "unpacked"),
         ("not.txt.gz", b"Text.", "unpacked"),
         ("not.txt.zst", b"Text.", "unpacked"),
         ("latin.csv", "text\ncafé\n".encode("latin-1"), "latin.csv, line 2.*UTF-8"),

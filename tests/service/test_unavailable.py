@@ -1,5 +1,6 @@
 """Replies of every route, within two seconds, while Redis is frozen or gone."""
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from model_core.config import ModelConfig
+from model_core.hf.hf_config import build_config
 from service.app import create_app
 from service.settings import ServiceSettings
 
@@ -26,6 +29,10 @@ FREEZE: dict[str, Callable[[Any], None]] = {
 SERVED, ABSENT, QUEUE, INCOMPLETE = 200, 404, "queue_unavailable", "not_ready"
 CONFIG = {"json": {"experiment_name": "x", "job": {"preset": "quickstart"}}}
 ASK = {"run": "done", "prompt": "Once"}
+MODEL = {
+    "data": {"name": "new"},
+    "files": {"files": ("config.json", json.dumps(build_config(ModelConfig(n_layer=1, n_embd=8, n_head=2), 50256)))},
+}
 OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("get", "/"): (SERVED, "/", {}),
     ("get", "/healthz"): (SERVED, "/healthz", {}),
@@ -41,7 +48,9 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("post", "/datasets"): (QUEUE, "/datasets", {"json": {"name": "new", "source": "stories"}}),
     ("delete", "/datasets/{name}"): (QUEUE, "/datasets/words", {}),
     ("get", "/runs"): (SERVED, "/runs", {}),
+    ("post", "/runs"): (QUEUE, "/runs", MODEL),
     ("get", "/runs/{run}"): (SERVED, "/runs/done", {}),
+    ("delete", "/runs/{run}"): (QUEUE, "/runs/done", {}),
     ("get", "/runs/{run}/report"): (SERVED, "/runs/done/report", {}),
     ("get", "/runs/{run}/checkpoints"): (SERVED, "/runs/done/checkpoints", {}),
     ("get", "/runs/{run}/checkpoints/{checkpoint}"): (SERVED, "/runs/done/checkpoints/best", {}),

@@ -33,8 +33,8 @@ test: $(READY) ## the quick tests, a few minutes
 test-debian: $(READY) ## of those, what uses a Redis server or a browser that is installed on this machine
 	$(call both_halves,and not slow and not gpu and (redis or browser))
 
-test-all: $(READY) ## every test, an hour
-	$(call both_halves,and not slow and not gpu)
+test-all: $(READY) ## every test, about an hour
+	$(call both_halves)
 
 check: $(READY) ## lint, types, import contracts
 	$(BIN)/ruff check

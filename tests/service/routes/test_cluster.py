@@ -65,7 +65,7 @@ def test_the_queue_counts_what_waits_and_runs(site) -> None:
 
 
 def test_a_job_that_asks_for_more_gpus_than_any_known_worker_has_is_refused(site) -> None:
-    shared = {"training": {**TREE["training"], "total_batch_size": 512}}
+    shared = {"training": {**TREE["training"], "sequence_length": 8, "total_batch_size": 128}}
     assert site.submit("nobody-knows", job={"resources": {"gpus": 8}}, **shared)["status"] == "queued"
     announce(site, "w1", *({"index": index, "uuid": f"GPU-{index}", "job": None, **GPU} for index in range(2)))
     announce(site, "w2")

@@ -19,22 +19,22 @@ demo: $(READY) ## train, write and look, in a few minutes
 up: $(READY) ## serve on http://127.0.0.1:8000, or on another port: make up PORT=8001
 	$(BIN)/headcount up $(if $(PORT),--port $(PORT))
 
-# Two files at a time, because half of the time tests wait for processes; then, alone, those that hold time limits.
-# Both halves run; the worse exit code counts.
+# Two files at a time, because half of the time tests wait for processes; then, one by one, those that hold time limits
+# and the slow ones, whose trainings take every core. Both halves run; the worse exit code counts.
 define both_halves
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone $(1)"; first=$$?; \
-	$(BIN)/python -m pytest -m "alone $(1)"; second=$$?; \
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone and not slow $(1)"; first=$$?; \
+	$(BIN)/python -m pytest -m "($(2)) $(1)"; second=$$?; \
 	exit $$(( first > second ? first : second ))
 endef
 
 test: $(READY) ## the quick tests, a few minutes
-	$(call both_halves,and not slow and not gpu)
+	$(call both_halves,and not gpu,alone and not slow)
 
 test-debian: $(READY) ## of those, what uses a Redis server or a browser that is installed on this machine
-	$(call both_halves,and not slow and not gpu and (redis or browser))
+	$(call both_halves,and not gpu and (redis or browser),alone and not slow)
 
 test-all: $(READY) ## every test, about an hour
-	$(call both_halves)
+	$(call both_halves,,alone or slow)
 
 check: $(READY) ## lint, types, import contracts
 	$(BIN)/ruff check

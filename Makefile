@@ -27,13 +27,13 @@ define both_halves
 	exit $$(( first > second ? first : second ))
 endef
 
-test: $(READY) ## the quick tests, a few minutes
+test: $(READY) ## the quick tests, nine minutes on two cores
 	$(call both_halves,and not gpu,alone and not slow)
 
 test-debian: $(READY) ## of those, what uses a Redis server or a browser that is installed on this machine
 	$(call both_halves,and not gpu and (redis or browser),alone and not slow)
 
-test-all: $(READY) ## every test, about an hour
+test-all: $(READY) ## every test
 	$(call both_halves,,alone or slow)
 
 check: $(READY) ## lint, types, import contracts

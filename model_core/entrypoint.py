@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -351,6 +351,38 @@ def log_to_stderr(*, verbose: bool) -> None:
     if not verbose or sys.stderr.isatty():
         handler.setLevel(logging.WARNING)  # a terminal shows the progress bar
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def run_job_program(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    main: Callable[[argparse.Namespace, ShutdownSignal], int],
+) -> int:
+    """Run the program of a job that records its attempts in its own directory, not in a run.
+
+    Args:
+        parser: Parser with the options of this kind of job; those of every such job are added.
+        argv: Command-line arguments; None takes those of the process.
+        main: The program; it receives the arguments and the signal to stop.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 bad input, 75 stopped.
+    """
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="the job's configuration")
+    add("--run", required=True, metavar="NAME", help="name of the run")
+    add("--data-root", required=True, type=Path, metavar="DIR")
+    add("--record", required=True, type=Path, metavar="DIR", help="directory for events and outcome")
+    add("--attempt", type=int)
+    add("--job-id")
+    arguments = parser.parse_args(argv)
+    stop = ShutdownSignal()
+    stop.listen(stdin=arguments.attempt is not None)
+
+    def on_refusal(error: ModelCoreError) -> None:
+        refuse(arguments.record, arguments.attempt or 1, error)
+
+    return exit_code(lambda: main(arguments, stop), on_refusal)
 
 
 def _print_error(error: Exception) -> int:

@@ -10,20 +10,18 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from model_core.config_loader import read_config
 from model_core.entrypoint import (
     Attempt,
     OneLineParser,
     ShutdownSignal,
-    exit_code,
     log_to_stderr,
     make_attempt,
     next_attempt,
-    refuse,
+    run_job_program,
 )
-from model_core.errors import DONE, InvalidData, ModelCoreError
+from model_core.errors import DONE, InvalidData
 from model_core.storage.events import read_events
 from model_core.storage.files import Layout, portable
 from model_core.storage.run import Run
@@ -38,28 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 bad input, 75 stopped.
     """
-    arguments = _parser().parse_args(argv)
-    stop = ShutdownSignal()
-    stop.listen(stdin=arguments.attempt is not None)
-
-    def on_refusal(error: ModelCoreError) -> None:
-        refuse(arguments.record, arguments.attempt or 1, error)
-
-    return exit_code(lambda: _run(arguments, stop), on_refusal)
+    return run_job_program(_parser(), argv, _run)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m model_core.hf.import_job", description="Import a model as a job of a worker."
     )
-    add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="the job's configuration")
-    add("--run", required=True, metavar="NAME", help="name of the run")
-    add("--data-root", required=True, type=Path, metavar="DIR")
-    add("--record", required=True, type=Path, metavar="DIR", help="directory for events and outcome")
-    add("--source", required=True, metavar="file:uploads/PATH", help="folder or archive below the data root")
-    add("--attempt", type=int)
-    add("--job-id")
+    parser.add_argument(
+        "--source", required=True, metavar="file:uploads/PATH", help="folder or archive below the data root"
+    )
     return parser
 
 

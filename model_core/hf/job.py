@@ -9,20 +9,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from model_core.config_loader import read_config
 from model_core.entrypoint import (
     Attempt,
     OneLineParser,
     ShutdownSignal,
-    exit_code,
     log_to_stderr,
     make_attempt,
     next_attempt,
-    refuse,
+    run_job_program,
 )
-from model_core.errors import DONE, ModelCoreError
+from model_core.errors import DONE
 from model_core.storage.checkpoints import FALLBACK, fallback_detail
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
@@ -37,26 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 bad input, 75 stopped.
     """
-    arguments = _parser().parse_args(argv)
-    stop = ShutdownSignal()
-    stop.listen(stdin=arguments.attempt is not None)
-
-    def on_refusal(error: ModelCoreError) -> None:
-        refuse(arguments.record, arguments.attempt or 1, error)
-
-    return exit_code(lambda: _run(arguments, stop), on_refusal)
+    return run_job_program(_parser(), argv, _run)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m model_core.hf.job", description="Export a run as a job of a worker.")
-    add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="the job's configuration")
-    add("--run", required=True, metavar="NAME")
-    add("--data-root", required=True, type=Path, metavar="DIR")
-    add("--record", required=True, type=Path, metavar="DIR", help="directory for events and outcome")
-    add("--licence", metavar="NAME", help="licence of the model for its card")
-    add("--attempt", type=int)
-    add("--job-id")
+    parser.add_argument("--licence", metavar="NAME", help="licence of the model for its card")
     return parser
 
 

@@ -1,5 +1,7 @@
 """The inference process over real HTTP, with a real Redis that starts late."""
 
+import asyncio
+import errno
 import json
 import os
 import signal
@@ -25,6 +27,7 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer, train_bpe
 from tests.polling import eventually
+from worker.inference.__main__ import listen
 from worker.jobs.redis_client import Registry
 
 BLOCK = 512
@@ -110,6 +113,34 @@ def inference(
     started.client.close()
     started.process.kill()
     started.process.wait()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_accepted_connection_sends_small_replies_at_once(host: str) -> None:
+    async def nodelay() -> int:
+        accepted: asyncio.Queue[int] = asyncio.Queue()
+
+        def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            option = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            accepted.put_nowait(option)
+            writer.close()
+
+        listening = listen(host, 0)
+        async with await asyncio.start_server(accept, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+            writer.close()
+            return await accepted.get()
+
+    assert asyncio.run(nodelay()) == 1
+
+
+def is_taken(error: OSError) -> bool:
+    return error.errno == errno.EADDRINUSE
+
+
+def test_a_taken_port_is_an_error_of_the_caller() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, check=is_taken):
+        listen("127.0.0.1", taken.getsockname()[1])
 
 
 def test_a_reply_has_every_field_of_the_interface(inference: Inference, run: Run) -> None:

@@ -23,6 +23,7 @@ from urllib.parse import quote
 import httpx
 
 from model_core.errors import ConfigFileNotFound, InvalidParameter, MalformedConfig, ModelCoreError
+from service.protocol.lines import event_stream_lines
 
 Json = dict[str, Any]
 
@@ -34,7 +35,6 @@ _SILENCE_S = 45.0  # the server pings every 15 s
 _AGAIN = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}
 _LONG = httpx.Timeout(600, connect=3)
 _JOB_ID, _JOB_PREFIX = re.compile(r"job_[0-9a-f]{32}"), re.compile(r"(?:job_)?([0-9a-f]{1,32})")
-_LINE_END = re.compile(rb"\r\n|\r|\n")
 _LISTED = 8  # jobs that an error names
 _WARNING = "Headcount-Warning"
 _ALL_POINTS = 100_000  # the most that the service sends
@@ -388,7 +388,7 @@ class Client:
         timeout = httpx.Timeout(10, read=_SILENCE_S)
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as reply:
             checked(reply)
-            yield from messages(lines_of(reply.iter_bytes()))
+            yield from messages(event_stream_lines(reply.iter_bytes()))
 
     def metrics(self, job_id: str, name: str | None = None) -> Json:
         """Get the curves of a job, with every step.
@@ -532,7 +532,7 @@ class Client:
             with self._http.stream("POST", "/generate", content=body, headers=headers, timeout=_LONG) as reply:
                 checked(reply)
                 is_open = True
-                for message in messages(lines_of(reply.iter_bytes())):
+                for message in messages(event_stream_lines(reply.iter_bytes())):
                     piece: Json = json.loads(message.data)
                     if message.event == "error":
                         raise Refused(int(piece.get("status", httpx.codes.INTERNAL_SERVER_ERROR)), piece)
@@ -672,27 +672,6 @@ class Message:
     event: str
     id: str | None
     data: str
-
-
-def lines_of(blocks: Iterable[bytes]) -> Iterator[str]:
-    """Split an event stream into lines: only LF, CR and CR LF end one, and no other character of Unicode.
-
-    Args:
-        blocks: The stream, in blocks of any size.
-
-    Returns:
-        Iterator over the complete lines, without line ends.
-    """
-    held: list[bytes] = []
-    is_after_cr = False
-    for block in blocks:
-        rest = block[1:] if is_after_cr and block.startswith(b"\n") else block  # the second half of a CR LF
-        is_after_cr = block.endswith(b"\r") or (is_after_cr and not block)
-        first, *others = _LINE_END.split(rest)
-        held.append(first)
-        for line in others:
-            yield b"".join(held).decode("utf-8", "replace")
-            held = [line]
 
 
 def messages(lines: Iterable[str]) -> Iterator[Message]:

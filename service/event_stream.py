@@ -16,7 +16,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from model_core.storage.events import Event, last_event, one_line, read_events
+from model_core.storage.events import Event, ascii_line, last_event, read_events
 from model_core.storage.files import Layout
 from service.deps import Services
 from service.job_files import events_path
@@ -47,7 +47,7 @@ def frame(data: Any, *, event: str | None = None, id: int | str | None = None) -
     """
     lines = [f"id: {id}"] if id is not None else []
     lines += [f"event: {event}"] if event is not None else []
-    return ("\n".join([*lines, f"data: {one_line(json_safe(data))}"]) + "\n\n").encode()
+    return ("\n".join([*lines, f"data: {ascii_line(json_safe(data))}"]) + "\n\n").encode()
 
 
 def event_stream_response(

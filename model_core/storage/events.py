@@ -190,6 +190,19 @@ def one_line(value: Any) -> str:
     return _ESCAPED.sub(_escape, json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+def ascii_line(value: Any) -> str:
+    """Format a JSON value as a line of a stream: in ASCII, so that no reader cuts it in two, whatever it decodes.
+
+    Args:
+        value: JSON value, whose floats are finite.
+
+    Returns:
+        JSON text; half of a surrogate pair, which has no encoding, is replaced by U+FFFD.
+    """
+    text = json.dumps(value, allow_nan=False)
+    return json.dumps(json.loads(one_line(value))) if "\\ud" in text else text  # a pair, or half of one
+
+
 def finite(value: Any) -> Any:
     """Replace floats that JSON cannot represent by the strings ``nan``, ``inf`` and ``-inf``.
 

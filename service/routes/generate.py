@@ -27,6 +27,7 @@ from service.event_stream import EVENT_STREAM, event_stream_response, frame
 from service.inference_client import while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, problem_document, request_id_of
+from service.protocol.lines import split_lines_async
 from service.protocol.negotiation import choose
 from service.protocol.parsing import JSON, QueryModel, QueryRoute, body_of, validate
 from service.schemas import checkpoint_warnings, warning_headers
@@ -130,15 +131,6 @@ def _resolve(layout: Layout, wanted: GenerateRequest) -> CheckpointInfo:
     return Run.open(layout.run(wanted.run)).resolve(wanted.checkpoint)
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Lines that end with a line feed; httpx would also end one at U+2028 and other characters inside a text."""
-    rest = b""
-    async for block in response.aiter_bytes():
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            yield line
-
-
 def _with_warnings(result: dict[str, Any], warnings: Sequence[Warned]) -> dict[str, Any]:
     return {**result, "warnings": [warning.model_dump() for warning in warnings]}
 
@@ -147,7 +139,7 @@ async def _frames(response: httpx.Response, request_id: str, warnings: Sequence[
     """Turn the inference process's lines into events; the status is sent, so an error is an event too."""
     error: Upstream | InferenceUnavailable = InferenceUnavailable("the generation broke off")
     try:
-        async for line in _lines(response):
+        async for line in split_lines_async(response.aiter_bytes()):
             part = json.loads(line)
             if "result" in part:
                 yield frame(_with_warnings(part["result"], warnings), event="end")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_core.storage.events import EventReader, one_line
+from model_core.storage.events import EventReader, ascii_line, finite, one_line
 from tests.service.conftest import Site, _shared_site, site
 from tests.service.sse import read_events
 
@@ -121,6 +121,17 @@ def test_a_log_is_followed_to_its_end(site: Site, separator: str) -> None:
 def test_any_value_is_one_line_that_reads_back(value: Any) -> None:
     line = one_line(value)
     assert (len(line.splitlines()), json.loads(line)) == (1, value)
+
+
+@given(st.dictionaries(st.text(max_size=9), st.lists(st.text(max_size=9) | st.floats(allow_nan=False), max_size=3)))
+@settings(max_examples=50, deadline=None)
+def test_a_line_of_a_stream_is_ascii_and_reads_back(value: Any) -> None:
+    line = ascii_line(finite(value))
+    assert (len(line.splitlines()), line.isascii(), json.loads(line)) == (1, True, finite(value))
+
+
+def test_half_of_a_pair_in_a_stream_is_replaced() -> None:
+    assert json.loads(ascii_line(["a\ud83d", "\N{ROCKET}", "\\ud83d"])) == ["a\ufffd", "\N{ROCKET}", "\\ud83d"]
 
 
 @given(st.text(st.characters(categories=["Cs", "Zl", "Zp", "Cc"]), max_size=20))

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headcount import cli
-from headcount.client import AmbiguousJob, Client, ConnectionLost, UnknownJob, lines_of, messages
+from headcount.client import AmbiguousJob, Client, ConnectionLost, UnknownJob, messages
 from headcount.terminal import json_text
 from model_core.config_loader import parse_config, preset_names, preset_tree
 from model_core.console import one_line, printable
+from service.protocol.lines import event_stream_lines
 from tests.headcount.commands.conftest import headcount, service  # noqa: F401
 from tests.headcount.commands.sample_responses import JOB, OTHER, WORKER, Service, job, status, stream
 from worker.jobs.spec import parse_spec
@@ -517,7 +518,7 @@ def test_programs_by_hand_replace_too_and_are_not_controlled(tmp_path) -> None:
 def test_any_text_comes_whole_over_a_stream_and_safe_to_the_terminal(text, block) -> None:
     sent = f"data: {json.dumps({'text': text}, ensure_ascii=False)}\r\n\r\n".encode()
     blocks = (sent[i : i + block] for i in range(0, len(sent), block))
-    assert [json.loads(message.data)["text"] for message in messages(lines_of(blocks))] == [text]
+    assert [json.loads(message.data)["text"] for message in messages(event_stream_lines(blocks))] == [text]
     assert (len(f"{one_line(text)}.".splitlines()), _controls(one_line(text))) == (1, [])
     assert _controls(printable(text)) == []
     assert (json.loads(json_text(text)), len(json_text(text).splitlines())) == (text, 1)

@@ -25,7 +25,7 @@ from model_core.generation import scheduler
 from model_core.generation.engine import EngineStopped
 from model_core.schemas import AttentionRequest, GenerateRequest, GenerateResult
 from model_core.storage.dataset import dataset_of
-from model_core.storage.events import one_line
+from model_core.storage.events import ascii_line
 from worker.inference.model_cache import ModelCache, ServedModel
 from worker.jobs.authority import is_loopback, parse_authority, shortest
 
@@ -254,11 +254,11 @@ async def _lines(generation: Generation) -> AsyncIterator[str]:
     try:
         async for event in generation.events():
             if isinstance(event, GenerateResult):
-                yield one_line({"result": event.model_dump(mode="json")}) + "\n"
+                yield ascii_line({"result": event.model_dump(mode="json")}) + "\n"
             else:
-                yield one_line({"index": event.index, "text": event.text}) + "\n"
+                yield ascii_line({"index": event.index, "text": event.text}) + "\n"
     except ModelCoreError as error:  # the status is sent, so the error is a line
-        yield one_line({"error": {"code": error.code, "detail": str(error)}}) + "\n"
+        yield ascii_line({"error": {"code": error.code, "detail": str(error)}}) + "\n"
 
 
 def _capture(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Self
 
 from model_core.errors import ModelCoreError
 from model_core.generation.model_runner import ModelRunner
+from model_core.generation.packed_model import pack_model
 from model_core.generation.scheduler import Event, EventCallback, GenerationOutput, Request, Scheduler
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
@@ -54,7 +55,7 @@ class Engine:
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, *, max_batch: int = 8, max_open: int = 256) -> None:
         self._tokenizer, self._block_size, self._max_open = tokenizer, model.config.block_size, max_open
-        runner = ModelRunner(model, tokenizer.n_vocab, rows=max_batch, length=self._block_size)
+        runner = ModelRunner(pack_model(model, tokenizer.n_vocab), rows=max_batch, length=self._block_size)
         self._scheduler = Scheduler(runner, tokenizer)
         self._open: set[Request] = set()  # guarded by _changed, like the two below
         self._arrived: list[Request] = []
@@ -205,7 +206,8 @@ def generate(
     events: list[Event] = []
     request = Request(params.seeded(), tokenizer, model.config.block_size, events.append)
     length = len(request.prompt) + request.max_new
-    scheduler = Scheduler(ModelRunner(model, tokenizer.n_vocab, rows=min(n, _MAX_ROWS), length=length), tokenizer)
+    runner = ModelRunner(pack_model(model, tokenizer.n_vocab), rows=min(n, _MAX_ROWS), length=length)
+    scheduler = Scheduler(runner, tokenizer)
     scheduler.add(request)
     while scheduler.busy:
         scheduler.step()

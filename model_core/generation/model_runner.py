@@ -1,78 +1,108 @@
-"""A model's forward pass over a KV cache: a whole prompt, then one token of every sequence per step.
+"""A model's forward pass over a KV cache: chunks of prompts, then one token of every sequence per step.
 
 It runs the blocks itself, without dropout, so the model's mode does not matter and no global generator is used. The
-cache is one static tensor per layer, because layers differ in H and D; nothing is padded. Rows in use are always the
-first ones, so a step takes a view and never gathers. Rows have different lengths; a mask hides the positions that a
-shorter row has not written.
+logits of a row have the same bits whatever runs beside it: no operation mixes rows, a chunk's attention depends on the
+chunk alone, and attention of one query is two matmuls over a length that is a multiple of 16. Rows in use are always
+the first ones, so a step takes a view and never gathers.
 
-Shapes: R rows, A rows in use, T tokens of a prompt or positions, L tokens of the longest row, C n_embd, V ids of the
-tokenizer, H heads and D head_dim of a layer.
+Shapes: A rows in use, N tokens of all chunks, T tokens of one, L positions, C n_embd, V ids of the tokenizer, H heads
+and D head_dim of a layer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from model_core.config import ModelConfig
-from model_core.gpt import GPT, MLP, CausalSelfAttention
+from model_core.generation.kv_cache import CHUNK, Block, KVCache
+from model_core.generation.packed_model import PackedModel
+
+__all__ = ["CHUNK", "Block", "ModelRunner", "PromptChunk"]
+
+_MULTIPLE = 16  # of the length of attention
+
+
+@dataclass(frozen=True)
+class PromptChunk:
+    """Consecutive tokens of a prompt.
+
+    Attributes:
+        row: Row of the sequence.
+        start: Position of the first token, a multiple of `CHUNK`.
+        tokens: Ids, 1 to `CHUNK` of them; fewer than `CHUNK` only at the prompt's end.
+    """
+
+    row: int
+    start: int
+    tokens: Sequence[int]
+
+    def __post_init__(self) -> None:
+        assert self.start % CHUNK == 0 < len(self.tokens) <= CHUNK, (self.start, len(self.tokens))
+
+    @property
+    def end(self) -> int:
+        """Position behind the last token."""
+        return self.start + len(self.tokens)
 
 
 class ModelRunner:
     """One model and the KV cache of the sequences that it generates.
 
     Args:
-        model: The model; its parameters are only read.
-        n_vocab: Ids of the tokenizer; no logits are computed for the ids above, which only pad the vocabulary.
+        weights: The model.
         rows: Most sequences at once.
         length: Most tokens of a sequence, prompt included; at most the model's block_size.
     """
 
-    def __init__(self, model: GPT, n_vocab: int, *, rows: int, length: int) -> None:
-        parts, head = model.transformer, model.lm_head.weight
-        self._wte = parts["wte"].get_parameter("weight")  # (V and padding, C)
-        self._wpe = parts["wpe"].get_parameter("weight")  # (block_size, C)
-        self._ln_f, self._blocks, self._head = parts["ln_f"], model.blocks, head[:n_vocab]  # (V, C)
-        self.device, self.rows, self.length = str(head.device), rows, length
+    def __init__(self, weights: PackedModel, *, rows: int, length: int) -> None:
+        self.weights, self.rows, self.length, self.device = weights, rows, length, weights.device
         # one-query attention on the CPU is six times slower in bfloat16 than in float32
-        dtype = torch.float32 if head.device.type == "cpu" else head.dtype
-        self._cache = KVCache(model.config, rows=rows, length=length, dtype=dtype, device=self.device)
+        dtype = torch.float32 if self.device == "cpu" else weights.wte.dtype
+        self._cache = KVCache(weights.config, rows=rows, dtype=dtype, device=self.device)
 
-    def prefill(self, row: int, prompt: Sequence[int]) -> Tensor:
-        """Run a prompt and store its keys and values in a row.
+    @torch.inference_mode()
+    def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
+        """Run chunks of prompts, each behind the earlier chunks of its prompt, and store their keys and values.
 
         Args:
-            row: Row of the sequence.
-            prompt: Token ids, at least one.
+            chunks: Chunks of different rows.
 
         Returns:
-            Logits of the next token, (V,), float32.
+            Input of the head for every token, chunk after chunk, (N, C).
         """
-        idx = torch.tensor(prompt, device=self.device)  # (T,)
-        x = F.embedding(idx, self._wte) + self._wpe[: len(prompt)]  # (T, C)
-        for layer, block in enumerate(self._blocks):
-            qkv = _qkv(block.attn, block.ln_1(x)).permute(1, 2, 0, 3)  # (3, H, T, D)
-            self._cache.fill(layer, row, qkv[1:])  # (2, H, T, D)
-            q, k, v = qkv.unsqueeze(1).unbind(0)  # 3 x (1, H, T, D)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (1, H, T, D)
-            x = x + block.attn.c_proj(y[0].transpose(0, 1).flatten(1))  # (T, C)
-            x = x + _mlp(block.mlp, block.ln_2(x))  # (T, C)
-        return self._logits(x[-1])  # (V,)
+        for chunk in chunks:
+            self._cache.write(chunk.row, chunk.start, len(chunk.tokens))
+        tokens = [token for chunk in chunks for token in chunk.tokens]
+        at = torch.cat([torch.arange(chunk.start, chunk.end, device=self.device) for chunk in chunks])  # (N,)
+        x = self._embed(torch.tensor(tokens, device=self.device), at)  # (N, C)
+        sizes = [len(chunk.tokens) for chunk in chunks]
+        masks = [self._causal_mask(chunk) for chunk in chunks]  # (T, L) each
+        for index, layer in enumerate(self.weights.layers):
+            qkv = layer.c_attn(layer.ln_1(x)).view(-1, 3, layer.n_head, layer.head_dim)  # (N, 3, H, D)
+            parts = torch.split(qkv, sizes)  # (T, 3, H, D) each
+            y = [self._attend(index, *each) for each in zip(chunks, parts, masks, strict=True)]
+            x = x + layer.attn_proj(torch.cat(y))  # (N, C)
+            x = x + layer.mlp(layer.ln_2(x))  # (N, C)
+        return self.weights.ln_f(x)  # (N, C)
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy the cached beginning of a sequence to another row.
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute the logits of the next tokens.
 
         Args:
-            source: Row to copy from.
-            target: Row to copy to.
-            length: Number of tokens to copy.
-        """
-        self._cache.copy_row(source, target, length)
+            hidden: Rows of what `prefill` returned, (M, C).
 
+        Returns:
+            Logits, (M, V), float32.
+        """
+        return self.weights.head(hidden)  # (M, V)
+
+    @torch.inference_mode()
     def step(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Run one token of every row in use.
 
@@ -83,130 +113,114 @@ class ModelRunner:
         Returns:
             Logits of the next tokens, (A, V), float32.
         """
+        self._cache.write_next(positions)
         at = torch.tensor(positions, device=self.device)  # (A,)
-        x = F.embedding(torch.tensor(tokens, device=self.device), self._wte) + self._wpe[at]  # (A, C)
-        length = max(positions) + 1
-        mask = self._mask(positions, at, length)  # (A, 1, 1, L)
-        for layer, block in enumerate(self._blocks):
-            qkv = _qkv(block.attn, block.ln_1(x))  # (A, 3, H, D)
-            self._cache.append(layer, at, qkv[:, 1:])  # (A, 2, H, D)
-            k, v = self._cache.past(layer, len(tokens), length)  # 2 x (A, H, L, D)
-            q = qkv[:, 0].unsqueeze(2).to(k.dtype)  # (A, H, 1, D)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (A, H, 1, D)
-            x = x + block.attn.c_proj(y.to(x.dtype).flatten(1))  # (A, C)
-            x = x + _mlp(block.mlp, block.ln_2(x))  # (A, C)
-        return self._logits(x)  # (A, V)
+        x = self._embed(torch.tensor(tokens, device=self.device), at)  # (A, C)
+        length = _rounded(max(positions) + 1)
+        indices, masks = self._cache.indices(at), self._masks(at, length)
+        for index, layer in enumerate(self.weights.layers):
+            qkv = layer.c_attn(layer.ln_1(x)).view(-1, 3, layer.n_head, layer.head_dim)  # (A, 3, H, D)
+            self._cache.append(index, indices[layer.n_head], qkv[:, 1:])
+            k, v = self._cache.rows(index, len(tokens), length)  # 2 x (A*H, L, D)
+            q = qkv[:, 0].reshape(-1, 1, layer.head_dim)  # (A*H, 1, D)
+            y = _attention(q, k, v, masks[layer.n_head])  # (A*H, 1, D)
+            x = x + layer.attn_proj(y.view(len(tokens), -1))  # (A, C)
+            x = x + layer.mlp(layer.ln_2(x))  # (A, C)
+        return self.weights.head(self.weights.ln_f(x))  # (A, V)
 
-    def _mask(self, positions: Sequence[int], at: Tensor, length: int) -> Tensor | None:
-        """Additive mask of the positions that a row has not written; None if all rows are equally long."""
-        if min(positions) == length - 1:
-            return None
-        unseen = torch.arange(length, device=self.device) > at[:, None]  # (A, L)
-        zeros = torch.zeros(unseen.shape, dtype=self._cache.dtype, device=self.device)  # (A, L)
-        return zeros.masked_fill(unseen, float("-inf"))[:, None, None]  # (A, 1, 1, L)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self._ln_f(x), self._head).float()  # (..., V)
-
-
-class KVCache:
-    """Keys and values of every layer, preallocated.
-
-    Args:
-        config: Shape of the model.
-        rows: Sequences, R.
-        length: Positions of a sequence, T.
-        dtype: Number format of keys and values.
-        device: Device, as torch writes it.
-    """
-
-    def __init__(
-        self, config: ModelConfig, *, rows: int, length: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
-    ) -> None:
-        shapes = zip(config.heads, config.head_dims, strict=True)
-        self._layers = [_zeros((2, rows, h, length, d), dtype, device) for h, d in shapes]  # (2, R, H, T, D) each
-        self._device = device
-
-    def fill(self, layer: int, row: int, kv: Tensor) -> None:
-        """Store a whole prompt.
-
-        Args:
-            layer: Index of the layer.
-            row: Row of the sequence.
-            kv: Keys and values, (2, H, T, D).
-        """
-        self._layers[layer][:, row, :, : kv.size(2)] = kv
-
-    def append(self, layer: int, positions: Tensor, kv: Tensor) -> None:
-        """Store one token of each row in use, keys and values in one copy.
-
-        Args:
-            layer: Index of the layer.
-            positions: Position that each row writes, (A,).
-            kv: Keys and values, (A, 2, H, D).
-        """
-        rows = torch.arange(len(positions), device=self._device)  # (A,)
-        self._layers[layer][:, rows, :, positions] = kv.to(self.dtype)
-
-    def past(self, layer: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return a view of the rows in use.
-
-        Args:
-            layer: Index of the layer.
-            rows: Number of rows, from the first, A.
-            length: Number of positions, from the first, L.
-
-        Returns:
-            Keys and values, each (A, H, L, D).
-        """
-        keys, values = self._layers[layer][:, :rows, :, :length].unbind(0)  # 2 x (A, H, L, D)
-        return keys, values
-
+    @torch.inference_mode()
     def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy the beginning of a row to another, in every layer.
+        """Copy the cached beginning of a sequence to another row.
 
         Args:
             source: Row to copy from.
             target: Row to copy to.
-            length: Number of positions to copy.
+            length: Number of tokens to copy.
         """
-        for kv in self._layers:
-            kv[:, target, :, :length] = kv[:, source, :, :length]
+        self._cache.write(target, 0, length)
+        self._cache.copy_row(source, target, length)
+
+    @torch.inference_mode()
+    def swap_rows(self, first: int, second: int) -> None:
+        """Exchange the sequences of two rows.
+
+        Args:
+            first: One row.
+            second: The other.
+        """
+        self._cache.swap_rows(first, second)
+
+    def free_row(self, row: int) -> None:
+        """Forget the sequence of a row, so that the cache can shrink; a row that is reused needs no call.
+
+        Args:
+            row: Row of the sequence.
+        """
+        self._cache.free_row(row)
+
+    @torch.inference_mode()
+    def read_block(self, row: int, start: int) -> Block:
+        """Copy the keys and values of `CHUNK` positions, for later prompts that begin alike.
+
+        Args:
+            row: Row of the sequence.
+            start: First position, a multiple of `CHUNK`.
+
+        Returns:
+            Keys and values of every layer.
+        """
+        return self._cache.read_block(row, start)
+
+    @torch.inference_mode()
+    def write_block(self, row: int, start: int, block: Block) -> None:
+        """Store what `read_block` returned; the sequence of the row ends behind it.
+
+        Args:
+            row: Row of the sequence.
+            start: First position, that of `read_block`.
+            block: Keys and values of every layer.
+        """
+        self._cache.write_block(row, start, block)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Number format of keys and values."""
-        return self._layers[0].dtype
+    def cache_bytes(self) -> int:
+        """Memory of the KV cache."""
+        return self._cache.size_bytes
+
+    def _embed(self, tokens: Tensor, at: Tensor) -> Tensor:
+        weights = self.weights
+        return F.embedding(tokens, weights.wte) + F.embedding(at, weights.wpe)  # (N or A, C)
+
+    def _attend(self, index: int, chunk: PromptChunk, qkv: Tensor, mask: Tensor) -> Tensor:
+        """Store keys and values of a chunk, qkv (T, 3, H, D), and attend to its prompt so far; returns (T, H*D)."""
+        by_head = qkv.permute(1, 2, 0, 3)  # (3, H, T, D)
+        self._cache.row(index, chunk.row, chunk.start, chunk.end).copy_(by_head[1:])
+        k, v = self._cache.row(index, chunk.row, 0, mask.size(-1)).unbind(0)  # 2 x (H, L, D)
+        y = _attention(by_head[0], k, v, mask)  # (H, T, D)
+        return y.transpose(0, 1).flatten(1)  # (T, H*D)
+
+    def _causal_mask(self, chunk: PromptChunk) -> Tensor:
+        """Additive mask of the positions behind each token of a chunk, (T, L)."""
+        at = torch.arange(chunk.start, chunk.end, device=self.device)  # (T,)
+        return _mask(at, _rounded(chunk.end), self._cache.dtype)  # (T, L)
+
+    def _masks(self, at: Tensor, length: int) -> dict[int, Tensor]:
+        """Additive masks of the positions behind each row's token, by number of heads, (A*H, 1, L)."""
+        mask = _mask(at, length, self._cache.dtype)[:, None]  # (A, 1, L)
+        counts = {layer.n_head for layer in self.weights.layers}
+        return {h: mask.expand(-1, h, -1).reshape(-1, 1, length) for h in counts}  # (A*H, 1, L) each
 
 
-def cache_bytes(config: ModelConfig, *, rows: int, length: int, item_bytes: int = 4) -> int:
-    """Compute the memory of a `KVCache`.
-
-    Args:
-        config: Shape of the model.
-        rows: Sequences.
-        length: Positions of a sequence.
-        item_bytes: Bytes of a number.
-
-    Returns:
-        Bytes.
-    """
-    width = sum(h * d for h, d in zip(config.heads, config.head_dims, strict=True))
-    return 2 * rows * length * width * item_bytes
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention of queries (H, T, D) over keys and values (H, L, D) with an additive mask; returns (H, T, D)."""
+    logits = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.size(-1)))  # (H, T, L)
+    return logits.softmax(-1) @ v  # (H, T, D)
 
 
-def _zeros(shape: Sequence[int], dtype: torch.dtype, device: str) -> Tensor:
-    if device == "cpu" and dtype == torch.float32:
-        # numpy takes zeroed pages from the kernel, which cost nothing before they are written; torch writes them all
-        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
-    return torch.zeros(*shape, dtype=dtype, device=device)
+def _mask(at: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    unseen = torch.arange(length, device=at.device) > at[:, None]  # (A or T, L)
+    return torch.zeros(unseen.shape, dtype=dtype, device=at.device).masked_fill_(unseen, float("-inf"))  # (A or T, L)
 
 
-def _qkv(attn: CausalSelfAttention, x: Tensor) -> Tensor:
-    qkv: Tensor = attn.c_attn(x)  # (T or A, 3 * H * D)
-    return qkv.view(-1, 3, attn.n_head, attn.head_dim)  # (T or A, 3, H, D)
-
-
-def _mlp(mlp: MLP, x: Tensor) -> Tensor:
-    out: Tensor = mlp.c_proj(F.gelu(mlp.c_fc(x), approximate="tanh"))  # (T or A, C)
-    return out
+def _rounded(length: int) -> int:
+    return -(-length // _MULTIPLE) * _MULTIPLE

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model_core.errors import ModelCoreError, PromptTooLong
 from model_core.generation.detokenizer import Detokenizer
-from model_core.generation.model_runner import ModelRunner
+from model_core.generation.model_runner import CHUNK, ModelRunner, PromptChunk
 from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator, sample
 from model_core.schemas import Choice, FinishReason, SamplingParams, ScoredToken, TokenLogprob, Usage
 from model_core.tokenizer import Tokenizer
@@ -256,9 +256,15 @@ class Scheduler:
         if sibling is not None and request.prompt_logits is not None:
             self._runner.copy_row(sibling, row, len(request.prompt))
         else:
-            request.prompt_logits = self._runner.prefill(row, request.prompt)  # (V,)
+            request.prompt_logits = self._prefill(row, request.prompt)  # (V,)
         self._rows.append(sequence)
         self._sample(request.prompt_logits[None], first=row)  # (1, V)
+
+    def _prefill(self, row: int, prompt: list[int]) -> Tensor:
+        """Run a prompt in chunks; returns the logits of the next token, (V,)."""
+        for start in range(0, len(prompt), CHUNK):
+            hidden = self._runner.prefill([PromptChunk(row, start, prompt[start : start + CHUNK])])  # (T, C)
+        return self._runner.logits(hidden[-1:])[0]  # (V,)
 
     def _sample(self, logits: Tensor, *, first: int) -> None:
         """Draw a token for each row from `first` on; logits (A - first, V)."""

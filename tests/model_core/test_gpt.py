@@ -37,7 +37,10 @@ def test_every_layer_has_its_own_heads() -> None:
     assert [tuple(block.attn(x).shape) for block in model.blocks] == [(2, 5, 24)] * 4
 
 
-@pytest.mark.parametrize("file", ["gpt.py", "cross_entropy.py", "attention/capture.py", "generation/model_runner.py"])
+@pytest.mark.parametrize(
+    "file",
+    ["gpt.py", "cross_entropy.py", "attention/capture.py", "generation/model_runner.py", "generation/kv_cache.py"],
+)
 def test_every_line_that_changes_a_shape_ends_with_the_new_one(file: str) -> None:
     code = (ROOT / "model_core" / file).read_text().splitlines()
     silent = [line for line in code if RESHAPES.search(line) and not re.search(r"# (\d x )?\(.*\)$", line)]

@@ -17,7 +17,7 @@ from model_core.checkpoint import LoadedModel, load_checkpoint
 from model_core.config import ExperimentConfig
 from model_core.errors import CheckpointDamaged, ModelCoreError
 from model_core.generation.engine import Engine
-from model_core.generation.model_runner import cache_bytes
+from model_core.generation.kv_cache import cache_bytes
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run

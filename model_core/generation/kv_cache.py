@@ -199,8 +199,8 @@ class KVCache:
                 self._copy(old.pop(0), kv)  # its memory is free before the next layer needs some
             self._layers.append(kv)
         self.length = length
-        self._flat = [kv.view(-1, kv.size(-1)) for kv in self._layers]  # (2 * R * H * L, D) each
-        self._flat_heads = [kv.flatten(1, 2).unbind(0) for kv in self._layers]  # 2 x (R * H, L, D) each
+        self._flat = [kv.view(-1, kv.size(-1)) for kv in self._layers]  # (2 * R * H * L, D)
+        self._flat_heads = [kv.flatten(1, 2).unbind(0) for kv in self._layers]  # 2 x (R * H, L, D)
         for h in {h for h, _ in self._shapes}:
             offsets = torch.arange(2 * self._rows * h, device=self._device) * length  # (2 * R * H,)
             self._offsets[h] = offsets.view(2, self._rows, h).transpose(0, 1).contiguous()  # (R, 2, H)

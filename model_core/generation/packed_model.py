@@ -105,6 +105,9 @@ def pack_model(model: GPT, n_vocab: int, weights: str = "fp32", *, keep: bool = 
 
     Returns:
         The packed parameters.
+
+    Raises:
+        ValueError: The format is not known.
     """
     if weights != "fp32":
         raise ValueError(f"weights {weights!r} are not known; give fp32")

@@ -87,6 +87,22 @@ def nearest_name(text: str) -> tuple[str, ...]:
     return (name,) if name else ()
 
 
+def misfit(field: str, detail: str, value: object, nearest: tuple[int, ...] = ()) -> PydanticCustomError:
+    """Make the error of a value that does not fit others.
+
+    Args:
+        field: Name of the field, below the place of the validator.
+        detail: What is wrong, and what would be right.
+        value: The value as given.
+        nearest: The nearest values that fit.
+
+    Returns:
+        The error, for a validator to raise.
+    """
+    context = {"field": field, "value": value, "nearest": nearest}
+    return PydanticCustomError("misfit", "{detail}", {"detail": detail, **context})
+
+
 def divisors(n: int) -> tuple[int, ...]:
     """List the head counts that divide a width.
 
@@ -139,7 +155,7 @@ class ModelConfig(Config):
     def _one_entry_a_layer(self) -> Self:
         if self.n_head_list is not None and len(self.n_head_list) != self.n_layer:
             detail = f"has {len(self.n_head_list)} entries for n_layer {self.n_layer}; give one head count a layer"
-            raise _misfit("n_head_list", detail, list(self.n_head_list))
+            raise misfit("n_head_list", detail, list(self.n_head_list))
         return self
 
     @model_validator(mode="after")
@@ -148,9 +164,9 @@ class ModelConfig(Config):
         if not wrong:
             return self
         if self.n_head_list is None:
-            raise _misfit("n_head", _why(self.n_head, self.n_embd), self.n_head, _nearest(self.n_head, self.n_embd))
+            raise misfit("n_head", _why(self.n_head, self.n_embd), self.n_head, _nearest(self.n_head, self.n_embd))
         details = "; ".join(f"layer {i}: {_why(h, self.n_embd)}" for i, h in wrong)
-        raise _misfit("n_head_list", details, list(self.n_head_list), _nearest(wrong[0][1], self.n_embd))
+        raise misfit("n_head_list", details, list(self.n_head_list), _nearest(wrong[0][1], self.n_embd))
 
 
 def _why(heads: int, n_embd: int) -> str:
@@ -162,11 +178,6 @@ def _nearest(heads: int, n_embd: int) -> tuple[int, ...]:
     valid = divisors(n_embd)
     below, above = [d for d in valid if d <= heads], [d for d in valid if d > heads]
     return (*below[-1:], *above[:1])
-
-
-def _misfit(field: str, detail: str, value: object, nearest: tuple[int, ...] = ()) -> PydanticCustomError:
-    context = {"field": field, "value": value, "nearest": nearest}
-    return PydanticCustomError("misfit", "{detail}", {"detail": detail, **context})
 
 
 class TrainingConfig(Config):

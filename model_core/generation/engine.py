@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -64,11 +65,12 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, params: SamplingParams, on_event: EventCallback) -> Request:
+    def submit(self, params: SamplingParams, prompt: str | Sequence[int], on_event: EventCallback) -> Request:
         """Start a request, from any thread.
 
         Args:
-            params: Prompt and sampling parameters; a seed is drawn if there is none.
+            params: Sampling parameters; a seed is drawn if there is none.
+            prompt: Text to continue, or its token ids; empty starts a new text.
             on_event: Called on the engine's thread with every `TextDelta`, then once with the `GenerationOutput` or
                 an error.
 
@@ -77,10 +79,11 @@ class Engine:
 
         Raises:
             PromptTooLong: The prompt has more tokens than the model has positions.
+            InvalidParameter: A token id is not one of the tokenizer's.
             EngineBusy: Too many requests are open.
             EngineStopped: The engine was closed or has failed.
         """
-        request = Request(params.seeded(), self._tokenizer, self._block_size, on_event)
+        request = Request(params.seeded(), prompt, self._tokenizer, self._block_size, on_event)
         with self._changed:
             if self._stopped is not None:
                 raise self._stopped
@@ -91,11 +94,12 @@ class Engine:
             self._changed.notify_all()
         return request
 
-    def complete(self, params: SamplingParams) -> GenerationOutput:
+    def complete(self, params: SamplingParams, prompt: str | Sequence[int] = "") -> GenerationOutput:
         """Run a request and wait for its end.
 
         Args:
-            params: Prompt and sampling parameters.
+            params: Sampling parameters.
+            prompt: As in `submit`.
 
         Returns:
             Every continuation, and the tokens used.
@@ -104,7 +108,7 @@ class Engine:
             ModelCoreError: As `submit`, or the error that ended the request.
         """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.submit(params, events.put)
+        self.submit(params, prompt, events.put)
         while True:
             event = events.get()
             if isinstance(event, ModelCoreError):
@@ -200,11 +204,9 @@ def generate(
         PromptTooLong: The prompt has more tokens than the model has positions.
         NonFiniteLogits: The model's logits are NaN or infinite.
     """
-    params = SamplingParams(
-        prompt=prompt, n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
-    )
+    params = SamplingParams(n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
     events: list[Event] = []
-    request = Request(params.seeded(), tokenizer, model.config.block_size, events.append)
+    request = Request(params.seeded(), prompt, tokenizer, model.config.block_size, events.append)
     length = len(request.prompt) + request.max_new
     runner = ModelRunner(pack_model(model, tokenizer.n_vocab), rows=min(n, _MAX_ROWS), length=length)
     scheduler = Scheduler(runner, tokenizer)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_core.errors import ModelCoreError, PromptTooLong
+from model_core.errors import InvalidParameter, ModelCoreError, PromptTooLong
 from model_core.generation.detokenizer import Detokenizer
 from model_core.generation.model_runner import CHUNK, ModelRunner, PromptChunk
 from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator, sample
@@ -72,18 +72,28 @@ class Request:
 
     Args:
         params: Sampling parameters, with a seed.
+        prompt: Text to continue, or its token ids; empty starts a new text.
         tokenizer: Tokenizer of the model.
         block_size: Positions of the model.
         on_event: Called with every `TextDelta`, then once with the `GenerationOutput` or an error. It must not block.
 
     Raises:
         PromptTooLong: The prompt has more tokens than the model has positions.
+        InvalidParameter: A token id is not one of the tokenizer's.
     """
 
-    def __init__(self, params: SamplingParams, tokenizer: Tokenizer, block_size: int, on_event: EventCallback) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: str | Iterable[int],
+        tokenizer: Tokenizer,
+        block_size: int,
+        on_event: EventCallback,
+    ) -> None:
         assert params.seed is not None
         self.params, self.seed = params, params.seed
-        self.prompt = tokenizer.encode(params.prompt) or [tokenizer.eot]
+        self.prompt = (tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)) or [tokenizer.eot]
+        _check_ids(tokenizer, prompt=self.prompt, logit_bias=params.logit_bias, stop_token_ids=params.stop_token_ids)
         if len(self.prompt) > block_size:
             raise PromptTooLong(len(self.prompt), block_size)
         self.max_new = min(params.max_new_tokens, block_size - len(self.prompt))
@@ -292,6 +302,15 @@ class Scheduler:
             if row < len(self._rows):
                 self._runner.copy_row(len(self._rows), row, last.position)
                 self._rows[row] = last
+
+
+def _check_ids(tokenizer: Tokenizer, **given: Iterable[int]) -> None:
+    for name, ids in given.items():
+        unknown = next((token for token in ids if not 0 <= token < tokenizer.n_vocab), None)
+        if unknown is not None:
+            raise InvalidParameter(
+                f"/{name}: no token has the id {unknown}; those of this model go from 0 to {tokenizer.n_vocab - 1}"
+            )
 
 
 def _scored_token(tokenizer: Tokenizer, token: int, logits: Tensor, count: int) -> ScoredToken:

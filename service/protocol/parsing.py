@@ -29,7 +29,7 @@ from model_core.yaml_core import MAX_DEPTH, describe, finite_number
 from service.protocol.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType
 
 JSON, YAML, MULTIPART = "application/json", "application/yaml", "multipart/form-data"
-REPEATABLE = frozenset({"stop"})  # query parameters that may be given more than once
+REPEATABLE = frozenset({"stop", "stop_token_ids"})  # query parameters that may be given more than once
 _YAML_TYPES = frozenset({YAML, "application/x-yaml", "text/yaml", "text/x-yaml"})
 _MAX_YAML_BYTES = 1 << 16  # about half a second of parsing; a long configuration has 5 kB
 _MAX_INLINE_BYTES = 1 << 14  # parsed on the event loop, which is faster than a thread

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import httpx
 from fastapi import APIRouter, Query, Request
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
 from model_core.config_loader import Tree
-from model_core.schemas import MAX_PROMPT_CHARACTERS, GenerateRequest, GenerateResult
+from model_core.schemas import MAX_PROMPT_CHARACTERS, GenerateRequest, GenerateResult, LogitBias
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 TEXT = "text/plain"
 MAX_QUERY_PROMPT = 2000  # characters
 
+_BIASES = r"^[0-9]{1,8}:-?[0-9]{1,2}(\.[0-9]+)?(,[0-9]{1,8}:-?[0-9]{1,2}(\.[0-9]+)?)*$"
 _TEXT: dict[str, Any] = {"schema": {"type": "string"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": GenerateResult, "content": {JSON: {}, TEXT: _TEXT, EVENT_STREAM: _TEXT}},
@@ -56,10 +57,26 @@ _BODY: dict[str, Any] = {
 router = APIRouter(prefix="/generate", tags=["generate"], route_class=QueryRoute)
 
 
+def _read_bias(value: Any) -> Any:
+    """Read `ID:BIAS,ID:BIAS` as the object that it is in a body."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition(":") for pair in value.split(",")]
+    biases = {token: bias for token, _, bias in pairs}
+    if len(biases) < len(pairs):
+        raise ValueError("an id occurs twice")
+    return biases
+
+
 class GenerateQuery(QueryModel, GenerateRequest):
     """A generation request in a query string, which holds a shorter prompt."""
 
     prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS, json_schema_extra={"maxLength": MAX_QUERY_PROMPT})
+    logit_bias: Annotated[
+        LogitBias,
+        BeforeValidator(_read_bias),
+        WithJsonSchema({"type": "string", "pattern": _BIASES}, mode="validation"),
+    ] = Field(default_factory=dict)
 
 
 @router.get(

@@ -5,7 +5,15 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from model_core.schemas import AttentionRequest, Choice, GenerateRequest, SamplingParams, text_id
+from model_core.schemas import (
+    AttentionRequest,
+    Choice,
+    GenerateRequest,
+    InferenceRequest,
+    PromptResult,
+    SamplingParams,
+    text_id,
+)
 
 
 def test_query_strings_count_as_numbers() -> None:
@@ -17,7 +25,9 @@ def test_query_strings_count_as_numbers() -> None:
 def test_defaults_are_those_of_the_interface() -> None:
     assert GenerateRequest(run="a").model_dump() == {
         "run": "a", "checkpoint": "best", "prompt": "", "max_new_tokens": 100, "temperature": 1.0, "top_k": 50,
-        "top_p": 1.0, "seed": None, "n": 1, "stop": (), "stream": False, "logprobs": None,
+        "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+        "logit_bias": {}, "min_new_tokens": 0, "ignore_eos": False, "seed": None, "n": 1, "stop": (),
+        "stop_token_ids": (), "stream": False, "logprobs": None, "timeout_s": None,
     }  # fmt: skip
 
 
@@ -38,6 +48,22 @@ def test_defaults_are_those_of_the_interface() -> None:
         ("stop", [""]),
         ("prompt", "\ud800"),
         ("temprature", 1.0),
+        ("min_p", 1),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", 10.1),
+        ("presence_penalty", 3),
+        ("frequency_penalty", -2.1),
+        ("logit_bias", {"1": 101}),
+        ("logit_bias", {"1": float("nan")}),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"1.5": 1}),
+        ("logit_bias", {"1": 1, 1: 2}),
+        ("logit_bias", {str(token): 1 for token in range(1025)}),
+        ("logit_bias", [1]),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", [1] * 17),
+        ("min_new_tokens", -1),
+        ("timeout_s", 0),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(key: str, value: object) -> None:
@@ -45,6 +71,44 @@ def test_a_wrong_value_is_refused_by_its_name(key: str, value: object) -> None:
         GenerateRequest.model_validate({"run": "a", key: value})
 
     assert caught.value.errors()[0]["loc"][0] == key
+
+
+def test_the_least_number_of_tokens_is_at_most_the_largest() -> None:
+    with pytest.raises(ValidationError) as caught:
+        GenerateRequest(run="a", max_new_tokens=5, min_new_tokens=6)
+
+    assert caught.value.errors()[0]["ctx"]["field"] == "min_new_tokens"
+
+
+def test_ids_of_biases_are_texts_or_numbers() -> None:
+    assert SamplingParams.model_validate({"logit_bias": {"7": 1, 8: -2.5}}).logit_bias == {7: 1.0, 8: -2.5}
+    sent = SamplingParams(logit_bias={7: 1.0}, stop_token_ids=(3,)).model_dump_json()
+    assert SamplingParams.model_validate_json(sent, strict=True).logit_bias == {7: 1.0}
+
+
+def test_prompts_of_an_inference_request_are_texts_or_ids() -> None:
+    request = InferenceRequest.model_validate({"run": "a", "checkpoint": "b.pt", "prompts": ["x", [1, 2]]})
+
+    assert request.prompts == ("x", (1, 2))
+    assert InferenceRequest.model_validate_json(request.model_dump_json()) == request
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompts": []},
+        {"prompts": [[]]},
+        {"prompts": ["x"] * 65},
+        {"prompts": [[-1]]},
+        {"prompts": [[1.5]]},
+        {"prompts": [[True]]},
+        {"max_new_tokens": 0},
+        {"client": "x" * 201},
+    ],
+)
+def test_a_wrong_inference_request_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        InferenceRequest.model_validate({"run": "a", "checkpoint": "b.pt", "prompts": ["x"], **changes})
 
 
 def test_a_seed_is_drawn_once_and_kept() -> None:
@@ -60,6 +124,8 @@ def test_logprobs_appear_only_when_asked_for() -> None:
 
     assert json.loads(choice.model_dump_json()) == {"index": 0, "text": "a", "tokens": [1], "finish_reason": "stop"}
     assert Choice.model_validate_json(choice.model_dump_json()) == choice
+    assert json.loads(PromptResult(tokens=(1,)).model_dump_json()) == {"tokens": [1]}
+    assert PromptResult(tokens=(1,), logprobs=(None,)).model_dump()["logprobs"] == (None,)
 
 
 def test_an_attention_id_is_a_number_or_the_id_of_a_text() -> None:

@@ -89,7 +89,8 @@ class FakeHost:
         choice = {"index": 0, "text": "Once upon a time", "tokens": [1, 2], "finish_reason": "length"}
         usage = {"prompt_tokens": 1, "completion_tokens": 2}
         kept = {name: asked[name] for name in ("run", "checkpoint", "prompt")}
-        return {**kept, "step": 3, "seed": asked["seed"] or 7, "choices": [choice] * asked["n"], "usage": usage}
+        made = {"step": 3, "seed": asked["seed"] or 7, "weights": "fp32", "fingerprint": "0123456789ab"}
+        return {**kept, **made, "choices": [choice] * asked["n"], "usage": usage}
 
     async def _capture(self, request: Request) -> Response:
         asked = (await request.json())["request"]

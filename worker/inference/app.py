@@ -213,7 +213,7 @@ class Generation:
         for is_last in (False, True):
             self._served = models.get(self._request.run, self._request.checkpoint, sha256)
             try:
-                self._submitted = self._served.engine.submit(self._request, self._on_event)
+                self._submitted = self._served.engine.submit(self._request, self._request.prompt, self._on_event)
                 return
             except EngineStopped:  # the model was evicted in this moment
                 if is_last:
@@ -231,6 +231,8 @@ class Generation:
             step=info.step,
             prompt=self._request.prompt,
             seed=output.seed,
+            weights="fp32",
+            fingerprint=info.sha256[:12],
             choices=output.choices,
             usage=output.usage,
         )

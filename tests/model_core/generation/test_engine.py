@@ -27,7 +27,7 @@ def engine(model: GPT, tokenizer: Tokenizer) -> Iterator[Engine]:
 
 
 def _settings(**changes: Any) -> SamplingParams:
-    return SamplingParams.model_validate({"prompt": PROMPT, "max_new_tokens": 30, "seed": 1, **changes})
+    return SamplingParams.model_validate({"max_new_tokens": 30, "seed": 1, **changes})
 
 
 def _recomputed(model: GPT, tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -46,7 +46,7 @@ def _recomputed(model: GPT, tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 def test_the_cache_gives_what_full_recomputation_gives(shaped_model: GPT, tokenizer: Tokenizer) -> None:
     with Engine(shaped_model, tokenizer) as engine:
-        result = engine.complete(_settings(temperature=0, max_new_tokens=1000))
+        result = engine.complete(_settings(temperature=0, max_new_tokens=1000), PROMPT)
 
     assert len(result.choices[0].tokens) > 10
     assert list(result.choices[0].tokens) == _recomputed(shaped_model, tokenizer, PROMPT)
@@ -56,20 +56,18 @@ def test_rows_of_different_lengths_do_not_mix(model: GPT, tokenizer: Tokenizer, 
     prompts = [PROMPT[:size] for size in (1, 4, 9, 20, 3, 14)]
 
     with ThreadPoolExecutor(len(prompts)) as pool:
-        results = list(
-            pool.map(lambda p: engine.complete(_settings(prompt=p, temperature=0, max_new_tokens=99)), prompts)
-        )
+        results = list(pool.map(lambda p: engine.complete(_settings(temperature=0, max_new_tokens=99), p), prompts))
 
     assert [list(r.choices[0].tokens) for r in results] == [_recomputed(model, tokenizer, p) for p in prompts]
 
 
 def test_a_seeded_result_does_not_depend_on_the_batch_it_met(engine: Engine) -> None:
     wanted = _settings(seed=5, n=2)
-    alone = engine.complete(wanted)
+    alone = engine.complete(wanted, PROMPT)
 
     with ThreadPoolExecutor(4) as pool:
-        others = [pool.submit(engine.complete, _settings(prompt="x" * k, seed=k, n=2)) for k in (3, 7, 11)]
-        together = pool.submit(engine.complete, wanted).result()
+        others = [pool.submit(engine.complete, _settings(seed=k, n=2), "x" * k) for k in (3, 7, 11)]
+        together = pool.submit(engine.complete, wanted, PROMPT).result()
     [other.result() for other in others]
 
     assert together == alone
@@ -78,11 +76,11 @@ def test_a_seeded_result_does_not_depend_on_the_batch_it_met(engine: Engine) -> 
 def test_more_texts_than_rows_wait_their_turn(model: GPT, tokenizer: Tokenizer) -> None:
     wanted = _settings(n=5)
     with Engine(model, tokenizer, max_batch=2) as narrow, Engine(model, tokenizer, max_batch=8) as wide:
-        assert narrow.complete(wanted).choices == wide.complete(wanted).choices
+        assert narrow.complete(wanted, PROMPT).choices == wide.complete(wanted, PROMPT).choices
 
 
 def test_choices_of_one_prompt_differ(engine: Engine) -> None:
-    result = engine.complete(_settings(n=3))
+    result = engine.complete(_settings(n=3), PROMPT)
 
     assert [choice.index for choice in result.choices] == [0, 1, 2]
     assert len({choice.tokens for choice in result.choices}) == 3
@@ -90,7 +88,7 @@ def test_choices_of_one_prompt_differ(engine: Engine) -> None:
 
 
 def test_ids_that_only_pad_the_vocabulary_never_come(engine: Engine, tokenizer: Tokenizer) -> None:
-    result = engine.complete(_settings(temperature=1000.0, top_k=0, n=16, max_new_tokens=40, logprobs=20))
+    result = engine.complete(_settings(temperature=1000.0, top_k=0, n=16, max_new_tokens=40, logprobs=20), PROMPT)
 
     seen = {token for choice in result.choices for token in choice.tokens}
     listed = {t.token for choice in result.choices for s in choice.logprobs or () for t in s.top}
@@ -98,7 +96,7 @@ def test_ids_that_only_pad_the_vocabulary_never_come(engine: Engine, tokenizer: 
 
 
 def test_an_empty_prompt_starts_a_new_text(engine: Engine, tokenizer: Tokenizer) -> None:
-    result = engine.complete(_settings(prompt="", max_new_tokens=3))
+    result = engine.complete(_settings(max_new_tokens=3), "")
 
     assert result.usage.prompt_tokens == 1
     assert result.choices[0].text == tokenizer.decode(list(result.choices[0].tokens))
@@ -107,24 +105,24 @@ def test_an_empty_prompt_starts_a_new_text(engine: Engine, tokenizer: Tokenizer)
 def test_a_full_context_ends_with_length(engine: Engine, model: GPT, tokenizer: Tokenizer) -> None:
     full = tokenizer.decode(_exactly(tokenizer, model.config.block_size))
 
-    assert engine.complete(_settings(prompt=full)).choices[0].finish_reason == "context"
-    assert engine.complete(_settings(prompt=full)).choices[0].tokens == ()
+    assert engine.complete(_settings(), full).choices[0].finish_reason == "context"
+    assert engine.complete(_settings(), full).choices[0].tokens == ()
 
 
 def test_a_prompt_over_the_context_is_refused(engine: Engine, model: GPT, tokenizer: Tokenizer) -> None:
     with pytest.raises(PromptTooLong, match=str(model.config.block_size)):
-        engine.complete(_settings(prompt=tokenizer.decode(_exactly(tokenizer, model.config.block_size)) + "x"))
+        engine.complete(_settings(), tokenizer.decode(_exactly(tokenizer, model.config.block_size)) + "x")
 
 
 def test_end_of_text_ends_with_stop(tokenizer: Tokenizer, model_that_ends: GPT) -> None:
     with Engine(model_that_ends, tokenizer) as engine:
-        choice = engine.complete(_settings(temperature=0)).choices[0]
+        choice = engine.complete(_settings(temperature=0), PROMPT).choices[0]
 
     assert (choice.tokens, choice.text, choice.finish_reason) == ((), "", "stop")
 
 
 def test_a_stop_text_cuts_text_and_tokens_and_pieces(engine: Engine, tokenizer: Tokenizer) -> None:
-    whole = engine.complete(_settings(temperature=0)).choices[0]
+    whole = engine.complete(_settings(temperature=0), PROMPT).choices[0]
     stop = whole.text[8:11]
 
     pieces, result = _listen(engine, _settings(temperature=0, stop=[stop]))
@@ -137,7 +135,7 @@ def test_a_stop_text_cuts_text_and_tokens_and_pieces(engine: Engine, tokenizer: 
 
 
 def test_logprobs_are_those_of_the_model(engine: Engine, model: GPT, tokenizer: Tokenizer) -> None:
-    scored = engine.complete(_settings(max_new_tokens=1, temperature=3.0, logprobs=2)).choices[0].logprobs
+    scored = engine.complete(_settings(max_new_tokens=1, temperature=3.0, logprobs=2), PROMPT).choices[0].logprobs
 
     with torch.no_grad():
         logits, _ = model(torch.tensor([tokenizer.encode(PROMPT)]))
@@ -150,8 +148,10 @@ def test_logprobs_are_those_of_the_model(engine: Engine, model: GPT, tokenizer: 
 def test_a_cancelled_request_ends_within_a_step_and_leaves_the_others(slow: Engine) -> None:
     events: list[object] = []
     first = threading.Event()
-    request = slow.submit(_settings(max_new_tokens=50, n=2), lambda event: (events.append(event), first.set())[0])
-    other = slow.submit(_settings(max_new_tokens=4), lambda _: None)
+    request = slow.submit(
+        _settings(max_new_tokens=50, n=2), PROMPT, lambda event: (events.append(event), first.set())[0]
+    )
+    other = slow.submit(_settings(max_new_tokens=4), PROMPT, lambda _: None)
 
     assert first.wait(10)
     request.cancel()
@@ -172,15 +172,15 @@ def test_a_crash_of_the_engine_reaches_everybody_who_waits(
 
     monkeypatch.setattr("model_core.generation.model_runner.ModelRunner.step", broken)
     with pytest.raises(EngineStopped, match="out of memory"):
-        engine.complete(_settings())
+        engine.complete(_settings(), PROMPT)
     eventually(lambda: not engine.alive)
     with pytest.raises(EngineStopped):
-        engine.complete(_settings())
+        engine.complete(_settings(), PROMPT)
 
 
 def test_a_closed_engine_ends_its_requests(slow: Engine) -> None:
     events: list[object] = []
-    slow.submit(_settings(), events.append)
+    slow.submit(_settings(), PROMPT, events.append)
 
     slow.close()
 
@@ -188,20 +188,20 @@ def test_a_closed_engine_ends_its_requests(slow: Engine) -> None:
 
 
 def test_a_full_line_refuses(model: GPT, tokenizer: Tokenizer, slow: Engine) -> None:
-    slow.submit(_settings(), lambda _: None)
-    slow.submit(_settings(), lambda _: None)
+    slow.submit(_settings(), PROMPT, lambda _: None)
+    slow.submit(_settings(), PROMPT, lambda _: None)
 
     with pytest.raises(EngineBusy):
-        slow.submit(_settings(), lambda _: None)
+        slow.submit(_settings(), PROMPT, lambda _: None)
 
 
 def test_a_listener_that_fails_ends_only_its_own_request(engine: Engine) -> None:
     def fails(_: object) -> None:
         raise OSError("gone")
 
-    engine.submit(_settings(), fails)
+    engine.submit(_settings(), PROMPT, fails)
 
-    assert engine.complete(_settings()).choices[0].tokens
+    assert engine.complete(_settings(), PROMPT).choices[0].tokens
 
 
 def test_samples_touch_neither_the_model_nor_the_global_generator(model: GPT, tokenizer: Tokenizer) -> None:
@@ -243,7 +243,7 @@ def slow(model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> I
 def _listen(engine: Engine, settings: SamplingParams) -> tuple[list[str], GenerationOutput]:
     events: list[Any] = []
     done = threading.Event()
-    engine.submit(settings, lambda e: (events.append(e), isinstance(e, TextDelta) or done.set())[0])
+    engine.submit(settings, PROMPT, lambda e: (events.append(e), isinstance(e, TextDelta) or done.set())[0])
     assert done.wait(20)
     return [event.text for event in events[:-1]], events[-1]
 

@@ -106,7 +106,7 @@ def test_short_memory_means_fewer_texts_at_once(make_models: Callable[..., Model
 def test_a_model_in_use_is_never_taken_away(make_models: Callable[..., ModelCache]) -> None:
     models = make_models(ONE_MODEL)
     served = get_best(models, "a")
-    request = served.engine.submit(SamplingParams(n=200, max_new_tokens=255, seed=1), lambda _: None)
+    request = served.engine.submit(SamplingParams(n=200, max_new_tokens=255, seed=1), "", lambda _: None)
 
     with pytest.raises(ModelsBusy):
         get_best(models, "b")

@@ -21,7 +21,8 @@ SECTIONS: Mapping[str, type[Config]] = {
     for name, field in ExperimentConfig.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
 }
-_UNION_TAGS = ("gpt2", "bpe")  # pydantic adds the tag of the tokenizer's form to the path of an error
+# pydantic adds the tag of the form, of a tokenizer or of a text to score, to the path of an error
+_UNION_TAGS = ("gpt2", "bpe", "<text>", "<ids>", "<prefixed>")
 
 # What is wrong, by pydantic's type of error; the braces are filled from its context.
 _DETAILS = {

@@ -7,7 +7,7 @@ datasets and examples that are missing, taken, locked or damaged, and full disks
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,8 @@ BAD_INPUT_CODES = INVALID_INPUT_CODES | {
     "checkpoint_not_ready", "invalid_data", "hub_login_required", "hub_terms_not_accepted", "hub_bad_token",
     "hub_not_found",
 }  # fmt: skip
+
+_MAX_SHOWN = 20  # wrong values in one message
 
 # Messages of allocators without an exception class of their own.
 _ALLOCATOR_MESSAGES = (
@@ -153,6 +155,19 @@ class InvalidParameter(ModelCoreError):
     """An argument outside what is allowed."""
 
     code = "invalid_parameter"
+
+
+class InvalidParameters(InvalidParameter):
+    """Wrong values of a request, each with its JSON pointer.
+
+    Args:
+        problems: The values.
+    """
+
+    def __init__(self, problems: Iterable[FieldProblem]) -> None:
+        self.problems = tuple(problems)
+        shown_ones = (f"{p.pointer}: {p.detail}, got {shown(p.value)}" for p in self.problems[:_MAX_SHOWN])
+        super().__init__("; ".join(shown_ones))
 
 
 class InvalidData(ModelCoreError):

@@ -115,6 +115,18 @@ class Tokenizer:
         """
         return [self.decode([token]) for token in ids]
 
+    def text_sizes(self, ids: Sequence[int]) -> list[int]:
+        """Count the bytes of text that each id stands for.
+
+        Args:
+            ids: Ids of the vocabulary.
+
+        Returns:
+            Bytes of each id; 0 for special ids, which no text becomes.
+        """
+        special = set(self.special.values())
+        return [0 if token in special else len(self.decode_bytes([token])) for token in ids]
+
     @property
     def tokens(self) -> list[bytes]:
         """The bytes of every ordinary id in order."""

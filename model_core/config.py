@@ -275,7 +275,7 @@ class DeviceConfig(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     seed: Whole = Field(default=1337, ge=0, lt=2**63)
-    threads: Whole | None = Field(default=None, ge=1, le=1024)  # None: the machine's cores
+    threads: Whole | None = Field(default=None, ge=1, le=1024)  # None: the share of the cores, see docs/training.md
     tf32: Flag = True
     attention_backend: Literal["auto", "flash", "efficient", "math"] = "auto"
 

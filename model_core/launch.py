@@ -21,13 +21,13 @@ from dataclasses import dataclass
 
 from model_core.entrypoint import OneLineParser, ShutdownSignal
 from model_core.errors import InvalidParameter
+from model_core.hardware.process_environment import TORCHRUN
 
 _POLL_S = 0.05
 _FOLLOW_S = 10.0  # for the others to exit by themselves after one has; a signal would interrupt that
 _ALONE_S = 120.0  # for the others to save and exit after one has died; then they count as hanging
 _LOOPBACK = "127.0.0.1"
 LISTENER = "HEADCOUNT_LISTENER"  # descriptor of a socket that listens at MASTER_PORT, inherited by rank 0
-_TORCHRUN = "TORCHELASTIC_RUN_ID"
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -80,7 +80,7 @@ def dist_env(environment: Mapping[str, str]) -> DistEnv:
         given = " ".join(f"{name}={environment.get(name)}" for name in _NAMES)
         raise InvalidParameter(f"{given}: a rank is below the number of processes")
     if LISTENER not in environment:
-        return DistEnv(rank, world, local, local_world, launched=_TORCHRUN in environment)
+        return DistEnv(rank, world, local, local_world, launched=TORCHRUN in environment)
     port, listener = _number(environment, "MASTER_PORT"), _number(environment, LISTENER)
     return DistEnv(rank, world, local, local_world, port, listener if rank == 0 else None, launched=True)
 

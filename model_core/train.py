@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_core.hardware.allocator import reexec_with_malloc_env
+from model_core.hardware.process_environment import reexec_with_startup_variables
 
 if __name__ == "__main__":  # before the heavy imports, because it may restart the process
-    reexec_with_malloc_env()
+    reexec_with_startup_variables()
 
 from model_core.budget import compute_budget
 from model_core.config import ExperimentConfig

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from model_core.data.sources.hub_access import REFUSED_VARIABLE, TOKEN_VARIABLE, token_problem
-from model_core.hardware import allocator
+from model_core.hardware.process_environment import OPENMP, THREADS, startup_variables
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +29,19 @@ _PASSED_ON = (
     "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
     "http_proxy", "https_proxy", "no_proxy", "HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN_PATH",
     "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_XET",
-    "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY",
+    "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", *OPENMP,
 )  # fmt: skip
 _MARK = "CHILD_MARK"  # inherited by all descendants, so that they are found after the child has died
 _STACKS_S, _ABORT_S, _GONE_S = 0.3, 2.0, 2.0
 
 
-def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, str]:
+def environment(parent: Mapping[str, str], gpus: tuple[int, ...], *, threads: int) -> dict[str, str]:
     """Build the environment of a child.
 
     Args:
         parent: The worker's own environment; listed variables are passed on.
         gpus: Indices of the GPUs that the child may use; empty hides all.
+        threads: CPU threads of each of its processes, unless the worker's environment has OMP_NUM_THREADS.
 
     Returns:
         All variables of the child.
@@ -52,8 +53,9 @@ def environment(parent: Mapping[str, str], gpus: tuple[int, ...]) -> dict[str, s
     if checkout.name != "site-packages":  # not installed: the child must find the sources too
         passed["PYTHONPATH"] = os.pathsep.join(filter(None, (passed.get("PYTHONPATH"), str(checkout))))
     return {
+        THREADS: str(threads),
         **passed,
-        **allocator.SETTINGS,
+        **startup_variables(passed),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi numbers them
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
         "PYTHONFAULTHANDLER": "1",  # a fatal signal leaves the stacks in the log

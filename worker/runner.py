@@ -11,6 +11,7 @@ from typing import Any
 
 from model_core.entrypoint import ShutdownSignal
 from model_core.errors import ModelCoreError
+from model_core.hardware.process_environment import usable_cores
 from worker.gpus import GpuPool, memory_bytes
 from worker.jobs.errors import QueueUnavailable
 from worker.jobs.recovery import write_job_file
@@ -123,7 +124,13 @@ class Runner:
         """Run a claimed job. The worker's own errors become outcomes too, so that no job waits for its lease."""
         try:
             return supervise(
-                claim, store=self._store, settings=self._settings, worker=self._view, gpus=gpus, stopping=self.stopping
+                claim,
+                store=self._store,
+                settings=self._settings,
+                worker=self._view,
+                gpus=gpus,
+                threads=max(1, usable_cores() // self.slots),
+                stopping=self.stopping,
             )
         except QueueUnavailable:
             raise

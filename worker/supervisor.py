@@ -85,6 +85,7 @@ def supervise(
     settings: WorkerSettings,
     worker: WorkerView,
     gpus: tuple[int, ...],
+    threads: int,
     stopping: Callable[[], bool],
 ) -> Outcome | None:
     """Run a job to the end of this attempt.
@@ -95,6 +96,7 @@ def supervise(
         settings: Settings of the worker.
         worker: Description of the worker, shown with the job.
         gpus: Indices of the GPUs that the job may use.
+        threads: CPU threads that the processes of the job share.
         stopping: True once the worker shuts down: the child saves, and another worker continues.
 
     Returns:
@@ -109,7 +111,7 @@ def supervise(
     except InvalidConfig as error:
         return Outcome("failed", str(error), JobError(code=error.code, detail=str(error)))
     mirror = Mirror(store, claim, settings.layout, config.training.total_batch_size)
-    child = _start(claim, config, settings, gpus)
+    child = _start(claim, config, settings, gpus, threads)
     device = f"cuda:{','.join(map(str, gpus))}" if gpus else "cpu"
     shown = worker.model_copy(update={"device": device, "pid": child.pid})
     log.info("child started job_id=%s attempt=%d pid=%d device=%s", claim.id, claim.attempt, child.pid, device)
@@ -199,11 +201,14 @@ def or_disk_full(outcome: Outcome, data: Path) -> Outcome:
     return Outcome("failed", detail, JobError(code=DiskFull.code, detail=detail, hint="free some, then retry"))
 
 
-def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpus: tuple[int, ...]) -> Child:
+def _start(
+    claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpus: tuple[int, ...], threads: int
+) -> Child:
     data = settings.data.resolve()
     directory = data / "jobs" / claim.id
     write_job_file(directory, claim, "running")
     write_text(directory / "config.yaml", to_yaml(config, written_only=True))
+    processes = processes_of(claim.config)
     command = argv(
         claim.kind,
         run=claim.run or claim.dataset or "",
@@ -212,10 +217,11 @@ def _start(claim: Claim, config: ExperimentConfig, settings: WorkerSettings, gpu
         data=data,
         modules=settings.kind_modules,
         seq_after=claim.seq_after,
-        processes=processes_of(claim.config),
+        processes=processes,
         options=options_of(claim.kind, claim.config),
     )
-    return Child(command, directory=data, log=directory / "child.log", env=environment(os.environ, gpus))
+    env = environment(os.environ, gpus, threads=max(1, threads // processes))
+    return Child(command, directory=data, log=directory / "child.log", env=env)
 
 
 def _send_remaining_events(mirror: Mirror, claim: Claim, stopping: Callable[[], bool]) -> None:

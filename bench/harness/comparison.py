@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from harness.subprocesses import measure
 
-from model_core.hardware.allocator import SETTINGS
+from model_core.hardware.process_environment import ALLOCATOR, startup_variables
 
 ROUNDS, SECONDS = 3, 8.0
 SHAPES = {
@@ -18,8 +18,8 @@ SHAPES = {
               "training.batch_size=12", "training.sequence_length=256", "training.total_batch_size=3072"],
     "124M": ["training.batch_size=4", "training.sequence_length=256", "training.total_batch_size=1024"],
 }  # fmt: skip
-PLAIN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-TUNED_ENVIRONMENT = {**PLAIN_ENVIRONMENT, **SETTINGS}  # as the supervisor and the command line start a training
+PLAIN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+TUNED_ENVIRONMENT = PLAIN_ENVIRONMENT | startup_variables(PLAIN_ENVIRONMENT)  # as supervisor and command line start one
 
 Figures = dict[str, float]
 

@@ -6,7 +6,6 @@ records how the dataset was made, its source and the hash of each file.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from model_core.data.sources.base import BadDocuments, Source
 from model_core.data.writer import PROGRESS_FILE, DatasetBuild, OpenFiles
 from model_core.entrypoint import ShutdownSignal
 from model_core.errors import InvalidData
+from model_core.hardware.process_environment import usable_cores
 from model_core.storage.data_identity import manifest_data_sha256
 from model_core.storage.dataset import (
     EXAMPLE_INDEX,
@@ -287,8 +287,7 @@ def _encode_in_order(chunks: Iterable[Chunk], encoder: BulkEncoder, dtype: str, 
 
 
 def _default_threads() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores + 1, _MAX_THREADS)  # one more than cores, because threads sometimes wait for the GIL
+    return min(usable_cores() + 1, _MAX_THREADS)  # one more than cores, because threads sometimes wait for the GIL
 
 
 def _tokenizer(spec: DatasetSpec, source: Source, build: DatasetBuild, context: PrepareContext) -> Tokenizer:

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from model_core.config import ExperimentConfig
 from model_core.errors import DeviceUnavailable
 from model_core.hardware.attention_backend import AMPERE, ORDER, Hardware, LayerKernel, fallback_summary, layer_kernels
+from model_core.hardware.process_environment import requested_threads, usable_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -59,6 +60,7 @@ class Machine:
         gpus: Visible CUDA devices, by index.
         mps: Whether there is a Metal device.
         fused: Kinds of device for which this PyTorch has a fused AdamW.
+        threads: CPU threads of one operation that the environment asks for; None leaves them to the cores.
         cpu_bfloat16: Whether the CPU has bfloat16 instructions; where they are emulated, float32 is many times faster.
     """
 
@@ -67,6 +69,7 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
     mps: bool = False
     fused: Collection[str] = ("cpu", "cuda", "mps")
+    threads: int | None = None
     cpu_bfloat16: bool = True
 
 
@@ -76,14 +79,21 @@ def describe_machine() -> Machine:
     Returns:
         Its properties.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         uuid = str(getattr(properties, "uuid", ""))
         gpus.append(Gpu(properties.name, (properties.major, properties.minor), properties.total_memory, uuid))
     mps = torch.backends.mps.is_available()
-    return Machine(platform.system(), cores, tuple(gpus), mps, _fused_kinds(), has_bfloat16(_CPUINFO))
+    return Machine(
+        platform.system(),
+        usable_cores(),
+        tuple(gpus),
+        mps,
+        _fused_kinds(),
+        requested_threads(os.environ),
+        has_bfloat16(_CPUINFO),
+    )
 
 
 def has_bfloat16(cpuinfo: Path) -> bool:
@@ -197,7 +207,7 @@ def decide(config: ExperimentConfig, machine: Machine, gpu: int | None = None) -
     return Runtime(
         device=f"cuda:{index}" if kind == "cuda" else kind,
         dtype=dtype,
-        threads=requested.threads or machine.cores,
+        threads=requested.threads or machine.threads or machine.cores,
         compile_mode=_compile_mode(config, machine, kind, notes),
         fused_adamw=_fused_adamw(machine, kind, notes),
         scaler=dtype == "float16",

@@ -40,7 +40,8 @@ def choose_runtime(config: ExperimentConfig, env: DistEnv, gpu: int | None = Non
 
     Args:
         config: Requested hardware.
-        env: Rank of the process. One of several takes the GPU of its local rank and a share of the cores.
+        env: Rank of the process. One of several takes the GPU of its local rank and, unless OMP_NUM_THREADS is set, a
+            share of the cores.
         gpu: Index among the visible GPUs from the command line.
 
     Returns:

@@ -23,6 +23,7 @@ from model_core.data.ensure import check_matches, ensure_dataset
 from model_core.data.sources.hub_access import Token
 from model_core.entrypoint import Emit, ShutdownSignal, next_attempt
 from model_core.errors import InvalidConfig, InvalidParameter, ModelCoreError, RunBusy, RunExists
+from model_core.hardware.process_environment import OPENMP
 from model_core.launch import DistEnv
 from model_core.report import count_train_tokens
 from model_core.schedule import effective_steps
@@ -261,6 +262,7 @@ def _start_facts(config: ExperimentConfig, runtime: Runtime, gpu: int | None, ig
             "torch": _version("torch"),
             "platform": platform.platform(),
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "openmp": {name: os.environ[name] for name in OPENMP if name in os.environ},
             "ignored": ignored,
         },
     }

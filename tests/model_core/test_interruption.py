@@ -105,12 +105,17 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(t
     assert series_of(run.path) == series_of(tmp_path / "exp" / "straight")
 
 
-def test_the_number_of_threads_is_decided_once_and_stored(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("given", "threads"), [("", describe_machine().cores), ("3", 3)], ids=["cores", "environment"])
+def test_the_number_of_threads_is_decided_once_and_stored(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, threads: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
     short = {"training": {"max_steps": 1, "warmup_steps": 0}, "device": {"threads": None}}
     main(["--config", str(tiny(**short))])
-    run, cores = Run(tmp_path / "exp" / "tiny"), describe_machine().cores
+    run = Run(tmp_path / "exp" / "tiny")
     state = torch.load(run.path / "model_latest.pt", weights_only=True)
-    assert run.config().device.threads == state["config"]["device"]["threads"] == torch.get_num_threads() == cores
+    assert run.config().device.threads == state["config"]["device"]["threads"] == torch.get_num_threads() == threads
+    assert events_of(run.path, "start")[0]["used"]["threads"] == threads
 
 
 COMPILED = {

@@ -119,10 +119,13 @@ def test_what_two_processes_cannot_do_is_refused_before_a_run_begins(
     assert not (tmp_path / "exp").exists()
 
 
-def test_each_process_gets_its_share_of_the_cores(tiny: Tiny) -> None:
+def test_each_process_gets_its_share_of_the_cores(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config = load_config(tiny(device={"threads": None}))
     assert choose_runtime(config, DistEnv(rank=0, world_size=2, local_world=1)).threads == describe_machine().cores
     assert choose_runtime(config, DistEnv(rank=1, world_size=1024, local_rank=1, local_world=1024)).threads == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # of each process
+    assert choose_runtime(config, DistEnv(rank=0, world_size=2, local_world=2)).threads == 3
 
 
 @pytest.mark.slow

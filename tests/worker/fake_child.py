@@ -62,7 +62,8 @@ def work(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
 
 
 def train(run: Run, config: ExperimentConfig, attempt: Attempt, stop: ShutdownSignal) -> int:
-    attempt.emit("start", max_steps=config.training.max_steps, environment=sorted(os.environ))
+    threads = os.environ["OMP_NUM_THREADS"]
+    attempt.emit("start", max_steps=config.training.max_steps, environment=sorted(os.environ), threads=threads)
     state = run.path / STATE
     step = read_json(state)["step"] if state.exists() else 0
     if step:

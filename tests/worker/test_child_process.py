@@ -19,23 +19,39 @@ time.sleep(60)
 
 
 def test_child_gets_only_what_is_listed():
-    passed = environment({"PATH": "/bin", "HF_TOKEN": "t", "AWS_SECRET": "s", "OMP_NUM_THREADS": "3"}, (2, 3))
+    passed = environment({"PATH": "/bin", "HF_TOKEN": "t", "AWS_SECRET": "s"}, (2, 3), threads=1)
     assert (passed["PATH"], passed["HF_TOKEN"], passed["CUDA_VISIBLE_DEVICES"]) == ("/bin", "t", "2,3")
-    assert not {"AWS_SECRET", "OMP_NUM_THREADS"} & passed.keys()
-    assert "HF_TOKEN" not in environment({"PATH": "/bin"}, ())
-    assert environment({}, ())["CUDA_VISIBLE_DEVICES"] == ""
+    assert "AWS_SECRET" not in passed
+    assert "HF_TOKEN" not in environment({"PATH": "/bin"}, (), threads=1)
+    assert environment({}, (), threads=1)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "threads", "spins", "policy"),
+    [
+        ({}, "4", "10000", None),
+        ({"OMP_NUM_THREADS": "3"}, "3", "10000", None),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "4", None, "PASSIVE"),
+        ({"GOMP_SPINCOUNT": "7"}, "4", "7", None),
+    ],
+    ids=["unset", "threads", "policy", "spins"],
+)
+def test_a_child_gets_its_threads_and_a_bound_for_their_spinning(given, threads, spins, policy):
+    passed = environment(given, (), threads=4)
+    found = tuple(passed.get(name) for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
+    assert found == (threads, spins, policy)
 
 
 @pytest.mark.parametrize(("token", "passed"), [(" hf_a\n", "hf_a"), ("hf_a\nb", None), ("hf_ä", None), ("\n", None)])
 def test_a_token_that_no_header_can_hold_is_not_handed_on(token: str, passed: str | None, caplog):
-    handed_on = environment({"HF_TOKEN": token}, ())
+    handed_on = environment({"HF_TOKEN": token}, (), threads=1)
     assert handed_on.get("HF_TOKEN") == passed
     assert "hf_" not in caplog.text
 
 
 @pytest.mark.parametrize("token", ["hf_a\nb", "hf_a b", "hf_ä"])
 def test_a_child_knows_that_its_token_was_refused_and_not_the_token(token: str):
-    handed_on = environment({"HF_TOKEN": token}, ())
+    handed_on = environment({"HF_TOKEN": token}, (), threads=1)
     with pytest.raises(HubBadToken, match="HF_TOKEN"):
         token_from(handed_on).checked()
     assert "hf_" not in repr(handed_on)
@@ -43,7 +59,7 @@ def test_a_child_knows_that_its_token_was_refused_and_not_the_token(token: str):
 
 def test_the_last_line_is_reported_without_the_token(tmp_path):
     command = [sys.executable, "-c", "import os; print('bad header', os.environ['HF_TOKEN'])"]
-    env = environment({"HF_TOKEN": "hf_canary", "PATH": "/bin"}, ())
+    env = environment({"HF_TOKEN": "hf_canary", "PATH": "/bin"}, (), threads=1)
     child = Child(command, directory=tmp_path, log=tmp_path / "child.log", env=env)
     eventually(lambda: child.exit_code() is not None)
     assert child.last_line() == "bad header [HF_TOKEN]"
@@ -52,7 +68,7 @@ def test_the_last_line_is_reported_without_the_token(tmp_path):
 
 def test_allocator_keeps_freed_blocks():
     script = "import numpy, resource; [numpy.ones(2**23) for _ in range(6)]; print(resource.getrusage(0).ru_minflt)"
-    env = environment({"PATH": "/bin"}, ())
+    env = environment({"PATH": "/bin"}, (), threads=1)
     faults = [
         int(subprocess.run([sys.executable, "-c", script], env=e, capture_output=True, check=True).stdout)
         for e in (env, {key: value for key, value in env.items() if not key.startswith("MALLOC")})
@@ -62,7 +78,9 @@ def test_allocator_keeps_freed_blocks():
 
 def test_kill_ends_ranks_in_sessions_of_their_own(tmp_path):
     log = tmp_path / "child.log"
-    child = Child([sys.executable, "-u", "-c", LAUNCHER], directory=tmp_path, log=log, env=environment({}, ()))
+    child = Child(
+        [sys.executable, "-u", "-c", LAUNCHER], directory=tmp_path, log=log, env=environment({}, (), threads=1)
+    )
     eventually(lambda: log.read_text().strip())
     rank = psutil.Process(int(log.read_text()))
 
@@ -82,7 +100,7 @@ def start(tmp_path):
     def run(script):
         log = tmp_path / "child.log"
         command = [sys.executable, "-u", "-c", script]
-        children.append(Child(command, directory=tmp_path, log=log, env=environment({}, ())))
+        children.append(Child(command, directory=tmp_path, log=log, env=environment({}, (), threads=1)))
         return children[-1]
 
     yield run

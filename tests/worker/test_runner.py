@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from model_core.hardware.process_environment import usable_cores
+from model_core.storage.events import read_events
 from tests.worker.harness import submit_job
 from worker.gpus import GpuPool
 from worker.jobs.redis_client import PREFIX
@@ -60,3 +62,14 @@ def test_disk_that_is_full_before_the_child_starts_is_named(settings, store, mak
     Runner(store, settings, GpuPool(()), slots=1).run_next()
     job = store.get(job_id)
     assert (job.status, job.error.code) == ("failed", "disk_full")
+
+
+@pytest.mark.parametrize(("slots", "processes"), [(1, 1), (2, 1), (1, 2)], ids=["alone", "slots", "processes"])
+def test_jobs_share_the_cores_of_their_worker(settings, store, make_spec, monkeypatch, slots: int, processes: int):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    fakes = settings.model_copy(update={"kind_modules": {"train": "tests.worker.fake_child"}})
+    job = submit_job(store, make_spec("one", resources={"processes": processes}), fingerprint="f").job
+    Runner(store, fakes, GpuPool(()), slots=slots).run_next()
+    assert store.get(job.id).status == "succeeded"
+    (start,) = (event for event in read_events(settings.layout.run("one") / "events.jsonl") if event["type"] == "start")
+    assert start["threads"] == str(max(1, usable_cores() // (slots * processes)))

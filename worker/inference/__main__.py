@@ -18,6 +18,11 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from model_core.hardware.process_environment import requested_threads, spin_variables, usable_cores
+
+if __name__ == "__main__":  # OpenMP reads them once, when torch is loaded
+    os.environ.update(spin_variables(os.environ))
+
 import torch
 import uvicorn
 from pydantic import ValidationError
@@ -211,9 +216,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (default)")
     parser.add_argument("--url", help="address that others reach it at, if not http://HOST:PORT")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    half = max(1, cores // 2)  # the other half is for training
-    parser.add_argument("--threads", type=int, default=half, help="CPU threads of torch (default: half the cores)")
+    half = max(1, usable_cores() // 2)  # the other half is for training
+    default = requested_threads(os.environ) or half
+    described = "CPU threads of torch (default: OMP_NUM_THREADS, else half the cores)"
+    parser.add_argument("--threads", type=int, default=default, help=described)
     return parser.parse_args()
 
 

@@ -189,8 +189,9 @@ def test_flash_that_cannot_be_had_is_reported_by_layer_and_warned_about_when_ask
     assert on(WITH_TWO, attention_backend="math").off["flash"] == "device.attention_backend is math"
 
 
-def test_threads_are_the_cores_unless_said() -> None:
-    assert (on(CPU).threads, on(CPU, threads=3).threads) == (8, 3)
+def test_threads_are_the_cores_unless_the_environment_or_the_configuration_has_a_number() -> None:
+    asked = replace(CPU, threads=2)
+    assert (on(CPU).threads, on(asked).threads, on(asked, threads=3).threads) == (8, 2, 3)
 
 
 @pytest.mark.parametrize(

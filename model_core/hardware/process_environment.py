@@ -1,0 +1,94 @@
+"""CPU cores of a process, and the environment variables that its C library and OpenMP read once, when they are loaded.
+
+- glibc keeps freed memory: a page fault on fresh memory costs seven times as much as reused memory. See mallopt(3).
+- OpenMP's threads spin for a bounded time while they wait for each other. Without a bound they take the cores from
+  everything else (docs/performance.md has the curve).
+
+So the supervisor sets them for its child, and a program started by hand re-executes itself with them. What a person has
+set stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+
+ALLOCATOR: Mapping[str, str] = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),  # no mmap of its own for a tensor
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),  # return nothing to the system
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+SPIN_COUNT = "GOMP_SPINCOUNT"
+SPINS = 10_000  # about 0.1 ms
+THREADS = "OMP_NUM_THREADS"
+OPENMP = (THREADS, "OMP_WAIT_POLICY", SPIN_COUNT)  # what a person may set, and every child inherits
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for its processes
+
+
+def usable_cores() -> int:
+    """Count the CPU cores that this process may use.
+
+    Returns:
+        The count, at least 1.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def requested_threads(environment: Mapping[str, str]) -> int | None:
+    """Read how many threads the environment asks for.
+
+    Args:
+        environment: Variables of the process.
+
+    Returns:
+        The first number of OMP_NUM_THREADS; None without a valid one, and for the 1 that torchrun sets by itself.
+    """
+    text = environment.get(THREADS, "").partition(",")[0].strip()
+    if not (text.isascii() and text.isdigit() and int(text)) or (text == "1" and TORCHRUN in environment):
+        return None
+    return int(text)
+
+
+def spin_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Bound how long OpenMP's threads spin.
+
+    Args:
+        environment: Variables of the process.
+
+    Returns:
+        The variable to add; none if a person has decided how threads wait.
+    """
+    is_decided = environment.get(SPIN_COUNT) or environment.get("OMP_WAIT_POLICY")
+    return {} if is_decided else {SPIN_COUNT: str(SPINS)}
+
+
+def startup_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Choose the variables with which a training starts.
+
+    Args:
+        environment: Variables that the process would have otherwise.
+
+    Returns:
+        The variables to add.
+    """
+    kept = {name: value for name, value in ALLOCATOR.items() if name not in environment}
+    return kept | spin_variables(environment)
+
+
+def reexec_with_startup_variables() -> None:
+    """Re-execute this process with the variables that it lacks, if the C library is glibc.
+
+    Call it before torch is loaded. Process id, open files and arguments stay.
+    """
+    missing = startup_variables(os.environ)
+    if not missing or not _is_glibc() or not sys.executable:
+        return
+    with contextlib.suppress(OSError):  # training without them is only slower
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
+
+
+def _is_glibc() -> bool:
+    name = "CS_GNU_LIBC_VERSION"
+    return sys.platform == "linux" and name in os.confstr_names and bool(os.confstr(name))

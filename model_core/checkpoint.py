@@ -21,7 +21,13 @@ from torch.overrides import TorchFunctionMode
 
 from model_core.config import ExperimentConfig, ModelConfig
 from model_core.config_loader import parse_saved
-from model_core.errors import CheckpointDamaged, CheckpointMismatch, CheckpointNotFound, CheckpointRefused
+from model_core.errors import (
+    CheckpointDamaged,
+    CheckpointMismatch,
+    CheckpointNotFound,
+    CheckpointRefused,
+    InvalidData,
+)
 from model_core.gpt import GPT
 from model_core.storage.checkpoints import FALLBACK, CheckpointInfo, fallback_detail
 from model_core.storage.files import LFS_POINTER
@@ -140,6 +146,33 @@ def load_file(file: BinaryIO, name: str) -> Any:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise CheckpointDamaged(name, "it is a Git LFS pointer; run `git lfs pull` in its folder") from None
         raise CheckpointDamaged(name, f"torch cannot read it ({type(error).__name__})") from None
+
+
+def read_tokenizer(run: Run, file: str) -> tuple[Tokenizer, int]:
+    """Read the tokenizer of a checkpoint without its tensors.
+
+    The file is mapped into memory, and its hash is not verified, which would read all of it: the record of a tokenizer
+    has a hash of its own.
+
+    Args:
+        run: The run.
+        file: File name of the checkpoint.
+
+    Returns:
+        The tokenizer, and the positions of the model.
+
+    Raises:
+        CheckpointDamaged: The file is not a checkpoint, or its tokenizer does not have its hash.
+        CheckpointNotFound: There is no such file.
+    """
+    path = run.path / file
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return Tokenizer.from_dict(state["tokenizer"]), parse_saved(state["config"]).model.block_size
+    except FileNotFoundError:
+        raise CheckpointNotFound(run.name, file, tuple(other.file for other in run.checkpoints())) from None
+    except (*_UNREADABLE, InvalidData) as error:
+        raise CheckpointDamaged(file, f"its tokenizer cannot be read ({type(error).__name__})") from None
 
 
 def newest_full_state(run: Run, on_damaged: Callable[[str], None]) -> tuple[CheckpointInfo, State] | None:

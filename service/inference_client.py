@@ -11,12 +11,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
 
-from model_core.schemas import AttentionRequest, GenerateRequest
 from service.protocol.errors import InferenceUnavailable, Upstream
 from worker.jobs.errors import QueueUnavailable
 
@@ -27,6 +26,28 @@ _HEARTBEAT_CHECK_S = 2.0  # while a reply has not begun
 _MAX_MISSED_CHECKS = 2  # after a restart of Redis, hosts take a moment to register again
 _KEEPALIVE_S = 2.0  # less than the 5 s after which the hosts close an idle connection
 _TIMEOUT_S = 600.0  # enough to load a large model and to generate a long text
+
+
+class ModelRequest(Protocol):
+    """What every request to an inference process has."""
+
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+
+    @property
+    def checkpoint(self) -> str:
+        """File name of the checkpoint."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Write the request as values of JSON.
+
+        Args:
+            mode: ``json``.
+
+        Returns:
+            The request.
+        """
 
 
 class _HostGone(Exception):
@@ -56,7 +77,7 @@ class Hosts:
         """Close every connection."""
         await self._client.aclose()
 
-    async def post(self, path: str, request: GenerateRequest | AttentionRequest, sha256: str) -> bytes:
+    async def post(self, path: str, request: ModelRequest, sha256: str) -> bytes:
         """Send a request and read the whole reply.
 
         Args:
@@ -79,7 +100,7 @@ class Hosts:
         finally:
             await response.aclose()
 
-    async def open(self, path: str, request: GenerateRequest | AttentionRequest, sha256: str) -> httpx.Response:
+    async def open(self, path: str, request: ModelRequest, sha256: str) -> httpx.Response:
         """Send a request and return the reply as soon as it begins.
 
         Args:
@@ -186,8 +207,7 @@ async def _refusal(response: httpx.Response) -> Upstream:
     data = await response.aread()
     await response.aclose()
     try:
-        body = json.loads(data)
-        return Upstream(str(body["code"]), str(body["detail"]))
+        return Upstream.of(json.loads(data))
     except (ValueError, KeyError, TypeError):
         return Upstream("internal_error", f"the inference process answered {response.status_code}")
 

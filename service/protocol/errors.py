@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, Self
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -202,8 +203,8 @@ class InvalidRequest(ModelCoreError):
     code = "invalid_parameter"
 
     def __init__(self, problems: Iterable[FieldProblem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(f"{p.pointer}: {p.detail}" for p in self.problems[:MAX_ERRORS]))
+        self.problems = tuple(islice(problems, MAX_ERRORS))  # finding what is near to a wrong key takes time
+        super().__init__("; ".join(f"{p.pointer}: {p.detail}" for p in self.problems))
 
 
 class DoesNotFit(ModelCoreError):
@@ -219,11 +220,38 @@ class InferenceUnavailable(ModelCoreError):
 
 
 class Upstream(ModelCoreError):
-    """An error of an inference process or of Starlette, passed on with its code."""
+    """An error of an inference process or of Starlette, passed on with its code.
 
-    def __init__(self, code: str, detail: str) -> None:
+    Args:
+        code: Its code.
+        detail: Its message.
+        hint: What to do about it.
+        problems: The wrong values, if it is about some.
+    """
+
+    def __init__(
+        self, code: str, detail: str, *, hint: str | None = None, problems: Iterable[FieldProblem] = ()
+    ) -> None:
         super().__init__(detail)
         self.code = code  # type: ignore[misc]  # known only now
+        self.hint, self.problems = hint, tuple(problems)
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Self:
+        """Read the error that an inference process sent.
+
+        Args:
+            body: Its ``{code, detail, hint?, problems?}``.
+
+        Returns:
+            The error.
+
+        Raises:
+            KeyError: There is no code or no detail.
+            TypeError: A part has another form.
+        """
+        problems = (FieldProblem(**problem) for problem in body.get("problems", ()))
+        return cls(str(body["code"]), str(body["detail"]), hint=body.get("hint"), problems=problems)
 
 
 class NotReady(ModelCoreError):

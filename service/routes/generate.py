@@ -162,7 +162,7 @@ async def _frames(response: httpx.Response, request_id: str, warnings: Sequence[
                 yield frame(_with_warnings(part["result"], warnings), event="end")
                 return
             if "error" in part:
-                error = Upstream(part["error"]["code"], part["error"]["detail"])
+                error = Upstream.of(part["error"])
                 break
             yield frame(part)
     except httpx.TransportError as broken:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-from fastapi import Body, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_core.attention.capture import capture_example
@@ -25,8 +25,8 @@ from model_core.generation import scheduler
 from model_core.generation.engine import EngineStopped
 from model_core.schemas import AttentionRequest, GenerateRequest, GenerateResult
 from model_core.storage.dataset import dataset_of
-from model_core.storage.events import ascii_line
 from worker.inference.model_cache import ModelCache, ServedModel
+from worker.inference.streams import Lines, Sha256, client_gone, error_body, unless_disconnected
 from worker.jobs.authority import is_loopback, parse_authority, shortest
 
 STATUS: Mapping[str, int] = {
@@ -55,10 +55,6 @@ STATUS: Mapping[str, int] = {
 log = logging.getLogger(__name__)
 
 _THREADS = 64  # most of them wait for a model that loads
-_CLIENT_GONE = 499
-
-Sha256 = Annotated[str, Body(pattern=r"^[0-9a-f]{64}$")]
-_T = TypeVar("_T")
 
 
 def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
@@ -86,12 +82,12 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
     async def generate(request: GenerateRequest, sha256: Sha256, connection: Request) -> Response:
         generation = await Generation.start(models, request, sha256)
         if request.stream:
-            return _Lines(generation)
+            return Lines(_lines(generation), generation.cancel)
         try:
-            result = await _unless_disconnected(connection, generation.result())
+            result = await unless_disconnected(connection, generation.result())
         finally:
             generation.cancel()
-        return _client_gone() if result is None else Response(result.model_dump_json(), media_type="application/json")
+        return client_gone() if result is None else Response(result.model_dump_json(), media_type="application/json")
 
     @app.post("/capture")
     async def capture(request: AttentionRequest, sha256: Sha256, connection: Request) -> Response:
@@ -101,8 +97,8 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
             working.add_done_callback(lambda done: _release(one_capture, done))
             return await asyncio.shield(working)  # a thread cannot be cancelled, and keeps the semaphore
 
-        manifest = await _unless_disconnected(connection, captured())
-        return _client_gone() if manifest is None else JSONResponse(manifest)
+        manifest = await unless_disconnected(connection, captured())
+        return client_gone() if manifest is None else JSONResponse(manifest)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -238,29 +234,12 @@ class Generation:
         )
 
 
-class _Lines(StreamingResponse):
-    """Events of a generation as lines of JSON; a closed connection cancels it, wherever it is noticed."""
-
-    def __init__(self, generation: Generation) -> None:
-        super().__init__(_lines(generation), media_type="application/x-ndjson")
-        self._generation = generation
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._generation.cancel()
-
-
-async def _lines(generation: Generation) -> AsyncIterator[str]:
-    try:
-        async for event in generation.events():
-            if isinstance(event, GenerateResult):
-                yield ascii_line({"result": event.model_dump(mode="json")}) + "\n"
-            else:
-                yield ascii_line({"index": event.index, "text": event.text}) + "\n"
-    except ModelCoreError as error:  # the status is sent, so the error is a line
-        yield ascii_line({"error": {"code": error.code, "detail": str(error)}}) + "\n"
+async def _lines(generation: Generation) -> AsyncIterator[dict[str, Any]]:
+    async for event in generation.events():
+        if isinstance(event, GenerateResult):
+            yield {"result": event.model_dump(mode="json")}
+        else:
+            yield {"index": event.index, "text": event.text}
 
 
 def _capture(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:
@@ -275,29 +254,9 @@ def _release(semaphore: asyncio.Semaphore, done: asyncio.Task[Any]) -> None:
         done.exception()  # retrieved, because its reader may be gone
 
 
-async def _unless_disconnected(connection: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
-    """Wait for work; None if the client closes the connection first."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(connection))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _disconnected(connection: Request) -> None:
-    while (await connection.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _client_gone() -> Response:
-    return Response(status_code=_CLIENT_GONE)
-
-
 async def _model_core_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ModelCoreError)
-    return _error(error.code, str(error), hint=error.hint)
+    return _reply(error_body(error))
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:
@@ -313,9 +272,10 @@ async def _unexpected_error(_: Request, error: Exception) -> Response:
     return _error("internal_error", f"unexpected error in the inference process: {type(error).__name__}")
 
 
-def _error(code: str, detail: str, hint: str | None = None) -> Response:
-    status = STATUS.get(code, 500)
-    headers = {"Retry-After": "5"} if status == 503 else None
-    return JSONResponse(
-        {"code": code, "detail": detail, **({"hint": hint} if hint else {})}, status_code=status, headers=headers
-    )
+def _error(code: str, detail: str) -> Response:
+    return _reply({"code": code, "detail": detail})
+
+
+def _reply(body: dict[str, Any]) -> Response:
+    status = STATUS.get(body["code"], 500)
+    return JSONResponse(body, status_code=status, headers={"Retry-After": "5"} if status == 503 else None)

@@ -26,6 +26,7 @@ class Detokenizer:
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._ends: list[int] = []  # length of the text after each token
         self._returned = 0  # characters
+        self._settled = 0  # tokens
         self.text, self.stopped = "", False
 
     def add(self, token: bytes) -> str:
@@ -63,6 +64,21 @@ class Detokenizer:
         if not self.stopped:
             return len(self._ends)
         return next((count for count, end in enumerate((0, *self._ends)) if end >= len(self.text)), len(self._ends))
+
+    @property
+    def settled_count(self) -> int:
+        """Tokens whose text was returned whole, and which no stop string can take back any more.
+
+        A token without a character of its own, the first half of one, settles with the text behind it.
+        """
+        ends = self._ends
+        while (
+            self._settled < len(ends)
+            and ends[self._settled] <= self._returned
+            and (ends[self._settled - 1] if self._settled else 0) < self._returned
+        ):
+            self._settled += 1
+        return self._settled
 
     def _cut_at_stop(self, before: int) -> None:
         first = max(0, before - max(map(len, self._stop), default=0) + 1)  # no stop string ended before

@@ -1,12 +1,14 @@
-"""Continuous batching: requests from many threads, decoded together by one.
+"""Continuous batching: requests from many threads, computed together by one.
 
 The engine owns a thread and a `Scheduler`. A request joins at the next step, however far the others are, and leaves as
-soon as it ends or is cancelled. If the thread fails, every open request ends with an error: none waits forever.
+soon as it ends, is cancelled or is out of time. If the thread fails, every open request ends with an error: none waits
+forever. Callbacks run on the engine's thread, at the end of each step.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from collections.abc import Sequence
@@ -15,24 +17,48 @@ from typing import Self
 
 from model_core.errors import ModelCoreError
 from model_core.generation.model_runner import ModelRunner
-from model_core.generation.packed_model import pack_model
-from model_core.generation.scheduler import Event, EventCallback, GenerationOutput, Request, Scheduler
+from model_core.generation.packed_model import PackedModel, pack_model
+from model_core.generation.prefix_cache import PrefixCache
+from model_core.generation.request import (
+    Event,
+    EventCallback,
+    GenerationOutput,
+    OpenRequest,
+    Request,
+    ScoreCallback,
+    ScoreRequest,
+)
+from model_core.generation.scheduler import PREFILL_TOKENS, Scheduler
+from model_core.generation.stats import EngineStats
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
 from model_core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-_MAX_ROWS = 32  # of `generate`
+MAX_ROWS = 32
+MAX_QUEUE = 256
+PREFIX_CACHE_BYTES = 256 * 2**20
+_LONGEST_RETRY_S = 60
 
 
 class EngineBusy(ModelCoreError):
-    """Too many requests are open."""
+    """Too many requests are open.
 
-    code = "inference_unavailable"
+    Attributes:
+        open_tokens: Most tokens that the open requests will still read and generate.
+        tokens_per_s: Measured rate; 0 when nothing was measured yet.
+        retry_after_s: Whole seconds after which a new request has a chance, 1 to 60.
+    """
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} requests wait for this model already; try again later")
+    code = "inference_busy"
+
+    def __init__(self, requests: int, open_tokens: int, tokens_per_s: float) -> None:
+        super().__init__(f"{requests} requests are open with this model already; try again later")
+        self.open_tokens, self.tokens_per_s = open_tokens, tokens_per_s
+        # a place is free when one request has ended, not all
+        seconds = open_tokens / max(requests, 1) / tokens_per_s if tokens_per_s else 1.0
+        self.retry_after_s = min(max(math.ceil(seconds), 1), _LONGEST_RETRY_S)
 
 
 class EngineStopped(ModelCoreError):
@@ -45,61 +71,135 @@ class EngineStopped(ModelCoreError):
 
 
 class Engine:
-    """Generates with one model for any number of threads.
+    """Computes with one model for any number of threads.
 
     Args:
-        model: The model, in any mode; its parameters are only read.
+        weights: The model.
         tokenizer: Tokenizer of the model.
-        max_batch: Most sequences decoded together; others wait.
-        max_open: Most open requests; one more is refused.
+        max_rows: Most sequences in the cache at once; others wait.
+        max_queue: Most open requests beyond `max_rows`; one more is refused.
+        cache_tokens: Most positions of the cache, which bounds its memory: rows in use times the longest of them. At
+            least one row with all positions of the model; None has room for all rows.
+        prefill_tokens: Most tokens of prompts read between two tokens of those that generate, at least 64.
+        prefix_cache_bytes: Most memory for the beginnings of prompts; 0 keeps none.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, *, max_batch: int = 8, max_open: int = 256) -> None:
-        self._tokenizer, self._block_size, self._max_open = tokenizer, model.config.block_size, max_open
-        runner = ModelRunner(pack_model(model, tokenizer.n_vocab), rows=max_batch, length=self._block_size)
-        self._scheduler = Scheduler(runner, tokenizer)
-        self._open: set[Request] = set()  # guarded by _changed, like the two below
-        self._arrived: list[Request] = []
+    def __init__(
+        self,
+        weights: PackedModel,
+        tokenizer: Tokenizer,
+        *,
+        max_rows: int = MAX_ROWS,
+        max_queue: int = MAX_QUEUE,
+        cache_tokens: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+    ) -> None:
+        self._tokenizer, self._block_size = tokenizer, weights.config.block_size
+        self._max_open = max_rows + max_queue
+        self._scheduler = Scheduler(
+            ModelRunner(weights, rows=max_rows, length=self._block_size),
+            tokenizer,
+            cache_tokens=cache_tokens,
+            prefill_tokens=prefill_tokens,
+            prefix_cache=PrefixCache(prefix_cache_bytes),
+        )
+        self._open: set[OpenRequest] = set()  # guarded by _changed, like the three below
+        self._arrived: list[Request | ScoreRequest] = []
+        self._submitted = 0
         self._stopped: EngineStopped | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, params: SamplingParams, prompt: str | Sequence[int], on_event: EventCallback) -> Request:
-        """Start a request, from any thread.
+    def submit(
+        self,
+        params: SamplingParams,
+        prompt: str | Sequence[int],
+        on_event: EventCallback,
+        *,
+        prompt_logprobs: bool = False,
+        client: str = "",
+        timeout_s: float | None = None,
+    ) -> Request:
+        """Start a request for text, from any thread.
 
         Args:
             params: Sampling parameters; a seed is drawn if there is none.
             prompt: Text to continue, or its token ids; empty starts a new text.
-            on_event: Called on the engine's thread with every `TextDelta`, then once with the `GenerationOutput` or
-                an error.
+            on_event: Called on the engine's thread after each step that gave the request something, with a tuple of
+                `TextDelta`s, at most one for each choice; then once with the `GenerationOutput` or an error. It must
+                not block.
+            prompt_logprobs: Whether to return the log probabilities of the prompt's tokens, with as many alternatives
+                as `params.logprobs`. Such a prompt is read whole; otherwise its beginning may come from a cache.
+            client: Whose request it is: rows are shared fairly between clients.
+            timeout_s: Time until the request fails with `DeadlineExceeded`; None has no limit.
 
         Returns:
             The request, which can be cancelled.
 
         Raises:
             PromptTooLong: The prompt has more tokens than the model has positions.
-            InvalidParameter: A token id is not one of the tokenizer's.
+            InvalidParameter: The tokenizer does not have a token id of the prompt or of the parameters.
             EngineBusy: Too many requests are open.
             EngineStopped: The engine was closed or has failed.
         """
-        request = Request(params.seeded(), prompt, self._tokenizer, self._block_size, on_event)
-        with self._changed:
-            if self._stopped is not None:
-                raise self._stopped
-            if len(self._open) >= self._max_open:
-                raise EngineBusy(self._max_open)
-            self._open.add(request)
-            self._arrived.append(request)
-            self._changed.notify_all()
+        request = Request(
+            params,
+            prompt,
+            self._tokenizer,
+            self._block_size,
+            on_event,
+            prompt_logprobs=prompt_logprobs,
+            client=client,
+            timeout_s=timeout_s,
+        )
+        self._enqueue(request)
         return request
 
-    def complete(self, params: SamplingParams, prompt: str | Sequence[int] = "") -> GenerationOutput:
-        """Run a request and wait for its end.
+    def submit_score(
+        self,
+        sequences: Sequence[Sequence[int]],
+        on_event: ScoreCallback,
+        *,
+        client: str = "",
+        timeout_s: float | None = None,
+    ) -> ScoreRequest:
+        """Start a request for log probabilities, from any thread. It runs in what requests for text leave.
 
         Args:
-            params: Sampling parameters.
-            prompt: As in `submit`.
+            sequences: Token ids. The last one of a sequence is not read, so there may be one more than the model has
+                positions; a sequence of no or one id has no log probability.
+            on_event: Called on the engine's thread after each step that ended sequences, with a tuple of
+                `ScoreDelta`s, in any order of their indices; then once with the `ScoreOutput` or an error. It must not
+                block.
+            client: Whose request it is: rows are shared fairly between clients.
+            timeout_s: Time until the request fails with `DeadlineExceeded`; None has no limit.
+
+        Returns:
+            The request, which can be cancelled.
+
+        Raises:
+            PromptTooLong: A sequence has more tokens than the model can read.
+            InvalidParameter: The tokenizer does not have one of the ids.
+            EngineBusy: Too many requests are open.
+            EngineStopped: The engine was closed or has failed.
+        """
+        request = ScoreRequest(
+            sequences, self._tokenizer.n_vocab, self._block_size, on_event, client=client, timeout_s=timeout_s
+        )
+        self._enqueue(request)
+        return request
+
+    def complete(
+        self, params: SamplingParams, prompt: str | Sequence[int] = "", *, prompt_logprobs: bool = False
+    ) -> GenerationOutput:
+        """Run a request for text and wait for its end.
+
+        Args:
+            params: See `submit`.
+            prompt: See `submit`.
+            prompt_logprobs: See `submit`.
 
         Returns:
             Every continuation, and the tokens used.
@@ -108,13 +208,22 @@ class Engine:
             ModelCoreError: As `submit`, or the error that ended the request.
         """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.submit(params, prompt, events.put)
+        self.submit(params, prompt, events.put, prompt_logprobs=prompt_logprobs)
         while True:
             event = events.get()
             if isinstance(event, ModelCoreError):
                 raise event
             if isinstance(event, GenerationOutput):
                 return event
+
+    def stats(self) -> EngineStats:
+        """Take a snapshot of the counters, from any thread.
+
+        Returns:
+            The snapshot.
+        """
+        with self._changed:
+            return self._scheduler.stats(submitted=self._submitted, open_tokens=self._open_tokens())
 
     @property
     def open_requests(self) -> int:
@@ -166,6 +275,20 @@ class Engine:
             self._scheduler.add(request)
         return True
 
+    def _enqueue(self, request: Request | ScoreRequest) -> None:
+        with self._changed:
+            if self._stopped is not None:
+                raise self._stopped
+            if len(self._open) >= self._max_open:
+                raise EngineBusy(len(self._open), self._open_tokens(), self._scheduler.meter.tokens_per_s)
+            self._open.add(request)
+            self._arrived.append(request)
+            self._submitted += 1
+            self._changed.notify_all()
+
+    def _open_tokens(self) -> int:
+        return sum(request.open_tokens for request in self._open)
+
     def _stop(self, reason: EngineStopped) -> None:
         with self._changed:
             self._stopped = self._stopped or reason
@@ -206,10 +329,10 @@ def generate(
     """
     params = SamplingParams(n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
     events: list[Event] = []
-    request = Request(params.seeded(), prompt, tokenizer, model.config.block_size, events.append)
+    request = Request(params, prompt, tokenizer, model.config.block_size, events.append)
+    weights = pack_model(model, tokenizer.n_vocab, "fp32", keep=True)
     length = len(request.prompt) + request.max_new
-    runner = ModelRunner(pack_model(model, tokenizer.n_vocab), rows=min(n, _MAX_ROWS), length=length)
-    scheduler = Scheduler(runner, tokenizer)
+    scheduler = Scheduler(ModelRunner(weights, rows=min(n, MAX_ROWS), length=length), tokenizer)
     scheduler.add(request)
     while scheduler.busy:
         scheduler.step()

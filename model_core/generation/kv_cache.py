@@ -28,6 +28,7 @@ class KVCache:
     Args:
         config: Shape of the model.
         rows: Sequences, R.
+        shortest: Least positions to allocate for each row.
         dtype: Number format of keys and values.
         device: Device, as torch writes it.
 
@@ -36,7 +37,13 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, *, rows: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        self,
+        config: ModelConfig,
+        *,
+        rows: int,
+        shortest: int = CHUNK,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         self._shapes = tuple(zip(config.heads, config.head_dims, strict=True))
         self._rows, self._dtype, self._device = rows, dtype, device
@@ -44,7 +51,8 @@ class KVCache:
         self._offsets: dict[int, Tensor] = {}  # by H: where each key and value of position 0 is, (R, 2, H)
         self._layers: list[Tensor] = []
         self.length = 0
-        self._resize(CHUNK)
+        self._shortest = -(-shortest // CHUNK) * CHUNK
+        self._resize(self._shortest)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,6 +85,16 @@ class KVCache:
         Args:
             row: Row of the sequence.
         """
+        self._written[row] = 0
+
+    def clear_row(self, row: int) -> None:
+        """Write zeros over a row, and forget its sequence; for a row with values that are not finite.
+
+        Args:
+            row: Row of the sequence.
+        """
+        for kv in self._layers:
+            kv[:, row] = 0
         self._written[row] = 0
 
     def row(self, layer: int, row: int, start: int, end: int) -> Tensor:
@@ -187,7 +205,7 @@ class KVCache:
 
     def _fit(self) -> None:
         """Grow to the longest row, or shrink when half would do."""
-        need = max(-(-max(self._written) // CHUNK), 1) * CHUNK
+        need = max(-(-max(self._written) // CHUNK) * CHUNK, self._shortest)
         if need > self.length or need * 2 <= self.length:
             self._resize(need)
 

@@ -25,6 +25,7 @@ from model_core.generation.packed_model import PackedModel
 __all__ = ["CHUNK", "Block", "ModelRunner", "PromptChunk"]
 
 _MULTIPLE = 16  # of the length of attention
+_SMALL_MATMUL = 400  # products of a matmul below which torch takes another kernel, with another order of its sums
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ class ModelRunner:
         self.weights, self.rows, self.length, self.device = weights, rows, length, weights.device
         # one-query attention on the CPU is six times slower in bfloat16 than in float32
         dtype = torch.float32 if self.device == "cpu" else weights.wte.dtype
-        self._cache = KVCache(weights.config, rows=rows, dtype=dtype, device=self.device)
+        self._shortest = _rounded(-(-_SMALL_MATMUL // min(weights.config.head_dims)))
+        self._cache = KVCache(weights.config, rows=rows, shortest=self._shortest, dtype=dtype, device=self.device)
 
     @torch.inference_mode()
     def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
         """Run chunks of prompts, each behind the earlier chunks of its prompt, and store their keys and values.
 
         Args:
-            chunks: Chunks of different rows.
+            chunks: Chunks of any rows; those of one row in order.
 
         Returns:
             Input of the head for every token, chunk after chunk, (N, C).
@@ -116,7 +118,7 @@ class ModelRunner:
         self._cache.write_next(positions)
         at = torch.tensor(positions, device=self.device)  # (A,)
         x = self._embed(torch.tensor(tokens, device=self.device), at)  # (A, C)
-        length = _rounded(max(positions) + 1)
+        length = max(_rounded(max(positions) + 1), self._shortest)
         indices, masks = self._cache.indices(at), self._masks(at, length)
         for index, layer in enumerate(self.weights.layers):
             qkv = layer.c_attn(layer.ln_1(x)).view(-1, 3, layer.n_head, layer.head_dim)  # (A, 3, H, D)
@@ -157,6 +159,17 @@ class ModelRunner:
             row: Row of the sequence.
         """
         self._cache.free_row(row)
+
+    @torch.inference_mode()
+    def clear_row(self, row: int) -> None:
+        """Forget the sequence of a row whose keys or values are not finite.
+
+        Attention gives positions that it masks a weight of 0, and 0 times NaN would reach the row's next sequence.
+
+        Args:
+            row: Row of the sequence.
+        """
+        self._cache.clear_row(row)
 
     @torch.inference_mode()
     def read_block(self, row: int, start: int) -> Block:

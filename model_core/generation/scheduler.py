@@ -1,323 +1,446 @@
-"""Schedules the sequences that one model generates, one token of each per step (continuous batching).
+"""Decides what the model computes next: one token of every running row, then chunks of prompts, then of scores.
 
-It has no thread and no lock: `Engine` drives a scheduler from its own thread, `generate` from the caller's. Between two
-steps new sequences join and ended ones leave; then the last row moves into the gap, so the rows in use are the first.
+It has no thread and no lock: `Engine` drives a scheduler from its own thread, `generate` from the caller's. Rows of the
+cache are always the first ones: those that generate, then those that are read. When one leaves, others move into the
+gap. What a row computes depends on nothing but its own request: a prompt is read in chunks of `CHUNK` from its own
+start, whatever runs beside it, and `ModelRunner` gives a row the same bits in any crowd.
 
-Shapes: A rows in use, V ids of the tokenizer.
+Shapes: A rows that generate, N tokens of all chunks, T tokens of one, C n_embd, V ids of the tokenizer.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from model_core.errors import InvalidParameter, ModelCoreError, PromptTooLong
-from model_core.generation.detokenizer import Detokenizer
+from model_core.generation.fair_queue import FairQueue
 from model_core.generation.model_runner import CHUNK, ModelRunner, PromptChunk
-from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator, sample
-from model_core.schemas import Choice, FinishReason, SamplingParams, ScoredToken, TokenLogprob, Usage
+from model_core.generation.prefix_cache import PrefixCache
+from model_core.generation.request import OpenRequest, Request, ScoreRequest
+from model_core.generation.sampler import NonFiniteLogits, sample
+from model_core.generation.sequence import Continuation, Occupant, ScoredSequence, scored_tokens
+from model_core.generation.stats import EngineStats, Meter, median
+from model_core.schemas import ScoredToken
 from model_core.tokenizer import Tokenizer
 
-log = logging.getLogger(__name__)
+PREFILL_TOKENS = CHUNK  # read in a step while rows generate: more would hold their tokens back
+IDLE_PREFILL_TOKENS = 1024  # read in a step otherwise
+_COPIED = 8  # tokens of a prompt that are copied in the time in which one is read
+_PATIENCE = 8  # steps that scores stand back behind prompts and continuations
 
-
-@dataclass(frozen=True)
-class TextDelta:
-    """New text of one choice.
-
-    Attributes:
-        index: Index of the choice.
-        text: The text that was added.
-    """
-
-    index: int
-    text: str
-
-
-@dataclass(frozen=True)
-class GenerationOutput:
-    """The result of a request, when its last choice has ended.
-
-    Attributes:
-        seed: Seed of the request, given or drawn.
-        choices: Every continuation, by index.
-        usage: Tokens read and generated.
-    """
-
-    seed: int
-    choices: tuple[Choice, ...]
-    usage: Usage
-
-
-class GenerationCancelled(ModelCoreError):
-    """The request was cancelled."""
-
-    code = "cancelled"
-
-    def __init__(self) -> None:
-        super().__init__("the generation was cancelled")
-
-
-Event = TextDelta | GenerationOutput | ModelCoreError
-EventCallback = Callable[[Event], None]
-
-
-class Request:
-    """One prompt and its continuations.
-
-    Args:
-        params: Sampling parameters, with a seed.
-        prompt: Text to continue, or its token ids; empty starts a new text.
-        tokenizer: Tokenizer of the model.
-        block_size: Positions of the model.
-        on_event: Called with every `TextDelta`, then once with the `GenerationOutput` or an error. It must not block.
-
-    Raises:
-        PromptTooLong: The prompt has more tokens than the model has positions.
-        InvalidParameter: A token id is not one of the tokenizer's.
-    """
-
-    def __init__(
-        self,
-        params: SamplingParams,
-        prompt: str | Iterable[int],
-        tokenizer: Tokenizer,
-        block_size: int,
-        on_event: EventCallback,
-    ) -> None:
-        assert params.seed is not None
-        self.params, self.seed = params, params.seed
-        self.prompt = (tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)) or [tokenizer.eot]
-        _check_ids(tokenizer, prompt=self.prompt, logit_bias=params.logit_bias, stop_token_ids=params.stop_token_ids)
-        if len(self.prompt) > block_size:
-            raise PromptTooLong(len(self.prompt), block_size)
-        self.max_new = min(params.max_new_tokens, block_size - len(self.prompt))
-        self.limit: FinishReason = "length" if self.max_new == params.max_new_tokens else "context"
-        self.prompt_logits: Tensor | None = None  # (V,), shared by the choices
-        self.cancelled, self.ended = False, False
-        self._on_event = on_event
-        self._choices: dict[int, Choice] = {}
-
-    def cancel(self) -> None:
-        """Cancel the request within one step, from any thread; does nothing after its end."""
-        self.cancelled = True
-
-    def emit(self, delta: TextDelta) -> None:
-        """Pass new text to the callback.
-
-        Args:
-            delta: The text.
-        """
-        self._call(delta)
-
-    def fail(self, error: ModelCoreError) -> None:
-        """End the request with an error; does nothing after its end.
-
-        Args:
-            error: The reason.
-        """
-        if not self.ended:
-            self.cancelled = self.ended = True
-            self._call(error)
-
-    def end_choice(self, choice: Choice) -> None:
-        """Record an ended continuation; the last one ends the request.
-
-        Args:
-            choice: The continuation.
-        """
-        self._choices[choice.index] = choice
-        if len(self._choices) == self.params.n and not self.ended:
-            self.ended = True
-            choices = tuple(self._choices[index] for index in range(self.params.n))
-            usage = Usage(prompt_tokens=len(self.prompt), completion_tokens=sum(len(c.tokens) for c in choices))
-            self._call(GenerationOutput(self.seed, choices, usage))
-
-    def _call(self, event: Event) -> None:
-        try:
-            self._on_event(event)
-        except Exception:  # foreign code: its failure must not end other requests
-            log.exception("callback failed")
-            self.cancelled = True
-
-
-class Sequence:
-    """One continuation of a request while it grows.
-
-    Args:
-        request: The request.
-        index: Index of the choice.
-        tokenizer: Tokenizer of the model.
-    """
-
-    def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
-        self.request, self.index = request, index
-        self.sampler = Sampler(request.params, choice_generator(request.seed, index))
-        self.tokens: list[int] = []
-        self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(request.params.stop)
-        self._logprobs: list[ScoredToken] = []
-
-    @property
-    def position(self) -> int:
-        """Index of the newest token in the sequence; the tokens before it are in the cache."""
-        return len(self.request.prompt) + len(self.tokens) - 1
-
-    def append(self, token: int, logits: Tensor) -> bool:
-        """Append a drawn token.
-
-        Args:
-            token: Its id.
-            logits: Logits that it was drawn from, (V,).
-
-        Returns:
-            Whether the sequence has ended with it.
-        """
-        if token == self._tokenizer.eot:
-            return self.end("stop")
-        self.tokens.append(token)
-        if self.request.params.logprobs is not None:
-            self._logprobs.append(_scored_token(self._tokenizer, token, logits, self.request.params.logprobs))
-        self._emit(self._detokenizer.add(self._tokenizer.decode_bytes([token])))
-        if self._detokenizer.stopped:
-            return self.end("stop")
-        return len(self.tokens) == self.request.max_new and self.end(self.request.limit)
-
-    def end(self, reason: FinishReason) -> bool:
-        """Emit the text that was held back, and hand the choice to the request.
-
-        Args:
-            reason: Why it ends; a stop string in the last text makes it ``stop``.
-
-        Returns:
-            True.
-        """
-        self._emit(self._detokenizer.finish())
-        count = self._detokenizer.token_count
-        choice = Choice(
-            index=self.index,
-            text=self._detokenizer.text,
-            tokens=tuple(self.tokens[:count]),
-            finish_reason="stop" if self._detokenizer.stopped else reason,
-            logprobs=tuple(self._logprobs[:count]) if self.request.params.logprobs is not None else None,
-        )
-        self.request.end_choice(choice)
-        return True
-
-    def _emit(self, text: str) -> None:
-        if text:
-            self.request.emit(TextDelta(self.index, text))
+_Pick = tuple[Occupant, PromptChunk]
+_T = TypeVar("_T", Continuation, ScoredSequence)
 
 
 class Scheduler:
-    """Running sequences, one per row of the cache, and waiting ones.
+    """Rows in use, and who waits for one.
+
+    Rows go to clients in turns, and to the requests of a client in order of arrival. While another client waits, no
+    client gets more than half of the rows. Whoever is next waits until its longest possible text fits, so nothing is
+    ever taken back, and nothing small overtakes it for ever.
 
     Args:
         runner: The model with its cache.
         tokenizer: Tokenizer of the model.
+        cache_tokens: Most positions of the cache: rows in use times the longest of them. None: all that the runner has.
+        prefill_tokens: Most tokens of prompts that a step reads while rows generate, at least `CHUNK`.
+        prefix_cache: Beginnings of prompts; None keeps none.
     """
 
-    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        tokenizer: Tokenizer,
+        *,
+        cache_tokens: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        prefix_cache: PrefixCache | None = None,
+    ) -> None:
         self._runner, self._tokenizer = runner, tokenizer
-        self._rows: list[Sequence] = []
-        self._waiting: deque[Sequence] = deque()
+        self._cache_tokens = cache_tokens or runner.rows * _rounded(runner.length)
+        self._prefill_tokens = max(prefill_tokens, CHUNK)
+        self._prefixes = prefix_cache or PrefixCache(0)
+        self._open: dict[OpenRequest, None] = {}  # in order of arrival
+        self._texts: FairQueue[Continuation] = FairQueue()
+        self._scores: FairQueue[ScoredSequence] = FairQueue()
+        self._rows: list[Occupant] = []
+        self._generating = 0  # the first rows; the others are read
+        self._readers: dict[Request, Continuation] = {}  # who reads the prompt of a request, in order
+        self._last_read: dict[str, int] = {}  # number of the last chunk of a client
+        self._chunks = 0  # read so far
+        self._impatience = 0  # steps without a chunk of a score
+        self._last_decoded_s: float | None = None
+        self.meter = Meter()
 
     @property
     def busy(self) -> bool:
-        """Whether a sequence runs or waits."""
-        return bool(self._rows or self._waiting)
+        """Whether a request is open."""
+        return bool(self._open)
 
-    def add(self, request: Request) -> None:
-        """Enqueue the sequences of a request.
+    def add(self, request: Request | ScoreRequest) -> None:
+        """Enqueue a request.
 
         Args:
             request: The request.
         """
-        sequences = [Sequence(request, index, self._tokenizer) for index in range(request.params.n)]
-        if request.max_new == 0:
-            for sequence in sequences:
-                sequence.end(request.limit)
+        self._open[request] = None
+        if isinstance(request, ScoreRequest):
+            for index in range(len(request.sequences)):
+                self._enqueue_score(ScoredSequence(request, index))
         else:
-            self._waiting.extend(sequences)
+            for index in range(request.params.n):
+                self._enqueue_text(Continuation(request, index, self._tokenizer))
+        self._deliver()
 
     def step(self) -> None:
-        """Remove cancelled sequences, admit waiting ones, and generate one token of each."""
+        """Remove what was cancelled, generate a token of every row, fill free rows, and read prompts and scores."""
+        started_s = time.monotonic()
+        for request in self._open:
+            request.end_if_due(started_s)
+        self._remove_ended()
+        before = self._work_done()
         with torch.inference_mode(), torch.autocast(self._runner.device.partition(":")[0], enabled=False):
-            self._drop_cancelled()
-            while self._waiting and len(self._rows) < self._runner.rows:
-                self._admit(self._waiting.popleft())
-            if self._rows:
-                positions = [sequence.position for sequence in self._rows]
-                logits = self._runner.step([sequence.tokens[-1] for sequence in self._rows], positions)  # (A, V)
-                self._sample(logits, first=0)
+            self._decode()
+            self._admit()
+            self._read()
+        self._deliver()
+        self.meter.add_work(self._work_done() - before, time.monotonic() - started_s)
 
-    def _admit(self, sequence: Sequence) -> None:
-        """Run the prompt in the first free row, or copy it from a row of the same request."""
-        request, row = sequence.request, len(self._rows)
-        if request.cancelled:
-            request.fail(GenerationCancelled())
-            return
-        sibling = next((at for at, other in enumerate(self._rows) if other.request is request), None)
-        if sibling is not None and request.prompt_logits is not None:
-            self._runner.copy_row(sibling, row, len(request.prompt))
+    def stats(self, *, submitted: int, open_tokens: int) -> EngineStats:
+        """Take a snapshot, from any thread.
+
+        Args:
+            submitted: Requests accepted so far.
+            open_tokens: Most tokens that they will still read and generate.
+
+        Returns:
+            The snapshot.
+        """
+        meter = self.meter
+        first_token_s, gap_s = meter.recent()
+        return EngineStats(
+            submitted=submitted,
+            finished=meter.outcomes["finished"],
+            cancelled=meter.outcomes["cancelled"],
+            failed=meter.outcomes["failed"],
+            prompt_tokens=meter.prompt_tokens,
+            completion_tokens=meter.completion_tokens,
+            cached_tokens=meter.cached_tokens,
+            scored_tokens=meter.scored_tokens,
+            rows=len(self._rows),
+            max_rows=self._runner.rows,
+            waiting=len(self._texts) + len(self._scores),
+            open_tokens=open_tokens,
+            tokens_per_s=meter.tokens_per_s,
+            first_token_s=median(first_token_s),
+            gap_s=median(gap_s),
+            longest_gap_s=max(gap_s, default=None),
+            cache_bytes=self._runner.cache_bytes,
+            prefix_bytes=self._prefixes.size_bytes,
+            prefix_hits=self._prefixes.hits,
+        )
+
+    def _enqueue_text(self, text: Continuation) -> None:
+        request = text.request
+        if request.max_new == 0 and (text.index > 0 or not request.wants_prompt):
+            text.end(request.limit)
         else:
-            request.prompt_logits = self._prefill(row, request.prompt)  # (V,)
-        self._rows.append(sequence)
-        self._sample(request.prompt_logits[None], first=row)  # (1, V)
+            self._texts.push(request.client, text)
 
-    def _prefill(self, row: int, prompt: list[int]) -> Tensor:
-        """Run a prompt in chunks; returns the logits of the next token, (V,)."""
-        for start in range(0, len(prompt), CHUNK):
-            hidden = self._runner.prefill([PromptChunk(row, start, prompt[start : start + CHUNK])])  # (T, C)
-        return self._runner.logits(hidden[-1:])[0]  # (V,)
+    def _enqueue_score(self, score: ScoredSequence) -> None:
+        if score.ids:
+            self._scores.push(score.request.client, score)
+        else:
+            score.end()
 
-    def _sample(self, logits: Tensor, *, first: int) -> None:
-        """Draw a token for each row from `first` on; logits (A - first, V)."""
-        drawn = sample(logits, [sequence.sampler for sequence in self._rows[first:]])
-        ended = [first + at for at, token in enumerate(drawn) if self._ends(self._rows[first + at], token, logits[at])]
-        self._free(ended)
+    def _deliver(self) -> None:
+        """Call the callbacks of requests that gained something."""
+        for request in self._open:
+            request.flush()
+        self._remove_ended()
 
-    def _ends(self, sequence: Sequence, token: int | NonFiniteLogits, logits: Tensor) -> bool:
-        if isinstance(token, int):
-            return sequence.append(token, logits)
-        sequence.request.fail(token)
-        return True
+    def _work_done(self) -> int:
+        return self.meter.prompt_tokens + self.meter.completion_tokens + self.meter.scored_tokens
 
-    def _drop_cancelled(self) -> None:
-        cancelled = {sequence.request for sequence in (*self._rows, *self._waiting) if sequence.request.cancelled}
-        for request in cancelled:
-            request.fail(GenerationCancelled())
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.request not in cancelled)
-        self._free([row for row, sequence in enumerate(self._rows) if sequence.request in cancelled])
+    # --- who gets a row
 
-    def _free(self, rows: Iterable[int]) -> None:
-        """Free rows; the last row moves into each gap."""
-        for row in sorted(rows, reverse=True):
-            last = self._rows.pop()
-            if row < len(self._rows):
-                self._runner.copy_row(len(self._rows), row, last.position)
-                self._rows[row] = last
+    def _admit(self) -> None:
+        """Give free rows to whoever is next."""
+        if self._is_impatient() and self._scores and not self._scored_rows():
+            if (first := self._next(self._scores)) is None:
+                return  # the next free row is for a score
+            self._rows.append(first)
+        while (text := self._next(self._texts)) is not None:
+            self._rows.append(text)
+        self._choose_readers()
+        unread: list[Occupant] = [*self._readers.values(), *self._scored_rows()]
+        left = self._budget() - sum(len(occupant.ids) - occupant.read for occupant in unread)
+        while left > 0 and (score := self._next(self._scores)) is not None:
+            self._rows.append(score)
+            left -= len(score.ids)
+
+    def _next(self, queue: FairQueue[_T]) -> _T | None:
+        """Take the next of a queue if there is a row for it, and memory."""
+        if len(self._rows) == self._runner.rows:
+            return None
+        held = Counter(row.request.client for row in self._rows)
+        half = (self._runner.rows + 1) // 2
+        waiting = queue.peek(lambda client: held[client] < half or not queue.others_wait(client))
+        if waiting is None or not self._fits(waiting):
+            return None
+        return queue.pop(waiting.request.client)
+
+    def _fits(self, occupant: Occupant) -> bool:
+        longest = max(row.reserved for row in (*self._rows, occupant))
+        return not self._rows or (len(self._rows) + 1) * _rounded(longest) <= self._cache_tokens
+
+    def _choose_readers(self) -> None:
+        """Let one choice of each request read the prompt; the others wait for it and copy its row."""
+        for row in self._rows[self._generating :]:
+            if isinstance(row, Continuation) and row.request not in self._readers and self._source(row.request) is None:
+                self._readers[row.request] = row
+
+    def _source(self, request: Request) -> int | None:
+        """Find a row that holds the whole prompt of a request."""
+        rows = enumerate(self._rows)
+        return next((at for at, row in rows if row.request is request and row.read == len(row.ids)), None)
+
+    def _budget(self) -> int:
+        return self._prefill_tokens if self._generating else max(IDLE_PREFILL_TOKENS, self._prefill_tokens)
+
+    def _is_impatient(self) -> bool:
+        return self._impatience >= _PATIENCE
+
+    def _scored_rows(self) -> list[ScoredSequence]:
+        return [row for row in self._rows[self._generating :] if isinstance(row, ScoredSequence)]
+
+    # --- one token of every row that generates
+
+    def _decode(self) -> None:
+        now_s = time.monotonic()
+        if not self._generating:
+            self._last_decoded_s = None
+            return
+        if self._last_decoded_s is not None:
+            self.meter.add_gap(now_s - self._last_decoded_s)
+        self._last_decoded_s = now_s
+        rows = [row for row in self._rows[: self._generating] if isinstance(row, Continuation)]
+        logits = self._runner.step([row.tokens[-1] for row in rows], [row.position for row in rows])  # (A, V)
+        self._draw(rows, logits)
+
+    def _draw(self, texts: Sequence[Continuation], logits: Tensor) -> None:
+        """Draw a token for each of these rows from its logits, (N, V); rows that end are free afterwards."""
+        drawn = sample(logits, [text.sampler for text in texts])
+        scored = self._scored(texts, drawn, logits)
+        for text, token in zip(texts, drawn, strict=True):
+            if not isinstance(token, int):  # before any row moves
+                self._runner.clear_row(self._rows.index(text))
+                text.request.fail(token)
+        for text, token in zip(texts, drawn, strict=True):
+            if isinstance(token, int):
+                self.meter.completion_tokens += 1
+                if text.append(token, scored.get(text)):
+                    self._remove(text)
+        self._remove_ended()
+
+    def _scored(
+        self, texts: Sequence[Continuation], drawn: Sequence[int | NonFiniteLogits], logits: Tensor
+    ) -> dict[Continuation, ScoredToken]:
+        """Compute the log probabilities of drawn tokens, where they are requested; logits (N, V)."""
+        wanted = [
+            (at, text, token, text.request.params.logprobs)
+            for at, (text, token) in enumerate(zip(texts, drawn, strict=True))
+            if text.request.params.logprobs is not None and isinstance(token, int)
+        ]
+        if not wanted:
+            return {}
+        rows, scored, tokens, counts = zip(*wanted, strict=True)
+        return dict(zip(scored, scored_tokens(self._tokenizer, tokens, logits[list(rows)], counts), strict=True))
+
+    # --- chunks of prompts and scores
+
+    def _read(self) -> None:
+        """Read chunks of prompts up to the budget of a step, chunks of scores in what they leave, and start choices."""
+        budget = self._budget()
+        copies = self._restore(budget * _COPIED)
+        prompts, scores = list(self._readers.values()), self._scored_rows()
+        first = self._pick(scores, CHUNK) if self._is_impatient() else []
+        picked = first + self._pick(prompts, budget - _size(first))
+        if not first:
+            picked += self._pick(scores, budget - _size(picked))
+        has_score = any(isinstance(occupant, ScoredSequence) for occupant, _ in picked)
+        self._impatience = self._impatience + 1 if (scores or self._scores) and not has_score else 0
+        if picked:
+            self._run(picked)
+        self._fork(copies)
+        self._start()
+
+    def _pick(self, occupants: Sequence[Occupant], budget: int) -> list[_Pick]:
+        """Choose chunks up to a number of tokens: of the client whose last turn is longest ago, the first row first."""
+        picked: list[_Pick] = []
+        ahead = {occupant: occupant.read for occupant in occupants}
+        while True:
+            sizes = {it: min(CHUNK, len(it.ids) - at) for it, at in ahead.items()}
+            fitting = [it for it, size in sizes.items() if 0 < size <= budget]
+            if not fitting:
+                return picked
+            occupant = min(fitting, key=lambda it: self._last_read.get(it.request.client, 0))
+            start, size = ahead[occupant], sizes[occupant]
+            row = self._rows.index(occupant)
+            picked.append((occupant, PromptChunk(row, start, occupant.ids[start : start + size])))
+            ahead[occupant] += size
+            budget -= size
+            self._chunks += 1
+            self._last_read[occupant.request.client] = self._chunks
+
+    def _run(self, picked: Sequence[_Pick]) -> None:
+        """Run chunks in one pass, and record what they gave."""
+        hidden = self._runner.prefill([chunk for _, chunk in picked])  # (N, C)
+        parts = torch.split(hidden, [len(chunk.tokens) for _, chunk in picked])  # (T, C) each
+        last = {occupant: part[-1] for (occupant, _), part in zip(picked, parts, strict=True)}  # (C,) each
+        for (occupant, chunk), part in zip(picked, parts, strict=True):
+            if not occupant.request.ended and occupant.read == chunk.start:
+                self._take_in(occupant, chunk, part)
+        self._remove_ended()
+        done = [it for it in last if it.read == len(it.ids) and not it.request.ended]
+        for score in done:
+            if isinstance(score, ScoredSequence):
+                score.end()
+                self._remove(score)
+        read = [it for it in done if isinstance(it, Continuation)]
+        if read:
+            logits = self._runner.logits(torch.stack([last[it] for it in read]))  # (N, V)
+            for reader, row in zip(read, logits, strict=True):
+                reader.request.prompt_logits = row  # (V,)
+                del self._readers[reader.request]
+
+    def _take_in(self, occupant: Occupant, chunk: PromptChunk, part: Tensor) -> None:
+        """Record what a chunk gave, last hidden states (T, C)."""
+        is_finite = bool(part.isfinite().all())
+        if not is_finite:
+            self._runner.clear_row(chunk.row)  # before any row moves; a later text would read 0 times NaN
+        if isinstance(occupant, Continuation):
+            if not is_finite:
+                occupant.request.fail(NonFiniteLogits())
+                return
+            self.meter.prompt_tokens += len(chunk.tokens)
+            self._keep(occupant, chunk)
+        else:
+            self.meter.scored_tokens += len(chunk.tokens)
+        if targets := occupant.scored_targets():
+            occupant.add_scores(targets, self._runner.logits(part[: len(targets)]))  # (T, V)
+        occupant.read += len(chunk.tokens)
+        if isinstance(occupant, ScoredSequence) and not is_finite:
+            occupant.give_up()
+
+    def _restore(self, copies: int) -> int:
+        """Take chunks of prompts from the prefix cache, at most a number of tokens; returns how many are left."""
+        for reader in self._readers.values():
+            while copies > 0 and (at := reader.read // CHUNK) < reader.skippable:
+                block = self._prefixes.get(reader.prefix_keys[at])
+                if block is None:
+                    break
+                self._runner.write_block(self._rows.index(reader), reader.read, block)
+                reader.read += CHUNK
+                copies -= CHUNK
+                self.meter.cached_tokens += CHUNK
+                if not reader.request.started:
+                    reader.request.cached_tokens += CHUNK
+        return copies
+
+    def _keep(self, reader: Continuation, chunk: PromptChunk) -> None:
+        """Keep a full chunk for later prompts."""
+        if len(chunk.tokens) == CHUNK:
+            key = reader.prefix_keys[chunk.start // CHUNK]
+            if self._prefixes.wants(key):
+                self._prefixes.put(key, self._runner.read_block(chunk.row, chunk.start))
+
+    def _fork(self, copies: int) -> None:
+        """Copy prompts that are read to the other choices of their requests: one, or more up to a number of tokens."""
+        for row in range(self._generating, len(self._rows)):
+            choice = self._rows[row]
+            if isinstance(choice, Continuation) and choice.read == 0:
+                source = self._source(choice.request)
+                if source is not None:
+                    self._runner.copy_row(source, row, len(choice.ids))
+                    choice.read = len(choice.ids)
+                    copies -= len(choice.ids)
+                    if copies <= 0:
+                        return
+
+    def _start(self) -> None:
+        """Draw the first token of every choice whose prompt is in its row."""
+        ready = [it for it in self._rows[self._generating :] if isinstance(it, Continuation) and it.read == len(it.ids)]
+        starting: list[Continuation] = []
+        logits: list[Tensor] = []  # (V,) each
+        for choice in ready:
+            row = choice.request.prompt_logits
+            assert row is not None
+            if not choice.request.started:
+                self.meter.add_first_token(time.monotonic() - choice.request.created_s)
+            choice.request.count_start()
+            if choice.request.max_new:
+                self._promote(choice)
+                starting.append(choice)
+                logits.append(row)
+            else:
+                choice.end(choice.request.limit)
+                self._remove(choice)
+        if starting:
+            self._draw(starting, torch.stack(logits))  # (N, V)
+
+    # --- rows
+
+    def _promote(self, choice: Continuation) -> None:
+        """Move a row to those that generate."""
+        row, target = self._rows.index(choice), self._generating
+        if row != target:
+            self._runner.swap_rows(row, target)
+            self._rows[row], self._rows[target] = self._rows[target], self._rows[row]
+        self._generating += 1
+
+    def _remove(self, occupant: Occupant) -> None:
+        """Free a row; the last row of its kind moves into the gap, and the last row of all into that row's."""
+        row = self._rows.index(occupant)
+        if row < self._generating:
+            self._generating -= 1
+            self._move(self._generating, row)
+            row = self._generating
+        self._move(len(self._rows) - 1, row)
+        self._rows.pop()
+        self._runner.free_row(len(self._rows))
+
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            self._runner.copy_row(source, target, self._rows[source].cached)
+            self._rows[target] = self._rows[source]
+
+    def _remove_ended(self) -> None:
+        """Forget requests that have ended, with all that they hold."""
+        ended = {request for request in self._open if request.ended}
+        if not ended:
+            return
+        for request in ended:
+            assert request.outcome is not None
+            self.meter.outcomes[request.outcome] += 1
+            del self._open[request]
+        self._texts.discard(lambda text: text.request in ended)
+        self._scores.discard(lambda score: score.request in ended)
+        self._readers = {request: reader for request, reader in self._readers.items() if request not in ended}
+        for occupant in [row for row in self._rows if row.request in ended]:
+            self._remove(occupant)
+        clients = {row.request.client for row in self._rows}
+        self._last_read = {client: turn for client, turn in self._last_read.items() if client in clients}
 
 
-def _check_ids(tokenizer: Tokenizer, **given: Iterable[int]) -> None:
-    for name, ids in given.items():
-        unknown = next((token for token in ids if not 0 <= token < tokenizer.n_vocab), None)
-        if unknown is not None:
-            raise InvalidParameter(
-                f"/{name}: no token has the id {unknown}; those of this model go from 0 to {tokenizer.n_vocab - 1}"
-            )
+def _rounded(length: int) -> int:
+    return -(-length // CHUNK) * CHUNK
 
 
-def _scored_token(tokenizer: Tokenizer, token: int, logits: Tensor, count: int) -> ScoredToken:
-    logprobs = logits.log_softmax(dim=-1)  # (V,)
-    best = logprobs.topk(min(count, len(logprobs)))  # 2 x (count,)
-    ids = [token, *best.indices.tolist()]
-    values = [float(logprobs[token]), *best.values.tolist()]
-    labels = tokenizer.pieces(ids)
-    every = [{"token": i, "text": t, "logprob": v} for i, t, v in zip(ids, labels, values, strict=True)]
-    return ScoredToken(**every[0], top=tuple(TokenLogprob(**other) for other in every[1:]))
+def _size(picked: Sequence[_Pick]) -> int:
+    return sum(len(chunk.tokens) for _, chunk in picked)

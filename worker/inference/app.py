@@ -21,8 +21,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_core.attention.capture import capture_example
 from model_core.errors import ModelCoreError
-from model_core.generation import scheduler
 from model_core.generation.engine import EngineStopped
+from model_core.generation.request import Event, GenerationOutput, TextDelta
+from model_core.generation.request import Request as EngineRequest
 from model_core.schemas import AttentionRequest, GenerateRequest, GenerateResult
 from model_core.storage.dataset import dataset_of
 from worker.inference.model_cache import ModelCache, ServedModel
@@ -48,6 +49,7 @@ STATUS: Mapping[str, int] = {
     "not_available": 422,
     "prompt_too_long": 422,
     "cuda_oom": 503,
+    "inference_busy": 503,
     "inference_unavailable": 503,
     "disk_full": 507,
 }  # any other code is a 500
@@ -144,10 +146,10 @@ class Generation:
 
     def __init__(self, request: GenerateRequest) -> None:
         self._request = request
-        self._events: asyncio.Queue[scheduler.Event] = asyncio.Queue()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._served: ServedModel
-        self._submitted: scheduler.Request
+        self._submitted: EngineRequest
 
     @classmethod
     async def start(cls, models: ModelCache, request: GenerateRequest, sha256: str) -> Generation:
@@ -186,7 +188,7 @@ class Generation:
                 return event
         raise AssertionError("events end with a result or an error")
 
-    async def events(self) -> AsyncIterator[scheduler.TextDelta | GenerateResult]:
+    async def events(self) -> AsyncIterator[TextDelta | GenerateResult]:
         """Iterate over the events as they come.
 
         Yields:
@@ -199,8 +201,9 @@ class Generation:
             event = await self._events.get()
             if isinstance(event, ModelCoreError):
                 raise event
-            if isinstance(event, scheduler.TextDelta):
-                yield event
+            if isinstance(event, tuple):
+                for delta in event:
+                    yield delta
             else:
                 yield self._result_of(event)
                 return
@@ -215,11 +218,11 @@ class Generation:
                 if is_last:
                     raise
 
-    def _on_event(self, event: scheduler.Event) -> None:
+    def _on_event(self, event: Event) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def _result_of(self, output: scheduler.GenerationOutput) -> GenerateResult:
+    def _result_of(self, output: GenerationOutput) -> GenerateResult:
         info = self._served.loaded.info
         return GenerateResult(
             run=self._served.run,
@@ -238,7 +241,7 @@ async def _lines(generation: Generation) -> AsyncIterator[dict[str, Any]]:
     async for event in generation.events():
         if isinstance(event, GenerateResult):
             yield {"result": event.model_dump(mode="json")}
-        else:
+        elif event.text:
             yield {"index": event.index, "text": event.text}
 
 

@@ -18,6 +18,7 @@ from model_core.config import ExperimentConfig
 from model_core.errors import CheckpointDamaged, ModelCoreError
 from model_core.generation.engine import Engine
 from model_core.generation.kv_cache import cache_bytes
+from model_core.generation.packed_model import pack_model
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
@@ -190,7 +191,8 @@ class ModelCache:
         size_bytes = _model_bytes(config) + rows * _row_bytes(config)
         self._make_room(run.name, size_bytes)
         loaded = load_checkpoint(run, info, device=self.device)
-        return ServedModel(run.name, loaded, Engine(loaded.model, loaded.tokenizer, max_batch=rows), size_bytes)
+        engine = Engine(pack_model(loaded.model, loaded.tokenizer.n_vocab), loaded.tokenizer, max_rows=rows)
+        return ServedModel(run.name, loaded, engine, size_bytes)
 
     def _add(self, served: ServedModel) -> None:
         """Serve a model, and evict other versions of its file."""

@@ -1,9 +1,13 @@
 """A tiny model with its tokenizer, and an engine that runs it."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from model_core.config import ModelConfig
+from model_core.generation.engine import Engine
+from model_core.generation.packed_model import pack_model
 from model_core.gpt import GPT
 from model_core.tokenizer import Tokenizer, train_bpe
 
@@ -24,6 +28,11 @@ def tiny_model(seed: int = 0, head_dim: int | None = None, **changes: object) ->
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
     return model
+
+
+def start_engine(model: GPT, tokenizer: Tokenizer, **settings: Any) -> Engine:
+    """An engine that runs a model in float32."""
+    return Engine(pack_model(model, tokenizer.n_vocab), tokenizer, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Requests in one batch: each gets the output that it would get alone."""
 
+import dataclasses
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from model_core.errors import PromptTooLong
+from model_core.errors import InvalidParameter, PromptTooLong
 from model_core.generation.engine import Engine, EngineBusy, EngineStopped, generate
-from model_core.generation.scheduler import GenerationOutput, TextDelta
+from model_core.generation.packed_model import pack_model
+from model_core.generation.request import GenerationOutput, ScoreOutput
+from model_core.generation.sampler import NonFiniteLogits
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
 from model_core.tokenizer import Tokenizer
+from tests.model_core.generation.conftest import start_engine
 from tests.polling import eventually
 
 PROMPT = "One day a little cat"
@@ -22,7 +25,7 @@ PROMPT = "One day a little cat"
 
 @pytest.fixture
 def engine(model: GPT, tokenizer: Tokenizer) -> Iterator[Engine]:
-    with Engine(model, tokenizer) as running:
+    with start_engine(model, tokenizer) as running:
         yield running
 
 
@@ -45,7 +48,7 @@ def _recomputed(model: GPT, tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def test_the_cache_gives_what_full_recomputation_gives(shaped_model: GPT, tokenizer: Tokenizer) -> None:
-    with Engine(shaped_model, tokenizer) as engine:
+    with start_engine(shaped_model, tokenizer) as engine:
         result = engine.complete(_settings(temperature=0, max_new_tokens=1000), PROMPT)
 
     assert len(result.choices[0].tokens) > 10
@@ -75,7 +78,7 @@ def test_a_seeded_result_does_not_depend_on_the_batch_it_met(engine: Engine) -> 
 
 def test_more_texts_than_rows_wait_their_turn(model: GPT, tokenizer: Tokenizer) -> None:
     wanted = _settings(n=5)
-    with Engine(model, tokenizer, max_batch=2) as narrow, Engine(model, tokenizer, max_batch=8) as wide:
+    with start_engine(model, tokenizer, max_rows=2) as narrow, start_engine(model, tokenizer, max_rows=8) as wide:
         assert narrow.complete(wanted, PROMPT).choices == wide.complete(wanted, PROMPT).choices
 
 
@@ -115,7 +118,7 @@ def test_a_prompt_over_the_context_is_refused(engine: Engine, model: GPT, tokeni
 
 
 def test_end_of_text_ends_with_stop(tokenizer: Tokenizer, model_that_ends: GPT) -> None:
-    with Engine(model_that_ends, tokenizer) as engine:
+    with start_engine(model_that_ends, tokenizer) as engine:
         choice = engine.complete(_settings(temperature=0), PROMPT).choices[0]
 
     assert (choice.tokens, choice.text, choice.finish_reason) == ((), "", "stop")
@@ -145,54 +148,96 @@ def test_logprobs_are_those_of_the_model(engine: Engine, model: GPT, tokenizer: 
     assert [t.token for t in scored[0].top] == expected.topk(2).indices.tolist()
 
 
-def test_a_cancelled_request_ends_within_a_step_and_leaves_the_others(slow: Engine) -> None:
-    events: list[object] = []
-    first = threading.Event()
-    request = slow.submit(
-        _settings(max_new_tokens=50, n=2), PROMPT, lambda event: (events.append(event), first.set())[0]
-    )
-    other = slow.submit(_settings(max_new_tokens=4), PROMPT, lambda _: None)
-
-    assert first.wait(10)
-    request.cancel()
-    eventually(lambda: other.ended and slow.open_requests == 0)
-
-    pieces = sum(isinstance(event, TextDelta) for event in events)
-    assert pieces < 20
-    assert [type(event).__name__ for event in events if not isinstance(event, TextDelta)] == ["GenerationCancelled"]
-
-
-def test_a_crash_of_the_engine_reaches_everybody_who_waits(
-    model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Engine(model, tokenizer)
-
-    def broken(*_: object) -> None:
+def test_a_crash_of_the_engine_reaches_everybody_who_waits(model: GPT, tokenizer: Tokenizer) -> None:
+    def broken(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("model_core.generation.model_runner.ModelRunner.step", broken)
-    with pytest.raises(EngineStopped, match="out of memory"):
-        engine.complete(_settings(), PROMPT)
-    eventually(lambda: not engine.alive)
+    weights = dataclasses.replace(pack_model(model, tokenizer.n_vocab), head=broken)
+    engine = Engine(weights, tokenizer, max_rows=1)
+    hold, events = threading.Event(), [[], []]  # type: ignore[var-annotated]
+    engine.submit_score([[1]], lambda _: _ignore(hold.wait(10)))
+    for each in events:
+        engine.submit(_settings(), PROMPT, each.append)
+    hold.set()
+
+    eventually(lambda: not engine.alive and engine.open_requests == 0)
+    assert [[type(event) for event in each] for each in events] == [[EngineStopped], [EngineStopped]]
     with pytest.raises(EngineStopped):
         engine.complete(_settings(), PROMPT)
 
 
-def test_a_closed_engine_ends_its_requests(slow: Engine) -> None:
+def test_a_closed_engine_ends_its_requests(engine: Engine) -> None:
     events: list[object] = []
-    slow.submit(_settings(), PROMPT, events.append)
+    engine.submit(_settings(n=256), PROMPT, events.append)
 
-    slow.close()
+    engine.close()
 
     assert isinstance(events[-1], EngineStopped)
+    assert engine.open_requests == 0
 
 
-def test_a_full_line_refuses(model: GPT, tokenizer: Tokenizer, slow: Engine) -> None:
-    slow.submit(_settings(), PROMPT, lambda _: None)
-    slow.submit(_settings(), PROMPT, lambda _: None)
+def test_a_full_line_refuses_and_estimates_when_there_is_room(model: GPT, tokenizer: Tokenizer) -> None:
+    hold = threading.Event()
+    with start_engine(model, tokenizer, max_rows=1, max_queue=1) as engine:
+        engine.submit(_settings(), PROMPT, lambda _: _ignore(hold.wait(10)))
+        engine.submit(_settings(n=3), PROMPT, lambda _: None)
+        with pytest.raises(EngineBusy) as full:
+            engine.submit(_settings(), PROMPT, lambda _: None)
+        with pytest.raises(EngineBusy):
+            engine.submit_score([[1, 2]], lambda _: None)
+        hold.set()
+        eventually(lambda: engine.open_requests == 0)
+        assert engine.complete(_settings(), PROMPT).choices
 
-    with pytest.raises(EngineBusy):
-        slow.submit(_settings(), PROMPT, lambda _: None)
+    prompt = len(tokenizer.encode(PROMPT))
+    assert full.value.code == "inference_busy"
+    assert full.value.open_tokens == 2 * prompt + (1 + 3) * 30
+    assert 1 <= full.value.retry_after_s <= 60
+
+
+def test_the_counters_add_up(engine: Engine, tokenizer: Tokenizer) -> None:
+    output = engine.complete(_settings(n=2, ignore_eos=True), PROMPT)
+    events: list[object] = []
+    engine.submit_score([[1, 2, 3], [4]], events.append)
+    engine.submit(_settings(), PROMPT, events.append, timeout_s=1e-9)
+    engine.submit(_settings(n=256), PROMPT, events.append).cancel()
+    eventually(lambda: engine.open_requests == 0)
+
+    stats = engine.stats()
+    assert (stats.submitted, stats.finished, stats.cancelled, stats.failed) == (4, 2, 1, 1)
+    assert stats.completion_tokens >= output.usage.completion_tokens == 60
+    assert stats.prompt_tokens >= output.usage.prompt_tokens == len(tokenizer.encode(PROMPT))
+    assert (stats.scored_tokens, stats.rows, stats.waiting, stats.open_tokens) == (2, 0, 0, 0)
+    assert stats.tokens_per_s > 0
+    assert stats.first_token_s is not None
+    assert stats.gap_s is not None
+
+
+@pytest.mark.parametrize("change", [{"logit_bias": {290: 1.0}}, {"stop_token_ids": [290]}], ids=str)
+def test_ids_that_the_tokenizer_lacks_are_refused(engine: Engine, change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter, match=next(iter(change))):
+        engine.submit(_settings(**change), PROMPT, lambda _: None)
+
+
+@pytest.mark.parametrize("token", [-1, 280, 319])
+def test_prompts_of_ids_that_the_tokenizer_lacks_are_refused(engine: Engine, token: int) -> None:
+    with pytest.raises(InvalidParameter):
+        engine.submit(_settings(), [1, token], lambda _: None)
+    with pytest.raises(InvalidParameter):
+        engine.submit_score([[1], [2, token]], lambda _: None)
+
+
+def test_a_prompt_of_ids_is_a_prompt_of_text(engine: Engine, tokenizer: Tokenizer) -> None:
+    assert engine.complete(_settings(), tokenizer.encode(PROMPT)) == engine.complete(_settings(), PROMPT)
+
+
+def test_the_engine_scores(engine: Engine, tokenizer: Tokenizer) -> None:
+    events: list[Any] = []
+    engine.submit_score([tokenizer.encode(PROMPT), [3], []], events.append)
+    eventually(lambda: engine.open_requests == 0)
+
+    assert isinstance(events[-1], ScoreOutput)
+    assert [len(logprobs) for logprobs in events[-1].logprobs] == [len(tokenizer.encode(PROMPT)) - 1, 0, 0]
 
 
 def test_a_listener_that_fails_ends_only_its_own_request(engine: Engine) -> None:
@@ -218,34 +263,20 @@ def test_samples_touch_neither_the_model_nor_the_global_generator(model: GPT, to
 
 
 def test_logits_that_are_not_numbers_are_an_error_and_not_a_text(tokenizer: Tokenizer, broken_model: GPT) -> None:
-    from model_core.generation.sampler import NonFiniteLogits
-
     with pytest.raises(NonFiniteLogits):
         generate(broken_model, tokenizer, PROMPT)
-
-
-@pytest.fixture
-def slow(model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine whose steps take long enough to act between two of them; at most two requests."""
-    from model_core.generation.model_runner import ModelRunner
-
-    quick = ModelRunner.step
-
-    def unhurried(self: ModelRunner, *args: Any) -> torch.Tensor:
-        time.sleep(0.02)
-        return quick(self, *args)
-
-    monkeypatch.setattr(ModelRunner, "step", unhurried)
-    with Engine(model, tokenizer, max_open=2) as running:
-        yield running
 
 
 def _listen(engine: Engine, settings: SamplingParams) -> tuple[list[str], GenerationOutput]:
     events: list[Any] = []
     done = threading.Event()
-    engine.submit(settings, PROMPT, lambda e: (events.append(e), isinstance(e, TextDelta) or done.set())[0])
+    engine.submit(settings, PROMPT, lambda e: (events.append(e), isinstance(e, tuple) or done.set())[0])
     assert done.wait(20)
-    return [event.text for event in events[:-1]], events[-1]
+    return [delta.text for event in events[:-1] for delta in event], events[-1]
+
+
+def _ignore(_: object) -> None:
+    return None
 
 
 def _exactly(tokenizer: Tokenizer, count: int) -> list[int]:

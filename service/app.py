@@ -23,6 +23,7 @@ from service.routes import (
     attention,
     checkpoints,
     cluster,
+    completions,
     configs,
     datasets,
     exports,
@@ -30,6 +31,7 @@ from service.routes import (
     health,
     job_outputs,
     jobs,
+    models,
     runs,
 )
 from service.settings import ServiceSettings
@@ -39,7 +41,8 @@ log = logging.getLogger(__name__)
 _ABOUT = "Train GPT-2 models whose layers have different numbers of attention heads, and see where every head looks."
 
 _ROUTES = (  # in the order of /docs
-    jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, attention, configs, health,
+    jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, completions, models,
+    attention, configs, health,
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ from model_core.config_loader import preset_tree
 from model_core.schemas import GenerateRequest
 from service.event_stream import EVENT_STREAM
 from service.protocol.errors import PROBLEM_JSON, Problem
+from service.protocol.openai_errors import OPENAI_PATH, OpenAIError
 from service.protocol.parsing import JSON, MULTIPART, YAML
 from service.schemas import link
 from worker.jobs.spec import JobRequest
@@ -55,6 +56,19 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         OpenAPI responses by status, all with a problem document.
     """
     content = {PROBLEM_JSON: {"schema": {"$ref": _SCHEMA.format(model="Problem")}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def openai_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe error responses of a route of /v1.
+
+    Args:
+        *statuses: HTTP statuses.
+
+    Returns:
+        OpenAPI responses by status, all in OpenAI's shape.
+    """
+    content = {JSON: {"schema": {"$ref": _SCHEMA.format(model="OpenAIError")}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
@@ -104,6 +118,21 @@ def form_body(request: type[BaseModel], example: Mapping[str, Any]) -> dict[str,
     }
 
 
+def json_body(request: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a body of JSON.
+
+    Args:
+        request: Model of the values.
+        example: Values of an example.
+
+    Returns:
+        An OpenAPI request body.
+    """
+    schema = request.model_json_schema(ref_template=_INPUT)
+    inlined = _inlined(schema, schema.pop("$defs", {}))
+    return {"required": True, "content": {JSON: {"schema": nullable(inlined), "example": example}}}
+
+
 def nullable(schema: Any) -> Any:
     """Allow null at every key of a request that need not be given: it means that nothing is given there.
 
@@ -151,11 +180,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        schemas |= _schemas(Problem, _SCHEMA)
+        schemas |= _schemas(Problem, _SCHEMA) | _schemas(OpenAIError, _SCHEMA)
         schemas |= nullable(_schemas(JobRequest, _INPUT)) | nullable(_schemas(GenerateRequest, _INPUT))
-        for operations in schema["paths"].values():
+        for path, operations in schema["paths"].items():
             for operation in operations.values():
-                operation["responses"] = _responses(operation["responses"])
+                described = openai_problems if path.startswith(f"{OPENAI_PATH}/") else problems
+                operation["responses"] = _responses(operation["responses"], described)
                 operation["parameters"] = _parameters(operation)
         for path in _TAKES_A_CONFIG:
             schema["paths"][path]["post"]["requestBody"] = _config_body()
@@ -169,14 +199,16 @@ def _schemas(model: type[BaseModel], template: str) -> dict[str, Any]:
     return {template.format(model=name).rpartition("/")[2]: part for name, part in parts.items()}
 
 
-def _responses(responses: Mapping[str, Any]) -> dict[str, Any]:
-    """The declared responses, with problem documents instead of FastAPI's own error model."""
+def _responses(
+    responses: Mapping[str, Any], described: Callable[..., dict[int | str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """The declared responses, with our errors instead of FastAPI's own error model."""
     kept = {status: response for status, response in responses.items() if "HTTPValidationError" not in str(response)}
     for response in kept.values():
         content = response.get("content", {})
         response["content"] = {kind: _EVENTS if kind == EVENT_STREAM else content[kind] for kind in content}
-    wrong = problems(422)[422] if len(kept) < len(responses) else None
-    unexpected = problems(500)[500] | {"description": "Anything else"}
+    wrong = problems(422)[422] if len(kept) < len(responses) and described is problems else None
+    unexpected = described(500)[500] | {"description": "Anything else"}
     return {**kept, **({"422": wrong} if wrong else {}), "default": unexpected}
 
 

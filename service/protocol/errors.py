@@ -1,5 +1,7 @@
 """Problem documents (RFC 9457), and the only table from error codes to HTTP statuses.
 
+Paths below /v1 have OpenAI's shape instead of a problem document; see `openai_errors`.
+
 Exception handlers turn each `ModelCoreError` into a reply, so routes need no `try`. An unexpected error is logged with
 its traceback; the reply has only the request id.
 """
@@ -24,6 +26,7 @@ from starlette.types import Scope
 from model_core.config_problems import field_error
 from model_core.errors import FieldProblem, ModelCoreError
 from model_core.storage.events import finite
+from service.protocol.openai_errors import is_openai_path, openai_error, openai_headers, openai_status
 from service.schemas import View, link
 
 log = logging.getLogger(__name__)
@@ -348,16 +351,16 @@ def problem_response(error: ModelCoreError, scope: Scope, headers: Mapping[str, 
         headers: Further response headers.
 
     Returns:
-        The problem document with its status, and Retry-After where retrying makes sense.
+        The problem document with its status, and Retry-After where retrying makes sense; below /v1 in OpenAI's shape.
     """
     kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
     retry = {"Retry-After": str(kind.retry_after_s)} if kind.retry_after_s is not None else {}
-    return JSONResponse(
-        problem_document(error, request_id_of(scope)),
-        status_code=kind.status,
-        media_type=PROBLEM_JSON,
-        headers={"Cache-Control": "no-store", "X-Request-Id": request_id_of(scope), **retry, **(headers or {})},
-    )
+    sent = {"Cache-Control": "no-store", "X-Request-Id": request_id_of(scope), **retry, **(headers or {})}
+    if is_openai_path(scope):
+        status = openai_status(kind.status)
+        return JSONResponse(openai_error(error, status), status, headers=sent | openai_headers(status))
+    document = problem_document(error, request_id_of(scope))
+    return JSONResponse(document, status_code=kind.status, media_type=PROBLEM_JSON, headers=sent)
 
 
 def _field(problem: FieldProblem) -> dict[str, Any]:

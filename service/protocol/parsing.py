@@ -152,15 +152,56 @@ def parse_body(data: bytes, content_type: str, model: type[BaseModel]) -> Tree:
         if len(data) > _MAX_YAML_BYTES:
             raise BodyTooLarge(f"a YAML body may have at most {_MAX_YAML_BYTES:,} bytes")
         tree = parse_yaml(_decode(data), model)
-    elif kind == JSON or (kind.startswith("application/") and kind.endswith("+json")):
-        tree = parse_json(_decode(data))
-        if not isinstance(tree, dict):
-            raise MalformedBody(f"expected an object, got {describe(tree)}")
+    elif _is_json(kind):
+        tree = _parse_object(data)
     else:
         raise UnsupportedMediaType(kind, (YAML, JSON))
-    if holds_more_than(tree, _MAX_VALUES):
-        raise BodyTooLarge(f"a body may hold at most {_MAX_VALUES:,} values")
-    refuse_secrets(tree)
+    _bound_and_guard(tree)
+    return tree
+
+
+async def read_json_object(request: Request, *, uncounted: str) -> Tree:
+    """Read an object from a request's body, which must be JSON.
+
+    Args:
+        request: The request, with its Content-Type.
+        uncounted: Key whose value may be longer than the other values together.
+
+    Returns:
+        The object; a thread parses it unless it is short.
+
+    Raises:
+        ModelCoreError: As `parse_json_object`.
+    """
+    data, content_type = await request.body(), request.headers.get("content-type", "")
+    if len(data) <= _MAX_INLINE_BYTES:
+        return parse_json_object(data, content_type, uncounted=uncounted)
+    return await run_in_threadpool(parse_json_object, data, content_type, uncounted=uncounted)
+
+
+def parse_json_object(data: bytes, content_type: str, *, uncounted: str) -> Tree:
+    """Parse an object in JSON.
+
+    Args:
+        data: The body.
+        content_type: The Content-Type header.
+        uncounted: See `read_json_object`.
+
+    Returns:
+        The object.
+
+    Raises:
+        UnsupportedMediaType: The type is not JSON.
+        BodyTooLarge: Checking the body would take more than a second.
+        MalformedBody: The body is not JSON, or no object.
+        InvalidRequest: A key is named like a secret.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if not _is_json(kind):
+        raise UnsupportedMediaType(kind, (JSON,))
+    tree = _parse_object(data)
+    counted = {key: value for key, value in tree.items() if key != uncounted}
+    _bound_and_guard(counted)
     return tree
 
 
@@ -288,6 +329,24 @@ def is_multipart(content_type: str) -> bool:
         Whether it is multipart/form-data.
     """
     return content_type.partition(";")[0].strip().lower() == MULTIPART
+
+
+def _is_json(kind: str) -> bool:
+    return kind == JSON or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _parse_object(data: bytes) -> Tree:
+    tree = parse_json(_decode(data))
+    if not isinstance(tree, dict):
+        raise MalformedBody(f"expected an object, got {describe(tree)}")
+    return tree
+
+
+def _bound_and_guard(tree: Tree) -> None:
+    """Refuse what would take long to check, and secrets."""
+    if holds_more_than(tree, _MAX_VALUES):
+        raise BodyTooLarge(f"a body may hold at most {_MAX_VALUES:,} values")
+    refuse_secrets(tree)
 
 
 def _check_names(query: QueryParams, model: type[BaseModel] | None) -> None:

@@ -17,6 +17,7 @@ from service.completion_views import Completion
 from tests.service.fake_host import Served
 
 ASK = {"model": "tiny", "prompt": "Once"}
+JSON = {"Content-Type": "application/json"}
 REFUSALS = {
     "long": (422, "prompt_too_long"),
     "wrong": (422, "invalid_parameter"),
@@ -37,8 +38,8 @@ class Repeater:
     async def _generate(self, request: Request) -> Response:
         asked = (await request.json())["request"]
         self.asked.append(asked)
-        if asked["prompts"][0] in REFUSALS:
-            status, code = REFUSALS[asked["prompts"][0]]
+        if refusal := REFUSALS.get(str(asked["prompts"][0])):
+            status, code = refusal
             return JSONResponse({"code": code, "detail": "refused"}, status_code=status)
         if asked["stream"]:
             return StreamingResponse(self._lines(asked), media_type="application/x-ndjson")
@@ -48,9 +49,8 @@ class Repeater:
         try:
             result = _result(asked)
             for choice in result["choices"]:
-                for word in choice["text"].split(" "):
-                    yield json.dumps({"choices": [{"index": choice["index"], "text": word, "tokens": [1]}]}) + "\n"
-                    break  # the result has the rest
+                first = choice["text"].split(" ")[0]  # the result has the rest
+                yield json.dumps({"choices": [{"index": choice["index"], "text": first, "tokens": [1]}]}) + "\n"
             while asked["prompts"][0] == "endless":
                 yield json.dumps({"choices": [{"index": 0, "text": ".", "tokens": [1]}]}) + "\n"
                 await asyncio.sleep(0.02)
@@ -64,7 +64,9 @@ class Repeater:
 
 
 def _result(asked: dict[str, Any]) -> dict[str, Any]:
-    texts = [prompt if isinstance(prompt, str) else f"{prompt}" for prompt in asked["prompts"] for _ in range(asked["n"])]
+    texts = [
+        prompt if isinstance(prompt, str) else f"{prompt}" for prompt in asked["prompts"] for _ in range(asked["n"])
+    ]
     kept = {name: asked[name] for name in ("run", "checkpoint")}
     choices = [{"index": i, "text": text, "tokens": [1], "finish_reason": "length"} for i, text in enumerate(texts)]
     usage = {"prompt_tokens": 2, "completion_tokens": 3, "cached_tokens": 0}
@@ -182,9 +184,6 @@ def test_a_wrong_value_is_a_400_with_its_parameter(site, changed: dict[str, Any]
     assert error_of(reply) == (400, "invalid_request_error", param, code)
 
 
-JSON = {"Content-Type": "application/json"}
-
-
 @pytest.mark.parametrize(
     ("method", "path", "sent", "status", "code"),
     [
@@ -218,11 +217,17 @@ def test_a_chat_is_refused_in_openais_words(site) -> None:
     assert "not a chat model" in reply.json()["error"]["message"]  # tools look for these words
 
 
-@pytest.mark.parametrize("model", ["other", "a:b:c", "tiny:step=7", "tiny:", "../x", "", "tiny\n", "tiny:" + "9" * 5000])
+@pytest.mark.parametrize(
+    "model", ["other", "a:b:c", "tiny:step=7", "tiny:", "../x", "", "tiny\n", "tiny:" + "9" * 5000]
+)
 def test_an_unknown_model_is_not_found(site, model: str) -> None:
     site.make_run("tiny")
     reply = site.http.post("/v1/completions", content=json.dumps({**ASK, "model": model}), headers=JSON)
-    assert error_of(reply)[1:] == ("invalid_request_error", "model", "model_not_found" if len(model) < 1000 else "invalid_value")
+    assert error_of(reply)[1:] == (
+        "invalid_request_error",
+        "model",
+        "model_not_found" if len(model) < 1000 else "invalid_value",
+    )
 
 
 def test_what_a_retry_does_not_mend_is_not_retried(site) -> None:

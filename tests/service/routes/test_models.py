@@ -31,9 +31,7 @@ def test_each_run_with_a_checkpoint_is_a_model(site) -> None:
 )
 def test_an_id_names_a_checkpoint(site, model: str, file: str) -> None:
     run = site.make_run("tiny")
-    run.publish(
-        "model_00250.pt", lambda f: f.write(b"w"), attempt=1, step=250, full=True, loss=1.0, val_loss=None
-    )
+    run.publish("model_00250.pt", lambda f: f.write(b"w"), attempt=1, step=250, full=True, loss=1.0, val_loss=None)
     found = OpenAIModel.model_validate(site.http.get(f"/v1/models/{model}").json())
     info = run.resolve(file)
     assert (found.checkpoint, found.step, found.sha256) == (file, info.step, info.sha256)

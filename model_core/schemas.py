@@ -262,10 +262,12 @@ class PromptResult(_WithLogprobs):
 
     Attributes:
         tokens: Its ids.
+        pieces: With echo, the text of each token, as `TokenLogprob` has it; otherwise empty.
         logprobs: One entry per token if requested, the first of them null; otherwise the key is omitted.
     """
 
     tokens: tuple[int, ...]
+    pieces: tuple[str, ...] = ()
 
 
 class Usage(Config):

@@ -23,8 +23,9 @@ def test_every_reference_leads_somewhere_and_every_operation_declares_problems(s
     assert set(references(schema)) <= known
     assert "HTTPValidationError" not in json.dumps(schema)
     for path, operations in schema["paths"].items():
+        kind = "application/json" if path.startswith("/v1/") else "application/problem+json"
         for operation in operations.values():
-            assert "application/problem+json" in operation["responses"]["default"]["content"], path
+            assert set(operation["responses"]["default"]["content"]) == {kind}, path
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/yaml"])
@@ -34,6 +35,11 @@ def test_the_examples_of_a_body_work_when_they_are_sent(site, schema, path: str,
     body = yaml.safe_dump(content["example"]) if kind.endswith("yaml") else json.dumps(content["example"])
     reply = site.http.post(path, content=body, headers={"Content-Type": kind})
     assert reply.status_code in {200, 202}, reply.text
+
+
+def test_the_example_of_a_completion_is_a_request(schema) -> None:
+    content = schema["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
+    jsonschema.validate(content["example"], content["schema"])
 
 
 def test_the_example_of_generate_is_a_request(schema) -> None:

@@ -280,7 +280,7 @@ async def _chunks(reply: httpx.Response, writer: CompletionWriter) -> AsyncItera
                 yield _DONE
                 return
             if "error" in part:
-                error = Upstream(part["error"]["code"], part["error"]["detail"])
+                error = Upstream.of(part["error"])
                 break
             yield _data(writer.chunk(part["choices"]))
     except httpx.TransportError as broken:

@@ -29,6 +29,14 @@ FLASH_MAX_HEAD_DIM = 256  # of PyTorch's flash kernel on a GPU; the one for CPUs
 MEMORY_MARGIN = 1.2  # the estimate was within 7 % of what was measured
 CHUNK_BYTES = 2048  # of the logits of one id in a chunk of the cross entropy
 
+PACKED_BYTES = {  # of a number in the matrices of the blocks, in the head (0: it is the table), and in the tables
+    "auto": (2, 2, 2),
+    "fp32": (4, 0, 4),
+    "fp16": (2, 2, 2),
+    "bf16": (2, 2, 2),
+    "int8": (1, 1, 2),
+}
+
 _MIB = 1 << 20
 _BF16_BYTES = 2
 
@@ -209,6 +217,24 @@ def per_process_config(config: ExperimentConfig, processes: int) -> ExperimentCo
     """
     rows = {"total_batch_size": config.training.total_batch_size // processes}
     return config.model_copy(update={"training": config.training.model_copy(update=rows)})
+
+
+def packed_bytes(model: ModelConfig, weights: str) -> int:
+    """Compute the memory of a model that is loaded to generate.
+
+    Args:
+        model: Shape of the model.
+        weights: Format of its weights, a key of `PACKED_BYTES`.
+
+    Returns:
+        Bytes, without the KV cache.
+    """
+    block, head, table = PACKED_BYTES[weights]
+    width, widths = model.n_embd, [heads * head_dim for heads, head_dim in _shapes(model)]
+    matrices = sum(4 * width * inner + 8 * width**2 for inner in widths)
+    vectors = sum(3 * inner + 10 * width for inner in widths) + 2 * width
+    tokens = model.vocab_size * width
+    return block * matrices + (head + table) * tokens + table * model.block_size * width + 4 * vectors
 
 
 def uniform_baseline(config: ExperimentConfig) -> ExperimentConfig:

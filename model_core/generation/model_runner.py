@@ -62,10 +62,10 @@ class ModelRunner:
 
     def __init__(self, weights: PackedModel, *, rows: int, length: int) -> None:
         self.weights, self.rows, self.length, self.device = weights, rows, length, weights.device
-        # one-query attention on the CPU is six times slower in bfloat16 than in float32
-        dtype = torch.float32 if self.device == "cpu" else weights.wte.dtype
         self._shortest = _rounded(-(-_SMALL_MATMUL // min(weights.config.head_dims)))
-        self._cache = KVCache(weights.config, rows=rows, shortest=self._shortest, dtype=dtype, device=self.device)
+        self._cache = KVCache(
+            weights.config, rows=rows, shortest=self._shortest, dtype=weights.dtype, device=self.device
+        )
 
     @torch.inference_mode()
     def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
@@ -89,7 +89,7 @@ class ModelRunner:
             parts = torch.split(qkv, sizes)  # (T, 3, H, D) each
             y = [self._attend(index, *each) for each in zip(chunks, parts, masks, strict=True)]
             x = x + layer.attn_proj(torch.cat(y))  # (N, C)
-            x = x + layer.mlp(layer.ln_2(x))  # (N, C)
+            x = x + layer.mlp_proj(layer.c_fc(layer.ln_2(x)))  # (N, C)
         return self.weights.ln_f(x)  # (N, C)
 
     @torch.inference_mode()
@@ -127,7 +127,7 @@ class ModelRunner:
             q = qkv[:, 0].reshape(-1, 1, layer.head_dim)  # (A*H, 1, D)
             y = _attention(q, k, v, masks[layer.n_head])  # (A*H, 1, D)
             x = x + layer.attn_proj(y.view(len(tokens), -1))  # (A, C)
-            x = x + layer.mlp(layer.ln_2(x))  # (A, C)
+            x = x + layer.mlp_proj(layer.c_fc(layer.ln_2(x)))  # (A, C)
         return self.weights.head(self.weights.ln_f(x))  # (A, V)
 
     @torch.inference_mode()
@@ -202,7 +202,8 @@ class ModelRunner:
 
     def _embed(self, tokens: Tensor, at: Tensor) -> Tensor:
         weights = self.weights
-        return F.embedding(tokens, weights.wte) + F.embedding(at, weights.wpe)  # (N or A, C)
+        x = F.embedding(tokens, weights.wte).to(weights.dtype)  # (N or A, C)
+        return x + F.embedding(at, weights.wpe).to(weights.dtype)  # (N or A, C)
 
     def _attend(self, index: int, chunk: PromptChunk, qkv: Tensor, mask: Tensor) -> Tensor:
         """Store keys and values of a chunk, qkv (T, 3, H, D), and attend to its prompt so far; returns (T, H*D)."""

@@ -1,21 +1,39 @@
-"""A model's parameters in the number format that generates fastest.
+"""A model's parameters in the number format that generates fastest, and what identifies their results.
+
+The packed parameters replace the module's: with `keep=False` each tensor of the module is freed as soon as it is
+packed, so nothing is held twice. Logits are float32 in every format.
 
 Shapes: M rows, C n_embd, V ids of the tokenizer, H heads and D head_dim of a layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from model_core.config import ModelConfig
+from model_core.generation.weight_formats import (
+    FALLBACKS,
+    FORMATS,
+    PLAIN,
+    Activation,
+    FormatUnusable,
+    PackedLinear,
+    WeightFormat,
+    check,
+    gpu_format,
+    pack_shared_head,
+)
 from model_core.gpt import GPT, Block
+from model_core.schemas import ResultWarning
 
-PackedLinear = Callable[[Tensor], Tensor]  # (M, inputs) -> (M, outputs), float32 on the CPU
+ENGINE_VERSION = 1  # raised when equal requests give other bits than before
+FALLBACK = "weights_fallback"  # code of the warning that another format than the wanted one is used
+
+_AMPERE = (8, 0)  # first compute capability with bfloat16
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,8 @@ class PackedLayer:
         c_attn: (M, C) -> (M, 3 * H * D).
         attn_proj: (M, H * D) -> (M, C).
         ln_2: Norm before the MLP.
-        mlp: (M, C) -> (M, C).
+        c_fc: (M, C) -> (M, 4 * C), with GELU.
+        mlp_proj: (M, 4 * C) -> (M, C).
     """
 
     n_head: int
@@ -64,7 +83,8 @@ class PackedLayer:
     c_attn: PackedLinear
     attn_proj: PackedLinear
     ln_2: PackedNorm
-    mlp: Callable[[Tensor], Tensor]
+    c_fc: PackedLinear
+    mlp_proj: PackedLinear
 
 
 @dataclass(frozen=True)
@@ -76,32 +96,48 @@ class PackedModel:
         n_vocab: Ids of the tokenizer, V; the ids above only pad the vocabulary.
         weights: Name of the weight format.
         device: Device, as torch writes it.
+        dtype: Number format of activations, keys and values.
         wte: Token embeddings, (V, C).
         wpe: Position embeddings, (block_size, C).
         layers: Blocks, in order.
         ln_f: Norm before the head.
         head: (M, C) -> (M, V), float32.
+        warnings: Why it has another format than the wanted one.
     """
 
     config: ModelConfig
     n_vocab: int
     weights: str
     device: str
+    dtype: torch.dtype
     wte: Tensor
     wpe: Tensor
     layers: tuple[PackedLayer, ...]
     ln_f: PackedNorm
     head: PackedLinear
+    warnings: tuple[ResultWarning, ...] = ()
+
+    def warned(self, warning: ResultWarning) -> PackedModel:
+        """Add a warning.
+
+        Args:
+            warning: Why it has not the wanted format.
+
+        Returns:
+            The same model with one more warning, the first.
+        """
+        return replace(self, warnings=(warning, *self.warnings))
 
 
-def pack_model(model: GPT, n_vocab: int, weights: str = "fp32", *, keep: bool = True) -> PackedModel:  # noqa: ARG001
-    """Convert a model's parameters.
+@torch.no_grad()
+def pack_model(model: GPT, n_vocab: int, weights: str = "fp32", *, keep: bool = True) -> PackedModel:
+    """Convert a model's parameters, in the wanted format or the next that this machine can use.
 
     Args:
-        model: The model.
+        model: The model, in float32.
         n_vocab: Ids of its tokenizer.
-        weights: Name of the weight format.
-        keep: Whether the model stays usable; float32 parameters are then shared, not copied.
+        weights: Key in `FALLBACKS`: a format, or ``auto``.
+        keep: Whether the model stays usable; float32 parameters are then shared with it, not copied.
 
     Returns:
         The packed parameters.
@@ -109,51 +145,127 @@ def pack_model(model: GPT, n_vocab: int, weights: str = "fp32", *, keep: bool = 
     Raises:
         ValueError: The format is not known.
     """
-    if weights != "fp32":
-        raise ValueError(f"weights {weights!r} are not known; give fp32")
+    if weights not in FALLBACKS:
+        raise ValueError(f"weights {weights!r} are not known; give one of {', '.join(FALLBACKS)}")
+    device = model.lm_head.weight.device
+    choose = _cpu_format if device.type == "cpu" else _gpu_format
+    form, warnings = choose(model, weights)
+    if form.name == "fp32" and keep:
+        form = PLAIN
+    return _pack(model, n_vocab, form, warnings, keep=keep)
+
+
+def fingerprint(sha256: str, weights: str, device: str) -> str:
+    """Identify what determines the result of a request with a seed, besides the number of threads.
+
+    Args:
+        sha256: Hash of the checkpoint, hex.
+        weights: Name of the weight format.
+        device: Device, as torch writes it.
+
+    Returns:
+        12 hex digits.
+    """
+    parts = (sha256, weights, device.partition(":")[0], str(ENGINE_VERSION), torch.__version__)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _cpu_format(model: GPT, weights: str) -> tuple[WeightFormat, tuple[ResultWarning, ...]]:
+    """Choose the first usable format; a warning says why the others are not."""
+    refused = []
+    largest = max(float(p.abs().max()) for p in model.parameters())
+    form = PLAIN
+    for key in FALLBACKS[weights]:
+        try:
+            if largest > FORMATS[key].largest:
+                raise FormatUnusable(f"a weight is {largest:g}; its largest number is {FORMATS[key].largest:.0f}")
+            for used in {key, FORMATS[key].head or key}:
+                check(used)
+            form = FORMATS[key]
+            break
+        except FormatUnusable as error:
+            refused.append(f"{key} weights cannot be used: {error}")
+    return form, _warnings(refused, form.name)
+
+
+def _gpu_format(model: GPT, weights: str) -> tuple[WeightFormat, tuple[ResultWarning, ...]]:
+    """Choose a format of `F.linear`: on a CUDA device that computes in bfloat16 that is fastest, elsewhere float32."""
+    device = model.lm_head.weight.device
+    half = "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE else "fp32"
+    name = half if weights in {"auto", "int8"} else weights
+    refused = ["int8 weights are for the CPU"] if weights == "int8" else []
+    return gpu_format(name), _warnings(refused, name)
+
+
+def _warnings(refused: list[str], used: str) -> tuple[ResultWarning, ...]:
+    if not refused:
+        return ()
+    return (ResultWarning(code=FALLBACK, detail="; ".join([*refused, f"{used} is used instead"])),)
+
+
+def _pack(
+    model: GPT, n_vocab: int, form: WeightFormat, warnings: tuple[ResultWarning, ...], *, keep: bool
+) -> PackedModel:
     parts, head = model.transformer, model.lm_head.weight.detach()[:n_vocab]  # (V, C)
+    device = str(head.device)
+    dtype = torch.float32 if head.device.type == "cpu" else form.table
+    wte = head.to(form.table)  # (V, C)
+    packed_head = pack_shared_head(wte) if form.head is None else FORMATS[form.head].pack(head, None, "none")
+    del head
+    wpe = parts["wpe"].get_parameter("weight").detach().to(form.table)  # (block_size, C)
+    if not keep:
+        _free(parts["wte"], parts["wpe"], model.lm_head)
     return PackedModel(
         config=model.config,
         n_vocab=n_vocab,
-        weights="fp32",
-        device=str(head.device),
-        wte=head,
-        wpe=parts["wpe"].get_parameter("weight").detach(),
-        layers=tuple(_pack_layer(block) for block in model.blocks),
-        ln_f=_pack_norm(parts["ln_f"]),
-        head=_pack_linear(head, None),
+        weights=form.name,
+        device=device,
+        dtype=dtype,
+        wte=wte,
+        wpe=wpe,
+        layers=tuple(_pack_layer(block, form, dtype, keep=keep) for block in model.blocks),
+        ln_f=_pack_norm(parts["ln_f"], dtype),
+        head=packed_head,
+        warnings=warnings,
     )
 
 
-def _pack_layer(block: Block) -> PackedLayer:
-    attn, c_fc, c_proj = block.attn, _pack_module(block.mlp.c_fc), _pack_module(block.mlp.c_proj)
+def _pack_layer(block: Block, form: WeightFormat, dtype: torch.dtype, *, keep: bool) -> PackedLayer:
+    def pack(linear: nn.Linear, activation: Activation = "none") -> PackedLinear:
+        packed = form.pack(linear.weight.detach(), linear.bias.detach(), activation)
+        if not keep:
+            _free(linear)
+        return packed
+
+    attn, mlp = block.attn, block.mlp
     return PackedLayer(
         n_head=attn.n_head,
         head_dim=attn.head_dim,
-        ln_1=_pack_norm(block.ln_1),
-        c_attn=_pack_module(attn.c_attn),
-        attn_proj=_pack_module(attn.c_proj),
-        ln_2=_pack_norm(block.ln_2),
-        mlp=lambda x: c_proj(F.gelu(c_fc(x), approximate="tanh")),
+        ln_1=_pack_norm(block.ln_1, dtype),
+        c_attn=pack(attn.c_attn),
+        attn_proj=pack(attn.c_proj),
+        ln_2=_pack_norm(block.ln_2, dtype),
+        c_fc=pack(mlp.c_fc, "gelu"),
+        mlp_proj=pack(mlp.c_proj),
     )
 
 
-def _pack_norm(norm: nn.Module) -> PackedNorm:
+def _pack_norm(norm: nn.Module, dtype: torch.dtype) -> PackedNorm:
     assert isinstance(norm, nn.LayerNorm)
-    return PackedNorm(norm.weight.detach(), norm.bias.detach(), norm.eps)
+    return PackedNorm(norm.weight.detach().to(dtype), norm.bias.detach().to(dtype), norm.eps)
 
 
-def _pack_module(linear: nn.Linear) -> PackedLinear:
-    return _pack_linear(linear.weight.detach(), linear.bias.detach())
+def release(model: GPT) -> None:
+    """Free the matrices of a model that was packed; it is not usable afterwards.
+
+    Args:
+        model: The model.
+    """
+    _free(*(module for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)))
 
 
-def _pack_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
-    least = 4 if weight.device.type == "cpu" else 1  # fewer rows take other kernels, with other roundings
-
-    def apply(x: Tensor) -> Tensor:
-        rows = x.size(0)
-        if rows < least:
-            x = F.pad(x, (0, 0, 0, least - rows))  # (least, inputs)
-        return F.linear(x, weight, bias)[:rows]  # (M, outputs)
-
-    return apply
+def _free(*modules: nn.Module) -> None:
+    """Release the tensors of modules; what was packed without a copy keeps its own reference."""
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.new_empty(0)

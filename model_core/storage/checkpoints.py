@@ -405,3 +405,4 @@ class CheckpointDirectory:
         path = self.path / file
         path.unlink(missing_ok=True)  # another process may delete it at the same time
         path.with_suffix(".json").unlink(missing_ok=True)
+        path.with_suffix(".int8.json").unlink(missing_ok=True)  # written by the gate of int8 weights

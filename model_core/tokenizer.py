@@ -127,6 +127,17 @@ class Tokenizer:
         special = set(self.special.values())
         return [0 if token in special else len(self.decode_bytes([token])) for token in ids]
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        r"""Name every id for programs: different tokens have different names.
+
+        Args:
+            ids: Ids of the vocabulary.
+
+        Returns:
+            The text of each token; ``bytes:\xe2\x80`` where its bytes are no whole characters.
+        """
+        return [_name(self.decode_bytes([token])) for token in ids]
+
     @property
     def tokens(self) -> list[bytes]:
         """The bytes of every ordinary id in order."""
@@ -165,6 +176,13 @@ class Tokenizer:
         if tokenizer.sha256 != record["sha256"]:
             raise InvalidData("the tokenizer's tokens do not have the recorded sha256")
         return tokenizer
+
+
+def _name(token: bytes) -> str:
+    try:
+        return token.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
 @cache

@@ -198,7 +198,7 @@ class ScoreCollector:
         has_ratio = total is not None and text.covered_bytes > 0
         details = None
         if self._plan.detail:
-            named = zip(text.counted, self._tokenizer.pieces(text.counted), logprobs, strict=True)
+            named = zip(text.counted, self._tokenizer.names(text.counted), logprobs, strict=True)
             details = tuple(TokenScore(token=t, text=piece, logprob=_finite(value)) for t, piece, value in named)
         return TextScore(
             logprob=total,

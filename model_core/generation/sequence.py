@@ -39,7 +39,7 @@ class Continuation:
     def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
         self.request, self.index, self.read = request, index, 0
         self.tokens: list[int] = []
-        self.sampler = Sampler(request.params, choice_generator(request.seed, index))
+        self.sampler = Sampler(request.params, choice_generator(request.seed, index), request.prompt, tokenizer.eot)
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(request.params.stop)
         self._logprobs: list[ScoredToken] = []
@@ -244,6 +244,6 @@ def scored_tokens(
 
 
 def _scored_token(tokenizer: Tokenizer, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> ScoredToken:
-    text, *texts = tokenizer.pieces([token, *(other for other, _ in top)])
+    text, *texts = tokenizer.names([token, *(other for other, _ in top)])
     others = (TokenLogprob(token=t, text=s, logprob=v) for (t, v), s in zip(top, texts, strict=True))
     return ScoredToken(token=token, text=text, logprob=logprob, top=tuple(others))

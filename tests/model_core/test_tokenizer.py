@@ -96,3 +96,11 @@ def test_a_changed_record_is_refused(trained):
     record = trained.to_dict()
     with pytest.raises(InvalidData, match="sha256"):
         Tokenizer.from_dict({**record, "tokens": record["tokens"][:-1]})
+
+
+def test_names_of_tokens_differ(trained):
+    for tokenizer in (gpt2_tokenizer(), trained):
+        names = tokenizer.names(range(tokenizer.n_vocab))
+        assert len(set(names)) == tokenizer.n_vocab
+        assert names[tokenizer.encode("a")[0]] == "a"
+        assert names[tokenizer.ranks[b"\xe2"]] == "bytes:\\xe2"

@@ -1,19 +1,22 @@
 """Sampling: each sequence has its own settings and generator."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
-from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator, sample
+from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator, largest, sample, tokens_at
 from model_core.schemas import SamplingParams
 
-
-def _sampler(seed: int = 0, **settings: object) -> Sampler:
-    return Sampler(SamplingParams.model_validate(settings), choice_generator(seed, 0))
+EOT, PROMPT = 0, (1,)
 
 
-def _draws(logits: torch.Tensor, count: int = 2000, **settings: object) -> Counter[int]:
+def _sampler(seed: int = 0, **settings: Any) -> Sampler:
+    return Sampler(SamplingParams.model_validate(settings), choice_generator(seed, 0), PROMPT, EOT)
+
+
+def _draws(logits: torch.Tensor, count: int = 500, **settings: Any) -> Counter[int]:
     sampler = _sampler(**settings)
     return Counter(sample(logits[None], [sampler])[0] for _ in range(count))
 
@@ -26,48 +29,101 @@ def test_top_k_leaves_the_k_best() -> None:
     assert set(_draws(torch.tensor([0.0, 0.3, 0.1, 0.2]), top_k=2)) == {1, 3}
 
 
-@pytest.mark.parametrize("top_k", [0, 3])
-def test_top_p_leaves_the_fewest_that_reach_it(top_k: int) -> None:
-    logits = torch.tensor([0.1, 0.6, 0.3]).log()
-
-    assert set(_draws(logits, top_p=0.59, top_k=top_k)) == {1}
-    assert set(_draws(logits, top_p=0.61, top_k=top_k)) == {1, 2}
-
-
-@pytest.mark.parametrize("top_k", [0, 3])
-def test_draws_follow_the_probabilities(top_k: int) -> None:
-    counts = _draws(torch.tensor([0.1, 0.6, 0.3]).log(), count=5000, top_k=top_k)
-
-    assert [counts[i] / 5000 for i in range(3)] == pytest.approx([0.1, 0.6, 0.3], abs=0.03)
-
-
 def test_temperature_sharpens() -> None:
     counts = _draws(torch.tensor([1.0, 2.0]), temperature=0.01)
 
-    assert counts == {1: 2000}
+    assert counts == {1: 500}
 
 
 def test_an_extreme_temperature_is_greedy_and_no_error() -> None:
     assert set(_draws(torch.tensor([1.0, 2.0, -50.0]), count=5, temperature=1e-300)) == {1}
 
 
-def test_a_draw_does_not_depend_on_its_neighbours() -> None:
-    logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
-    settings = [{"top_k": 5}, {"top_k": 0, "top_p": 0.9}, {"top_k": 5, "temperature": 2.0}]
+EVERY_KIND = [
+    {"top_k": 5},
+    {"top_k": 0},
+    {"top_k": 0, "top_p": 0.9},
+    {"top_k": 5, "temperature": 2.0},
+    {"temperature": 0},
+    {"top_k": 5, "repetition_penalty": 1.5, "logit_bias": {3: 2.0}},
+    {"top_k": 0, "min_p": 0.05, "presence_penalty": 1.0, "frequency_penalty": 0.5, "min_new_tokens": 9},
+]
 
-    together = sample(logits, [_sampler(seed, **s) for seed, s in enumerate(settings)])
-    alone = [sample(logits[i : i + 1], [_sampler(i, **s)])[0] for i, s in enumerate(settings)]
 
-    assert together == alone
+def test_draws_do_not_depend_on_neighbours() -> None:
+    logits = torch.randn(4, len(EVERY_KIND), 50_257, generator=torch.Generator().manual_seed(0)) * 3
+    crowd = [_sampler(seed, **kind) for seed, kind in enumerate(EVERY_KIND)]
+    alone = [_sampler(seed, **kind) for seed, kind in enumerate(EVERY_KIND)]
+    before = logits.clone()
+
+    together = [sample(step, crowd) for step in logits]
+    apart = [[sample(step[row : row + 1], [alone[row]])[0] for row in range(len(alone))] for step in logits]
+
+    assert together == apart
+    assert torch.equal(logits, before)
 
 
-def test_logits_that_are_not_numbers_fail_only_their_own_text() -> None:
-    logits = torch.tensor([[0.0, float("nan")], [0.0, 9.0]])
+def test_of_equal_logits_the_lowest_ids_are_kept_in_order_of_ids() -> None:
+    logits = torch.zeros(300)
+    logits[[7, 200]] = 1.0
 
-    broken, fine = sample(logits, [_sampler(temperature=0), _sampler(temperature=0)])
+    values, ids = largest(logits[None], 5)
+
+    assert ids.tolist() == [[7, 200, 0, 1, 2]]
+    assert values.tolist() == [[1.0, 1.0, 0.0, 0.0, 0.0]]
+    assert sample(torch.zeros(1, 300), [_sampler(temperature=0)]) == [0]
+
+
+def test_a_nucleus_of_equal_logits_has_the_lowest_ids() -> None:
+    assert set(_draws(torch.zeros(10), count=300, top_k=0, top_p=0.25)) == {0, 1, 2}
+
+
+def test_places_at_both_ends_give_tokens_that_may_come() -> None:
+    logits = torch.full((50,), -1000.0)
+    logits[[20, 30]] = 0.0
+    kinds = [_sampler(**kind, ignore_eos=True) for kind in EVERY_KIND[:5]]
+    rows = logits.expand(len(kinds), -1)
+
+    found = [tokens_at(rows, kinds, [place] * len(kinds)) for place in (0.0, 1 - 2**-53)]
+
+    assert {token for tokens in found for token in tokens} == {20, 30}
+
+
+def test_an_end_is_forbidden_until_there_are_enough_tokens() -> None:
+    logits = torch.tensor([[9.0, 1.0, 8.0, 7.0]])
+    sampler = _sampler(temperature=0, min_new_tokens=2, stop_token_ids=[2])
+
+    assert [sample(logits, [sampler])[0] for _ in range(3)] == [3, 3, EOT]
+
+
+def test_an_ignored_end_never_comes() -> None:
+    assert set(_draws(torch.tensor([9.0, 1.0, 1.0]), count=50, ignore_eos=True, top_k=0)) == {1, 2}
+
+
+def test_penalties_of_the_output_grow_with_it() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.5, 1.0]])
+    by_count, once = (_sampler(temperature=0, **{f"{name}_penalty": 1.0}) for name in ("frequency", "presence"))
+
+    assert [sample(logits, [by_count])[0] for _ in range(4)] == [1, 2, 1, 2]
+    assert [sample(logits, [once])[0] for _ in range(4)] == [1, 2, 1, 1]
+
+
+def test_a_small_repetition_penalty_makes_no_infinity() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.5, 1.0]])
+
+    assert sample(logits, [_sampler(repetition_penalty=1e-300)]) == [1]
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND[:5], ids=lambda kind: "-".join(kind))
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_not_numbers_fail_only_their_own_text(kind: dict[str, Any], wrong: float) -> None:
+    logits = torch.zeros(2, 40)
+    logits[0, 3], logits[1, 5] = wrong, 900.0
+
+    broken, fine = sample(logits, [_sampler(**kind), _sampler(**kind)])
 
     assert isinstance(broken, NonFiniteLogits)
-    assert fine == 1
+    assert fine == 5
 
 
 def test_the_first_choice_of_a_seed_is_the_same_however_many_there_are() -> None:

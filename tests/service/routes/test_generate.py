@@ -24,6 +24,18 @@ def test_text_comes_as_json_by_get_and_post(site, host) -> None:
     assert (got.json()["checkpoint"], got.json()["seed"], len(got.json()["choices"])) == ("model_best.pt", 5, 2)
     assert host.asked[0] == host.asked[1]
     assert host.asked[0]["stop"] == ["a", "b"]
+    queried = {
+        **ASK,
+        "logit_bias": "11:-100,13:2.5",
+        "stop_token_ids": ["3", "4"],
+        "min_p": "0.1",
+        "ignore_eos": "true",
+    }
+    body = {**ASK, "logit_bias": {"11": -100, "13": 2.5}, "stop_token_ids": [3, 4], "min_p": 0.1, "ignore_eos": True}
+    site.http.get("/generate", params=queried)
+    site.http.post("/generate", json=body)
+    assert host.asked[2] == host.asked[3]
+    assert host.asked[2]["logit_bias"] == {"11": -100.0, "13": 2.5}
     assert "no-store" not in got.headers["cache-control"]
     assert site.http.get("/generate", params=ASK).headers["cache-control"] == "no-store"
 
@@ -86,22 +98,90 @@ def test_what_is_missing_is_named(site) -> None:
     assert "retry-after" in codes[-1].headers
 
 
+WRONG = [  # a body, and the pointer and the bound of the problem
+    ({"temperature": -1}, "/temperature", "0"),
+    ({"temperature": 1001}, "/temperature", "1000"),
+    ({"temperature": "0.5"}, "/temperature", "0.5"),
+    ({"temperature": True}, "/temperature", "number"),
+    ({"top_p": 0}, "/top_p", "above 0"),
+    ({"top_p": 1.1}, "/top_p", "1"),
+    ({"min_p": 1}, "/min_p", "below 1"),
+    ({"top_k": -1}, "/top_k", "0"),
+    ({"repetition_penalty": 0}, "/repetition_penalty", "above 0"),
+    ({"repetition_penalty": 10.5}, "/repetition_penalty", "10"),
+    ({"presence_penalty": 3}, "/presence_penalty", "2"),
+    ({"frequency_penalty": -3}, "/frequency_penalty", "-2"),
+    ({"n": 0}, "/n", "1"),
+    ({"n": 10**6}, "/n", "256"),
+    ({"max_new_tokens": 0}, "/max_new_tokens", "1"),
+    ({"max_new_tokens": 10**9}, "/max_new_tokens", "131072"),
+    ({"max_new_tokens": 5, "min_new_tokens": 6}, "/min_new_tokens", "5"),
+    ({"seed": -1}, "/seed", "0"),
+    ({"seed": 2**63}, "/seed", str(2**63)),
+    ({"logit_bias": {"1": 101}}, "/logit_bias/1", "100"),
+    ({"logit_bias": {"1": "a"}}, "/logit_bias/1", "number"),
+    ({"logit_bias": {"-1": 1}}, "/logit_bias/-1", "0"),
+    ({"logit_bias": {str(token): 1 for token in range(2000)}}, "/logit_bias", "1024"),
+    ({"logit_bias": [1]}, "/logit_bias", "keys"),
+    ({"stop": ""}, "/stop/0", "1"),
+    ({"stop": ["a"] * 17}, "/stop", "16"),
+    ({"stop": "x" * 2000}, "/stop/0", "1000"),
+    ({"stop_token_ids": [1] * 17}, "/stop_token_ids", "16"),
+    ({"stop_token_ids": [1, -1]}, "/stop_token_ids/1", "0"),
+    ({"stop_token_ids": [1.5]}, "/stop_token_ids/0", "whole"),
+    ({"logprobs": 21}, "/logprobs", "20"),
+    ({"ignore_eos": "yes"}, "/ignore_eos", "true"),
+    ({"timeout_s": 0}, "/timeout_s", "above 0"),
+    ({"prompt": [1, 2]}, "/prompt", "text"),
+    ({"prompt": "x" * 200_001}, "/prompt", "200000"),
+    ({"run": "../x"}, "/run", "63"),
+    ({"temprature": 1}, "/temprature", "temperature"),
+]
+
+
+@pytest.mark.parametrize(("body", "pointer", "bound"), WRONG, ids=[f"{n}{p}" for n, (_, p, _) in enumerate(WRONG)])
+def test_a_wrong_value_is_named_with_its_bound(site, body: dict[str, Any], pointer: str, bound: str) -> None:
+    reply = site.http.post("/generate", json={**ASK, **body})
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid_parameter")
+    (problem,) = reply.json()["errors"]
+    assert problem["pointer"] == pointer
+    assert bound in problem["detail"]
+
+
 @pytest.mark.parametrize(
     ("params", "pointer"),
     [
-        ({"temperature": "-1"}, "/temperature"),
         ({"temperature": "nan"}, "/temperature"),
         ({"max_new_tokens": "many"}, "/max_new_tokens"),
-        ({"top_p": "0"}, "/top_p"),
-        ({"temprature": "1"}, "/temprature"),
-        ({"run": "../x"}, "/run"),
         ({"n": ["1", "2"]}, "/n"),
+        ({"logit_bias": "11"}, "/logit_bias/11"),
+        ({"logit_bias": "11:1,11:2"}, "/logit_bias"),
+        ({"logit_bias": "a:1"}, "/logit_bias/a"),
+        ({"stop_token_ids": ["1", "x"]}, "/stop_token_ids/1"),
     ],
 )
-def test_a_wrong_parameter_is_named(site, params: dict[str, Any], pointer: str) -> None:
+def test_a_wrong_parameter_of_a_query_is_named(site, params: dict[str, Any], pointer: str) -> None:
     reply = site.http.get("/generate", params={**ASK, **params})
     assert (reply.status_code, reply.json()["code"]) == (422, "invalid_parameter")
     assert [error["pointer"] for error in reply.json()["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{", {}, 400),
+        (b'{"run": "tiny", "run": "tiny"}', {}, 400),
+        (b'{"run": "tiny", "temperature": NaN}', {}, 400),
+        (b'{"run": "tiny", "prompt": "\xff"}', {}, 400),
+        (b'{"run": "tiny", "prompt": "\\ud800"}', {}, 422),
+        (b'{"run": "tiny"}', {"Content-Type": "text/csv"}, 415),
+        (b'{"run": "tiny"}', {"Accept": "image/png"}, 406),
+    ],
+    ids=["no json", "a key twice", "not a number", "no utf-8", "half a pair", "another type", "another reply"],
+)
+def test_a_body_that_is_none_is_a_problem(site, host, content: bytes, headers: dict[str, str], status: int) -> None:
+    reply = site.http.post("/generate", content=content, headers={"Content-Type": "application/json", **headers})
+    assert (reply.status_code, reply.headers["content-type"]) == (status, "application/problem+json")
 
 
 def test_a_long_prompt_goes_by_post(site, host) -> None:

@@ -125,7 +125,7 @@ def test_sums_are_in_nats_and_bits_by_byte(tokenizer: Tokenizer) -> None:
     assert score.bits_per_byte == pytest.approx(-score.logprob / math.log(2) / 7)
     assert score.token_logprobs is not None
     assert [(part.token, part.text) for part in score.token_logprobs] == list(
-        zip(ids, tokenizer.pieces(ids), strict=True)
+        zip(ids, tokenizer.names(ids), strict=True)
     )
 
 

@@ -241,11 +241,14 @@ class Scheduler:
             if not isinstance(token, int):  # before any row moves
                 self._runner.clear_row(self._rows.index(text))
                 text.request.fail(token)
+        ended = []
         for text, token in zip(texts, drawn, strict=True):
             if isinstance(token, int):
                 self.meter.completion_tokens += 1
                 if text.append(token, scored.get(text)):
-                    self._remove(text)
+                    ended.append(text)
+        for text in ended:  # after every row has its token, which is when `cached` counts what the step has written
+            self._remove(text)
         self._remove_ended()
 
     def _scored(

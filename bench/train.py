@@ -43,7 +43,7 @@ def compare(shape: str, given: Sequence[str], flops: float, seconds: float) -> I
     speed = statistics.median(ours["tokens_per_s"] for ours, _ in rounds)
     mfu = speed * rounds[0][0]["flops_per_token"] / flops
     what = f"{shape}: MFU of {flops / 1e9:,.0f} GFLOP/s"
-    yield Row(what, f"{mfu:.2f}", "", mfu, MFU_TARGET if shape == "124M" else 0.0, higher_is_better=True)
+    yield Row(what, f"{mfu:.2f}", "", mfu, MFU_TARGET if shape == "124M" else None, higher_is_better=True)
 
 
 def unequal_heads(given: Sequence[str], seconds: float) -> Iterator[Row]:

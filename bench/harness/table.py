@@ -14,8 +14,8 @@ class Row:
         what: First column: the name of the measurement.
         figure: Second column: the measured figure, formatted.
         baseline: Third column: the figure of the baseline, formatted.
-        value: Compared with the target; usually the ratio of figure and baseline.
-        target: Bound of the value.
+        value: Compared with the target; usually the ratio of figure and baseline. None where there is none.
+        target: Bound of the value; None has none.
         higher_is_better: Whether the target is a lower bound.
         unit: Printed after value and target.
     """
@@ -23,20 +23,25 @@ class Row:
     what: str
     figure: str
     baseline: str
-    value: float
-    target: float
+    value: float | None
+    target: float | None
     higher_is_better: bool = False
     unit: str = ""
 
     @property
     def is_met(self) -> bool:
-        """Whether the target is met."""
+        """Whether the target is met, if there is one."""
+        if self.target is None or self.value is None:
+            return True
         return self.value >= self.target if self.higher_is_better else self.value <= self.target
 
     def __str__(self) -> str:
+        ratio = "" if self.value is None else f"{self.value:>8.2f}{self.unit:2}"
+        line = f"{self.what:<44}{self.figure:>14}{self.baseline:>14}{ratio:10}"
+        if self.target is None:
+            return line.rstrip()
         target = f"{'>=' if self.higher_is_better else '<='} {self.target:g}{self.unit}"
-        verdict, ratio = "ok" if self.is_met else "NOT MET", f"{self.value:>8.2f}{self.unit:2}"
-        return f"{self.what:<44}{self.figure:>14}{self.baseline:>14}{ratio}{target:>9}  {verdict}"
+        return f"{line}{target:>9}  {'ok' if self.is_met else 'NOT MET'}"
 
 
 def header(figure: str, baseline: str, value: str = "ratio") -> str:

@@ -162,6 +162,7 @@ class Engine:
         sequences: Sequence[Sequence[int]],
         on_event: ScoreCallback,
         *,
+        first: Sequence[int] | None = None,
         client: str = "",
         timeout_s: float | None = None,
     ) -> ScoreRequest:
@@ -173,6 +174,8 @@ class Engine:
             on_event: Called on the engine's thread after each step that ended sequences, with a tuple of
                 `ScoreDelta`s, in any order of their indices; then once with the `ScoreOutput` or an error. It must not
                 block.
+            first: Index of the first counted token of each sequence, at least 1: those before it are only read. None
+                counts all but the first one.
             client: Whose request it is: rows are shared fairly between clients.
             timeout_s: Time until the request fails with `DeadlineExceeded`; None has no limit.
 
@@ -186,7 +189,13 @@ class Engine:
             EngineStopped: The engine was closed or has failed.
         """
         request = ScoreRequest(
-            sequences, self._tokenizer.n_vocab, self._block_size, on_event, client=client, timeout_s=timeout_s
+            sequences,
+            self._tokenizer.n_vocab,
+            self._block_size,
+            on_event,
+            first=first,
+            client=client,
+            timeout_s=timeout_s,
         )
         self._enqueue(request)
         return request

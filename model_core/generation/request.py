@@ -75,8 +75,8 @@ class ScoreDelta:
 
     Attributes:
         index: Index of the sequence.
-        logprobs: Natural log probability of every token after the first, given those before it, (T - 1,), float32 on
-            the CPU; not finite where the model's logits are not.
+        logprobs: Natural log probability of every counted token, given those before it, (N,), float32 on the CPU; not
+            finite where the model's logits are not.
     """
 
     index: int
@@ -329,6 +329,7 @@ class ScoreRequest(OpenRequest):
         n_vocab: Ids of the tokenizer.
         block_size: Positions of the model.
         on_event: See `OpenRequest`.
+        first: Index of the first counted token of each sequence, at least 1; None counts all but the first one.
         client: See `OpenRequest`.
         timeout_s: See `OpenRequest`.
 
@@ -344,11 +345,13 @@ class ScoreRequest(OpenRequest):
         block_size: int,
         on_event: ScoreCallback,
         *,
+        first: Sequence[int] | None = None,
         client: str = "",
         timeout_s: float | None = None,
     ) -> None:
         super().__init__(on_event, client=client, timeout_s=timeout_s)
         self.sequences = tuple(tuple(ids) for ids in sequences)
+        self.first = tuple(first) if first is not None else (1,) * len(self.sequences)
         for index, ids in enumerate(self.sequences):
             check_ids(ids, n_vocab, f"/{index}")
         longest = max(map(len, self.sequences), default=0)

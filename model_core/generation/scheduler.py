@@ -23,7 +23,7 @@ from model_core.generation.model_runner import CHUNK, ModelRunner, PromptChunk
 from model_core.generation.prefix_cache import PrefixCache
 from model_core.generation.request import OpenRequest, Request, ScoreRequest
 from model_core.generation.sampler import NonFiniteLogits, sample
-from model_core.generation.sequence import Continuation, Occupant, ScoredSequence, scored_tokens
+from model_core.generation.sequence import Continuation, Occupant, ScoredSequence, scored_tokens, target_logprobs
 from model_core.generation.stats import EngineStats, Meter, median
 from model_core.schemas import ScoredToken
 from model_core.tokenizer import Tokenizer
@@ -306,9 +306,10 @@ class Scheduler:
         hidden = self._runner.prefill([chunk for _, chunk in picked])  # (N, C)
         parts = torch.split(hidden, [len(chunk.tokens) for _, chunk in picked])  # (T, C) each
         last = {occupant: part[-1] for (occupant, _), part in zip(picked, parts, strict=True)}  # (C,) each
-        for (occupant, chunk), part in zip(picked, parts, strict=True):
+        scores = self._score(picked, parts)
+        for (occupant, chunk), part, logprobs in zip(picked, parts, scores, strict=True):
             if not occupant.request.ended and occupant.read == chunk.start:
-                self._take_in(occupant, chunk, part)
+                self._take_in(occupant, chunk, part, logprobs)
         self._remove_ended()
         done = [it for it in last if it.read == len(it.ids) and not it.request.ended]
         for score in done:
@@ -322,8 +323,22 @@ class Scheduler:
                 reader.request.prompt_logits = row  # (V,)
                 del self._readers[reader.request]
 
-    def _take_in(self, occupant: Occupant, chunk: PromptChunk, part: Tensor) -> None:
-        """Record what a chunk gave, last hidden states (T, C)."""
+    def _score(self, picked: Sequence[_Pick], parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Compute the log probabilities of the counted tokens of each chunk, (N,) each; (0,) for chunks of prompts.
+
+        Chunks of short texts share passes through the head, which has many more parameters than a layer.
+        """
+        counted = [it.counted(chunk) if isinstance(it, ScoredSequence) else (0, ()) for it, chunk in picked]
+        targets = [token for _, ids in counted for token in ids]
+        rows = torch.cat([part[at : at + len(ids)] for part, (at, ids) in zip(parts, counted, strict=True)])  # (N, C)
+        slabs = [torch.empty(0)]
+        for at in range(0, len(targets), CHUNK):
+            slabs.append(target_logprobs(self._runner.logits(rows[at : at + CHUNK]), targets[at : at + CHUNK]))  # (M,)
+        scores: Sequence[Tensor] = torch.split(torch.cat(slabs), [len(ids) for _, ids in counted])
+        return scores
+
+    def _take_in(self, occupant: Occupant, chunk: PromptChunk, part: Tensor, logprobs: Tensor) -> None:
+        """Record what a chunk gave: last hidden states (T, C), and for a score log probabilities (N,)."""
         is_finite = bool(part.isfinite().all())
         if not is_finite:
             self._runner.clear_row(chunk.row)  # before any row moves; a later text would read 0 times NaN
@@ -333,10 +348,11 @@ class Scheduler:
                 return
             self.meter.prompt_tokens += len(chunk.tokens)
             self._keep(occupant, chunk)
+            if targets := occupant.scored_targets():
+                occupant.add_scores(targets, self._runner.logits(part[: len(targets)]))  # (T, V)
         else:
             self.meter.scored_tokens += len(chunk.tokens)
-        if targets := occupant.scored_targets():
-            occupant.add_scores(targets, self._runner.logits(part[: len(targets)]))  # (T, V)
+            occupant.add(logprobs)
         occupant.read += len(chunk.tokens)
         if isinstance(occupant, ScoredSequence) and not is_finite:
             occupant.give_up()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model_core.generation.detokenizer import Detokenizer
-from model_core.generation.model_runner import CHUNK
+from model_core.generation.model_runner import CHUNK, PromptChunk
 from model_core.generation.request import Request, ScoreRequest, TextDelta
 from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator
 from model_core.schemas import Choice, FinishReason, ScoredToken, TokenLogprob
@@ -170,6 +170,7 @@ class ScoredSequence:
     def __init__(self, request: ScoreRequest, index: int) -> None:
         self.request, self.index, self.read = request, index, 0
         self.ids: Sequence[int] = request.sequences[index][:-1]
+        self._first = request.first[index]
         self._parts: list[Tensor] = []
 
     @property
@@ -182,27 +183,30 @@ class ScoredSequence:
         """Positions of its row that are written."""
         return self.read
 
-    def scored_targets(self) -> Sequence[int]:
-        """Find the tokens that the next chunk predicts.
-
-        Returns:
-            Their ids.
-        """
-        return self.request.sequences[self.index][self.read + 1 : self.read + CHUNK + 1]
-
-    def add_scores(self, targets: Sequence[int], logits: Tensor) -> None:
-        """Record log probabilities.
+    def counted(self, chunk: PromptChunk) -> tuple[int, Sequence[int]]:
+        """Find the tokens that a chunk predicts and that count.
 
         Args:
-            targets: Ids of `scored_targets`.
-            logits: Logits that predict them, (N, V).
+            chunk: The chunk.
+
+        Returns:
+            Position in the chunk that predicts the first of them, and their ids.
         """
-        ids = torch.tensor(targets, device=logits.device)[:, None]  # (N, 1)
-        self._parts.append(logits.log_softmax(dim=-1).gather(1, ids)[:, 0].cpu())  # (N,)
+        target = max(chunk.start + 1, self._first)
+        targets = self.request.sequences[self.index][target : chunk.start + len(chunk.tokens) + 1]
+        return target - chunk.start - 1, targets
+
+    def add(self, logprobs: Tensor) -> None:
+        """Record log probabilities of the next tokens that count.
+
+        Args:
+            logprobs: The log probabilities, (N,), on the CPU.
+        """
+        self._parts.append(logprobs)
 
     def give_up(self) -> None:
         """Make NaN of the tokens that are not read yet, because a hidden state before them is not finite."""
-        self._parts.append(torch.full((len(self.ids) - self.read,), torch.nan))
+        self._parts.append(torch.full((len(self.ids) + 1 - max(self.read + 1, self._first),), torch.nan))
         self.read = len(self.ids)
 
     def end(self) -> None:
@@ -211,6 +215,20 @@ class ScoredSequence:
 
 
 Occupant = Continuation | ScoredSequence
+
+
+def target_logprobs(logits: Tensor, targets: Sequence[int]) -> Tensor:
+    """Compute the log probability of one token in each row.
+
+    Args:
+        logits: Logits, (N, V), float32.
+        targets: Token ids, N of them.
+
+    Returns:
+        Log probabilities, (N,), on the CPU.
+    """
+    ids = torch.tensor(targets, device=logits.device)[:, None]  # (N, 1)
+    return logits.log_softmax(dim=-1).gather(1, ids)[:, 0].cpu()  # (N,)
 
 
 def scored_tokens(

@@ -29,8 +29,10 @@ Ids = NDArray[np.int64]
 
 _GOLDEN = 0x9E3779B97F4A7C15  # golden ratio of 64 bits: spreads the seeds of one request's choices over the whole range
 _LEAST_TEMPERATURE = 1e-30  # float32 has no quotient by less; already greedy, except between equal logits
-_BINS, _BINNED_NATS = 2048, 30.0  # bins of the logits below the largest; further down, bins as wide
-_MOST_NATS = 100.0  # what is further below the largest has no mass in float32
+_LIKELY = (2.0**-10, 2.0**-16)  # probabilities, relative to the best, that usually bound a nucleus
+_ROUNDING = 1e-5  # relative, of sums in float32
+_BIN_BITS = 11  # of the mass: 2,048 bins, as narrow as the range of the masses allows
+_COLUMNS_PER_CANDIDATE = 16  # of the vocabulary, to bound the largest logits by the maxima of its columns
 _BLOCK = 256  # ids of the vocabulary that are summed before one of them is looked for
 
 
@@ -74,21 +76,20 @@ def tokens_at(logits: Tensor, samplers: Sequence[Sampler], places: Sequence[floa
         A token ids, with an error in place of the id where the logits are not finite.
     """
     n_vocab = logits.size(1)
-    changed = {row: sampler.process(logits[row]) for row, sampler in enumerate(samplers) if sampler.changes_logits}
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for row, sampler in enumerate(samplers):
         groups[sampler.candidates(n_vocab)].append(row)
     found: dict[int, int | NonFiniteLogits] = {}
     for k, rows in groups.items():
+        params = [samplers[row].params for row in rows]
+        processed = [samplers[row].process(logits[row]) for row in rows]  # (V,) each
         if k == n_vocab:
-            for row in rows:
-                found[row] = _find_in_vocabulary(changed.get(row, logits[row]), samplers[row].params, places[row])
-            continue
-        whole = len(rows) == len(samplers) and not changed
-        part = logits if whole else torch.stack([changed.get(row, logits[row]) for row in rows])  # (rows, V)
-        values, ids = largest(part, k)  # 2 x (rows, K): one transfer per group
-        for row, best, tokens in zip(rows, values, ids, strict=True):
-            found[row] = _find(best, tokens, samplers[row].params, places[row])
+            each = zip(processed, params, rows, strict=True)
+            tokens = [_find_in_vocabulary(values, wanted, places[row]) for values, wanted, row in each]
+        else:
+            best, ids = largest(processed, k)  # 2 x (rows, K)
+            tokens = _find(best, ids, params, np.array([places[row] for row in rows]))
+        found |= zip(rows, tokens, strict=True)
     return [found[row] for row in range(len(samplers))]
 
 
@@ -145,11 +146,6 @@ class Sampler:
             return 1
         return min(self.params.top_k or n_vocab, n_vocab)
 
-    @property
-    def changes_logits(self) -> bool:
-        """Whether `process` changes the logits of the next token."""
-        return bool(self._forbidden or self.params.logit_bias or self._seen or self._output)
-
     def process(self, logits: Tensor) -> Tensor:
         """Apply biases and penalties, and forbid tokens.
 
@@ -157,8 +153,11 @@ class Sampler:
             logits: Logits of the next token, (V,); they are not changed.
 
         Returns:
-            The changed logits, (V,).
+            The changed logits, (V,); the given ones if nothing changes them.
         """
+        forbidden = self._forbidden
+        if not (forbidden or self.params.logit_bias or self._seen or self._output):
+            return logits
         params, device, result = self.params, logits.device, logits.clone()
         if params.logit_bias:
             ids = torch.tensor(list(params.logit_bias), device=device)
@@ -174,8 +173,8 @@ class Sampler:
             counts = torch.tensor(list(self._output.values()), device=device)
             result[ids] -= params.frequency_penalty * counts
             result[ids] -= params.presence_penalty
-        if self._forbidden:  # last, which gives the same as before the penalties, but no product with infinity
-            result[torch.tensor(self._forbidden, device=device)] = -math.inf
+        if forbidden:  # last, which gives the same as before the penalties, but no product with infinity
+            result[torch.tensor(forbidden, device=device)] = -math.inf
         return result
 
     @property
@@ -199,103 +198,134 @@ def choice_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed + index * _GOLDEN) % 2**63)
 
 
-def largest(logits: Tensor, k: int) -> tuple[Floats, Ids]:
-    """Find the k largest numbers of each row, in order of number, then id; of equal ones the lowest ids.
+def largest(rows: Sequence[Tensor], k: int) -> tuple[Floats, Ids]:
+    """Find the k largest numbers of each row, in order of number, then id; of equal ones those with the lowest ids.
 
     Args:
-        logits: Numbers, (R, V), on any device.
+        rows: Numbers, (V,) each, on any device.
         k: How many, at most V.
 
     Returns:
         The numbers and their ids on the CPU, both (R, k). A row with NaN has NaN among them.
     """
-    if k == 1:
-        top = logits.max(dim=-1, keepdim=True)  # the first of equal ones
-        return top.values.cpu().numpy(), top.indices.cpu().numpy()
-    n_vocab = logits.size(1)
-    best = logits.topk(min(k + 1, n_vocab))  # one more shows whether ties are cut
-    values, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()  # 2 x (R, k + 1)
-    if k < n_vocab:
-        cut = np.flatnonzero(values[:, k - 1] == values[:, k])
-        values, ids = values[:, :k], ids[:, :k]
-        for row in cut:
-            every = logits[row].cpu().numpy()  # (V,)
-            ids[row] = _with_lowest_ties(every, ids[row], values[row, -1])
-            values[row] = every[ids[row]]
+    n_vocab = len(rows[0])
+    if rows[0].device.type == "cpu" and 2 * k * _COLUMNS_PER_CANDIDATE <= n_vocab:
+        found = [_largest_of_row(row.numpy(), k) for row in rows]
+        return np.stack([values for values, _ in found]), np.stack([ids for _, ids in found])
+    best = torch.stack(list(rows)).topk(min(k + 1, n_vocab))  # one more shows whether ties are cut
+    values, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()  # 2 x (R, k + 1), or (R, k) for k = V
+    cut = np.flatnonzero((values[:, k - 1 : k] == values[:, k:]).any(axis=1))
+    values, ids = values[:, :k], ids[:, :k]
+    for number in cut:
+        above = ids[number][values[number] != values[number, -1]]
+        tied = np.flatnonzero(rows[number].cpu().numpy() == values[number, -1])
+        ids[number] = np.concatenate([above, tied[: k - len(above)]])
     order = np.lexsort((ids, -values))  # (R, k)
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
 
-def _with_lowest_ties(logits: Floats, chosen: Ids, least: float) -> Ids:
-    """Replace the chosen ids whose logit is the least by the lowest ids with that logit."""
-    above = chosen[logits[chosen] != least]
-    return np.concatenate([above, np.flatnonzero(logits == least)[: len(chosen) - len(above)]])
+def _largest_of_row(logits: Floats, k: int) -> tuple[Floats, Ids]:
+    """As `largest`, of one row, (V,): at least k numbers reach the k-th largest maximum of columns."""
+    best = logits.max()
+    if not np.isfinite(best):
+        return np.full(k, best), np.zeros(k, dtype=np.int64)
+    if k == 1:
+        ids = np.array([logits.argmax()])
+        return logits[ids], ids
+    columns = k * _COLUMNS_PER_CANDIDATE
+    height = len(logits) // columns
+    maxima = logits[: columns * height].reshape(height, columns).max(axis=0)  # (columns,)
+    ids = np.flatnonzero(logits >= np.partition(maxima, columns - k)[columns - k])  # at least k
+    ids = ids[np.argsort(-logits[ids], kind="stable")[:k]]
+    return logits[ids], ids
 
 
-def _find(logits: Floats, ids: Ids, params: SamplingParams, place: float) -> int | NonFiniteLogits:
-    """Find the token at a place among candidates in order, (K,)."""
-    if not np.isfinite(logits.max()):
-        return NonFiniteLogits()
-    # probabilities without their common factor
-    temperature = max(params.temperature, _LEAST_TEMPERATURE)
-    mass = np.exp((logits.astype(np.float64) - float(logits[0])) / temperature)  # (K,)
-    cumulative = mass.cumsum()  # (K,)
-    kept = len(mass)
-    if params.top_p < 1:
-        kept = int(np.count_nonzero(cumulative - mass < params.top_p * cumulative[-1]))
-    if params.min_p > 0:
-        kept = min(kept, int(np.count_nonzero(mass >= params.min_p)))
-    return int(ids[_index(cumulative[:kept], place * cumulative[kept - 1])])
+def _find(logits: Floats, ids: Ids, params: Sequence[SamplingParams], places: Floats) -> list[int | NonFiniteLogits]:
+    """Find the tokens at places among candidates in order, logits and ids (R, K), places (R,)."""
+    temperature = np.array([max(one.temperature, _LEAST_TEMPERATURE) for one in params])[:, None]  # (R, 1)
+    top_p, min_p = (np.array([getattr(one, name) for one in params])[:, None] for name in ("top_p", "min_p"))  # (R, 1)
+    finite = np.isfinite(logits.max(axis=1))  # (R,)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        exponents = (logits.astype(np.float64) - logits[:, :1]) / temperature  # (R, K)
+    # probabilities without their common factor; row by row, because the last bit may depend on the place in an array
+    mass = np.stack([np.exp(row) for row in exponents])  # (R, K)
+    ends = mass.cumsum(axis=1)  # (R, K)
+    is_kept = ((ends - mass < top_p * ends[:, -1:]) | (top_p == 1)) & (mass >= min_p)  # (R, K), a prefix of each row
+    last = np.maximum(is_kept.sum(axis=1) - 1, 0)  # (R,)
+    total = ends[np.arange(len(last)), last]  # (R,)
+    target = np.minimum(places * total, np.nextafter(total, 0.0))  # (R,)
+    index = (ends <= target[:, None]).sum(axis=1)  # (R,)
+    return [
+        int(row[at]) if is_finite else NonFiniteLogits() for row, at, is_finite in zip(ids, index, finite, strict=True)
+    ]
 
 
 def _find_in_vocabulary(logits: Tensor, params: SamplingParams, place: float) -> int | NonFiniteLogits:
     """Find the token at a place among all ids, (V,), without sorting them."""
-    best = logits.max()  # ()
-    if not torch.isfinite(best):
+    best = float(logits.max())
+    if not math.isfinite(best):
         return NonFiniteLogits()
-    exponents = (logits - best).div_(max(params.temperature, _LEAST_TEMPERATURE)).cpu()  # (V,)
-    mass = exponents.exp().numpy()  # (V,), 1 for the best
-    if params.top_p < 1:
-        return _find_in_nucleus(logits.cpu().numpy(), exponents, mass, params, place)
-    if params.min_p > 0:
+    exponents = logits - best  # (V,)
+    if params.temperature != 1:
+        exponents.div_(max(params.temperature, _LEAST_TEMPERATURE))
+    mass = exponents.exp_().cpu().numpy()  # (V,), 1 for the best
+    if params.top_p == 1 and params.min_p > 0:
         mass = np.where(mass >= params.min_p, mass, np.float32(0))  # (V,)
-    ends = np.add.reduceat(mass, np.arange(0, len(mass), _BLOCK), dtype=np.float64).cumsum()  # (V / _BLOCK,)
+    ends = np.add.reduceat(mass, np.arange(0, len(mass), _BLOCK)).cumsum(dtype=np.float64)  # (V / _BLOCK,)
+    if params.top_p < 1:
+        return _find_in_nucleus(logits.cpu().numpy(), mass, float(ends[-1]), params, place)
     block = _index(ends, place * ends[-1])
     within = mass[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)  # (_BLOCK,)
     return block * _BLOCK + _index(within, place * ends[-1] - (ends[block - 1] if block else 0.0))
 
 
-def _find_in_nucleus(logits: Floats, exponents: Tensor, mass: Floats, params: SamplingParams, place: float) -> int:
-    """Find the token at a place of the nucleus, sorting only the bin where it ends and that of the place.
+def _find_in_nucleus(logits: Floats, mass: Floats, total: float, params: SamplingParams, place: float) -> int:
+    """Find the token at a place of the nucleus; only the part where it ends and the part of the place are sorted.
 
-    The bins of the exponents are in order, so that the mass of the bins shows in which one the nucleus ends.
+    Tokens are binned by the leading bits of their mass, and the mass of the bins shows in which one the nucleus ends.
     """
-    span = -float(exponents.min())
-    scale = (_BINS - 1) / min(max(span, _LEAST_TEMPERATURE), _BINNED_NATS)
-    limited = exponents if span <= _MOST_NATS else exponents.clamp(min=-_MOST_NATS)
-    bins = limited.mul(-scale).long().numpy()  # (V,)
+    nucleus = params.top_p * total
+    ids = _most_likely(mass, nucleus)
+    if ids is not None:
+        logits, mass = logits[ids], mass[ids]  # 2 x (C,)
+    bits = mass.view(np.int32)  # in the order of the mass, which is not negative
+    most = int(np.float32(1).view(np.int32))  # of the best
+    bins = (most - bits) >> max((most - int(bits.min())).bit_length() - _BIN_BITS, 0)  # (C,)
     ends = np.bincount(bins, weights=mass).cumsum()  # (bins,)
-    nucleus = params.top_p * ends[-1]
-    last = int(np.searchsorted(ends, nucleus, side="left"))
+    last = int(np.searchsorted(ends, min(nucleus, ends[-1]), side="left"))
     if params.min_p > 0:
-        last = min(last, int(-math.log(params.min_p) * scale))
+        last = min(last, int(bins[mass >= params.min_p].max()))
     before = ends[last - 1] if last else 0.0
-    ids = _bin_in_order(logits, bins, last)
-    within = mass[ids].cumsum(dtype=np.float64)  # (ids of the bin,)
-    is_kept = (before + within - mass[ids] < nucleus) & (mass[ids] >= params.min_p)
-    within = within[is_kept]  # (ids kept,)
+    members = _bin_in_order(logits, bins, last)
+    within = mass[members].cumsum(dtype=np.float64)  # (members,)
+    within = within[(before + within - mass[members] < nucleus) & (mass[members] >= params.min_p)]  # (members kept,)
     target = place * (before + (within[-1] if len(within) else 0.0))
     if len(within) and target >= before:
-        return int(ids[_index(within, target - before)])
-    found = _index(ends[:last], target)
-    ids = _bin_in_order(logits, bins, found)
-    return int(ids[_index(mass[ids].cumsum(dtype=np.float64), target - (ends[found - 1] if found else 0.0))])
+        found = members[_index(within, target - before)]
+    else:
+        at = _index(ends[:last], target)
+        members = _bin_in_order(logits, bins, at)
+        within = mass[members].cumsum(dtype=np.float64)  # (members,)
+        found = members[_index(within, target - (ends[at - 1] if at else 0.0))]
+    return int(found if ids is None else ids[found])
 
 
-def _bin_in_order(logits: Floats, bins: Ids, number: int) -> Ids:
-    """Ids of a bin in order of logit, then id."""
-    ids = np.flatnonzero(bins == number)
-    return ids[np.argsort(-logits[ids], kind="stable")]
+def _most_likely(mass: Floats, needed: float) -> Ids | None:
+    """Ids of the tokens with the most mass, which together have what is needed; None if these are not few."""
+    for least in _LIKELY:
+        is_likely = mass >= least
+        if np.count_nonzero(is_likely) > len(mass) // 8:
+            return None
+        ids = np.flatnonzero(is_likely)  # (C,)
+        if mass[ids].sum(dtype=np.float64) > needed * (1 + _ROUNDING):
+            return ids
+    return None
+
+
+def _bin_in_order(logits: Floats, bins: NDArray[np.int32], number: int) -> Ids:
+    """Members of a bin in order of logit, then id."""
+    members = np.flatnonzero(bins == number)
+    return members[np.argsort(-logits[members], kind="stable")]
 
 
 def _index(cumulative: Floats, target: float) -> int:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator, largest, sample, tokens_at
 from model_core.schemas import SamplingParams
@@ -67,11 +69,24 @@ def test_of_equal_logits_the_lowest_ids_are_kept_in_order_of_ids() -> None:
     logits = torch.zeros(300)
     logits[[7, 200]] = 1.0
 
-    values, ids = largest(logits[None], 5)
+    values, ids = largest([logits], 5)
 
     assert ids.tolist() == [[7, 200, 0, 1, 2]]
     assert values.tolist() == [[1.0, 1.0, 0.0, 0.0, 0.0]]
     assert sample(torch.zeros(1, 300), [_sampler(temperature=0)]) == [0]
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 50, 99, 100, 300]), st.sampled_from([1.0, 3.0, 50.0, 1e4]))
+@settings(max_examples=60, deadline=None)
+def test_the_largest_are_those_of_a_whole_sort(seed: int, k: int, steps: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = (torch.randn(2, 3000, generator=generator) * steps).round() / steps  # the coarser, the more ties
+
+    values, ids = largest(list(rows), k)
+
+    wanted = rows.sort(dim=-1, descending=True, stable=True)
+    assert ids.tolist() == wanted.indices[:, :k].tolist()
+    assert values.tolist() == wanted.values[:, :k].tolist()
 
 
 def test_a_nucleus_of_equal_logits_has_the_lowest_ids() -> None:

@@ -120,7 +120,7 @@ class Services:
             admission=Batcher(partial(_prepare_submissions, settings.layout, CapacityLimiter(1))),
             wakeups=WakeupNotifier(settings.redis_url),
             changes=ChangeListener(settings.redis_url),
-            hosts=Hosts(partial(ask, registry.alive, "inference")),
+            hosts=Hosts(partial(ask, registry.alive, "inference"), settings),
             drawing=CapacityLimiter(settings.drawing_threads),
             series_cache=SeriesCache(),
             _redis=client,

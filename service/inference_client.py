@@ -1,7 +1,8 @@
 """Client of the inference processes: picks one, fails over, and cancels when the API's client disconnects.
 
 Equal requests meet on one host (rendezvous hash of run and checkpoint), so that they share a loaded model and a
-batch. Another host is tried only before the first byte of a reply.
+batch. Another host is tried only before the first byte of a reply: when one does not answer, is leaving, or has a full
+queue. Limits of requests and clients are checked here, so that they hold for every address that generates.
 """
 
 from __future__ import annotations
@@ -10,22 +11,29 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
 
-from service.protocol.errors import InferenceUnavailable, Upstream
+from model_core.errors import FieldProblem, ModelCoreError
+from model_core.schemas import InferenceRequest
+from service.protocol.errors import InferenceUnavailable, InvalidRequest, TooManyRequests, Upstream
+from service.settings import ServiceSettings
 from worker.jobs.errors import QueueUnavailable
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_HEARTBEAT_CHECK_S = 2.0  # while a reply has not begun
+_HEARTBEAT_CHECK_S = 2.0  # while a process is silent
 _MAX_MISSED_CHECKS = 2  # after a restart of Redis, hosts take a moment to register again
 _KEEPALIVE_S = 2.0  # less than the 5 s after which the hosts close an idle connection
-_TIMEOUT_S = 600.0  # enough to load a large model and to generate a long text
+_KNOWN_S = 1.0  # less than the interval of heartbeats: asking Redis for each request takes longer than the rest of it
+_JSON = {"Content-Type": "application/json"}
 
 
 class ModelRequest(Protocol):
@@ -51,7 +59,7 @@ class ModelRequest(Protocol):
 
 
 class _HostGone(Exception):
-    """A host without a heartbeat, whose reply has not begun."""
+    """A host without a heartbeat, which has been silent since."""
 
 
 _TRY_NEXT = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, _HostGone)
@@ -62,14 +70,17 @@ class Hosts:
 
     Args:
         alive: Returns the registered processes, each with its `url`.
+        settings: Limits of one request and of one client.
     """
 
-    def __init__(self, alive: Callable[[], Awaitable[list[dict[str, Any]]]]) -> None:
-        self._alive = alive
+    def __init__(self, alive: Callable[[], Awaitable[list[dict[str, Any]]]], settings: ServiceSettings) -> None:
+        self._alive, self._settings = alive, settings
         self._known: list[str] = []
+        self._known_since_s = -math.inf
+        self._open: Counter[str] = Counter()  # requests of each client
         self._client = httpx.AsyncClient(
             trust_env=False,  # no proxy between our own processes
-            timeout=httpx.Timeout(_TIMEOUT_S, connect=1.0),
+            timeout=httpx.Timeout(None, connect=1.0),  # the heartbeat says how long to wait
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEPALIVE_S),
         )
 
@@ -90,7 +101,7 @@ class Hosts:
 
         Raises:
             InferenceUnavailable: No process took the request, or its process died.
-            Upstream: The process refused, with its code.
+            ModelCoreError: As `open`.
         """
         response = await self.open(path, request, sha256)
         try:
@@ -109,52 +120,164 @@ class Hosts:
             sha256: Hash of that file, hex.
 
         Returns:
-            The reply, which the caller closes.
+            The reply, which the caller closes. Reading it raises `httpx.TransportError` if its process dies.
 
         Raises:
+            InvalidRequest: The request is larger than the settings allow.
+            TooManyRequests: Its client has too many open requests.
             InferenceUnavailable: No process took the request.
-            Upstream: The process refused, with its code.
+            Upstream: Every process that could take it refused, with its code.
         """
-        payload = {"request": request.model_dump(mode="json"), "sha256": sha256}
-        refusal: Exception = InferenceUnavailable("no inference process is running")
-        for url in ranked(await self._urls(), request.run, request.checkpoint):
-            try:
-                response = await self._begin(url + path, payload, url)
-            except _TRY_NEXT as error:
-                log.warning("inference host did not answer url=%s reason=%s", url, type(error).__name__)
-                refusal = InferenceUnavailable("the inference process does not answer")
-                continue
-            except httpx.TimeoutException:
-                raise InferenceUnavailable(f"the inference process was silent for {_TIMEOUT_S:.0f} s") from None
-            if response.is_success:
-                return response
-            refusal = await _refusal(response)
-            if response.status_code != 503:
-                break
-        raise refusal
+        if isinstance(request, InferenceRequest):
+            check_size(request, self._settings)
+        client = getattr(request, "client", "")
+        if client and self._open[client] >= self._settings.max_concurrent:
+            raise TooManyRequests(self._settings.max_concurrent)
+        self._open[client] += 1
+        try:
+            response, url = await self._first_reply(path, request, sha256)
+        except BaseException:
+            self._release(client)
+            raise
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _WatchedStream(response.stream, partial(self._is_alive, url), partial(self._release, client))
+        return response
 
-    async def _begin(self, address: str, payload: Mapping[str, Any], url: str) -> httpx.Response:
+    async def _first_reply(self, path: str, request: ModelRequest, sha256: str) -> tuple[httpx.Response, str]:
+        """Ask one process after the other until one takes the request; only before the first byte of a reply."""
+        content = json.dumps({"request": request.model_dump(mode="json"), "sha256": sha256}).encode()
+        refusals: list[ModelCoreError] = []
+        tried: set[str] = set()
+        for max_age_s in (_KNOWN_S, 0.0):
+            for url in ranked(await self._urls(max_age_s), request.run, request.checkpoint):
+                if url in tried:
+                    continue
+                tried.add(url)
+                try:
+                    response = await self._begin(url + path, content, url)
+                except _TRY_NEXT as error:
+                    log.warning("inference host did not answer url=%s reason=%s", url, type(error).__name__)
+                    refusals.append(InferenceUnavailable("the inference process does not answer"))
+                    continue
+                if response.is_success:
+                    return response, url
+                refusal = await _refusal(response)
+                if response.status_code not in {429, 503}:
+                    raise refusal
+                refusals.append(refusal)
+        raise min(refusals, key=_wait_s, default=InferenceUnavailable("no inference process is running"))
+
+    async def _begin(self, address: str, content: bytes, url: str) -> httpx.Response:
         """Send a request and wait for the status line, as long as the host has a heartbeat."""
-        request = self._client.build_request("POST", address, json=payload)
+        request = self._client.build_request("POST", address, content=content, headers=_JSON)
         sending = asyncio.ensure_future(self._client.send(request, stream=True))
         missed = 0
         try:
             while not (await asyncio.wait({sending}, timeout=_HEARTBEAT_CHECK_S))[0]:
-                missed = 0 if url in await self._urls() else missed + 1
+                missed = 0 if await self._is_alive(url) else missed + 1
                 if missed == _MAX_MISSED_CHECKS:
                     raise _HostGone
             return sending.result()
         finally:
             sending.cancel()
 
-    async def _urls(self) -> list[str]:
-        """Addresses of the hosts; while Redis is away, the last known ones."""
+    async def _is_alive(self, url: str) -> bool:
+        return url in await self._urls(0.0)
+
+    async def _urls(self, max_age_s: float) -> list[str]:
+        """Addresses of the hosts, looked up anew if they are older; while Redis is away, the last known ones."""
+        now_s = asyncio.get_running_loop().time()
+        if self._known and now_s - self._known_since_s < max_age_s:
+            return self._known
         try:
             self._known = [str(info["url"]).rstrip("/") for info in await self._alive()]
+            self._known_since_s = now_s
         except QueueUnavailable:
             if not self._known:
                 raise
         return self._known
+
+    def _release(self, client: str) -> None:
+        self._open[client] -= 1
+        if not self._open[client]:
+            del self._open[client]
+
+
+class _WatchedStream(httpx.AsyncByteStream):
+    """The body of a reply, which ends with an error when its host falls silent and has no heartbeat.
+
+    Args:
+        stream: The body.
+        is_alive: Whether the host has a heartbeat.
+        release: Called once when the reply is closed.
+    """
+
+    def __init__(
+        self, stream: httpx.AsyncByteStream, is_alive: Callable[[], Awaitable[bool]], release: Callable[[], None]
+    ) -> None:
+        self._stream, self._is_alive, self._release = stream, is_alive, release
+        self._is_open, self._blocks = True, 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        blocks = aiter(self._stream)
+        async with asyncio.timeout(None) as limit:
+            watching = asyncio.ensure_future(self._watch(limit))
+            try:
+                async for block in blocks:
+                    self._blocks += 1
+                    yield block
+            except TimeoutError:
+                raise httpx.ReadError("the inference process is silent and has no heartbeat") from None
+            finally:
+                watching.cancel()
+
+    async def aclose(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._release()
+            await self._stream.aclose()
+
+    async def _watch(self, limit: asyncio.Timeout) -> None:
+        missed = seen = 0
+        while missed < _MAX_MISSED_CHECKS:
+            await asyncio.sleep(_HEARTBEAT_CHECK_S)
+            is_silent, seen = self._blocks == seen, self._blocks
+            missed = missed + 1 if is_silent and not await self._is_alive() else 0
+        limit.reschedule(0.0)
+
+
+def client_of(request: Request) -> str:
+    """Name the client of a request, for its share of the service.
+
+    Args:
+        request: The client's request.
+
+    Returns:
+        Its address.
+    """
+    return request.client.host if request.client else ""
+
+
+def check_size(request: InferenceRequest, settings: ServiceSettings) -> None:
+    """Refuse a request that asks for more than this service gives.
+
+    Args:
+        request: The request.
+        settings: The limits.
+
+    Raises:
+        InvalidRequest: It has too many continuations or new tokens.
+    """
+    problems = []
+    if request.n > settings.max_n:
+        problems.append(FieldProblem("/n", f"must be at most {settings.max_n}, got {request.n}", request.n))
+    texts = len(request.prompts) * request.n
+    if texts * request.max_new_tokens > settings.max_request_tokens:
+        most = settings.max_request_tokens // texts
+        detail = f"must be at most {most:,} for {texts:,} continuations, got {request.max_new_tokens:,}"
+        problems.append(FieldProblem("/max_new_tokens", detail, request.max_new_tokens, (most,)))
+    if problems:
+        raise InvalidRequest(problems)
 
 
 def ranked(urls: Iterable[str], run: str, checkpoint: str) -> list[str]:
@@ -203,11 +326,18 @@ async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
+def _wait_s(refusal: ModelCoreError) -> tuple[bool, float]:
+    """Which of several refusals to report: a full queue, and of these the one that is the first to be shorter."""
+    wait_s = getattr(refusal, "retry_after_s", None)
+    return refusal.code != "inference_busy", math.inf if wait_s is None else wait_s
+
+
 async def _refusal(response: httpx.Response) -> Upstream:
     data = await response.aread()
     await response.aclose()
+    wait_s = response.headers.get("retry-after", "")
     try:
-        return Upstream.of(json.loads(data))
+        return Upstream.of(json.loads(data), int(wait_s) if wait_s.isdecimal() else None)
     except (ValueError, KeyError, TypeError):
         return Upstream("internal_error", f"the inference process answered {response.status_code}")
 

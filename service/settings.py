@@ -19,6 +19,10 @@ class ServiceSettings(JobSettings):
         deadline_s: Longest wait for one call of the job store; some requests make two.
         ping_s: Silence after which an event stream sends a comment to keep the connection open.
         drawing_threads: Number of pictures drawn at the same time.
+        max_concurrent: Open requests for text of one address.
+        max_n: Continuations of one prompt.
+        max_request_tokens: New tokens that one request may ask for, of all its continuations.
+        max_score_tokens: Tokens of all texts of one request for likelihoods.
     """
 
     hosts: str = ""
@@ -29,6 +33,10 @@ class ServiceSettings(JobSettings):
     deadline_s: float = Field(default=1.0, gt=0)
     ping_s: float = Field(default=15.0, gt=0)
     drawing_threads: int = Field(default=2, ge=1)
+    max_concurrent: int = Field(default=64, ge=1)
+    max_n: int = Field(default=256, ge=1, le=256)
+    max_request_tokens: int = Field(default=131_072, ge=1)
+    max_score_tokens: int = Field(default=65_536, ge=1)
 
     @property
     def host_names(self) -> tuple[str, ...]:

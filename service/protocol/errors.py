@@ -101,12 +101,15 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "prompt_too_long": ProblemType(422, "The prompt is too long"),
     "invalid_parameter": ProblemType(422, "A parameter is wrong"),
     "invalid_data": ProblemType(422, "The data cannot be used"),
+    "too_many_requests": ProblemType(429, "This client has too many open requests", retry_after_s=1),
+    "inference_busy": ProblemType(429, "Every inference process has a full queue", retry_after_s=5),
     "queue_full": ProblemType(429, "The queue is full", retry_after_s=30),
     "internal_error": ProblemType(500, "The server met an error it did not expect"),
     "queue_unavailable": ProblemType(503, "The job queue does not answer", retry_after_s=5),
     "inference_unavailable": ProblemType(503, "No inference process can take this now", retry_after_s=5),
     "cuda_oom": ProblemType(503, "The inference process is out of memory", retry_after_s=10),
     "not_ready": ProblemType(503, "The service is not complete yet", retry_after_s=2),
+    "deadline_exceeded": ProblemType(504, "The request took longer than it may"),
     "disk_full": ProblemType(507, "No space is left on the server"),
 }
 
@@ -222,6 +225,15 @@ class InferenceUnavailable(ModelCoreError):
     code = "inference_unavailable"
 
 
+class TooManyRequests(ModelCoreError):
+    """One client has as many open requests as it may have."""
+
+    code = "too_many_requests"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} requests of this client are open, which is the most; wait for one to end")
+
+
 class Upstream(ModelCoreError):
     """An error of an inference process or of Starlette, passed on with its code.
 
@@ -230,21 +242,33 @@ class Upstream(ModelCoreError):
         detail: Its message.
         hint: What to do about it.
         problems: The wrong values, if it is about some.
+        retry_after_s: Seconds after which it makes sense to ask again; None takes those of the code.
+
+    Attributes:
+        headers: Further headers of the reply.
     """
 
     def __init__(
-        self, code: str, detail: str, *, hint: str | None = None, problems: Iterable[FieldProblem] = ()
+        self,
+        code: str,
+        detail: str,
+        *,
+        hint: str | None = None,
+        problems: Iterable[FieldProblem] = (),
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(detail)
         self.code = code  # type: ignore[misc]  # known only now
-        self.hint, self.problems = hint, tuple(problems)
+        self.hint, self.problems, self.retry_after_s = hint, tuple(problems), retry_after_s
+        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> Self:
+    def of(cls, body: Mapping[str, Any], retry_after_s: int | None = None) -> Self:
         """Read the error that an inference process sent.
 
         Args:
             body: Its ``{code, detail, hint?, problems?}``.
+            retry_after_s: Its Retry-After.
 
         Returns:
             The error.
@@ -254,7 +278,13 @@ class Upstream(ModelCoreError):
             TypeError: A part has another form.
         """
         problems = (FieldProblem(**problem) for problem in body.get("problems", ()))
-        return cls(str(body["code"]), str(body["detail"]), hint=body.get("hint"), problems=problems)
+        return cls(
+            str(body["code"]),
+            str(body["detail"]),
+            hint=body.get("hint"),
+            problems=problems,
+            retry_after_s=retry_after_s,
+        )
 
 
 class NotReady(ModelCoreError):

@@ -33,7 +33,7 @@ from model_core.schemas import (
 from service.completion_views import Completion, CompletionWriter
 from service.deps import Services, ServicesDep
 from service.event_stream import EVENT_STREAM, event_stream_response
-from service.inference_client import while_connected
+from service.inference_client import client_of, while_connected
 from service.openapi import json_body, openai_problems
 from service.protocol.errors import PROBLEMS, InferenceUnavailable, InvalidRequest, Upstream
 from service.protocol.lines import split_lines_async
@@ -256,7 +256,7 @@ async def answer(services: Services, request: Request, wanted: CompletionRequest
         echo=wanted.echo,
         include_usage=wanted.stream_options.include_usage,
     )
-    asked = wanted.inference_request(found, "")
+    asked = wanted.inference_request(found, client_of(request))
     headers = warning_headers(found.warnings)
     if asked.stream:
         reply = await while_connected(request, services.hosts.open("/generate", asked, found.info.sha256))

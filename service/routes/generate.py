@@ -18,13 +18,22 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
 from model_core.config_loader import Tree
-from model_core.schemas import MAX_PROMPT_CHARACTERS, GenerateRequest, GenerateResult, LogitBias
+from model_core.errors import ModelCoreError
+from model_core.schemas import (
+    MAX_PROMPT_CHARACTERS,
+    GenerateRequest,
+    GenerateResult,
+    InferenceRequest,
+    LogitBias,
+    SamplingParams,
+)
 from model_core.storage.checkpoints import CheckpointInfo
+from model_core.storage.events import ascii_line
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.deps import Services, ServicesDep
 from service.event_stream import EVENT_STREAM, event_stream_response, frame
-from service.inference_client import while_connected
+from service.inference_client import client_of, while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, problem_document, request_id_of
 from service.protocol.lines import split_lines_async
@@ -42,7 +51,7 @@ _BIASES = r"^[0-9]{1,8}:-?[0-9]{1,2}(\.[0-9]+)?(,[0-9]{1,8}:-?[0-9]{1,2}(\.[0-9]
 _TEXT: dict[str, Any] = {"schema": {"type": "string"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": GenerateResult, "content": {JSON: {}, TEXT: _TEXT, EVENT_STREAM: _TEXT}},
-    **problems(404, 406, 409, 422, 503),
+    **problems(404, 406, 409, 422, 429, 503, 504),
 }
 _BODY: dict[str, Any] = {
     "required": True,
@@ -127,46 +136,64 @@ async def answer(services: Services, request: Request, wanted: GenerateRequest) 
     kind = choose(request.headers.get("accept"), (JSON, TEXT, EVENT_STREAM))
     is_stream = wanted.stream or kind == EVENT_STREAM
     info = await run_in_threadpool(_resolve, services.layout, wanted)
-    resolved = wanted.model_copy(update={"checkpoint": info.file, "stream": is_stream})
+    asked = InferenceRequest(
+        **{name: getattr(wanted, name) for name in SamplingParams.model_fields},
+        run=wanted.run,
+        checkpoint=info.file,
+        prompts=(wanted.prompt,),
+        stream=is_stream,
+        timeout_s=wanted.timeout_s,
+        client=client_of(request),
+    )
     warnings = checkpoint_warnings(wanted.checkpoint, info)
     if is_stream:
-        response = await while_connected(request, services.hosts.open("/generate", resolved, info.sha256))
-        frames = _frames(response, request_id_of(request.scope), warnings)
+        response = await while_connected(request, services.hosts.open("/generate", asked, info.sha256))
+        frames = _frames(response, wanted.prompt, request_id_of(request.scope), warnings)
         return event_stream_response(frames, warning_headers(warnings))
-    body = await while_connected(request, services.hosts.post("/generate", resolved, info.sha256))
+    body = await while_connected(request, services.hosts.post("/generate", asked, info.sha256))
     headers = {"Vary": "Accept", "Cache-Control": "no-store" if wanted.seed is None else "private, no-cache"}
     headers |= warning_headers(warnings)
-    if warnings:
-        body = json.dumps(_with_warnings(json.loads(body), warnings)).encode()
+    result = json.loads(body)
     if kind == TEXT:
-        texts = (choice["text"] for choice in json.loads(body)["choices"])
-        return PlainTextResponse("\n\n".join(texts), headers=headers)
-    return Response(body, media_type=JSON, headers=headers)
+        return PlainTextResponse("\n\n".join(choice["text"] for choice in result["choices"]), headers=headers)
+    content = json.dumps(_native(result, wanted.prompt, warnings), ensure_ascii=False).encode()
+    return Response(content, media_type=JSON, headers=headers)
 
 
 def _resolve(layout: Layout, wanted: GenerateRequest) -> CheckpointInfo:
     return Run.open(layout.run(wanted.run)).resolve(wanted.checkpoint)
 
 
-def _with_warnings(result: dict[str, Any], warnings: Sequence[Warned]) -> dict[str, Any]:
-    return {**result, "warnings": [warning.model_dump() for warning in warnings]}
+def _native(result: dict[str, Any], prompt: str, warnings: Sequence[Warned]) -> dict[str, Any]:
+    """The `GenerateResult` of an `InferenceResult`."""
+    shown = {name: value for name, value in result.items() if name not in {"sha256", "prompts"}}
+    return {**shown, "prompt": prompt, "warnings": [*(w.model_dump() for w in warnings), *result["warnings"]]}
 
 
-async def _frames(response: httpx.Response, request_id: str, warnings: Sequence[Warned]) -> AsyncIterator[bytes]:
+async def _frames(
+    response: httpx.Response, prompt: str, request_id: str, warnings: Sequence[Warned]
+) -> AsyncIterator[bytes]:
     """Turn the inference process's lines into events; the status is sent, so an error is an event too."""
-    error: Upstream | InferenceUnavailable = InferenceUnavailable("the generation broke off")
+    error: ModelCoreError = InferenceUnavailable("the generation broke off")
     try:
         async for line in split_lines_async(response.aiter_bytes()):
             part = json.loads(line)
             if "result" in part:
-                yield frame(_with_warnings(part["result"], warnings), event="end")
+                yield frame(_native(part["result"], prompt, warnings), event="end")
                 return
             if "error" in part:
                 error = Upstream.of(part["error"])
                 break
-            yield frame(part)
+            if pieces := b"".join(map(_piece, part["choices"])):
+                yield pieces
     except httpx.TransportError as broken:
         log.warning("inference host went away while it streamed reason=%s", type(broken).__name__)
     finally:
         await response.aclose()
     yield frame(problem_document(error, request_id), event="error")
+
+
+def _piece(choice: dict[str, Any]) -> bytes:
+    """The event with what a choice gained; empty where its text has not grown."""
+    text = choice["text"]
+    return f"data: {ascii_line({'index': choice['index'], 'text': text})}\n\n".encode() if text else b""

@@ -19,6 +19,12 @@ from tests.polling import eventually
 
 WAIT_S = 10.0
 HEADS = (4, 2)
+_REFUSALS = {
+    "long": (422, "prompt_too_long"),
+    "leaves": (503, "inference_unavailable"),
+    "busy": (429, "inference_busy"),
+    "odd": (500, "odd_code"),
+}  # by prompt
 
 
 class Served:
@@ -38,10 +44,11 @@ class Served:
 
 
 class FakeHost:
-    """Speaks the inference process' protocol; `prompt` decides what it does."""
+    """Speaks the inference process' protocol; the first prompt decides what it does."""
 
     def __init__(self, layout: Layout, name: str) -> None:
         self.layout, self.name = layout, name
+        self.wait_s = 3  # Retry-After of its refusals
         self.asked: list[dict[str, Any]] = []
         self.left_alone = threading.Event()  # a client went away while it was served
         routes = [
@@ -57,40 +64,47 @@ class FakeHost:
     async def _generate(self, request: Request) -> Response:
         asked = (await request.json())["request"]
         self.asked.append(asked)
-        refusals = {"long": (422, "prompt_too_long"), "busy": (503, "inference_unavailable"), "odd": (500, "odd_code")}
-        if asked["prompt"] in refusals:
-            status, code = refusals[asked["prompt"]]
-            return JSONResponse({"code": code, "detail": f"{self.name} refuses"}, status_code=status)
+        prompt = asked["prompts"][0]
+        if prompt in _REFUSALS:
+            status, code = _REFUSALS[prompt]
+            body, headers = {"code": code, "detail": f"{self.name} refuses"}, {"Retry-After": str(self.wait_s)}
+            return JSONResponse(body, status_code=status, headers=headers)
         if asked["stream"]:
             return StreamingResponse(self._pieces(asked), media_type="application/x-ndjson")
-        if asked["prompt"] == "endless":
+        if prompt == "endless":
             while (await request.receive())["type"] != "http.disconnect":
                 pass
             self.left_alone.set()
         return JSONResponse(self._result(asked))
 
     async def _pieces(self, asked: dict[str, Any]) -> Any:
+        prompt = asked["prompts"][0]
         try:
-            words = [asked["prompt"][4:]] * 3 if asked["prompt"].startswith("say ") else ("Once", " upon", " a time")
+            words = [prompt[4:]] * 3 if prompt.startswith("say ") else ("Once", " upon", " a time")
             for word in words:
-                yield json.dumps({"index": 0, "text": word}, ensure_ascii=False).encode() + b"\n"
-            if asked["prompt"] == "breaks":
-                yield b'{"error": {"code": "cuda_oom", "detail": "no memory"}}\n'
+                yield _line({"choices": [{"index": 0, "text": word, "tokens": [1]}]})
+            if prompt == "breaks":
+                yield _line({"error": {"code": "cuda_oom", "detail": "no memory"}})
                 return
-            while asked["prompt"] == "endless":
-                yield b'{"index": 0, "text": "."}\n'
+            while prompt == "endless":
+                yield _line({"choices": [{"index": 0, "text": ".", "tokens": [2]}]})
                 await asyncio.sleep(0.02)
-            yield json.dumps({"result": self._result(asked)}, ensure_ascii=False).encode() + b"\n"
+            yield _line({"result": self._result(asked)})
         finally:
-            if asked["prompt"] == "endless":
+            if prompt == "endless":
                 self.left_alone.set()
 
     def _result(self, asked: dict[str, Any]) -> dict[str, Any]:
-        choice = {"index": 0, "text": "Once upon a time", "tokens": [1, 2], "finish_reason": "length"}
-        usage = {"prompt_tokens": 1, "completion_tokens": 2}
-        kept = {name: asked[name] for name in ("run", "checkpoint", "prompt")}
-        made = {"step": 3, "seed": asked["seed"] or 7, "weights": "fp32", "fingerprint": "0123456789ab"}
-        return {**kept, **made, "choices": [choice] * asked["n"], "usage": usage}
+        choice = {"text": "Once upon a time", "tokens": [1, 2], "finish_reason": "length"}
+        count = len(asked["prompts"]) * asked["n"]
+        made = {"step": 3, "sha256": "0" * 64, "seed": asked["seed"] or 7, "weights": "fp32"}
+        return {
+            "run": asked["run"], "checkpoint": asked["checkpoint"], **made, "fingerprint": "0123456789ab",
+            "prompts": [{"tokens": [1]}] * len(asked["prompts"]),
+            "choices": [{"index": index, **choice} for index in range(count)],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 0},
+            "warnings": [],
+        }  # fmt: skip
 
     async def _capture(self, request: Request) -> Response:
         asked = (await request.json())["request"]
@@ -100,6 +114,10 @@ class FakeHost:
         info = Run.open(self.layout.run(asked["run"])).resolve(asked["checkpoint"])
         most = asked["max_tokens"] or 5
         return JSONResponse(capture(self.layout, asked["run"], asked["id"], info.sha256, most=most).manifest)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
 def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 5) -> AttentionRecord:

@@ -39,7 +39,12 @@ def test_every_setting_is_listed_with_its_default(settings: type[BaseSettings]) 
     }
     rows = {
         name: f"`{default:g}`" if isinstance(default, float) else f"`{default}`" for name, default in defaults.items()
-    } | {"HEADCOUNT_SLOTS": "one per GPU, at least 1", "HEADCOUNT_HOSTS": "none", "HEADCOUNT_ROOT_PATH": "none"}
+    } | {
+        "HEADCOUNT_SLOTS": "one per GPU, at least 1",
+        "HEADCOUNT_HOSTS": "none",
+        "HEADCOUNT_ROOT_PATH": "none",
+        "HEADCOUNT_INFERENCE_THREADS": "half the cores",
+    }
     assert {name: row for name, row in rows.items() if f"| `{name}` | {row} |" not in PAGE} == {}
 
 

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _HEARTBEAT_S, _TTL_S = 2.0, 10.0
 _GRACE_S = 3  # for open replies
 _EXIT_WITHIN_S = 10.0
+_BACKLOG = 2048  # connections that wait while the process starts
 _WILDCARDS = ("0.0.0.0", "::", "")
 
 
@@ -57,8 +58,9 @@ def main() -> int:
     except (ValidationError, DeviceUnavailable) as error:
         sys.stderr.write(" ".join(str(error).split()) + "\n")
         return BAD_INPUT
-    torch.set_num_threads(options.threads)
-    models = ModelCache(jobs.layout, device=device, memory_bytes=inference.memory_bytes)
+    threads = options.threads or inference.threads or requested_threads(os.environ) or _half_the_cores()
+    torch.set_num_threads(threads)
+    models = ModelCache(jobs.layout, device=device, settings=inference)
     known_as = urlsplit(options.url or "").hostname or options.host
     config = uvicorn.Config(
         create_app(models, names=(known_as.lower(), socket.gethostname().lower())),
@@ -76,18 +78,18 @@ def main() -> int:
     url = options.url or _url(options.host, listening.getsockname()[1])
     host = socket.gethostname()
     info: dict[str, Any] = {"url": url, "device": device, "host": host, "pid": os.getpid()}
-    info["memory_bytes"] = inference.memory_bytes
+    info |= {"memory_bytes": inference.memory_bytes, "weights": inference.weights, "threads": threads}
     heartbeat = Heartbeat(
         Registry(connect(jobs.redis_url, for_api=False)),
         f"{host}-{os.getpid()}",
-        lambda: {**info, "models": models.info()},
+        lambda: {**info, "totals": models.totals(), "models": models.info()},
         models.sweep,
     )
     server = _Server(config, heartbeat)
     for number in (signal.SIGTERM, signal.SIGINT):
         # handles signals before uvicorn listens and after it: uvicorn raises the caught signal again when it has ended
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-    log.info("inference ready url=%s device=%s threads=%d data=%s", url, device, options.threads, jobs.data)
+    log.info("inference ready url=%s device=%s threads=%d data=%s", url, device, threads, jobs.data)
     asyncio.run(server.serve(sockets=[listening]))
     log.info("inference stopped url=%s", url)
     return 0
@@ -135,6 +137,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(_BACKLOG)
     except OSError:
         listening.close()
         raise
@@ -216,11 +219,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (default)")
     parser.add_argument("--url", help="address that others reach it at, if not http://HOST:PORT")
-    half = max(1, usable_cores() // 2)  # the other half is for training
-    default = requested_threads(os.environ) or half
-    described = "CPU threads of torch (default: OMP_NUM_THREADS, else half the cores)"
-    parser.add_argument("--threads", type=int, default=default, help=described)
+    default = "HEADCOUNT_INFERENCE_THREADS, else OMP_NUM_THREADS, else half the cores"
+    parser.add_argument("--threads", type=int, help=f"CPU threads of torch (default: {default})")
     return parser.parse_args()
+
+
+def _half_the_cores() -> int:
+    return max(1, usable_cores() // 2)  # the other half is for training
 
 
 def _url(host: str, port: int) -> str:

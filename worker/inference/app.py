@@ -21,12 +21,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_core.attention.capture import capture_example
 from model_core.errors import ModelCoreError
-from model_core.generation.engine import EngineStopped
-from model_core.generation.request import Event, GenerationOutput, TextDelta
-from model_core.generation.request import Request as EngineRequest
-from model_core.schemas import AttentionRequest, GenerateRequest, GenerateResult
+from model_core.schemas import AttentionRequest, InferenceRequest
 from model_core.storage.dataset import dataset_of
-from worker.inference.model_cache import ModelCache, ServedModel
+from worker.inference.generation import Generation
+from worker.inference.model_cache import ModelCache
 from worker.inference.streams import Lines, Sha256, client_gone, error_body, unless_disconnected
 from worker.jobs.authority import is_loopback, parse_authority, shortest
 
@@ -48,14 +46,16 @@ STATUS: Mapping[str, int] = {
     "invalid_parameter": 422,
     "not_available": 422,
     "prompt_too_long": 422,
+    "inference_busy": 429,
     "cuda_oom": 503,
-    "inference_busy": 503,
     "inference_unavailable": 503,
+    "deadline_exceeded": 504,
     "disk_full": 507,
 }  # any other code is a 500
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 5
 _THREADS = 64  # most of them wait for a model that loads
 
 
@@ -81,14 +81,12 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
     one_capture = asyncio.Semaphore(1)  # the attention of a long text is large
 
     @app.post("/generate")
-    async def generate(request: GenerateRequest, sha256: Sha256, connection: Request) -> Response:
-        generation = await Generation.start(models, request, sha256)
+    async def generate(request: InferenceRequest, sha256: Sha256, connection: Request) -> Response:
+        generation = Generation(request, models.settings.deadline_s)
         if request.stream:
-            return Lines(_lines(generation), generation.cancel)
-        try:
-            result = await unless_disconnected(connection, generation.result())
-        finally:
-            generation.cancel()
+            begun = await unless_disconnected(connection, generation.begin(models, sha256))
+            return client_gone() if begun is None else Lines(begun.lines(), begun.cancel)
+        result = await unless_disconnected(connection, generation.complete(models, sha256))
         return client_gone() if result is None else Response(result.model_dump_json(), media_type="application/json")
 
     @app.post("/capture")
@@ -108,6 +106,7 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
             "status": "ok",
             "device": models.device,
             "open_requests": models.open_requests,
+            "totals": models.totals(),
             "models": models.info(),
         }
 
@@ -137,118 +136,10 @@ class _OnlyForTheApi:
         return None
 
 
-class Generation:
-    """One open request, seen from the event loop. Its events come from the engine's thread through a queue.
-
-    Args:
-        request: What to generate.
-    """
-
-    def __init__(self, request: GenerateRequest) -> None:
-        self._request = request
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-        self._served: ServedModel
-        self._submitted: EngineRequest
-
-    @classmethod
-    async def start(cls, models: ModelCache, request: GenerateRequest, sha256: str) -> Generation:
-        """Load the model if necessary and submit the request to its engine.
-
-        Args:
-            models: The models of this process.
-            request: What to generate; its checkpoint is a file name.
-            sha256: Hash of that file, hex.
-
-        Returns:
-            The started generation.
-
-        Raises:
-            ModelCoreError: Every error that is known before the first token.
-        """
-        generation = cls(request)
-        await asyncio.to_thread(generation._submit, models, sha256)
-        return generation
-
-    def cancel(self) -> None:
-        """Cancel it within one step; does nothing after its end."""
-        self._submitted.cancel()
-
-    async def result(self) -> GenerateResult:
-        """Wait for the end.
-
-        Returns:
-            The result.
-
-        Raises:
-            ModelCoreError: The generation failed.
-        """
-        async for event in self.events():
-            if isinstance(event, GenerateResult):
-                return event
-        raise AssertionError("events end with a result or an error")
-
-    async def events(self) -> AsyncIterator[TextDelta | GenerateResult]:
-        """Iterate over the events as they come.
-
-        Yields:
-            Text deltas, and last the result.
-
-        Raises:
-            ModelCoreError: The generation failed.
-        """
-        while True:
-            event = await self._events.get()
-            if isinstance(event, ModelCoreError):
-                raise event
-            if isinstance(event, tuple):
-                for delta in event:
-                    yield delta
-            else:
-                yield self._result_of(event)
-                return
-
-    def _submit(self, models: ModelCache, sha256: str) -> None:
-        for is_last in (False, True):
-            self._served = models.get(self._request.run, self._request.checkpoint, sha256)
-            try:
-                self._submitted = self._served.engine.submit(self._request, self._request.prompt, self._on_event)
-                return
-            except EngineStopped:  # the model was evicted in this moment
-                if is_last:
-                    raise
-
-    def _on_event(self, event: Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    def _result_of(self, output: GenerationOutput) -> GenerateResult:
-        info = self._served.loaded.info
-        return GenerateResult(
-            run=self._served.run,
-            checkpoint=info.file,
-            step=info.step,
-            prompt=self._request.prompt,
-            seed=output.seed,
-            weights="fp32",
-            fingerprint=info.sha256[:12],
-            choices=output.choices,
-            usage=output.usage,
-        )
-
-
-async def _lines(generation: Generation) -> AsyncIterator[dict[str, Any]]:
-    async for event in generation.events():
-        if isinstance(event, GenerateResult):
-            yield {"result": event.model_dump(mode="json")}
-        elif event.text:
-            yield {"index": event.index, "text": event.text}
-
-
 def _capture(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:
-    loaded = models.get(request.run, request.checkpoint, sha256).loaded
-    dataset = dataset_of(loaded.config, models.layout)
-    return capture_example(loaded, request.run, models.layout, request, dataset).manifest
+    with models.module(request.run, request.checkpoint, sha256) as loaded:
+        dataset = dataset_of(loaded.config, models.layout)
+        return capture_example(loaded, request.run, models.layout, request, dataset).manifest
 
 
 def _release(semaphore: asyncio.Semaphore, done: asyncio.Task[Any]) -> None:
@@ -259,7 +150,7 @@ def _release(semaphore: asyncio.Semaphore, done: asyncio.Task[Any]) -> None:
 
 async def _model_core_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ModelCoreError)
-    return _reply(error_body(error))
+    return _reply(error_body(error), getattr(error, "retry_after_s", _RETRY_S))
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:
@@ -279,6 +170,7 @@ def _error(code: str, detail: str) -> Response:
     return _reply({"code": code, "detail": detail})
 
 
-def _reply(body: dict[str, Any]) -> Response:
+def _reply(body: dict[str, Any], retry_after_s: int = _RETRY_S) -> Response:
     status = STATUS.get(body["code"], 500)
-    return JSONResponse(body, status_code=status, headers={"Retry-After": "5"} if status == 503 else None)
+    headers = {"Retry-After": str(retry_after_s)} if status in {429, 503} else None
+    return JSONResponse(body, status_code=status, headers=headers)

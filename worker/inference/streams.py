@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Coroutine
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -23,10 +24,14 @@ _T = TypeVar("_T")
 
 
 class EventQueue(Generic[_T]):
-    """Events of one request, from the engine's thread to the event loop that makes the queue."""
+    """Events of one request, from the engine's thread to the event loop that makes the queue.
+
+    The loop is woken once for all events that arrive before it looks: a wake-up costs more than an event.
+    """
 
     def __init__(self) -> None:
-        self._events: asyncio.Queue[_T | ModelCoreError] = asyncio.Queue()
+        self._events: deque[_T | ModelCoreError] = deque()
+        self._arrived, self._is_waking = asyncio.Event(), False
         self._loop = asyncio.get_running_loop()
 
     def put(self, event: _T | ModelCoreError) -> None:
@@ -35,8 +40,11 @@ class EventQueue(Generic[_T]):
         Args:
             event: The event, or the error that ended the request.
         """
-        with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self._events.append(event)
+        if not self._is_waking:
+            self._is_waking = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
+                self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def get(self) -> _T:
         """Wait for the next event.
@@ -47,10 +55,28 @@ class EventQueue(Generic[_T]):
         Raises:
             ModelCoreError: The request failed.
         """
-        event = await self._events.get()
+        while not self._events:
+            await self._arrived.wait()
+            self._arrived.clear()
+            self._is_waking = False  # before the next look: what arrives after it wakes the loop again
+        event = self._events.popleft()
         if isinstance(event, ModelCoreError):
             raise event
         return event
+
+    async def take(self) -> list[_T]:
+        """Wait for events.
+
+        Returns:
+            All that have arrived, at least one.
+
+        Raises:
+            ModelCoreError: The request failed, and there was no event before.
+        """
+        events = [await self.get()]
+        while self._events and not isinstance(self._events[0], ModelCoreError):
+            events.append(await self.get())
+        return events
 
 
 class Lines(StreamingResponse):

@@ -6,7 +6,7 @@ Each process reads them once from the environment, ``HEADCOUNT_*``, and passes t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -54,16 +54,30 @@ class WorkerSettings(JobSettings):
 
 
 class InferenceSettings(BaseSettings):
-    """Device of the loaded models, and the memory that they may take."""
+    """Settings of an inference process, from ``HEADCOUNT_INFERENCE_*``: its device and what it may take."""
 
     model_config = SettingsConfigDict(
         env_prefix="HEADCOUNT_INFERENCE_", frozen=True, extra="ignore", hide_input_in_errors=True
     )
 
     device: str = "auto"  # auto, cpu, cuda or cuda:N
+    weights: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"  # format of the parameters in memory
     memory_gb: float = Field(default=4.0, gt=0)  # GiB, for all loaded models with their KV caches
+    threads: int | None = Field(default=None, ge=1)  # of torch on the CPU; None: half the cores
+    max_rows: int = Field(default=32, ge=1, le=4096)  # texts that one model generates at once
+    max_queue: int = Field(default=256, ge=1)  # open requests of one model; one more is refused
+    prefill_tokens: int = Field(default=64, ge=1)  # of prompts in one step, while somebody decodes
+    idle_unload_s: float = Field(default=900.0, gt=0)  # a model without requests for this long leaves the memory
+    deadline_s: float = Field(default=600.0, gt=0)  # longest time for one request
+    int8_max_loss: float = Field(default=0.01, ge=0)  # share by which int8 may raise the loss; else it is not used
+    prefix_cache_mb: float = Field(default=256.0, ge=0)  # MiB of a model's cache for prompts that begin alike
 
     @property
     def memory_bytes(self) -> int:
         """`memory_gb` in bytes."""
         return int(self.memory_gb * 2**30)
+
+    @property
+    def prefix_cache_bytes(self) -> int:
+        """`prefix_cache_mb` in bytes."""
+        return int(self.prefix_cache_mb * 2**20)

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from service.inference_client import ranked
+from tests.polling import eventually
 
 ASK = {"run": "tiny", "prompt": "Once"}
 
@@ -75,9 +76,11 @@ def test_a_client_that_leaves_ends_the_generation(site, host, is_stream: bool) -
 def test_what_the_process_refuses_keeps_its_code(site, host) -> None:
     long = site.http.get("/generate", params={**ASK, "prompt": "long"})
     assert (long.status_code, long.json()["code"]) == (422, "prompt_too_long")
+    leaves = site.http.get("/generate", params={**ASK, "prompt": "leaves"})
+    assert (leaves.status_code, leaves.json()["code"]) == (503, "inference_unavailable")
     busy = site.http.get("/generate", params={**ASK, "prompt": "busy"})
-    assert (busy.status_code, busy.json()["code"]) == (503, "inference_unavailable")
-    assert int(busy.headers["retry-after"]) > 0
+    assert (busy.status_code, busy.json()["code"]) == (429, "inference_busy")
+    assert [reply.headers["retry-after"] for reply in (leaves, busy)] == ["3", "3"]
     odd = site.http.get("/generate", params={**ASK, "prompt": "odd"})
     assert (odd.status_code, odd.json()["status"]) == (500, 500)
 
@@ -204,13 +207,46 @@ def test_equal_requests_meet_on_one_host_and_move_only_when_it_is_gone(site) -> 
     assert len(hosts[second].asked) == 1
 
 
+def test_a_busy_host_is_passed_over_and_all_busy_ones_name_the_shortest_wait(site) -> None:
+    site.make_run("tiny")
+    hosts = [site.add_host("one"), site.add_host("two")]
+    hosts[0].wait_s = 2
+    reply = site.http.post("/generate", json={**ASK, "prompt": "busy"})
+    assert (reply.status_code, reply.json()["code"], reply.headers["retry-after"]) == (429, "inference_busy", "2")
+    assert [len(host.asked) for host in hosts] == [1, 1]
+
+
+def test_a_client_with_too_many_open_requests_waits(make_site) -> None:
+    site = make_site(max_concurrent=1)
+    site.make_run("tiny")
+    host = site.add_host()
+    with site.http.stream("POST", "/generate", json={**ASK, "prompt": "endless", "stream": True}) as first:
+        assert first.status_code == 200
+        refused = site.http.post("/generate", json=ASK)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+    assert int(refused.headers["retry-after"]) > 0
+    assert host.left_alone.wait(2)
+    assert eventually(lambda: site.http.post("/generate", json=ASK).status_code == 200)
+    assert {asked["client"] for asked in host.asked} == {"127.0.0.1"}
+
+
+def test_a_request_has_a_largest_size(make_site) -> None:
+    site = make_site(max_n=2, max_request_tokens=100)
+    site.make_run("tiny")
+    asked = ({"n": 3, "max_new_tokens": 1}, {"n": 2, "max_new_tokens": 51}, {"max_new_tokens": 101})
+    replies = [site.http.post("/generate", json={**ASK, **fields}) for fields in asked]
+    assert [reply.status_code for reply in replies] == [422] * 3
+    pointers = [error["pointer"] for reply in replies for error in reply.json()["errors"]]
+    assert pointers == ["/n", "/max_new_tokens", "/max_new_tokens"]
+
+
 def test_a_host_whose_heartbeat_stopped_is_not_waited_for(site) -> None:
     site.make_run("tiny")
     host = site.add_host()
     site.registry.register("inference", host.name, {"url": host.url, "device": "cpu", "models": []}, 1)
     reply = site.http.post("/generate", json={**ASK, "prompt": "endless"})
     assert (reply.status_code, reply.json()["code"]) == (503, "inference_unavailable")
-    assert [asked["prompt"] for asked in host.asked] == ["endless"]
+    assert [asked["prompts"] for asked in host.asked] == [["endless"]]
     assert host.left_alone.wait(2)
 
 

@@ -9,6 +9,7 @@ import pytest
 from model_core.errors import RunNotFound
 from tests.polling import eventually_async
 from worker.inference.app import create_app
+from worker.jobs.settings import InferenceSettings
 
 
 class SlowModels:
@@ -17,12 +18,15 @@ class SlowModels:
     def __init__(self) -> None:
         self.loading, self.asked, self.enough = 0, 0, threading.Event()
         self.most = 0
-        self.device, self.open_requests = "cpu", 0
+        self.device, self.open_requests, self.settings = "cpu", 0, InferenceSettings()
 
     def info(self) -> list[object]:
         return []
 
-    def get(self, run: str, file: str, sha256: str) -> None:
+    def totals(self) -> dict[str, int]:
+        return {}
+
+    def module(self, run: str, file: str, sha256: str) -> None:
         self.asked, self.loading = self.asked + 1, self.loading + 1
         self.most = max(self.most, self.loading)
         self.enough.wait(10)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from model_core.storage.run import Run
 from model_core.tokenizer import train_bpe
 from tests.polling import eventually
 from worker.inference.model_cache import ModelCache, ModelDoesNotFit, ModelsBusy, ServedModel
+from worker.jobs.settings import InferenceSettings
 
-ONE_MODEL = 400_000  # bytes: a model of _config with room for four texts takes about 390,000
+ONE_MODEL = 195_000  # bytes: a model of _config in float32 with room for one text takes about 190,000
 
 
 def _config(name: str) -> ExperimentConfig:
@@ -49,8 +51,10 @@ def layout(tmp_path: Path) -> Layout:
 def make_models(layout: Layout) -> Iterator[Callable[..., ModelCache]]:
     made: list[ModelCache] = []
 
-    def make(memory_bytes: int) -> ModelCache:
-        made.append(ModelCache(layout, device="cpu", memory_bytes=memory_bytes, max_batch=4))
+    def make(memory_bytes: int, **limits: Any) -> ModelCache:
+        limits = {"weights": "fp32", "max_rows": 4, "prefix_cache_mb": 0, **limits}
+        settings = InferenceSettings(memory_gb=memory_bytes / 2**30, **limits)
+        made.append(ModelCache(layout, device="cpu", settings=settings))
         return made[-1]
 
     yield make
@@ -99,8 +103,8 @@ def test_a_model_larger_than_the_cap_is_refused_with_both_numbers(make_models: C
 def test_short_memory_means_fewer_texts_at_once(make_models: Callable[..., ModelCache]) -> None:
     tight = get_best(make_models(220_000), "a")
 
+    assert len(tight.engine.complete(SamplingParams(n=4, max_new_tokens=200, seed=1)).choices) == 4
     assert tight.size_bytes <= 220_000
-    assert len(tight.engine.complete(SamplingParams(n=4, max_new_tokens=2, seed=1)).choices) == 4
 
 
 def test_a_model_in_use_is_never_taken_away(make_models: Callable[..., ModelCache]) -> None:
@@ -123,7 +127,7 @@ def test_a_replaced_checkpoint_is_another_model(make_models: Callable[..., Model
     _publish(Run.open(layout.run("a")), seed=1)
     new = get_best(models, "a")
 
-    assert new.loaded.info.sha256 != old.loaded.info.sha256
+    assert new.info.sha256 != old.info.sha256
     assert _names(models) == ["a"]
     assert not old.engine.alive
 
@@ -135,7 +139,7 @@ def test_while_a_checkpoint_is_being_replaced_the_old_one_answers(
     old = get_best(models, "a")
     sidecar = layout.run("a") / "model_best.json"
 
-    sidecar.write_text(sidecar.read_text().replace(old.loaded.info.sha256, "0" * 64))  # written before the weights
+    sidecar.write_text(sidecar.read_text().replace(old.info.sha256, "0" * 64))  # written before the weights
 
     assert get_best(models, "a") is old
 
@@ -157,7 +161,7 @@ def test_a_request_resolved_before_the_file_was_replaced_gets_the_new_model(
     _publish(Run.open(layout.run("a")), seed=1)
     new = get_best(models, "a")
 
-    assert new.loaded.info.sha256 != resolved.sha256
+    assert new.info.sha256 != resolved.sha256
     assert models.get("a", resolved.file, resolved.sha256) is new
 
 
@@ -170,3 +174,46 @@ def test_a_checkpoint_that_was_deleted_meanwhile_is_named(
 
     with pytest.raises(CheckpointNotReady):
         make_models(ONE_MODEL).get("a", resolved.file, resolved.sha256)
+
+
+def test_an_idle_model_leaves_the_memory_and_its_counters_stay(make_models: Callable[..., ModelCache]) -> None:
+    models = make_models(10 * ONE_MODEL)
+    served = get_best(models, "a")
+    request = served.engine.submit(SamplingParams(n=200, max_new_tokens=255), "", lambda _: None)
+    served.used_s -= models.settings.idle_unload_s + 1
+    models.sweep()
+    assert _names(models) == ["a"]
+
+    request.cancel()
+    eventually(lambda: not served.open_requests)
+    before = models.totals()
+    served.used_s -= models.settings.idle_unload_s + 1
+    models.sweep()
+
+    assert (_names(models), served.alive) == ([], False)
+    assert models.totals() == before
+    assert (before["submitted"], before["cancelled"]) == (1, 1)
+
+
+def test_formats_of_one_checkpoint_are_models_side_by_side(make_models: Callable[..., ModelCache]) -> None:
+    models = make_models(20 * ONE_MODEL)
+    info = Run.open(models.layout.run("a")).resolve("best")
+    default, half = (models.get("a", info.file, info.sha256, weights) for weights in (None, "fp16"))
+
+    assert {(model["weights"], model["fingerprint"]) for model in models.info()} == {
+        ("fp32", default.fingerprint), (half.weights, half.fingerprint),
+    }  # fmt: skip
+    assert models.get("a", info.file, info.sha256, "fp32") is default
+    assert models.get("a", info.file, info.sha256, "fp16") is half
+
+
+def test_attention_is_captured_with_a_module_of_its_own(make_models: Callable[..., ModelCache]) -> None:
+    models = make_models(20 * ONE_MODEL)
+    served = get_best(models, "a")
+
+    with models.module(*served.key[:3]) as loaded:
+        assert loaded.model.lm_head.weight.shape == (320, 32)
+        assert models.open_requests == 1
+
+    assert models.open_requests == 0
+    assert [model["weights"] for model in models.info()] == ["fp32", "module"]

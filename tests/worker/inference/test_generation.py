@@ -1,0 +1,229 @@
+"""The inference application over HTTP, with a real model in this process."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from model_core.checkpoint import parameters_state, writer
+from model_core.config import ExperimentConfig
+from model_core.config_loader import parse_config
+from model_core.gpt import GPT
+from model_core.schemas import text_id
+from model_core.storage.checkpoints import BEST, FINAL, CheckpointInfo
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from model_core.tokenizer import Tokenizer, train_bpe
+from tests.polling import eventually
+from tests.service.fake_host import Served
+from worker.inference.app import create_app
+from worker.inference.model_cache import ModelCache
+from worker.jobs.settings import InferenceSettings
+
+BLOCK = 512
+CORPUS = ["One day a little cat went to the garden. The cat saw a red ball, and she was happy."] * 3
+
+
+def _config(name: str) -> ExperimentConfig:
+    model = {"n_layer": 2, "n_embd": 32, "vocab_size": 320, "block_size": BLOCK, "n_head_list": [4, 2]}
+    training = {"batch_size": 2, "sequence_length": 32, "total_batch_size": 64, "warmup_steps": 1, "max_steps": 4}
+    data = {"tokenizer": {"type": "bpe", "vocab_size": 280}}
+    tree = {"experiment_name": name, "model": model, "training": training, "data": data}
+    return parse_config(tree).config
+
+
+def _publish(run: Run, tokenizer: Tokenizer, file: str, *, seed: int, step: int) -> CheckpointInfo:
+    torch.manual_seed(seed)
+    model = GPT(run.config().model)
+    with torch.no_grad():
+        model.transformer["wte"].weight[tokenizer.eot] = 0  # random models then hardly ever end a text
+    state = parameters_state(model, run.config(), tokenizer, step)
+    return run.publish(file, writer(state), attempt=1, step=step, full=False, loss=1.0, val_loss=1.0)
+
+
+class Inference:
+    """The application on a free port, and its client."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._served = Served(create_app(ModelCache(layout, device="cpu", settings=InferenceSettings(memory_gb=0.1))))
+        self.url = self._served.url
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    def resolved(self, **fields: Any) -> dict[str, Any]:
+        """The body of a request whose checkpoint the API has resolved."""
+        info = Run.open(self._layout.run("tiny")).resolve(fields.get("checkpoint", "best"))
+        return {"request": {"run": "tiny", **fields, "checkpoint": info.file}, "sha256": info.sha256}
+
+    def generate(self, **fields: Any) -> httpx.Response:
+        asked = {"max_new_tokens": 8, "seed": 1, "prompts": [""], **fields}
+        return self.client.post("/generate", json=self.resolved(**asked))
+
+    @property
+    def busy(self) -> int:
+        return int(self.client.get("/healthz").json()["open_requests"])
+
+    def stop(self) -> None:
+        self.client.close()
+        self._served.stop()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(CORPUS, 280)
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return Layout.under(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(layout: Layout, tokenizer: Tokenizer) -> Run:
+    run = Run.create(layout.run("tiny"), _config("tiny"))
+    _publish(run, tokenizer, BEST, seed=1, step=10)
+    _publish(run, tokenizer, FINAL, seed=2, step=20)
+    Run.create(layout.run("fresh"), _config("fresh"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def inference(layout: Layout, run: Run) -> Iterator[Inference]:
+    started = Inference(layout)
+    yield started
+    started.stop()
+
+
+def test_a_reply_has_every_field_of_the_interface(inference: Inference, run: Run) -> None:
+    reply = inference.generate(prompts=["One day", [5, 6]], n=2, echo=True, logprobs=1).json()
+
+    assert {key: reply[key] for key in ("run", "checkpoint", "step", "sha256", "seed", "warnings")} == {
+        "run": "tiny", "checkpoint": BEST, "step": 10, "sha256": run.resolve("best").sha256, "seed": 1, "warnings": [],
+    }  # fmt: skip
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2, 3]
+    assert reply["choices"][0].keys() == {"index", "text", "tokens", "finish_reason", "logprobs"}
+    assert (reply["prompts"][1]["tokens"], reply["prompts"][1]["logprobs"][0]) == ([5, 6], None)
+    assert reply["usage"]["completion_tokens"] == sum(len(choice["tokens"]) for choice in reply["choices"])
+    assert reply["usage"]["prompt_tokens"] == sum(len(prompt["tokens"]) for prompt in reply["prompts"])
+    (model,) = inference.client.get("/healthz").json()["models"]
+    assert [model[key] for key in ("weights", "fingerprint")] == [reply["weights"], reply["fingerprint"]]
+
+
+def test_a_stream_is_pieces_and_then_the_same_reply(inference: Inference) -> None:
+    asked = {"prompts": ["The cat", "A ball"], "n": 2, "logprobs": 0}
+    whole = inference.generate(**asked).json()
+
+    streamed = inference.generate(**asked, stream=True)
+
+    *lines, last = [json.loads(line) for line in streamed.content.splitlines()]
+    assert streamed.headers["content-type"].startswith("application/x-ndjson")
+    assert last["result"]["choices"] == whole["choices"]
+    for choice in whole["choices"]:
+        gains = [gain for line in lines for gain in line["choices"] if gain["index"] == choice["index"]]
+        assert "".join(gain["text"] for gain in gains) == choice["text"]
+        assert [token for gain in gains for token in gain["tokens"]] == choice["tokens"]
+        assert [scored for gain in gains for scored in gain["logprobs"]] == choice["logprobs"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_deadline_ends_a_request(inference: Inference, stream: bool) -> None:
+    asked = {"max_new_tokens": BLOCK, "n": 64, "timeout_s": 0.05, "stream": stream, "ignore_eos": True}
+    reply = inference.generate(**asked)
+
+    last = json.loads(reply.content.splitlines()[-1])
+    error = last["error"] if stream and reply.status_code == 200 else last
+    assert (reply.status_code in {200, 504}, error["code"]) == (True, "deadline_exceeded")
+    eventually(lambda: inference.busy == 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"run": "nobody"}, 404, "run_not_found"),
+        ({"run": "fresh"}, 409, "checkpoint_not_ready"),
+        ({"temperature": -1}, 422, "invalid_parameter"),
+        ({"run": "../x"}, 422, "invalid_parameter"),
+        ({"prompts": [[280]]}, 422, "invalid_parameter"),
+        ({"prompts": ["cat " * 600]}, 422, "prompt_too_long"),
+        ({"prompts": ["One", "cat " * 600], "stream": True}, 422, "prompt_too_long"),
+    ],
+)
+def test_bad_input_is_a_status_and_a_code(inference: Inference, fields: dict[str, Any], status: int, code: str) -> None:
+    reply = inference.generate(**fields)
+
+    assert (reply.status_code, reply.json()["code"]) == (status, code)
+    assert reply.json()["detail"]
+
+
+def test_a_body_that_is_not_json_is_malformed(inference: Inference) -> None:
+    reply = inference.client.post("/generate", content=b"{", headers={"content-type": "application/json"})
+
+    assert (reply.status_code, reply.json()["code"]) == (400, "malformed_body")
+
+
+def test_a_replaced_checkpoint_answers_from_the_next_request_on(
+    inference: Inference, run: Run, tokenizer: Tokenizer
+) -> None:
+    before = inference.generate(checkpoint="final").json()
+
+    info = _publish(run, tokenizer, FINAL, seed=3, step=30)
+    after = inference.generate(checkpoint="final").json()
+
+    assert (before["step"], after["step"]) == (20, 30)
+    assert before["choices"] != after["choices"]
+    models = inference.client.get("/healthz").json()["models"]
+    assert [model["sha256"] for model in models if model["file"] == FINAL] == [info.sha256]
+
+
+def test_a_deleted_checkpoint_is_not_found(inference: Inference, run: Run, tokenizer: Tokenizer) -> None:
+    _publish(run, tokenizer, "model_00035.pt", seed=4, step=35)
+    resolved = inference.resolved(checkpoint="step=35", prompts=[""])
+    run.remove("model_00035.pt", is_over=True)
+
+    reply = inference.client.post("/generate", json=resolved)
+
+    assert (reply.status_code, reply.json()["code"]) == (404, "checkpoint_not_found")
+
+
+def test_a_damaged_checkpoint_is_named(inference: Inference, run: Run, tokenizer: Tokenizer) -> None:
+    _publish(run, tokenizer, "model_00040.pt", seed=4, step=40)
+    path = run.path / "model_00040.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+
+    reply = inference.generate(checkpoint="step=40")
+
+    assert (reply.status_code, reply.json()["code"]) == (409, "checkpoint_damaged")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_closed_connection_ends_its_generation(inference: Inference, stream: bool) -> None:
+    started = time.monotonic()
+    inference.generate(n=8, max_new_tokens=BLOCK)  # how long it takes when nobody leaves
+    whole_s = time.monotonic() - started
+
+    body = json.dumps(inference.resolved(prompts=["One", "day"], max_new_tokens=BLOCK, n=32, stream=stream)).encode()
+    host, port = inference.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
+        head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{kind}"
+        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        eventually(lambda: inference.busy == 2)
+    left = time.monotonic()
+    eventually(lambda: inference.busy == 0)
+
+    assert time.monotonic() - left < max(0.5, whole_s)  # the rest would have taken eight times as long
+
+
+def test_attention_is_captured_for_a_text(inference: Inference, layout: Layout) -> None:
+    text = "The cat saw a red ball"
+
+    reply = inference.client.post("/capture", json=inference.resolved(id=text_id(text), text=text))
+
+    assert reply.status_code == 200, reply.text
+    assert [layer["n_head"] for layer in reply.json()["layers"]] == [4, 2]
+    assert (layout.attention_of("tiny") / text_id(text)).is_dir()

@@ -1,0 +1,207 @@
+"""One open request for text: from its prompts to one result, or to lines of a stream.
+
+Each prompt is a request of its own to the engine; their continuations are numbered through. What came from the engine
+since the last line is one line of a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, Self, cast
+
+from model_core.generation.engine import EngineStopped
+from model_core.generation.request import DeadlineExceeded, Event, GenerationOutput, TextDelta
+from model_core.generation.request import Request as EngineRequest
+from model_core.schemas import InferenceRequest, InferenceResult, PromptResult, Usage, Weights
+from worker.inference.model_cache import ModelCache, ServedModel
+from worker.inference.streams import EventQueue
+
+_Part = tuple[
+    int, tuple[TextDelta, ...] | GenerationOutput
+]  # number of the prompt, and what the engine produced for it
+
+
+class Generation:
+    """One open request, seen from the event loop.
+
+    Args:
+        request: What to generate; its checkpoint is a file name.
+        deadline_s: Longest time for it, loading of the model included.
+    """
+
+    def __init__(self, request: InferenceRequest, deadline_s: float) -> None:
+        self._request = request
+        self._timeout_s = min(deadline_s, request.timeout_s or deadline_s)
+        self._began_s = time.monotonic()
+        self._events: EventQueue[_Part] = EventQueue()
+        self._submitted: list[EngineRequest] = []
+        self._first: list[_Part] = []
+        self._outputs: dict[int, GenerationOutput] = {}
+        self._is_cancelled = False
+        self._served: ServedModel
+
+    async def begin(self, models: ModelCache, sha256: str) -> Self:
+        """Load the model if necessary, submit the request, and wait for the first text.
+
+        Args:
+            models: The models of this process.
+            sha256: Hash of the checkpoint's file, hex.
+
+        Returns:
+            This generation.
+
+        Raises:
+            ModelCoreError: Every error that is known before the first text.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.to_thread(self._submit, models, sha256)
+            self._first = await self._events.take()
+        except TimeoutError:
+            self.cancel()
+            raise DeadlineExceeded(self._timeout_s) from None
+        except BaseException:
+            self.cancel()
+            raise
+        return self
+
+    async def complete(self, models: ModelCache, sha256: str) -> InferenceResult:
+        """Generate everything.
+
+        Args:
+            models: The models of this process.
+            sha256: Hash of the checkpoint's file, hex.
+
+        Returns:
+            The result.
+
+        Raises:
+            ModelCoreError: The generation failed.
+        """
+        await self.begin(models, sha256)
+        try:
+            async for _ in self._parts():
+                pass
+        finally:
+            self.cancel()
+        return self._result()
+
+    def cancel(self) -> None:
+        """Cancel it within one step, also while it is being submitted; does nothing after its end."""
+        self._is_cancelled = True
+        for submitted in tuple(self._submitted):
+            submitted.cancel()
+
+    async def lines(self) -> AsyncIterator[dict[str, Any]]:
+        """Iterate over the lines of a stream.
+
+        Yields:
+            ``{"choices": [...]}`` with what the choices gained since the last line, and at the end ``{"result": ...}``.
+
+        Raises:
+            ModelCoreError: The generation failed.
+        """
+        async for parts in self._parts():
+            if choices := self._gains(parts):
+                yield {"choices": choices}
+        yield {"result": self._result().model_dump(mode="json")}
+
+    def _submit(self, models: ModelCache, sha256: str) -> None:
+        for is_last in (False, True):
+            self._served = models.get(self._request.run, self._request.checkpoint, sha256)
+            try:
+                self._submit_prompts()
+                return
+            except EngineStopped:  # the model was evicted in this moment
+                if is_last:
+                    raise
+
+    def _submit_prompts(self) -> None:
+        self._submitted.clear()
+        left_s = self._timeout_s - (time.monotonic() - self._began_s)
+        for number, prompt in enumerate(self._request.prompts):
+            try:
+                submitted = self._served.engine.submit(
+                    self._request,
+                    prompt,
+                    partial(self._on_event, number),
+                    prompt_logprobs=self._request.echo and self._request.logprobs is not None,
+                    client=self._request.client,
+                    timeout_s=max(left_s, 0.0),
+                )
+            except BaseException:
+                self._cancel_submitted()
+                raise
+            self._submitted.append(submitted)
+            if self._is_cancelled:
+                self._cancel_submitted()
+
+    def _cancel_submitted(self) -> None:
+        for submitted in self._submitted:
+            submitted.cancel()
+
+    def _on_event(self, number: int, event: Event) -> None:
+        self._events.put(event if isinstance(event, Exception) else (number, event))
+
+    async def _parts(self) -> AsyncIterator[list[_Part]]:
+        """Everything that comes from the engine, until all prompts have their output."""
+        parts, self._first = self._first, []
+        while True:
+            for number, part in parts:
+                if isinstance(part, GenerationOutput):
+                    self._outputs[number] = part
+            yield parts
+            if len(self._outputs) == len(self._request.prompts):
+                return
+            parts = await self._events.take()
+
+    def _gains(self, parts: list[_Part]) -> list[dict[str, Any]]:
+        """What each choice gained; several steps of one choice are joined."""
+        gains: dict[int, dict[str, Any]] = {}
+        for number, part in parts:
+            for delta in () if isinstance(part, GenerationOutput) else part:
+                index = number * self._request.n + delta.index
+                gain = gains.setdefault(index, {"index": index, "text": "", "tokens": []})
+                gain["text"] += delta.text
+                gain["tokens"] += delta.tokens
+                if delta.logprobs is not None:
+                    gain.setdefault("logprobs", []).extend(scored.model_dump(mode="json") for scored in delta.logprobs)
+        return list(gains.values())
+
+    def _result(self) -> InferenceResult:
+        outputs = [self._outputs[number] for number in range(len(self._request.prompts))]
+        choices = [
+            choice.model_copy(update={"index": number * self._request.n + choice.index})
+            for number, output in enumerate(outputs)
+            for choice in output.choices
+        ]
+        usage = Usage(
+            prompt_tokens=sum(output.usage.prompt_tokens for output in outputs),
+            completion_tokens=sum(output.usage.completion_tokens for output in outputs),
+            cached_tokens=sum(output.usage.cached_tokens for output in outputs),
+        )
+        served, wants_pieces = self._served, self._request.echo
+        prompts = [
+            PromptResult(
+                tokens=output.prompt,
+                pieces=tuple(served.tokenizer.pieces(output.prompt)) if wants_pieces else (),
+                logprobs=output.prompt_logprobs,
+            )
+            for output in outputs
+        ]
+        return InferenceResult(
+            run=served.run,
+            checkpoint=served.info.file,
+            step=served.info.step,
+            sha256=served.info.sha256,
+            seed=outputs[0].seed,
+            weights=cast("Weights", served.weights),
+            fingerprint=served.fingerprint,
+            prompts=tuple(prompts),
+            choices=tuple(choices),
+            usage=usage,
+            warnings=served.warnings,
+        )

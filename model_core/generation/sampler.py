@@ -216,7 +216,7 @@ def largest(rows: Sequence[Tensor], k: int) -> tuple[Floats, Ids]:
     values, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()  # 2 x (R, k + 1), or (R, k) for k = V
     cut = np.flatnonzero((values[:, k - 1 : k] == values[:, k:]).any(axis=1))
     values, ids = values[:, :k], ids[:, :k]
-    for number in cut:
+    for number in cut.tolist():
         above = ids[number][values[number] != values[number, -1]]
         tied = np.flatnonzero(rows[number].cpu().numpy() == values[number, -1])
         ids[number] = np.concatenate([above, tied[: k - len(above)]])

@@ -140,7 +140,7 @@ class Engine:
 
         Raises:
             PromptTooLong: The prompt has more tokens than the model has positions.
-            InvalidParameter: The tokenizer does not have a token id of the prompt or of the parameters.
+            InvalidParameters: The tokenizer does not have a token id of the prompt or of the parameters.
             EngineBusy: Too many requests are open.
             EngineStopped: The engine was closed or has failed.
         """
@@ -184,7 +184,7 @@ class Engine:
 
         Raises:
             PromptTooLong: A sequence has more tokens than the model can read.
-            InvalidParameter: The tokenizer does not have one of the ids.
+            InvalidParameters: The tokenizer does not have one of the ids.
             EngineBusy: Too many requests are open.
             EngineStopped: The engine was closed or has failed.
         """

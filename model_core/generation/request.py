@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from model_core.errors import InvalidParameter, ModelCoreError, PromptTooLong
+from model_core.errors import FieldProblem, InvalidParameters, ModelCoreError, PromptTooLong
 from model_core.generation.prefix_cache import chain
 from model_core.schemas import Choice, FinishReason, SamplingParams, ScoredToken, Usage
 from model_core.tokenizer import Tokenizer
@@ -222,7 +222,7 @@ class Request(OpenRequest):
 
     Raises:
         PromptTooLong: The prompt has more tokens than the model has positions.
-        InvalidParameter: The tokenizer does not have one of the ids.
+        InvalidParameters: The tokenizer does not have one of the ids.
     """
 
     def __init__(
@@ -335,7 +335,7 @@ class ScoreRequest(OpenRequest):
 
     Raises:
         PromptTooLong: A sequence has more tokens than the model can read.
-        InvalidParameter: The tokenizer does not have one of the ids.
+        InvalidParameters: The tokenizer does not have one of the ids.
     """
 
     def __init__(
@@ -393,16 +393,15 @@ def check_ids(ids: Iterable[int], n_vocab: int, pointer: str) -> None:
     Args:
         ids: Token ids.
         n_vocab: Ids of the tokenizer.
-        pointer: JSON pointer of the ids, for the message.
+        pointer: JSON pointer of the list of ids.
 
     Raises:
-        InvalidParameter: One is negative or too large.
+        InvalidParameters: Some are negative or too large; the error has all of them.
     """
-    wrong = next((token for token in ids if not 0 <= token < n_vocab), None)
-    if wrong is not None:
-        raise InvalidParameter(
-            f"{pointer}: no token has the id {wrong}; those of this model go from 0 to {n_vocab - 1}"
-        )
+    detail = f"no token has this id; ids go from 0 to {n_vocab - 1}"
+    wrong = [FieldProblem(f"{pointer}/{at}", detail, token) for at, token in enumerate(ids) if not 0 <= token < n_vocab]
+    if wrong:
+        raise InvalidParameters(wrong)
 
 
 def _joined(first: TextDelta, second: TextDelta) -> TextDelta:

@@ -1,6 +1,7 @@
 """Requests in one batch: each gets the output that it would get alone."""
 
 import dataclasses
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from model_core.errors import InvalidParameter, PromptTooLong
+from model_core.errors import InvalidParameters, PromptTooLong
 from model_core.generation.engine import Engine, EngineBusy, EngineStopped, generate
 from model_core.generation.packed_model import pack_model
-from model_core.generation.request import GenerationOutput, ScoreOutput
+from model_core.generation.request import GenerationCancelled, GenerationOutput, ScoreOutput
 from model_core.generation.sampler import NonFiniteLogits
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
@@ -213,18 +214,27 @@ def test_the_counters_add_up(engine: Engine, tokenizer: Tokenizer) -> None:
     assert stats.gap_s is not None
 
 
-@pytest.mark.parametrize("change", [{"logit_bias": {290: 1.0}}, {"stop_token_ids": [290]}], ids=str)
-def test_ids_that_the_tokenizer_lacks_are_refused(engine: Engine, change: dict[str, Any]) -> None:
-    with pytest.raises(InvalidParameter, match=next(iter(change))):
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [({"logit_bias": {290: 1.0}}, "/logit_bias/0"), ({"stop_token_ids": [1, 290]}, "/stop_token_ids/1")],
+    ids=["logit_bias", "stop_token_ids"],
+)
+def test_ids_that_the_tokenizer_lacks_are_refused(engine: Engine, change: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(InvalidParameters) as refused:
         engine.submit(_settings(**change), PROMPT, lambda _: None)
+
+    assert [problem.pointer for problem in refused.value.problems] == [pointer]
 
 
 @pytest.mark.parametrize("token", [-1, 280, 319])
 def test_prompts_of_ids_that_the_tokenizer_lacks_are_refused(engine: Engine, token: int) -> None:
-    with pytest.raises(InvalidParameter):
+    with pytest.raises(InvalidParameters) as prompt:
         engine.submit(_settings(), [1, token], lambda _: None)
-    with pytest.raises(InvalidParameter):
+    with pytest.raises(InvalidParameters) as score:
         engine.submit_score([[1], [2, token]], lambda _: None)
+
+    assert [problem.pointer for problem in prompt.value.problems] == ["/prompt/1"]
+    assert [problem.pointer for problem in score.value.problems] == ["/1/1"]
 
 
 def test_a_prompt_of_ids_is_a_prompt_of_text(engine: Engine, tokenizer: Tokenizer) -> None:
@@ -238,6 +248,62 @@ def test_the_engine_scores(engine: Engine, tokenizer: Tokenizer) -> None:
 
     assert isinstance(events[-1], ScoreOutput)
     assert [len(logprobs) for logprobs in events[-1].logprobs] == [len(tokenizer.encode(PROMPT)) - 1, 0, 0]
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_random_requests_of_which_a_third_leave_lose_no_row_and_change_no_text(
+    model: GPT, tokenizer: Tokenizer, count: int
+) -> None:
+    chance = random.Random(count)
+    with start_engine(model, tokenizer, max_rows=6, max_queue=count, cache_tokens=256) as engine:
+        sent = [_send_random(engine, chance) for _ in range(count)]
+        eventually(lambda: engine.open_requests == 0, timeout_s=300)
+        stats = engine.stats()
+        again = [engine.complete(*each.asked) for each in sent[:20] if each.asked]
+
+    assert (stats.submitted, stats.rows, stats.waiting, stats.open_tokens, stats.failed) == (count, 0, 0, 0, 0)
+    assert stats.finished + stats.cancelled == count
+    assert stats.cancelled > 0
+    assert all(sum(not isinstance(event, tuple) for event in each.events) == 1 for each in sent)
+    whole = [each.events[-1] for each in sent[:20] if each.asked]
+    pairs = zip(again, whole, strict=True)
+    assert all(isinstance(old, GenerationCancelled) or new.choices == old.choices for new, old in pairs)
+
+
+@dataclasses.dataclass
+class _Sent:
+    asked: tuple[SamplingParams, list[int]] | None = None
+    events: list[Any] = dataclasses.field(default_factory=list)
+
+
+def _send_random(engine: Engine, chance: random.Random) -> _Sent:
+    """Send a text or a score; some leave at once, some after their first or second piece."""
+    sent, leaves = _Sent(), chance.choice([None, None, None, None, 0, 1, 2])
+    opened: list[Any] = []
+
+    def on_event(event: object) -> None:
+        sent.events.append(event)
+        if len(sent.events) == leaves:
+            [request.cancel() for request in opened]
+
+    ids = [chance.randrange(250) for _ in range(chance.randint(1, 40))]
+    client = chance.choice("abc")
+    if chance.random() < 0.2:
+        opened.append(engine.submit_score([ids, ids[:3], ids[:1]], on_event, client=client))
+    else:
+        params = _settings(
+            n=chance.choice([1, 1, 2, 9]),
+            max_new_tokens=chance.randint(1, 20),
+            temperature=chance.choice([0.0, 1.0]),
+            top_p=chance.choice([1.0, 0.8]),
+            logprobs=chance.choice([None, 2]),
+            seed=chance.randrange(100),
+        )
+        sent.asked = (params, ids)
+        opened.append(engine.submit(params, ids, on_event, client=client))
+    if leaves == 0:
+        opened[0].cancel()
+    return sent
 
 
 def test_a_listener_that_fails_ends_only_its_own_request(engine: Engine) -> None:

@@ -126,17 +126,18 @@ class KVCache:
         heads = count * self._shapes[layer][0]
         return keys[:heads, :length], values[:heads, :length]  # 2 x (A * H, length, D)
 
-    def indices(self, positions: Tensor) -> dict[int, Tensor]:
+    def indices(self, positions: Tensor, rows: Tensor | None = None) -> dict[int, Tensor]:
         """Compute where one position of each row in use is in the tensors of `append`.
 
         Args:
             positions: Position of each row, (A,).
+            rows: Rows that are written, (A,); None is the first ones.
 
         Returns:
             Indices by number of heads, each (A, 2, H).
         """
-        at = positions[:, None, None]  # (A, 1, 1)
-        return {heads: offsets[: len(positions)] + at for heads, offsets in self._offsets.items()}
+        at, used = positions[:, None, None], slice(len(positions)) if rows is None else rows  # (A, 1, 1)
+        return {heads: offsets[used] + at for heads, offsets in self._offsets.items()}
 
     def append(self, layer: int, indices: Tensor, kv: Tensor) -> None:
         """Store one position of each row in use, keys and values in one copy.

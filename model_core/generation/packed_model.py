@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from model_core.config import ModelConfig
@@ -33,6 +34,7 @@ from model_core.schemas import ResultWarning
 ENGINE_VERSION = 1  # raised when equal requests give other bits than before
 FALLBACK = "weights_fallback"  # code of the warning that another format than the wanted one is used
 
+_HEAD_MULTIPLE = 64
 _AMPERE = (8, 0)  # first compute capability with bfloat16
 
 
@@ -97,7 +99,7 @@ class PackedModel:
         weights: Name of the weight format.
         device: Device, as torch writes it.
         dtype: Number format of activations, keys and values.
-        wte: Token embeddings, (V, C).
+        wte: Token embeddings, (vocab_size, C).
         wpe: Position embeddings, (block_size, C).
         layers: Blocks, in order.
         ln_f: Norm before the head.
@@ -173,11 +175,12 @@ def fingerprint(sha256: str, weights: str, device: str) -> str:
 def _cpu_format(model: GPT, weights: str) -> tuple[WeightFormat, tuple[ResultWarning, ...]]:
     """Choose the first usable format; a warning says why the others are not."""
     refused = []
-    largest = max(float(p.abs().max()) for p in model.parameters())
+    matrices = [parameter.abs().max() for parameter in model.parameters() if parameter.dim() > 1]
+    largest = float(torch.stack(matrices).max())  # NaN if any is: some operators would hide it
     form = PLAIN
     for key in FALLBACKS[weights]:
         try:
-            if largest > FORMATS[key].largest:
+            if not largest <= FORMATS[key].largest:
                 raise FormatUnusable(f"a weight is {largest:g}; its largest number is {FORMATS[key].largest:.0f}")
             for used in {key, FORMATS[key].head or key}:
                 check(used)
@@ -206,12 +209,12 @@ def _warnings(refused: list[str], used: str) -> tuple[ResultWarning, ...]:
 def _pack(
     model: GPT, n_vocab: int, form: WeightFormat, warnings: tuple[ResultWarning, ...], *, keep: bool
 ) -> PackedModel:
-    parts, head = model.transformer, model.lm_head.weight.detach()[:n_vocab]  # (V, C)
-    device = str(head.device)
-    dtype = torch.float32 if head.device.type == "cpu" else form.table
-    wte = head.to(form.table)  # (V, C)
-    packed_head = pack_shared_head(wte) if form.head is None else FORMATS[form.head].pack(head, None, "none")
-    del head
+    parts, table = model.transformer, model.lm_head.weight.detach()  # (vocab_size, C)
+    device = str(table.device)
+    dtype = torch.float32 if table.device.type == "cpu" else form.table
+    wte = table.to(form.table)  # (vocab_size, C)
+    head = _pack_head(table, wte, n_vocab, form)
+    del table
     wpe = parts["wpe"].get_parameter("weight").detach().to(form.table)  # (block_size, C)
     if not keep:
         _free(parts["wte"], parts["wpe"], model.lm_head)
@@ -225,9 +228,21 @@ def _pack(
         wpe=wpe,
         layers=tuple(_pack_layer(block, form, dtype, keep=keep) for block in model.blocks),
         ln_f=_pack_norm(parts["ln_f"], dtype),
-        head=packed_head,
+        head=head,
         warnings=warnings,
     )
+
+
+def _pack_head(table: Tensor, wte: Tensor, n_vocab: int, form: WeightFormat) -> PackedLinear:
+    """Pack the head for a number of ids at which kernels are fast; int8 is several times slower at 50257 than at 50304."""
+    padding = -n_vocab % _HEAD_MULTIPLE
+    if form.head is None:
+        linear = pack_shared_head(wte[: n_vocab + padding])
+    else:
+        rows = table[: n_vocab + padding]  # (V and padding, C), or fewer
+        rows = F.pad(rows, (0, 0, 0, n_vocab + padding - rows.size(0)))  # (V and padding, C)
+        linear = FORMATS[form.head].pack(rows, None, "none")
+    return lambda x: linear(x)[:, :n_vocab]  # (M, V)
 
 
 def _pack_layer(block: Block, form: WeightFormat, dtype: torch.dtype, *, keep: bool) -> PackedLayer:

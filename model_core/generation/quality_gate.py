@@ -6,7 +6,7 @@ The comparison is made once and recorded beside the checkpoint, as ``model_best.
 checkpoint, version of torch or kind of CPU. The tokens are those of the validation split; without one, the model writes
 them itself. A model that int8 spoils is served in float16, with a warning.
 
-Shapes: W windows, T tokens of each, N tokens of a pass, C n_embd, V ids of the tokenizer.
+Shapes: N tokens of a pass, V ids of the tokenizer.
 """
 
 from __future__ import annotations
@@ -131,8 +131,7 @@ class QualityGate:
     def _measure(self, loaded: LoadedModel, packed: PackedModel, layout: Layout) -> GateResult:
         reference = pack_model(loaded.model, loaded.tokenizer.n_vocab, "fp32", keep=True)
         windows = _windows(_validation_tokens(loaded, layout), packed.config.block_size)
-        if not windows:
-            windows = _windows(write_tokens(reference, loaded.tokenizer.eot), packed.config.block_size)
+        windows = windows or write_texts(reference, loaded.tokenizer.eot)
         fp32, int8 = mean_loss(reference, windows), mean_loss(packed, windows)
         result = GateResult(
             loaded.info.sha256,
@@ -182,27 +181,27 @@ def mean_loss(packed: PackedModel, windows: Sequence[Sequence[int]]) -> float:
 
 
 @torch.inference_mode()
-def write_tokens(packed: PackedModel, eot: int, count: int = TOKENS) -> list[int]:
-    """Let a model write tokens, for a comparison without a validation split; equal for equal bits of the model.
+def write_texts(packed: PackedModel, eot: int, count: int = TOKENS) -> list[Sequence[int]]:
+    """Let a model write tokens, for a comparison without a validation split.
 
     Args:
         packed: The model.
         eot: Id that begins each text.
-        count: Number of tokens, without those that begin texts.
+        count: Number of tokens.
 
     Returns:
-        Ids of texts, one after the other.
+        Ids of each text.
     """
-    length = min(_WINDOW, packed.config.block_size - 1, CHUNK)
+    length = min(CHUNK, packed.config.block_size)
     rows = -(-count // length)
-    runner, generator = ModelRunner(packed, rows=rows, length=length + 1), torch.Generator().manual_seed(0)
+    runner, generator = ModelRunner(packed, rows=rows, length=length), torch.Generator().manual_seed(0)
     texts = [[eot] for _ in range(rows)]
     for position in range(length):
         logits = runner.step([text[-1] for text in texts], [position] * rows)  # (rows, V)
         drawn = torch.multinomial(logits.nan_to_num(0.0).softmax(-1), 1, generator=generator)  # (rows, 1)
         for text, token in zip(texts, drawn[:, 0].tolist(), strict=True):
             text.append(token)
-    return [token for text in texts for token in text]
+    return list(texts)
 
 
 def _validation_tokens(loaded: LoadedModel, layout: Layout) -> list[int]:

@@ -234,7 +234,7 @@ def _pack(
 
 
 def _pack_head(table: Tensor, wte: Tensor, n_vocab: int, form: WeightFormat) -> PackedLinear:
-    """Pack the head for a number of ids at which kernels are fast; int8 is several times slower at 50257 than at 50304."""
+    """Pack the head for a number of ids at which kernels are fast; int8 is several times slower at 50257 than 50304."""
     padding = -n_vocab % _HEAD_MULTIPLE
     if form.head is None:
         linear = pack_shared_head(wte[: n_vocab + padding])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ import torch
 from model_core.checkpoint import LoadedModel, load_model, parameters_state, writer
 from model_core.config_loader import parse_config
 from model_core.generation import quality_gate
-from model_core.generation.quality_gate import REFUSED, QualityGate
+from model_core.generation.quality_gate import REFUSED, GateResult, QualityGate
+from model_core.generation.weight_formats import cpu_features
 from model_core.gpt import GPT
 from model_core.storage.checkpoints import BEST
 from model_core.storage.dataset import dataset_of
@@ -108,17 +111,29 @@ def test_a_recorded_result_is_not_measured_again(
     assert [packed.weights, tolerant.weights] == ["fp16", "int8"]
 
 
-@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"torch": "1.0"}, {"cpu_flags": ["mmx"]}], ids=str)
-def test_a_result_of_another_checkpoint_or_machine_is_measured_again(
-    publish: Publish, layout: Layout, change: dict[str, object]
-) -> None:
+def test_a_result_of_another_checkpoint_is_measured_again(publish: Publish, layout: Layout) -> None:
     run, loaded = publish(spoiled=True)
-    stale = {"sha256": loaded.info.sha256, "torch": torch.__version__, "cpu_flags": [], "tokens": 1}
-    losses = {"loss_fp32": 1.0, "loss_int8": 1.0, "verdict": "accepted"}
-    (run.path / "model_best.int8.json").write_text(json.dumps({**stale, **losses, **change}))
+    stale = GateResult("0" * 64, torch.__version__, cpu_features(), 4096, 1.0, 1.0, "accepted")
+    (run.path / "model_best.int8.json").write_text(json.dumps(dataclasses.asdict(stale)))
 
     assert QualityGate().pack(loaded, "int8", run=run, layout=layout).weights == "fp16"
     assert _record(run)["verdict"] == "refused"
+
+
+@pytest.mark.parametrize("change", [{"sha256": "1" * 64}, {"torch": "1.0"}, {"cpu_flags": ("mmx",)}], ids=str)
+def test_a_result_counts_for_its_checkpoint_torch_and_cpu(change: dict[str, Any]) -> None:
+    result = GateResult("0" * 64, torch.__version__, cpu_features(), 4096, 1.0, 1.0)
+
+    assert result.answers("0" * 64)
+    assert not dataclasses.replace(result, **change).answers("0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("fp32", "int8", "accepted"),
+    [(2.0, 2.02, True), (2.0, 2.03, False), (2.0, 1.9, True), (None, 1.0, False), (1.0, None, False)],
+)
+def test_an_increase_of_one_percent_is_accepted(fp32: float | None, int8: float | None, *, accepted: bool) -> None:
+    assert GateResult("0" * 64, "2", (), 4096, fp32, int8).accepts(0.01 + 1e-9) is accepted
 
 
 def test_a_result_that_cannot_be_written_is_kept_in_memory(

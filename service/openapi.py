@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,9 @@ _EVENTS = {  # schema of one server-sent event (OpenAPI 3.2)
         },
         "required": ["data"],
     }
+}
+_OPENAI_EVENTS = {  # the last one is [DONE], which is no JSON
+    "itemSchema": {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 }
 _EXAMPLE = {
     "experiment_name": "first-steps",
@@ -151,6 +154,8 @@ def nullable(schema: Any) -> Any:
         needed = schema.get("required", ())
         found = parts["properties"].items()
         parts["properties"] = {key: part if key in needed else _or_null(part) for key, part in found}
+    if isinstance(schema.get("additionalProperties"), dict):
+        parts["additionalProperties"] = _or_null(parts["additionalProperties"])
     return parts
 
 
@@ -184,8 +189,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas |= nullable(_schemas(JobRequest, _INPUT)) | nullable(_schemas(GenerateRequest, _INPUT))
         for path, operations in schema["paths"].items():
             for operation in operations.values():
-                described = openai_problems if path.startswith(f"{OPENAI_PATH}/") else problems
-                operation["responses"] = _responses(operation["responses"], described)
+                is_openai = path.startswith(f"{OPENAI_PATH}/")
+                operation["responses"] = _responses(operation["responses"], is_openai=is_openai)
                 operation["parameters"] = _parameters(operation)
         for path in _TAKES_A_CONFIG:
             schema["paths"][path]["post"]["requestBody"] = _config_body()
@@ -199,15 +204,14 @@ def _schemas(model: type[BaseModel], template: str) -> dict[str, Any]:
     return {template.format(model=name).rpartition("/")[2]: part for name, part in parts.items()}
 
 
-def _responses(
-    responses: Mapping[str, Any], described: Callable[..., dict[int | str, dict[str, Any]]]
-) -> dict[str, Any]:
+def _responses(responses: Mapping[str, Any], *, is_openai: bool) -> dict[str, Any]:
     """The declared responses, with our errors instead of FastAPI's own error model."""
+    described, events = (openai_problems, _OPENAI_EVENTS) if is_openai else (problems, _EVENTS)
     kept = {status: response for status, response in responses.items() if "HTTPValidationError" not in str(response)}
     for response in kept.values():
         content = response.get("content", {})
-        response["content"] = {kind: _EVENTS if kind == EVENT_STREAM else content[kind] for kind in content}
-    wrong = problems(422)[422] if len(kept) < len(responses) and described is problems else None
+        response["content"] = {kind: events if kind == EVENT_STREAM else content[kind] for kind in content}
+    wrong = problems(422)[422] if len(kept) < len(responses) and not is_openai else None
     unexpected = described(500)[500] | {"description": "Anything else"}
     return {**kept, **({"422": wrong} if wrong else {}), "default": unexpected}
 

@@ -37,6 +37,13 @@ _PARAMS: Mapping[str, str] = {  # the parameter to which an error belongs
 }
 
 
+_NAMES: Mapping[str, str] = {  # of parameters, where OpenAI's differ from ours
+    "prompts": "prompt",
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+}
+
+
 class OpenAIErrorDetail(BaseModel):
     """What OpenAI's clients read of an error."""
 
@@ -116,9 +123,9 @@ def openai_error(error: ModelCoreError, status: int) -> dict[str, Any]:
     code, param = _CODES.get(error.code, error.code), getattr(error, "param", _PARAMS.get(error.code))
     message = str(error)
     if problems:
-        param = _parameter(problems[0].pointer)
+        param = _parameter(problems[0])
         code = UNKNOWN_PARAMETER if problems[0].code == UNKNOWN_PARAMETER else code
-        message = "; ".join(f"{_parameter(problem.pointer)}: {problem.detail}" for problem in problems[:_MAX_PROBLEMS])
+        message = "; ".join(f"{_parameter(problem)}: {problem.detail}" for problem in problems[:_MAX_PROBLEMS])
     if error.hint:
         message = f"{message}; {error.hint}"
     if len(message) > _MAX_MESSAGE:
@@ -133,8 +140,9 @@ def _type(status: int) -> str:
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
-def _parameter(pointer: str) -> str:
+def _parameter(problem: FieldProblem) -> str:
     """Write a JSON pointer as OpenAI writes a parameter: `/prompt/3` is `prompt[3]`."""
-    first, *rest = (part.replace("~1", "/").replace("~0", "~") for part in pointer.removeprefix("/").split("/"))
-    whole = first + "".join(f"[{part}]" if re.fullmatch("[0-9]+", part) else f".{part}" for part in rest)
+    parts = [part.replace("~1", "/").replace("~0", "~") for part in problem.pointer.removeprefix("/").split("/")]
+    first = parts[0] if problem.code == UNKNOWN_PARAMETER else _NAMES.get(parts[0], parts[0])
+    whole = first + "".join(f"[{part}]" if re.fullmatch("[0-9]+", part) else f".{part}" for part in parts[1:])
     return whole[:200].encode("utf-8", "backslashreplace").decode("utf-8")

@@ -77,9 +77,10 @@ def _prompt(value: Any, number: str | None = None) -> str | Ids:
         return value
     if not isinstance(value, list) or not 0 < len(value) <= MAX_TOKENS:
         raise _wrong(f"must be text, a list of 1 to {MAX_TOKENS:,} token ids, or a list of such prompts", number)
-    wrong = next((token for token in value if type(token) is not int or not 0 <= token < _MAX_ID), None)
-    if wrong is not None:
-        raise _wrong(f"must hold token ids, which are whole numbers from 0 on; {shown(wrong)[:100]} is none", number)
+    wrong = [token for token in value if type(token) is not int or not 0 <= token < _MAX_ID]
+    if wrong:
+        detail = f"must hold token ids, which are whole numbers from 0 on; {shown(wrong[0])[:100]} is none"
+        raise _wrong(detail, number)
     return tuple(value)
 
 

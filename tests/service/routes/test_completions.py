@@ -172,6 +172,7 @@ def test_the_parameters_arrive_under_our_names(site, host) -> None:
         ({"prompt": [[1], []]}, "prompt[1]", "invalid_value"),
         ({"prompt": [1, -1]}, "prompt", "invalid_value"),
         ({"prompt": [1, 2.0]}, "prompt", "invalid_value"),
+        ({"prompt": [[None]]}, "prompt[0]", "invalid_value"),
         ({"prompt": ["x"] * 65}, "prompt", "invalid_value"),
         ({"prompt": "\ud800"}, "prompt", "invalid_value"),
         ({"model": None}, "model", "invalid_value"),

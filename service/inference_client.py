@@ -17,11 +17,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import httpx
 from starlette.requests import ClientDisconnect, Request
 
 from model_core.errors import FieldProblem, ModelCoreError
 from model_core.schemas import InferenceRequest
+from service.host_connection import HostConnections, HostLost, HostReply
 from service.protocol.errors import InferenceUnavailable, InvalidRequest, TooManyRequests, Upstream
 from service.settings import ServiceSettings
 from worker.jobs.errors import QueueUnavailable
@@ -31,9 +31,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _HEARTBEAT_CHECK_S = 2.0  # while a process is silent
 _MAX_MISSED_CHECKS = 2  # after a restart of Redis, hosts take a moment to register again
-_KEEPALIVE_S = 2.0  # less than the 5 s after which the hosts close an idle connection
 _KNOWN_S = 1.0  # less than the interval of heartbeats: asking Redis for each request takes longer than the rest of it
-_JSON = {"Content-Type": "application/json"}
 
 
 class ModelRequest(Protocol):
@@ -62,7 +60,7 @@ class _HostGone(Exception):
     """A host without a heartbeat, which has been silent since."""
 
 
-_TRY_NEXT = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, _HostGone)
+_TRY_NEXT = (HostLost, _HostGone)
 
 
 class Hosts:
@@ -78,15 +76,11 @@ class Hosts:
         self._known: list[str] = []
         self._known_since_s = -math.inf
         self._open: Counter[str] = Counter()  # requests of each client
-        self._client = httpx.AsyncClient(
-            trust_env=False,  # no proxy between our own processes
-            timeout=httpx.Timeout(None, connect=1.0),  # the heartbeat says how long to wait
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEPALIVE_S),
-        )
+        self._connections = HostConnections()
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
+        await self._connections.aclose()
 
     async def post(self, path: str, request: ModelRequest, sha256: str) -> bytes:
         """Send a request and read the whole reply.
@@ -106,12 +100,12 @@ class Hosts:
         response = await self.open(path, request, sha256)
         try:
             return await response.aread()
-        except httpx.TransportError as error:
-            raise InferenceUnavailable(f"the inference process went away ({type(error).__name__})") from None
+        except HostLost as error:
+            raise InferenceUnavailable(f"the inference process went away: {error}") from None
         finally:
             await response.aclose()
 
-    async def open(self, path: str, request: ModelRequest, sha256: str) -> httpx.Response:
+    async def open(self, path: str, request: ModelRequest, sha256: str) -> Reply:
         """Send a request and return the reply as soon as it begins.
 
         Args:
@@ -120,7 +114,7 @@ class Hosts:
             sha256: Hash of that file, hex.
 
         Returns:
-            The reply, which the caller closes. Reading it raises `httpx.TransportError` if its process dies.
+            The reply, which the caller closes.
 
         Raises:
             InvalidRequest: The request is larger than the settings allow.
@@ -139,11 +133,9 @@ class Hosts:
         except BaseException:
             self._release(client)
             raise
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _WatchedStream(response.stream, partial(self._is_alive, url), partial(self._release, client))
-        return response
+        return Reply(response, partial(self._is_alive, url), partial(self._release, client))
 
-    async def _first_reply(self, path: str, request: ModelRequest, sha256: str) -> tuple[httpx.Response, str]:
+    async def _first_reply(self, path: str, request: ModelRequest, sha256: str) -> tuple[HostReply, str]:
         """Ask one process after the other until one takes the request; only before the first byte of a reply."""
         content = json.dumps({"request": request.model_dump(mode="json"), "sha256": sha256}).encode()
         refusals: list[ModelCoreError] = []
@@ -167,10 +159,9 @@ class Hosts:
                 refusals.append(refusal)
         raise min(refusals, key=_wait_s, default=InferenceUnavailable("no inference process is running"))
 
-    async def _begin(self, address: str, content: bytes, url: str) -> httpx.Response:
+    async def _begin(self, address: str, content: bytes, url: str) -> HostReply:
         """Send a request and wait for the status line, as long as the host has a heartbeat."""
-        request = self._client.build_request("POST", address, content=content, headers=_JSON)
-        sending = asyncio.ensure_future(self._client.send(request, stream=True))
+        sending = asyncio.ensure_future(self._connections.post(address, content))
         missed = 0
         try:
             while not (await asyncio.wait({sending}, timeout=_HEARTBEAT_CHECK_S))[0]:
@@ -203,47 +194,66 @@ class Hosts:
             del self._open[client]
 
 
-class _WatchedStream(httpx.AsyncByteStream):
-    """The body of a reply, which ends with an error when its host falls silent and has no heartbeat.
+class Reply:
+    """A reply that has begun. Reading it ends with an error when its host falls silent and has no heartbeat.
 
     Args:
-        stream: The body.
+        reply: The reply.
         is_alive: Whether the host has a heartbeat.
         release: Called once when the reply is closed.
     """
 
-    def __init__(
-        self, stream: httpx.AsyncByteStream, is_alive: Callable[[], Awaitable[bool]], release: Callable[[], None]
-    ) -> None:
-        self._stream, self._is_alive, self._release = stream, is_alive, release
-        self._is_open, self._blocks = True, 0
+    def __init__(self, reply: HostReply, is_alive: Callable[[], Awaitable[bool]], release: Callable[[], None]) -> None:
+        self._reply, self._is_alive, self._release = reply, is_alive, release
+        self._is_open = True
+        self._blocks = self._seen = self._missed = 0
+        self._checking: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_HEARTBEAT_CHECK_S, self._start_check)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        blocks = aiter(self._stream)
-        async with asyncio.timeout(None) as limit:
-            watching = asyncio.ensure_future(self._watch(limit))
-            try:
-                async for block in blocks:
-                    self._blocks += 1
-                    yield block
-            except TimeoutError:
-                raise httpx.ReadError("the inference process is silent and has no heartbeat") from None
-            finally:
-                watching.cancel()
+    async def aread(self) -> bytes:
+        """Read the whole body.
+
+        Returns:
+            The body.
+
+        Raises:
+            HostLost: Its process died, or is silent and has no heartbeat.
+        """
+        return b"".join([block async for block in self.aiter_bytes()])
+
+    async def aiter_bytes(self) -> AsyncIterator[bytes]:
+        """Read the body.
+
+        Yields:
+            Blocks, as they arrive.
+
+        Raises:
+            HostLost: Its process died, or is silent and has no heartbeat.
+        """
+        async for block in self._reply.aiter_bytes():
+            self._blocks += 1
+            yield block
 
     async def aclose(self) -> None:
+        """Close the reply; its process cancels what it does for it."""
         if self._is_open:
             self._is_open = False
+            self._timer.cancel()
+            if self._checking is not None:
+                self._checking.cancel()
             self._release()
-            await self._stream.aclose()
+            await self._reply.aclose()
 
-    async def _watch(self, limit: asyncio.Timeout) -> None:
-        missed = seen = 0
-        while missed < _MAX_MISSED_CHECKS:
-            await asyncio.sleep(_HEARTBEAT_CHECK_S)
-            is_silent, seen = self._blocks == seen, self._blocks
-            missed = missed + 1 if is_silent and not await self._is_alive() else 0
-        limit.reschedule(0.0)
+    def _start_check(self) -> None:
+        self._checking = asyncio.ensure_future(self._check())
+
+    async def _check(self) -> None:
+        is_silent, self._seen = self._blocks == self._seen, self._blocks
+        self._missed = self._missed + 1 if is_silent and not await self._is_alive() else 0
+        if self._missed == _MAX_MISSED_CHECKS:
+            self._reply.abort()
+        elif self._is_open:
+            self._timer = asyncio.get_running_loop().call_later(_HEARTBEAT_CHECK_S, self._start_check)
 
 
 def client_of(request: Request) -> str:
@@ -332,8 +342,11 @@ def _wait_s(refusal: ModelCoreError) -> tuple[bool, float]:
     return refusal.code != "inference_busy", math.inf if wait_s is None else wait_s
 
 
-async def _refusal(response: httpx.Response) -> Upstream:
-    data = await response.aread()
+async def _refusal(response: HostReply) -> Upstream:
+    try:
+        data = await response.aread()
+    except HostLost:
+        data = b""
     await response.aclose()
     wait_s = response.headers.get("retry-after", "")
     try:

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, NoReturn, Self
 
-import httpx
 from fastapi import APIRouter, Request
 from pydantic import Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
@@ -33,7 +32,8 @@ from model_core.schemas import (
 from service.completion_views import Completion, CompletionWriter
 from service.deps import Services, ServicesDep
 from service.event_stream import EVENT_STREAM, event_stream_response
-from service.inference_client import client_of, while_connected
+from service.host_connection import HostLost
+from service.inference_client import Reply, client_of, while_connected
 from service.openapi import json_body, openai_problems
 from service.protocol.errors import PROBLEMS, InferenceUnavailable, InvalidRequest, Upstream
 from service.protocol.lines import split_lines_async
@@ -269,7 +269,7 @@ async def answer(services: Services, request: Request, wanted: CompletionRequest
     return Response(body, media_type=JSON, headers={"Cache-Control": "no-store", **headers})
 
 
-async def _chunks(reply: httpx.Response, writer: CompletionWriter) -> AsyncIterator[bytes]:
+async def _chunks(reply: Reply, writer: CompletionWriter) -> AsyncIterator[bytes]:
     """Write the lines of an inference process as chunks; after an error there is no `[DONE]`."""
     error: ModelCoreError = InferenceUnavailable("the generation broke off")
     try:
@@ -284,8 +284,8 @@ async def _chunks(reply: httpx.Response, writer: CompletionWriter) -> AsyncItera
                 error = Upstream.of(part["error"])
                 break
             yield _data(writer.chunk(part["choices"]))
-    except httpx.TransportError as broken:
-        log.warning("inference host went away while it streamed reason=%s", type(broken).__name__)
+    except HostLost as broken:
+        log.warning("inference host went away while it streamed reason=%s", broken)
     finally:
         await reply.aclose()
     yield _data(openai_error(error, openai_status(PROBLEMS.get(error.code, PROBLEMS["internal_error"]).status)))

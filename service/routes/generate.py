@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
-import httpx
 from fastapi import APIRouter, Query, Request
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
@@ -33,7 +32,8 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.deps import Services, ServicesDep
 from service.event_stream import EVENT_STREAM, event_stream_response, frame
-from service.inference_client import client_of, while_connected
+from service.host_connection import HostLost
+from service.inference_client import Reply, client_of, while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, problem_document, request_id_of
 from service.protocol.lines import split_lines_async
@@ -170,9 +170,7 @@ def _native(result: dict[str, Any], prompt: str, warnings: Sequence[Warned]) -> 
     return {**shown, "prompt": prompt, "warnings": [*(w.model_dump() for w in warnings), *result["warnings"]]}
 
 
-async def _frames(
-    response: httpx.Response, prompt: str, request_id: str, warnings: Sequence[Warned]
-) -> AsyncIterator[bytes]:
+async def _frames(response: Reply, prompt: str, request_id: str, warnings: Sequence[Warned]) -> AsyncIterator[bytes]:
     """Turn the inference process's lines into events; the status is sent, so an error is an event too."""
     error: ModelCoreError = InferenceUnavailable("the generation broke off")
     try:
@@ -186,8 +184,8 @@ async def _frames(
                 break
             if pieces := b"".join(map(_piece, part["choices"])):
                 yield pieces
-    except httpx.TransportError as broken:
-        log.warning("inference host went away while it streamed reason=%s", type(broken).__name__)
+    except HostLost as broken:
+        log.warning("inference host went away while it streamed reason=%s", broken)
     finally:
         await response.aclose()
     yield frame(problem_document(error, request_id), event="error")

@@ -67,6 +67,7 @@ def test_what_was_captured_outlives_its_checkpoint_and_its_process(site, host) -
     link = site.http.get(SHEET, headers={"Accept": "application/json"}).json()["links"]["sheet"]
     site.publish(Run(site.layout.run("tiny")), b"better weights")
     site.registry.deregister("inference", "one")
+    host.stop()
     assert site.http.get(link).status_code == 200
     assert site.http.get(SHEET).json()["code"] == "inference_unavailable"
     gone = site.http.get(SHEET, params={"checkpoint": f"sha256={'0' * 64}"})

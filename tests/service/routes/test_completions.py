@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service.completion_views import Completion
+from tests.polling import eventually
 from tests.service.fake_host import Served
 
 ASK = {"model": "tiny", "prompt": "Once"}
@@ -260,7 +261,8 @@ def test_what_the_inference_process_refuses_is_translated(site, host, prompt: st
 
 def test_without_an_inference_process_there_is_a_503(site) -> None:
     site.make_run("tiny")
-    reply = site.http.post("/v1/completions", json=ASK)
+    # the service knows a process of the test before for a second
+    reply = eventually(lambda: (sent := site.http.post("/v1/completions", json=ASK)).status_code != 200 and sent)
     assert error_of(reply) == (503, "server_error", None, "inference_unavailable")
     assert int(reply.headers["retry-after"]) > 0
 

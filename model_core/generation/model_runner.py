@@ -103,8 +103,8 @@ class ModelRunner:
             qkv = layer.c_attn(layer.ln_1(x)).view(-1, 3, layer.n_head, layer.head_dim)  # (N, 3, H, D)
             parts = torch.split(qkv, sizes)  # (T, 3, H, D) each
             y = [self._attend(index, *each) for each in zip(chunks, parts, masks, strict=True)]
-            x = x + layer.attn_proj(torch.cat(y))  # (N, C)
-            x = x + layer.mlp_proj(layer.c_fc(layer.ln_2(x)))  # (N, C)
+            x += layer.attn_proj(torch.cat(y))
+            x += layer.mlp_proj(layer.c_fc(layer.ln_2(x)))
         return self.weights.ln_f(x)  # (N, C)
 
     @torch.inference_mode()
@@ -222,8 +222,8 @@ class ModelRunner:
             k, v = self._cache.rows(index, len(tokens), length)  # 2 x (A*H, L, D)
             q = qkv[:, 0].reshape(-1, 1, layer.head_dim)  # (A*H, 1, D)
             y = _attention(q, k, v, masks[layer.n_head])  # (A*H, 1, D)
-            x = x + layer.attn_proj(y.view(len(tokens), -1))  # (A, C)
-            x = x + layer.mlp_proj(layer.c_fc(layer.ln_2(x)))  # (A, C)
+            x += layer.attn_proj(y.view(len(tokens), -1))  # (A, C)
+            x += layer.mlp_proj(layer.c_fc(layer.ln_2(x)))
         return self.weights.head(self.weights.ln_f(x))  # (A, V)
 
     def _embed(self, tokens: Tensor, at: Tensor) -> Tensor:

@@ -149,11 +149,10 @@ def pack_model(model: GPT, n_vocab: int, weights: str = "fp32", *, keep: bool = 
     """
     if weights not in FALLBACKS:
         raise ValueError(f"weights {weights!r} are not known; give one of {', '.join(FALLBACKS)}")
-    device = model.lm_head.weight.device
-    choose = _cpu_format if device.type == "cpu" else _gpu_format
+    if weights == "fp32" and keep:
+        return _pack(model, n_vocab, PLAIN, (), keep=True)
+    choose = _cpu_format if model.lm_head.weight.device.type == "cpu" else _gpu_format
     form, warnings = choose(model, weights)
-    if form.name == "fp32" and keep:
-        form = PLAIN
     return _pack(model, n_vocab, form, warnings, keep=keep)
 
 

@@ -151,13 +151,12 @@ async def answer(services: Services, request: Request, wanted: GenerateRequest) 
         frames = _frames(response, wanted.prompt, request_id_of(request.scope), warnings)
         return event_stream_response(frames, warning_headers(warnings))
     body = await while_connected(request, services.hosts.post("/generate", asked, info.sha256))
+    result = _native(json.loads(body), wanted.prompt, warnings)
     headers = {"Vary": "Accept", "Cache-Control": "no-store" if wanted.seed is None else "private, no-cache"}
-    headers |= warning_headers(warnings)
-    result = json.loads(body)
+    headers |= warning_headers([Warned.model_validate(warning) for warning in result["warnings"]])
     if kind == TEXT:
         return PlainTextResponse("\n\n".join(choice["text"] for choice in result["choices"]), headers=headers)
-    content = json.dumps(_native(result, wanted.prompt, warnings), ensure_ascii=False).encode()
-    return Response(content, media_type=JSON, headers=headers)
+    return Response(json.dumps(result, ensure_ascii=False).encode(), media_type=JSON, headers=headers)
 
 
 def _resolve(layout: Layout, wanted: GenerateRequest) -> CheckpointInfo:
@@ -166,8 +165,9 @@ def _resolve(layout: Layout, wanted: GenerateRequest) -> CheckpointInfo:
 
 def _native(result: dict[str, Any], prompt: str, warnings: Sequence[Warned]) -> dict[str, Any]:
     """The `GenerateResult` of an `InferenceResult`."""
-    shown = {name: value for name, value in result.items() if name not in {"sha256", "prompts"}}
-    return {**shown, "prompt": prompt, "warnings": [*(w.model_dump() for w in warnings), *result["warnings"]]}
+    every = [*(warning.model_dump() for warning in warnings), *result["warnings"]]
+    found = {**result, "prompt": prompt, "warnings": every}
+    return {name: found[name] for name in GenerateResult.model_fields}
 
 
 async def _frames(response: Reply, prompt: str, request_id: str, warnings: Sequence[Warned]) -> AsyncIterator[bytes]:

@@ -103,7 +103,7 @@ class FakeHost:
             "prompts": [{"tokens": [1]}] * len(asked["prompts"]),
             "choices": [{"index": index, **choice} for index in range(count)],
             "usage": {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 0},
-            "warnings": [],
+            "warnings": [{"code": "slow", "detail": "int8 was refused"}] if asked["prompts"] == ["warns"] else [],
         }  # fmt: skip
 
     async def _capture(self, request: Request) -> Response:

@@ -187,7 +187,7 @@ class Generation:
         prompts = [
             PromptResult(
                 tokens=output.prompt,
-                pieces=tuple(served.tokenizer.pieces(output.prompt)) if wants_pieces else (),
+                pieces=tuple(served.tokenizer.names(output.prompt)) if wants_pieces else (),
                 logprobs=output.prompt_logprobs,
             )
             for output in outputs

@@ -1,8 +1,11 @@
 """Text grows by whole characters and never shows a part of a stop text."""
 
+import itertools
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model_core.generation.detokenizer import Detokenizer
 
@@ -60,3 +63,29 @@ def test_pieces_join_to_the_text_however_bytes_are_cut(size: int) -> None:
     pieces = _pieces(stream, (data[at : at + size] for at in range(0, len(data), size)))
 
     assert "".join(pieces) + stream.finish() == stream.text == "Häschen 猫🐈 aab "
+
+
+LETTERS = st.text("ab🐈", min_size=1, max_size=4)
+
+
+@given(st.text("ab🐈", max_size=14), st.lists(LETTERS, max_size=3), st.lists(st.integers(0, 40), max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_where_a_text_ends_does_not_depend_on_its_tokens(text: str, stop: list[str], cuts: list[int]) -> None:
+    ends = [at for at in range(len(text) + 1) if text[:at].endswith(tuple(stop))] if stop else []
+    longest = max((len(one) for one in stop if ends and text[: ends[0]].endswith(one)), default=0)
+    whole = text[: ends[0] - longest] if ends else text
+    data = text.encode()
+    borders = sorted({0, *(cut for cut in cuts if cut < len(data)), len(data)})
+    stream = Detokenizer(stop)
+
+    pieces = [*_pieces(stream, [data[a:b] for a, b in itertools.pairwise(borders)]), stream.finish()]
+
+    assert ("".join(pieces), stream.text, stream.stopped) == (whole, whole, bool(ends))
+
+
+def test_long_stop_texts_take_no_longer() -> None:
+    stream = Detokenizer(["a" * 999 + "b"] * 16)
+
+    pieces = _pieces(stream, [b"a"] * 3000)
+
+    assert "".join(pieces) == "a" * (3000 - 999)

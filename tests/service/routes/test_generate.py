@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from model_core.schemas import GenerateResult
 from service.inference_client import ranked
 from tests.polling import eventually
 
@@ -52,6 +53,15 @@ def test_text_alone_and_a_stream_of_pieces(site, host) -> None:
         assert "".join(piece["text"] for kind, piece in pieces) == "Once upon a time"
         assert end[0] == "end"
         assert end[1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_reply_has_every_field_in_order_and_the_warnings_of_the_process(site, host) -> None:
+    reply = site.http.post("/generate", json={**ASK, "prompt": "warns"})
+    assert list(reply.json()) == list(GenerateResult.model_fields)
+    assert GenerateResult.model_validate(reply.json()).warnings[0].code == "slow"
+    assert reply.headers["headcount-warning"].startswith("slow")
+    streamed = site.http.post("/generate", json={**ASK, "prompt": "warns", "stream": True, "seed": 7})
+    assert events_of(streamed.text)[-1] == ("end", reply.json())
 
 
 def test_an_error_after_the_first_piece_is_an_event(site, host) -> None:

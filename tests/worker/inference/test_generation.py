@@ -2,8 +2,8 @@
 
 import json
 import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -13,10 +13,12 @@ import torch
 from model_core.checkpoint import parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
+from model_core.generation.quality_gate import REFUSED, GateResult
+from model_core.generation.weight_formats import cpu_features
 from model_core.gpt import GPT
 from model_core.schemas import text_id
 from model_core.storage.checkpoints import BEST, FINAL, CheckpointInfo
-from model_core.storage.files import Layout
+from model_core.storage.files import Layout, write_json
 from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer, train_bpe
 from tests.polling import eventually
@@ -49,9 +51,9 @@ def _publish(run: Run, tokenizer: Tokenizer, file: str, *, seed: int, step: int)
 class Inference:
     """The application on a free port, and its client."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._served = Served(create_app(ModelCache(layout, device="cpu", settings=InferenceSettings(memory_gb=0.1))))
+    def __init__(self, layout: Layout, **settings: Any) -> None:
+        self._layout, limits = layout, InferenceSettings(**{"memory_gb": 0.1, **settings})
+        self._served = Served(create_app(ModelCache(layout, device="cpu", settings=limits)))
         self.url = self._served.url
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
@@ -93,10 +95,22 @@ def run(layout: Layout, tokenizer: Tokenizer) -> Run:
 
 
 @pytest.fixture(scope="module")
-def inference(layout: Layout, run: Run) -> Iterator[Inference]:
-    started = Inference(layout)
-    yield started
-    started.stop()
+def start(layout: Layout, run: Run) -> Iterator[Callable[..., Inference]]:
+    """Start applications with their own settings."""
+    started: list[Inference] = []
+
+    def make(**settings: Any) -> Inference:
+        started.append(Inference(layout, **settings))
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture(scope="module")
+def inference(start: Callable[..., Inference]) -> Inference:
+    return start()
 
 
 def test_a_reply_has_every_field_of_the_interface(inference: Inference, run: Run) -> None:
@@ -202,21 +216,51 @@ def test_a_damaged_checkpoint_is_named(inference: Inference, run: Run, tokenizer
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_closed_connection_ends_its_generation(inference: Inference, stream: bool) -> None:
-    started = time.monotonic()
-    inference.generate(n=8, max_new_tokens=BLOCK)  # how long it takes when nobody leaves
-    whole_s = time.monotonic() - started
+    def totals() -> dict[str, int]:
+        found: dict[str, int] = inference.client.get("/healthz").json()["totals"]
+        return found
 
-    body = json.dumps(inference.resolved(prompts=["One", "day"], max_new_tokens=BLOCK, n=32, stream=stream)).encode()
+    before, asked = totals(), {"prompts": ["One", "day"], "max_new_tokens": BLOCK, "ignore_eos": True, "n": 32}
+    body = json.dumps(inference.resolved(**asked, stream=stream)).encode()
     host, port = inference.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
         kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
         head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{kind}"
         client.sendall(head.encode() + b"\r\n\r\n" + body)
-        eventually(lambda: inference.busy == 2)
-    left = time.monotonic()
+        eventually(lambda: totals()["completion_tokens"] > before["completion_tokens"])
     eventually(lambda: inference.busy == 0)
 
-    assert time.monotonic() - left < max(0.5, whole_s)  # the rest would have taken eight times as long
+    after = totals()
+    assert after["cancelled"] - before["cancelled"] == 2
+    assert after["completion_tokens"] - before["completion_tokens"] < 2 * 32 * BLOCK / 2
+
+
+def test_a_full_queue_is_a_429_with_a_time(start: Callable[..., Inference]) -> None:
+    inference = start(max_rows=1, max_queue=1)
+
+    reply = inference.generate(prompts=["One", "day", "a"], max_new_tokens=BLOCK, ignore_eos=True)
+
+    assert (reply.status_code, reply.json()["code"]) == (429, "inference_busy")
+    assert 1 <= int(reply.headers["retry-after"]) <= 60
+    eventually(lambda: inference.busy == 0)
+
+
+def test_a_model_that_int8_spoils_is_served_in_another_format_which_replies_and_health_name(
+    start: Callable[..., Inference], run: Run
+) -> None:
+    sha256 = run.resolve("best").sha256
+    measured = GateResult(sha256, torch.__version__, cpu_features(), 4096, 2.0, 2.5, "refused")
+    write_json(run.path / "model_best.int8.json", asdict(measured))
+    inference = start(weights="int8")
+
+    reply = inference.generate().json()
+
+    (model,) = inference.client.get("/healthz").json()["models"]
+    assert reply["weights"] != "int8"
+    assert [warning["code"] for warning in reply["warnings"]][:1] == [REFUSED]
+    assert {key: model[key] for key in ("weights", "fingerprint", "warnings")} == {
+        key: reply[key] for key in ("weights", "fingerprint", "warnings")
+    }
 
 
 def test_attention_is_captured_for_a_text(inference: Inference, layout: Layout) -> None:

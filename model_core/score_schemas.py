@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from model_core.config import Config, Flag, Name, Whole, misfit
-from model_core.schemas import MAX_PROMPT_CHARACTERS, CheckpointRef, ResultWarning, Weights
+from model_core.schemas import MAX_PROMPT_CHARACTERS, CheckpointRef, ResultWarning, Timeout, Weights
 
 MAX_SCORE_ITEMS = 1000  # of one request
 MAX_TOKENS = 65_536  # of one request to /detokenize, and the default limit of /score
@@ -142,6 +142,7 @@ class ScoreRequest(Config):
         stride: Tokens that each further window counts in a text longer than the model; None refuses such a text.
         weights: Format of the parameters; None takes the one that generates.
         detail: Return the log-likelihood of each token.
+        timeout_s: See `GenerateRequest`.
     """
 
     run: Name
@@ -152,6 +153,7 @@ class ScoreRequest(Config):
     stride: Annotated[Whole, Field(ge=1, le=2**17)] | None = None
     weights: Weights | None = None
     detail: Flag = False
+    timeout_s: Timeout | None = None
 
     @model_validator(mode="after")
     def _asks_for_one(self) -> Self:

@@ -33,6 +33,7 @@ from service.routes import (
     jobs,
     models,
     runs,
+    tokens,
 )
 from service.settings import ServiceSettings
 
@@ -42,7 +43,7 @@ _ABOUT = "Train GPT-2 models whose layers have different numbers of attention he
 
 _ROUTES = (  # in the order of /docs
     jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, completions, models,
-    attention, configs, health,
+    tokens, attention, configs, health,
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from model_core.errors import FieldProblem, InvalidParameters
 from model_core.score_schemas import (
@@ -68,10 +69,10 @@ class ScorePlan:
     is_pairs: bool
     detail: bool
 
-    @property
-    def windows(self) -> list[Window]:
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
         """The windows of all texts in order."""
-        return [window for text in self.texts for window in text.windows]
+        return tuple(window for text in self.texts for window in text.windows)
 
     @property
     def usage(self) -> ScoreUsage:

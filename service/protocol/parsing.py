@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
@@ -160,12 +160,12 @@ def parse_body(data: bytes, content_type: str, model: type[BaseModel]) -> Tree:
     return tree
 
 
-async def read_json_object(request: Request, *, uncounted: str) -> Tree:
+async def read_json_object(request: Request, *, uncounted: Collection[str]) -> Tree:
     """Read an object from a request's body, which must be JSON.
 
     Args:
         request: The request, with its Content-Type.
-        uncounted: Key whose value may be longer than the other values together.
+        uncounted: Keys whose values may be longer than all others together.
 
     Returns:
         The object; a thread parses it unless it is short.
@@ -179,7 +179,7 @@ async def read_json_object(request: Request, *, uncounted: str) -> Tree:
     return await run_in_threadpool(parse_json_object, data, content_type, uncounted=uncounted)
 
 
-def parse_json_object(data: bytes, content_type: str, *, uncounted: str) -> Tree:
+def parse_json_object(data: bytes, content_type: str, *, uncounted: Collection[str]) -> Tree:
     """Parse an object in JSON.
 
     Args:
@@ -200,7 +200,7 @@ def parse_json_object(data: bytes, content_type: str, *, uncounted: str) -> Tree
     if not _is_json(kind):
         raise UnsupportedMediaType(kind, (JSON,))
     tree = _parse_object(data)
-    counted = {key: value for key, value in tree.items() if key != uncounted}
+    counted = {key: value for key, value in tree.items() if key not in uncounted}
     _bound_and_guard(counted)
     return tree
 

@@ -224,7 +224,7 @@ class CompletionRequest(SamplingParams):
 async def completions(request: Request, services: ServicesDep) -> Response:
     """JSON; with `stream`, chunks of the same shape as server-sent events, and at last `[DONE]`."""
     choose(request.headers.get("accept"), (JSON, EVENT_STREAM))  # clients accept JSON where they ask for a stream
-    wanted = CompletionRequest.parse(await read_json_object(request, uncounted="prompt"))
+    wanted = CompletionRequest.parse(await read_json_object(request, uncounted=("prompt",)))
     found = await run_in_threadpool(ResolvedModel.of, services.layout, wanted.model)
     return await answer(services, request, wanted, found)
 

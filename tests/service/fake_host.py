@@ -54,6 +54,9 @@ class FakeHost:
         routes = [
             Route("/generate", self._generate, methods=["POST"]),
             Route("/capture", self._capture, methods=["POST"]),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/detokenize", self._detokenize, methods=["POST"]),
+            Route("/score", self._score, methods=["POST"]),
         ]
         self._served = Served(Starlette(routes=routes))
         self.url = self._served.url
@@ -114,6 +117,86 @@ class FakeHost:
         info = Run.open(self.layout.run(asked["run"])).resolve(asked["checkpoint"])
         most = asked["max_tokens"] or 5
         return JSONResponse(capture(self.layout, asked["run"], asked["id"], info.sha256, most=most).manifest)
+
+    async def _tokenize(self, request: Request) -> Response:
+        asked = (await request.json())["request"]
+        self.asked.append(asked)
+        data = asked["text"].encode()  # one token for each byte
+        made = {
+            "pieces": [f"bytes:\\x{byte:02x}" for byte in data],
+            "offsets": [[at, at + 1] for at in range(len(data))],
+        }
+        kept = {"run": asked["run"], "checkpoint": asked["checkpoint"]}
+        return JSONResponse(
+            {**kept, "tokens": list(data), **made, "count": len(data), "max_tokens": 64, "warnings": []}
+        )
+
+    async def _detokenize(self, request: Request) -> Response:
+        asked = (await request.json())["request"]
+        self.asked.append(asked)
+        data = bytes(token % 256 for token in asked["tokens"])
+        text = {"text": data.decode(errors="replace"), "whole": True, "warnings": []}
+        return JSONResponse({"run": asked["run"], "checkpoint": asked["checkpoint"], **text})
+
+    async def _score(self, request: Request) -> Response:
+        asked = (await request.json())["request"]
+        self.asked.append(asked)
+        first = (asked["texts"] or [""])[0]
+        if first == "long":
+            body = {"code": "invalid_parameter", "detail": "too long"}
+            problems = [{"pointer": "/texts/0", "detail": "has 99 tokens", "value": 99}]
+            return JSONResponse({**body, "problems": problems}, status_code=422)
+        if asked["stream"]:
+            return StreamingResponse(self._scores(asked, first), media_type="application/x-ndjson")
+        while first == "endless":
+            if (await request.receive())["type"] == "http.disconnect":
+                self.left_alone.set()
+                break
+        return JSONResponse(self._score_result(asked) | self._scored(asked))
+
+    async def _scores(self, asked: dict[str, Any], first: str) -> Any:
+        try:
+            [results] = self._scored(asked).values()
+            yield json.dumps({"results": results[:1]}).encode() + b"\n"
+            while first == "endless":
+                await asyncio.sleep(0.02)
+                yield b" "
+            if first == "breaks":
+                yield b'{"error": {"code": "cuda_oom", "detail": "no memory"}}\n'
+                return
+            yield json.dumps({"results": results[1:]}).encode() + b"\n"
+            yield json.dumps({"result": self._score_result(asked)}).encode() + b"\n"
+        finally:
+            if first == "endless":
+                self.left_alone.set()
+
+    def _scored(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """A token counts for each character, or id; all are equally likely."""
+        if asked["pairs"] is not None:
+            both = [{side: one_score(pair[side]) for side in ("good", "bad")} for pair in asked["pairs"]]
+            margins = [pair["good"]["logprob"] - pair["bad"]["logprob"] for pair in both]
+            return {"pairs": [{**p, "correct": m > 0, "margin": m} for p, m in zip(both, margins, strict=True)]}
+        texts = [text["text"] if isinstance(text, dict) else text for text in asked["texts"]]
+        return {"results": [one_score(text) for text in texts]}
+
+    def _score_result(self, asked: dict[str, Any]) -> dict[str, Any]:
+        counts = {"not_finite": 0, **({} if asked["pairs"] is None else {"accuracy": 0.0, "ties": 0})}
+        usage = {"read_tokens": 1, "scored_tokens": 1}
+        warnings = [{"code": "of_the_process", "detail": "other weights"}]
+        kept = {"run": asked["run"], "checkpoint": asked["checkpoint"], "step": 3, "sha256": "0" * 64}
+        return {
+            **kept, "weights": "fp32", "fingerprint": "0123456789ab", **counts, "usage": usage, "warnings": warnings,
+        }  # fmt: skip
+
+
+def one_score(text: Any) -> dict[str, Any]:
+    """The score of a text, as the inference process writes it."""
+    return {
+        "logprob": -1.0 * len(text),
+        "tokens": len(text),
+        "bytes": len(text),
+        "bits_per_byte": 1.0 if text else None,
+    }
 
 
 def _line(value: dict[str, Any]) -> bytes:

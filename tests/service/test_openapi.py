@@ -37,8 +37,9 @@ def test_the_examples_of_a_body_work_when_they_are_sent(site, schema, path: str,
     assert reply.status_code in {200, 202}, reply.text
 
 
-def test_the_example_of_a_completion_is_a_request(schema) -> None:
-    content = schema["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/detokenize", "/score"])
+def test_the_example_of_a_body_of_json_is_a_request(schema, path: str) -> None:
+    content = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     jsonschema.validate(content["example"], content["schema"])
 
 

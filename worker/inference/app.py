@@ -1,4 +1,4 @@
-"""HTTP around the engines: `POST /generate`, `POST /capture`, `GET /healthz`.
+"""HTTP around the engines: `POST /generate`, `POST /capture`, `GET /healthz`, and those of `token_routes`.
 
 Only the API calls it: a request holds what a client sent, with the file name that its checkpoint resolved to, and that
 file's sha256. An error is a status and ``{code, detail}``. A closed connection cancels its generation within one step,
@@ -26,6 +26,7 @@ from model_core.storage.dataset import dataset_of
 from worker.inference.generation import Generation
 from worker.inference.model_cache import ModelCache
 from worker.inference.streams import Lines, Sha256, client_gone, error_body, unless_disconnected
+from worker.inference.token_routes import token_routes
 from worker.jobs.authority import is_loopback, parse_authority, shortest
 
 STATUS: Mapping[str, int] = {
@@ -110,6 +111,7 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
             "models": models.info(),
         }
 
+    app.include_router(token_routes(models))
     app.add_exception_handler(ModelCoreError, _model_core_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _unexpected_error)

@@ -1,0 +1,290 @@
+"""The routes about tokens: `POST /tokenize` and `POST /detokenize`, which load no model, and `POST /score`.
+
+Scores run on the engine's thread, in what generation leaves of each step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from model_core.checkpoint import read_tokenizer
+from model_core.errors import InvalidParameters
+from model_core.generation.engine import EngineStopped
+from model_core.generation.request import DeadlineExceeded, ScoreDelta, ScoreOutput, ScoreRequest
+from model_core.generation.scoring import ScoreCollector, ScorePlan, plan_scores, unknown_ids
+from model_core.score_schemas import (
+    DetokenizeRequest,
+    DetokenizeResult,
+    InferenceScoreRequest,
+    PairScore,
+    ScoreResult,
+    TextScore,
+    TokenizeRequest,
+    TokenizeResult,
+)
+from model_core.storage.files import Layout
+from model_core.storage.run import Run
+from model_core.tokenizer import Tokenizer
+from worker.inference.model_cache import ModelCache, ServedModel
+from worker.inference.streams import EventQueue, Lines, Sha256, client_gone, unless_disconnected
+
+_MAX_TOKENIZERS = 8
+
+_JSON = "application/json"
+
+
+def token_routes(models: ModelCache) -> APIRouter:
+    """Build the routes.
+
+    Args:
+        models: The models of this process.
+
+    Returns:
+        The routes.
+    """
+    router = APIRouter()
+    tokenizers = TokenizerCache(models.layout)
+
+    @router.post("/tokenize")
+    async def tokenize(request: TokenizeRequest, sha256: Sha256) -> Response:
+        result = await asyncio.to_thread(_tokenize, tokenizers, request, sha256)
+        return Response(result.model_dump_json(), media_type=_JSON)
+
+    @router.post("/detokenize")
+    async def detokenize(request: DetokenizeRequest, sha256: Sha256) -> Response:
+        result = await asyncio.to_thread(_detokenize, tokenizers, request, sha256)
+        return Response(result.model_dump_json(), media_type=_JSON)
+
+    @router.post("/score")
+    async def score(request: InferenceScoreRequest, sha256: Sha256, connection: Request) -> Response:
+        scoring = Scoring(request, models.settings.deadline_s)
+        if request.stream:
+            begun = await unless_disconnected(connection, scoring.begin(models, sha256))
+            return client_gone() if begun is None else Lines(begun.lines(), begun.cancel)
+        result = await unless_disconnected(connection, scoring.complete(models, sha256))
+        return client_gone() if result is None else Response(result.model_dump_json(), media_type=_JSON)
+
+    return router
+
+
+class TokenizerCache:
+    """Tokenizers of checkpoints, apart from the models; least recently used ones are dropped.
+
+    Args:
+        layout: Paths of the data root.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._found: OrderedDict[tuple[str, str, str], tuple[Tokenizer, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, run: str, file: str, sha256: str) -> tuple[Tokenizer, int]:
+        """Return the tokenizer of a resolved checkpoint, from any thread.
+
+        Args:
+            run: Name of the run.
+            file: File name of the checkpoint.
+            sha256: Hash of the file when the reference was resolved, hex.
+
+        Returns:
+            The tokenizer, and the positions of the model.
+
+        Raises:
+            RunNotFound: There is no such run.
+            CheckpointNotFound: The checkpoint was deleted.
+            CheckpointDamaged: The file is not a checkpoint.
+        """
+        key = (run, file, sha256)
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        opened = Run.open(self._layout.run(run))
+        found = read_tokenizer(opened, opened.resolve(file).file)
+        with self._lock:
+            self._found[key] = found
+            while len(self._found) > _MAX_TOKENIZERS:
+                self._found.popitem(last=False)
+        return found
+
+
+class Scoring:
+    """One open request for scores, seen from the event loop.
+
+    Args:
+        request: What to score; its checkpoint is a file name.
+        deadline_s: Longest time for it, loading of the model included.
+    """
+
+    def __init__(self, request: InferenceScoreRequest, deadline_s: float) -> None:
+        self._request = request
+        self._timeout_s = min(deadline_s, request.timeout_s or deadline_s)
+        self._began_s = time.monotonic()
+        self._events: EventQueue[tuple[ScoreDelta, ...] | ScoreOutput] = EventQueue()
+        self._submitted: ScoreRequest | None = None
+        self._is_cancelled = False
+        self._served: ServedModel
+        self._plan: ScorePlan
+        self._collector: ScoreCollector
+
+    async def begin(self, models: ModelCache, sha256: str) -> Self:
+        """Load the model if necessary, and submit the windows of the request to its engine.
+
+        Args:
+            models: The models of this process.
+            sha256: Hash of the checkpoint's file, hex.
+
+        Returns:
+            This request.
+
+        Raises:
+            ModelCoreError: Every error that is known before the first result.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.to_thread(self._submit, models, sha256)
+        except TimeoutError:
+            self.cancel()
+            raise DeadlineExceeded(self._timeout_s) from None
+        except BaseException:
+            self.cancel()
+            raise
+        return self
+
+    async def complete(self, models: ModelCache, sha256: str) -> ScoreResult:
+        """Score everything.
+
+        Args:
+            models: The models of this process.
+            sha256: Hash of the checkpoint's file, hex.
+
+        Returns:
+            All results.
+
+        Raises:
+            ModelCoreError: The work failed.
+        """
+        await self.begin(models, sha256)
+        try:
+            async for _ in self._results():
+                pass
+        finally:
+            self.cancel()
+        return self._result(tuple(self._collector.results))
+
+    def cancel(self) -> None:
+        """Cancel it within one step, also while it is being submitted; does nothing after its end."""
+        self._is_cancelled = True
+        if self._submitted is not None:
+            self._submitted.cancel()
+
+    async def lines(self) -> AsyncIterator[dict[str, Any]]:
+        """Iterate over the lines of a stream.
+
+        Yields:
+            ``{"results": [...]}`` with the next results in order, and at the end ``{"result": ...}`` without them.
+
+        Raises:
+            ModelCoreError: The work failed.
+        """
+        async for results in self._results():
+            yield {"results": [result.model_dump(mode="json") for result in results]}
+        yield {"result": self._result(None).model_dump(mode="json")}
+
+    def _submit(self, models: ModelCache, sha256: str) -> None:
+        request = self._request
+        for is_last in (False, True):
+            served = models.get(request.run, request.checkpoint, sha256, request.weights)
+            plan = plan_scores(request, served.tokenizer, served.config.model.block_size)
+            self._served, self._plan = served, plan
+            self._collector = ScoreCollector(plan, served.tokenizer)
+            try:
+                self._submit_windows()
+                return
+            except EngineStopped:  # the model was evicted in this moment
+                if is_last:
+                    raise
+
+    def _submit_windows(self) -> None:
+        if self._plan.windows:
+            left_s = self._timeout_s - (time.monotonic() - self._began_s)
+            self._submitted = self._served.engine.submit_score(
+                [window.tokens for window in self._plan.windows],
+                self._events.put,
+                first=[window.first for window in self._plan.windows],
+                client=self._request.client,
+                timeout_s=max(left_s, 0.0),
+            )
+            if self._is_cancelled:
+                self._submitted.cancel()
+
+    async def _results(self) -> AsyncIterator[list[TextScore | PairScore]]:
+        """New results, in order, as they are complete."""
+        if results := self._collector.complete():  # texts of which nothing counts
+            yield results
+        is_open = self._submitted is not None
+        while is_open:
+            for event in await self._events.take():
+                if isinstance(event, ScoreOutput):
+                    is_open = False
+                else:
+                    self._collect(event)
+            if results := self._collector.complete():
+                yield results
+
+    def _collect(self, deltas: tuple[ScoreDelta, ...]) -> None:
+        for delta in deltas:
+            self._collector.add(delta.index, delta.logprobs.tolist())
+
+    def _result(self, results: tuple[TextScore | PairScore, ...] | None) -> ScoreResult:
+        served, collector = self._served, self._collector
+        return ScoreResult.model_validate(
+            {
+                "run": served.run,
+                "checkpoint": served.info.file,
+                "step": served.info.step,
+                "sha256": served.info.sha256,
+                "weights": served.weights,
+                "fingerprint": served.fingerprint,
+                "results" if self._request.pairs is None else "pairs": results,
+                "accuracy": collector.accuracy,
+                "ties": collector.ties,
+                "not_finite": collector.not_finite,
+                "usage": self._plan.usage,
+                "warnings": served.warnings,
+            }
+        )
+
+
+def _tokenize(tokenizers: TokenizerCache, request: TokenizeRequest, sha256: str) -> TokenizeResult:
+    tokenizer, block_size = tokenizers.get(request.run, request.checkpoint, sha256)
+    tokens = tokenizer.encode(request.text)
+    ends = [0, *itertools.accumulate(tokenizer.text_sizes(tokens))]
+    return TokenizeResult(
+        run=request.run,
+        checkpoint=request.checkpoint,
+        tokens=tuple(tokens),
+        pieces=tuple(tokenizer.names(tokens)),
+        offsets=tuple(itertools.pairwise(ends)),
+        count=len(tokens),
+        max_tokens=block_size,
+    )
+
+
+def _detokenize(tokenizers: TokenizerCache, request: DetokenizeRequest, sha256: str) -> DetokenizeResult:
+    tokenizer, _ = tokenizers.get(request.run, request.checkpoint, sha256)
+    if unknown := list(unknown_ids(request.tokens, tokenizer, "/tokens")):
+        raise InvalidParameters(unknown)
+    data = tokenizer.decode_bytes(request.tokens)
+    text = data.decode("utf-8", errors="replace")
+    return DetokenizeResult(run=request.run, checkpoint=request.checkpoint, text=text, whole=text.encode() == data)

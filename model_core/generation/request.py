@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -391,15 +391,16 @@ def check_ids(ids: Iterable[int], n_vocab: int, pointer: str) -> None:
     """Check that the tokenizer has token ids; ids above only pad the model's vocabulary.
 
     Args:
-        ids: Token ids.
+        ids: Token ids, or a mapping with such keys.
         n_vocab: Ids of the tokenizer.
-        pointer: JSON pointer of the list of ids.
+        pointer: JSON pointer of the ids.
 
     Raises:
         InvalidParameters: Some are negative or too large; the error has all of them.
     """
     detail = f"no token has this id; ids go from 0 to {n_vocab - 1}"
-    wrong = [FieldProblem(f"{pointer}/{at}", detail, token) for at, token in enumerate(ids) if not 0 <= token < n_vocab]
+    places = zip(ids, ids, strict=True) if isinstance(ids, Mapping) else enumerate(ids)
+    wrong = [FieldProblem(f"{pointer}/{place}", detail, token) for place, token in places if not 0 <= token < n_vocab]
     if wrong:
         raise InvalidParameters(wrong)
 

@@ -67,7 +67,7 @@ class FakeHost:
     async def _generate(self, request: Request) -> Response:
         asked = (await request.json())["request"]
         self.asked.append(asked)
-        prompt = asked["prompts"][0]
+        prompt = str(asked["prompts"][0])
         if prompt in _REFUSALS:
             status, code = _REFUSALS[prompt]
             body, headers = {"code": code, "detail": f"{self.name} refuses"}, {"Retry-After": str(self.wait_s)}
@@ -81,7 +81,7 @@ class FakeHost:
         return JSONResponse(self._result(asked))
 
     async def _pieces(self, asked: dict[str, Any]) -> Any:
-        prompt = asked["prompts"][0]
+        prompt = str(asked["prompts"][0])
         try:
             words = [prompt[4:]] * 3 if prompt.startswith("say ") else ("Once", " upon", " a time")
             for word in words:
@@ -103,7 +103,7 @@ class FakeHost:
         made = {"step": 3, "sha256": "0" * 64, "seed": asked["seed"] or 7, "weights": "fp32"}
         return {
             "run": asked["run"], "checkpoint": asked["checkpoint"], **made, "fingerprint": "0123456789ab",
-            "prompts": [{"tokens": [1]}] * len(asked["prompts"]),
+            "prompts": [{"tokens": [1], "pieces": ["Once"]}] * len(asked["prompts"]),
             "choices": [{"index": index, **choice} for index in range(count)],
             "usage": {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 0},
             "warnings": [{"code": "slow", "detail": "int8 was refused"}] if asked["prompts"] == ["warns"] else [],

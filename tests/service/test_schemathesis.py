@@ -53,7 +53,7 @@ def search(site: Any, tmp_path: Path) -> Callable[..., None]:
 
 
 def test_no_answer_differs_from_the_schema(search) -> None:
-    search("--exclude-path-regex", f"{TAKE_A_CONFIG}|^/v1/completions$", "--max-examples", "5", "--seed", "1")
+    search("--exclude-path-regex", TAKE_A_CONFIG, "--max-examples", "5", "--seed", "1")
 
 
 def test_no_configuration_is_answered_otherwise_than_the_schema_says(search) -> None:

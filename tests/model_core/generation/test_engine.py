@@ -216,7 +216,7 @@ def test_the_counters_add_up(engine: Engine, tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize(
     ("change", "pointer"),
-    [({"logit_bias": {290: 1.0}}, "/logit_bias/0"), ({"stop_token_ids": [1, 290]}, "/stop_token_ids/1")],
+    [({"logit_bias": {290: 1.0}}, "/logit_bias/290"), ({"stop_token_ids": [1, 290]}, "/stop_token_ids/1")],
     ids=["logit_bias", "stop_token_ids"],
 )
 def test_ids_that_the_tokenizer_lacks_are_refused(engine: Engine, change: dict[str, Any], pointer: str) -> None:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-import httpx
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
@@ -26,7 +25,8 @@ from model_core.storage.events import ascii_line
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.deps import Services, ServicesDep
-from service.inference_client import client_of, while_connected
+from service.host_connection import HostLost
+from service.inference_client import Reply, client_of, while_connected
 from service.openapi import json_body, problems
 from service.protocol.errors import InferenceUnavailable, Upstream, problem_document, request_id_of
 from service.protocol.lines import split_lines_async
@@ -153,7 +153,7 @@ def _with_warnings(result: dict[str, Any], warnings: Sequence[Warned]) -> dict[s
     return {**result, "warnings": [*result.get("warnings", ()), *(warning.model_dump() for warning in warnings)]}
 
 
-async def _lines(response: httpx.Response, request_id: str, warnings: Sequence[Warned]) -> AsyncIterator[str]:
+async def _lines(response: Reply, request_id: str, warnings: Sequence[Warned]) -> AsyncIterator[str]:
     """Number the results; the status is sent, so an error is a line too."""
     error: Upstream | InferenceUnavailable = InferenceUnavailable("the inference process broke off")
     index = 0
@@ -168,7 +168,7 @@ async def _lines(response: httpx.Response, request_id: str, warnings: Sequence[W
                 break
             yield "".join(ascii_line({"index": at, **item}) + "\n" for at, item in enumerate(part["results"], index))
             index += len(part["results"])
-    except httpx.TransportError as broken:
+    except HostLost as broken:
         log.warning("inference host went away while it streamed reason=%s", type(broken).__name__)
     finally:
         await response.aclose()

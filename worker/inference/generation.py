@@ -19,9 +19,10 @@ from model_core.schemas import InferenceRequest, InferenceResult, PromptResult, 
 from worker.inference.model_cache import ModelCache, ServedModel
 from worker.inference.streams import EventQueue
 
-_Part = tuple[
-    int, tuple[TextDelta, ...] | GenerationOutput
-]  # number of the prompt, and what the engine produced for it
+_Produced = tuple[TextDelta, ...] | GenerationOutput
+_Part = tuple[int, _Produced]  # with the number of the prompt
+
+_SHORT = 2000  # characters or ids of all prompts
 
 
 class Generation:
@@ -57,8 +58,9 @@ class Generation:
             ModelCoreError: Every error that is known before the first text.
         """
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await asyncio.to_thread(self._submit, models, sha256)
+            if not self._submit_at_once(models, sha256):
+                async with asyncio.timeout(self._timeout_s):
+                    await asyncio.to_thread(self._submit, models, sha256)
             self._first = await self._events.take()
         except TimeoutError:
             self.cancel()
@@ -108,6 +110,20 @@ class Generation:
             if choices := self._gains(parts):
                 yield {"choices": choices}
         yield {"result": self._result().model_dump(mode="json")}
+
+    def _submit_at_once(self, models: ModelCache, sha256: str) -> bool:
+        """Submit a request that blocks the event loop less than a thread would: short prompts for a loaded model."""
+        if sum(map(len, self._request.prompts)) > _SHORT:
+            return False
+        served = models.loaded(self._request.run, self._request.checkpoint, sha256)
+        if served is None:
+            return False
+        self._served = served
+        try:
+            self._submit_prompts()
+        except EngineStopped:  # the model was evicted in this moment
+            return False
+        return True
 
     def _submit(self, models: ModelCache, sha256: str) -> None:
         for is_last in (False, True):

@@ -262,6 +262,22 @@ class ModelCache:
         assert isinstance(model, ServedModel)
         return model
 
+    def loaded(self, run: str, file: str, sha256: str, weights: str | None = None) -> ServedModel | None:
+        """Return the model of a resolved checkpoint if it is in memory, at once.
+
+        Args:
+            run: Name of the run.
+            file: File name of the checkpoint.
+            sha256: Hash of the file, hex.
+            weights: See `get`.
+
+        Returns:
+            The model and its engine; None if `get` would have to load it.
+        """
+        model = self._find((run, file, sha256, weights or self.settings.weights))
+        assert model is None or isinstance(model, ServedModel)
+        return model
+
     @contextlib.contextmanager
     def module(self, run: str, file: str, sha256: str) -> Iterator[LoadedModel]:
         """Lend the module of a resolved checkpoint, in float32.

@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
 
 from model_core.errors import RunNotFound
+from model_core.storage.files import Layout
 from tests.polling import eventually_async
 from worker.inference.app import create_app
 from worker.jobs.settings import InferenceSettings
@@ -19,6 +21,7 @@ class SlowModels:
         self.loading, self.asked, self.enough = 0, 0, threading.Event()
         self.most = 0
         self.device, self.open_requests, self.settings = "cpu", 0, InferenceSettings()
+        self.layout = Layout.under(Path("nowhere"))
 
     def info(self) -> list[object]:
         return []

@@ -348,7 +348,7 @@ async def _refusal(response: HostReply) -> Upstream:
     except HostLost:
         data = b""
     await response.aclose()
-    wait_s = response.headers.get("retry-after", "")
+    wait_s = response.header("retry-after")
     try:
         return Upstream.of(json.loads(data), int(wait_s) if wait_s.isdecimal() else None)
     except (ValueError, KeyError, TypeError):

@@ -1,6 +1,7 @@
 """Fixtures of several packages: a real Redis, an emulated hub, and the table of measurements."""
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,10 @@ from tests.hub.emulator import Hub
 from tests.polling import eventually
 from tests.process import free_port
 from worker.jobs.redis_client import connect
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not loaded yet, and reads these when it is
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class RedisServer:

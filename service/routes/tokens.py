@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
+from model_core.errors import ModelCoreError
 from model_core.score_schemas import (
     DetokenizeRequest,
     DetokenizeResult,
@@ -150,12 +151,12 @@ def _headers(warnings: Sequence[Warned]) -> dict[str, str]:
 
 
 def _with_warnings(result: dict[str, Any], warnings: Sequence[Warned]) -> dict[str, Any]:
-    return {**result, "warnings": [*result.get("warnings", ()), *(warning.model_dump() for warning in warnings)]}
+    return {**result, "warnings": [*(warning.model_dump() for warning in warnings), *result["warnings"]]}
 
 
 async def _lines(response: Reply, request_id: str, warnings: Sequence[Warned]) -> AsyncIterator[str]:
     """Number the results; the status is sent, so an error is a line too."""
-    error: Upstream | InferenceUnavailable = InferenceUnavailable("the inference process broke off")
+    error: ModelCoreError = InferenceUnavailable("the inference process broke off")
     index = 0
     try:
         async for line in split_lines_async(response.aiter_bytes()):
@@ -169,7 +170,7 @@ async def _lines(response: Reply, request_id: str, warnings: Sequence[Warned]) -
             yield "".join(ascii_line({"index": at, **item}) + "\n" for at, item in enumerate(part["results"], index))
             index += len(part["results"])
     except HostLost as broken:
-        log.warning("inference host went away while it streamed reason=%s", type(broken).__name__)
+        log.warning("inference host went away while it streamed reason=%s", broken)
     finally:
         await response.aclose()
     yield ascii_line({"error": problem_document(error, request_id)}) + "\n"

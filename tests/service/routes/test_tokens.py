@@ -48,7 +48,7 @@ def test_a_fallback_to_other_weights_is_a_warning_in_each_form(site, host) -> No
     asked = {**RUN, "texts": ["a"]}
     lines = lines_of(site.http.post("/score?format=ndjson", json=asked).text)
     for warnings in (site.http.post("/score", json=asked).json()["warnings"], lines[-1]["end"]["warnings"]):
-        assert [warning["code"] for warning in warnings] == ["of_the_process", "checkpoint_fallback"]
+        assert [warning["code"] for warning in warnings] == ["checkpoint_fallback", "of_the_process"]
 
 
 def test_what_the_process_refuses_has_its_pointers(site, host) -> None:

@@ -2,7 +2,7 @@
 
 - glibc keeps freed memory: a page fault on fresh memory costs seven times as much as reused memory. See mallopt(3).
 - OpenMP's threads spin for a bounded time while they wait for each other. Without a bound they take the cores from
-  everything else (docs/performance.md has the curve).
+  everything else (docs/performance.md has figures).
 
 So the supervisor sets them for its child, and a program started by hand re-executes itself with them. What a person has
 set stays.
@@ -21,7 +21,7 @@ ALLOCATOR: Mapping[str, str] = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 SPIN_COUNT = "GOMP_SPINCOUNT"
-SPINS = 10_000  # about 0.1 ms
+SPINS = 10_000
 THREADS = "OMP_NUM_THREADS"
 OPENMP = (THREADS, "OMP_WAIT_POLICY", SPIN_COUNT)  # what a person may set, and every child inherits
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for its processes

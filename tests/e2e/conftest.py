@@ -103,13 +103,13 @@ def make_data_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Pat
 
 
 @contextlib.contextmanager
-def serve(data: Path, log: Path) -> Iterator[Service]:
+def serve(data: Path, log: Path, **settings: str) -> Iterator[Service]:
     """`headcount up` with one slot and a short lease, until the block ends; what it says is in `log`."""
     port = free_port()
     command = [sys.executable, "-m", "headcount", "up", "--port", str(port), "--data", str(data), "--slots", "1"]
     short = {"HEADCOUNT_LEASE_S": "6", "HEADCOUNT_BEAT_S": "1", "HEADCOUNT_JANITOR_S": "1"}
     with log.open("w") as output:
-        process = subprocess.Popen(command, env={**os.environ, **short}, stdout=output, stderr=output)
+        process = subprocess.Popen(command, env={**os.environ, **short, **settings}, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_ready(url, process, log)
@@ -127,9 +127,9 @@ def service(make_data_root: Callable[[], Path], tmp_path_factory: pytest.TempPat
         yield service
 
 
-@pytest.fixture
-def serving() -> Callable[[Path, Path], contextlib.AbstractContextManager[Service]]:
-    """Start a service of the test's own: ``with serving(data, log) as service``."""
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., contextlib.AbstractContextManager[Service]]:
+    """Start a service of the test's own: ``with serving(data, log, HEADCOUNT_...=...) as service``."""
     return serve
 
 

@@ -29,10 +29,11 @@ Ids = NDArray[np.int64]
 
 _GOLDEN = 0x9E3779B97F4A7C15  # golden ratio of 64 bits: spreads the seeds of one request's choices over the whole range
 _LEAST_TEMPERATURE = 1e-30  # float32 has no quotient by less; already greedy, except between equal logits
-_LIKELY = (2.0**-10, 2.0**-16)  # probabilities, relative to the best, that usually bound a nucleus
+_LIKELY = (2.0**-6, 2.0**-9, 2.0**-12)  # probabilities, relative to the best, that usually bound a nucleus
 _ROUNDING = 1e-5  # relative, of sums in float32
 _BIN_BITS = 11  # of the mass: 2,048 bins, as narrow as the range of the masses allows
 _COLUMNS_PER_CANDIDATE = 16  # of the vocabulary, to bound the largest logits by the maxima of its columns
+_PART = 8192  # tokens whose copies stay in the cache
 _BLOCK = 256  # ids of the vocabulary that are summed before one of them is looked for
 
 
@@ -271,7 +272,7 @@ def _find_in_vocabulary(logits: Tensor, params: SamplingParams, place: float) ->
     mass = exponents.exp_().cpu().numpy()  # (V,), 1 for the best
     if params.top_p == 1 and params.min_p > 0:
         mass = np.where(mass >= params.min_p, mass, np.float32(0))  # (V,)
-    ends = np.add.reduceat(mass, np.arange(0, len(mass), _BLOCK)).cumsum(dtype=np.float64)  # (V / _BLOCK,)
+    ends = np.add.reduceat(mass, np.arange(0, len(mass), _BLOCK), dtype=np.float64).cumsum()  # (V / _BLOCK,)
     if params.top_p < 1:
         return _find_in_nucleus(logits.cpu().numpy(), mass, float(ends[-1]), params, place)
     block = _index(ends, place * ends[-1])
@@ -290,8 +291,9 @@ def _find_in_nucleus(logits: Floats, mass: Floats, total: float, params: Samplin
         logits, mass = logits[ids], mass[ids]  # 2 x (C,)
     bits = mass.view(np.int32)  # in the order of the mass, which is not negative
     most = int(np.float32(1).view(np.int32))  # of the best
-    bins = (most - bits) >> max((most - int(bits.min())).bit_length() - _BIN_BITS, 0)  # (C,)
-    ends = np.bincount(bins, weights=mass).cumsum()  # (bins,)
+    bins = most - bits  # (C,)
+    bins >>= max((most - int(bits.min())).bit_length() - _BIN_BITS, 0)
+    ends = _mass_of_bins(bins, mass).cumsum()  # (bins,)
     last = int(np.searchsorted(ends, min(nucleus, ends[-1]), side="left"))
     if params.min_p > 0:
         last = min(last, int(bins[mass >= params.min_p].max()))
@@ -320,6 +322,14 @@ def _most_likely(mass: Floats, needed: float) -> Ids | None:
         if mass[ids].sum(dtype=np.float64) > needed * (1 + _ROUNDING):
             return ids
     return None
+
+
+def _mass_of_bins(bins: NDArray[np.int32], mass: Floats) -> Floats:
+    """Add up the mass of each bin, a part at a time, because bincount copies both to wider types."""
+    sums = np.zeros(1 << _BIN_BITS)  # (bins,)
+    for at in range(0, len(bins), _PART):
+        sums += np.bincount(bins[at : at + _PART], weights=mass[at : at + _PART], minlength=len(sums))
+    return sums
 
 
 def _bin_in_order(logits: Floats, bins: NDArray[np.int32], number: int) -> Ids:

@@ -30,9 +30,11 @@ HIDDEN = "***"  # replaces other values in the log
 WRITTEN = frozenset({"prompt", "stop"})  # text that a person wrote
 SHOWN = frozenset(  # parameters whose values are harmless
     {
-        "after", "artifacts", "checkpoint", "cmap", "dataset", "dpi", "dry_run", "format", "from", "head", "kind",
-        "layer", "limit", "logprobs", "max_new_tokens", "max_points", "max_tokens", "n", "name", "run", "seed",
-        "source", "status", "stream", "tail", "temperature", "top_k", "top_p", "validate_only",
+        "after", "artifacts", "checkpoint", "cmap", "dataset", "dpi", "dry_run", "format", "frequency_penalty",
+        "from", "head", "ignore_eos", "kind", "layer", "limit", "logit_bias", "logprobs", "max_new_tokens",
+        "max_points", "max_tokens", "min_new_tokens", "min_p", "n", "name", "presence_penalty", "repetition_penalty",
+        "run", "seed", "source", "status", "stop_token_ids", "stream", "tail", "temperature", "timeout_s", "top_k",
+        "top_p", "validate_only",
     }
 )  # fmt: skip
 _LOGGER = "uvicorn.access"

@@ -124,7 +124,7 @@ def test_logprobs_appear_only_when_asked_for() -> None:
 
     assert json.loads(choice.model_dump_json()) == {"index": 0, "text": "a", "tokens": [1], "finish_reason": "stop"}
     assert Choice.model_validate_json(choice.model_dump_json()) == choice
-    assert json.loads(PromptResult(tokens=(1,)).model_dump_json()) == {"tokens": [1]}
+    assert json.loads(PromptResult(tokens=(1,)).model_dump_json()) == {"tokens": [1], "pieces": []}
     assert PromptResult(tokens=(1,), logprobs=(None,)).model_dump()["logprobs"] == (None,)
 
 

@@ -19,10 +19,10 @@ demo: $(READY) ## train, write and look, in a few minutes
 up: $(READY) ## serve on http://127.0.0.1:8000, or on another port: make up PORT=8001
 	$(BIN)/headcount up $(if $(PORT),--port $(PORT))
 
-# Two files at a time, because half of the time tests wait for processes; then, one by one, those that hold time limits
+# Three files at a time, because most tests wait for processes; then, one by one, those that hold time limits
 # and the slow ones, whose trainings take every core. Both halves run; the worse exit code counts.
 define both_halves
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone and not slow $(1)"; first=$$?; \
+	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not alone and not slow $(1)"; first=$$?; \
 	$(BIN)/python -m pytest -m "($(2)) $(1)"; second=$$?; \
 	exit $$(( first > second ? first : second ))
 endef

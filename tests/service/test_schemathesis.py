@@ -12,6 +12,7 @@ import pytest
 
 PROGRAM, RULES = str(Path(sys.executable).with_name("st")), Path(__file__).with_name("schemathesis.toml")
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
+QUICK = ("--phases", "examples,fuzzing")  # without every boundary of every schema
 TAKE_A_CONFIG = "^/(jobs|configs/validate)$"  # its schema alone has 2,000 boundary cases
 
 
@@ -53,11 +54,11 @@ def search(site: Any, tmp_path: Path) -> Callable[..., None]:
 
 
 def test_no_answer_differs_from_the_schema(search) -> None:
-    search("--exclude-path-regex", TAKE_A_CONFIG, "--max-examples", "5", "--seed", "1")
+    search("--exclude-path-regex", TAKE_A_CONFIG, *QUICK, "--max-examples", "5", "--seed", "1")
 
 
 def test_no_configuration_is_answered_otherwise_than_the_schema_says(search) -> None:
-    search("--include-path-regex", TAKE_A_CONFIG, "--phases", "examples,fuzzing", "--max-examples", "15", "--seed", "1")
+    search("--include-path-regex", TAKE_A_CONFIG, *QUICK, "--max-examples", "15", "--seed", "1")
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ WAKE_UPS = "headcount:celery:wake"
 
 def cells() -> list[tuple[str, str, str]]:
     """Status, action and answer of every cell of the documented table."""
-    section = PAGE.split("## Actions")[1].split("## Events")[0]
+    section = PAGE.split("\n## Actions\n")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
     assert rows[0] == ["status", *ACTIONS]
     return [

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 JOBS, WORKERS = 40, 3
 STORM_S, EVERY_S, CALM_S = 120.0, 5.0, 600.0
-TRAINING = {"steps": 150, "step_s": 0.03, "changes": {"evaluation": {"checkpoint_every": 10}}}
+TRAINING = {"steps": 100, "step_s": 0.03, "changes": {"evaluation": {"checkpoint_every": 10}}}
 RUNS = [f"storm-{number:02d}" for number in range(JOBS)]
 
 

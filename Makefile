@@ -22,7 +22,7 @@ up: $(READY) ## serve on http://127.0.0.1:8000, or on another port: make up PORT
 # Three files at a time, because most tests wait for processes; then, one by one, those that hold time limits
 # and the slow ones, whose trainings take every core. Both halves run; the worse exit code counts.
 define both_halves
-	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not alone and not slow $(1)"; first=$$?; \
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone and not slow $(1)"; first=$$?; \
 	$(BIN)/python -m pytest -m "($(2)) $(1)"; second=$$?; \
 	exit $$(( first > second ? first : second ))
 endef

@@ -129,6 +129,8 @@ def seen(record_property: Callable[[str, object], None]) -> Callable[[str, str],
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # begin with the files that wait longest, so that no process is left with one when the others have ended
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
     for item in items:
         if "start_redis" in getattr(item, "fixturenames", ()):
             item.add_marker("redis")

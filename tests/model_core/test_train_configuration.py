@@ -35,6 +35,7 @@ def train(*arguments: str) -> tuple[int, int]:
     return int(code), int(count)
 
 
+@pytest.mark.slow
 def test_a_new_run_and_a_resumed_one_validate_their_configuration_once(tiny: Tiny, tmp_path: Path) -> None:
     file = tiny(
         training={"max_steps": 999, "max_epochs": 0.02, "warmup_steps": 0},

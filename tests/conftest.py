@@ -1,6 +1,7 @@
 """Fixtures of several packages: a real Redis, an emulated hub, and the table of measurements."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -126,6 +127,10 @@ def hub() -> Iterator[Hub]:
 def seen(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
     """Add a row to the table at the end of the test run: ``seen("disk full", "...")``."""
     return record_property
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests and their modules, which each full collection would search
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,7 +27,7 @@ define both_halves
 	exit $$(( first > second ? first : second ))
 endef
 
-test: $(READY) ## the quick tests, nine minutes on two cores
+test: $(READY) ## the quick tests, nine to ten minutes on two cores
 	$(call both_halves,and not gpu,alone and not slow)
 
 test-debian: $(READY) ## of those, what uses a Redis server or a browser that is installed on this machine

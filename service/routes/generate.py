@@ -156,7 +156,8 @@ async def answer(services: Services, request: Request, wanted: GenerateRequest) 
     headers |= warning_headers([Warned.model_validate(warning) for warning in result["warnings"]])
     if kind == TEXT:
         return PlainTextResponse("\n\n".join(choice["text"] for choice in result["choices"]), headers=headers)
-    return Response(json.dumps(result, ensure_ascii=False).encode(), media_type=JSON, headers=headers)
+    compact = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
+    return Response(compact.encode(), media_type=JSON, headers=headers)
 
 
 def _resolve(layout: Layout, wanted: GenerateRequest) -> CheckpointInfo:

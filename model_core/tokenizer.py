@@ -11,14 +11,14 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tiktoken
 
-from model_core.errors import InvalidData
+from model_core.errors import FieldProblem, InvalidData
 
 _GPT2_FILE = Path(__file__).parent / "assets" / "gpt2.tiktoken"
 _GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
@@ -183,6 +183,24 @@ def _name(token: bytes) -> str:
         return token.decode("utf-8")
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def unknown_ids(ids: Iterable[int], n_vocab: int, pointer: str) -> Iterator[FieldProblem]:
+    """Find ids that a tokenizer does not have, such as those that only pad a model's vocabulary.
+
+    Args:
+        ids: Token ids, or a mapping with such keys.
+        n_vocab: Ids of the tokenizer.
+        pointer: JSON pointer of the ids.
+
+    Yields:
+        A problem for each.
+    """
+    detail = f"no token has this id; ids go from 0 to {n_vocab - 1}"
+    places = zip(ids, ids, strict=True) if isinstance(ids, Mapping) else enumerate(ids)
+    for place, token in places:
+        if not 0 <= token < n_vocab:
+            yield FieldProblem(f"{pointer}/{place}", detail, token)
 
 
 @cache

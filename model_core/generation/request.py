@@ -13,17 +13,17 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
 
-from model_core.errors import FieldProblem, InvalidParameters, ModelCoreError, PromptTooLong
+from model_core.errors import InvalidParameters, ModelCoreError, PromptTooLong
 from model_core.generation.prefix_cache import chain
 from model_core.schemas import Choice, FinishReason, SamplingParams, ScoredToken, Usage
-from model_core.tokenizer import Tokenizer
+from model_core.tokenizer import Tokenizer, unknown_ids
 
 log = logging.getLogger(__name__)
 
@@ -244,9 +244,9 @@ class Request(OpenRequest):
         self.prompt = tuple(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt) or (tokenizer.eot,)
         if len(self.prompt) > block_size:
             raise PromptTooLong(len(self.prompt), block_size)
-        check_ids(self.prompt, tokenizer.n_vocab, "/prompt")
-        check_ids(params.logit_bias, tokenizer.n_vocab, "/logit_bias")
-        check_ids(params.stop_token_ids, tokenizer.n_vocab, "/stop_token_ids")
+        _check_ids(self.prompt, tokenizer.n_vocab, "/prompt")
+        _check_ids(params.logit_bias, tokenizer.n_vocab, "/logit_bias")
+        _check_ids(params.stop_token_ids, tokenizer.n_vocab, "/stop_token_ids")
         self.max_new = min(params.max_new_tokens, block_size - len(self.prompt))
         self.limit: FinishReason = "length" if self.max_new == params.max_new_tokens else "context"
         self.prompt_logits: Tensor | None = None
@@ -353,7 +353,7 @@ class ScoreRequest(OpenRequest):
         self.sequences = tuple(tuple(ids) for ids in sequences)
         self.first = tuple(first) if first is not None else (1,) * len(self.sequences)
         for index, ids in enumerate(self.sequences):
-            check_ids(ids, n_vocab, f"/{index}")
+            _check_ids(ids, n_vocab, f"/{index}")
         longest = max(map(len, self.sequences), default=0)
         if longest > block_size + 1:
             raise PromptTooLong(longest, block_size)
@@ -387,21 +387,8 @@ class ScoreRequest(OpenRequest):
         return ScoreOutput(scores, sum(map(len, scores)))
 
 
-def check_ids(ids: Iterable[int], n_vocab: int, pointer: str) -> None:
-    """Check that the tokenizer has token ids; ids above only pad the model's vocabulary.
-
-    Args:
-        ids: Token ids, or a mapping with such keys.
-        n_vocab: Ids of the tokenizer.
-        pointer: JSON pointer of the ids.
-
-    Raises:
-        InvalidParameters: Some are negative or too large; the error has all of them.
-    """
-    detail = f"no token has this id; ids go from 0 to {n_vocab - 1}"
-    places = zip(ids, ids, strict=True) if isinstance(ids, Mapping) else enumerate(ids)
-    wrong = [FieldProblem(f"{pointer}/{place}", detail, token) for place, token in places if not 0 <= token < n_vocab]
-    if wrong:
+def _check_ids(ids: Iterable[int], n_vocab: int, pointer: str) -> None:
+    if wrong := list(unknown_ids(ids, n_vocab, pointer)):
         raise InvalidParameters(wrong)
 
 

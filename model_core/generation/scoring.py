@@ -22,7 +22,7 @@ from model_core.score_schemas import (
     TextScore,
     TokenScore,
 )
-from model_core.tokenizer import Tokenizer
+from model_core.tokenizer import Tokenizer, unknown_ids
 
 Logprobs = Sequence[float]  # of the counted tokens of a window, in nats
 
@@ -225,24 +225,6 @@ def pair_score(good: TextScore, bad: TextScore) -> PairScore:
     return PairScore(good=good, bad=bad, correct=good.logprob > bad.logprob, margin=good.logprob - bad.logprob)
 
 
-def unknown_ids(tokens: Sequence[int], tokenizer: Tokenizer, pointer: str) -> Iterator[FieldProblem]:
-    """Find ids that a tokenizer does not have, such as those that only pad a model's vocabulary.
-
-    Args:
-        tokens: Token ids.
-        tokenizer: The tokenizer.
-        pointer: JSON pointer of the list.
-
-    Yields:
-        A problem for each.
-    """
-    for at, token in enumerate(tokens):
-        if not 0 <= token < tokenizer.n_vocab:
-            yield FieldProblem(
-                f"{pointer}/{at}", f"no token has this id; ids go from 0 to {tokenizer.n_vocab - 1}", token
-            )
-
-
 @dataclass(frozen=True)
 class _Span:
     """A window as a part of a sequence: the model reads from `begin` to `end`, and `first` and the next count."""
@@ -306,7 +288,7 @@ def _problems(
     pointer: str, item: ScoreText, text: _Encoded, stride: int | None, tokenizer: Tokenizer, block_size: int
 ) -> Iterable[FieldProblem]:
     if isinstance(item, tuple):
-        yield from unknown_ids(item, tokenizer, pointer)
+        yield from unknown_ids(item, tokenizer.n_vocab, pointer)
     if stride is None and len(text.tokens) > block_size:
         detail = f"has {len(text.tokens):,} tokens, the model takes {block_size:,}; with stride it is read in windows"
         yield FieldProblem(pointer, detail, len(text.tokens))

@@ -6,18 +6,16 @@ since the last line is one line of a stream.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from model_core.generation.engine import EngineStopped
-from model_core.generation.request import DeadlineExceeded, Event, GenerationOutput, TextDelta
+from model_core.generation.request import Event, GenerationOutput, TextDelta
 from model_core.generation.request import Request as EngineRequest
 from model_core.schemas import InferenceRequest, InferenceResult, PromptResult, Usage, Weights
+from worker.inference.engine_call import EngineCall
 from worker.inference.model_cache import ModelCache, ServedModel
-from worker.inference.streams import EventQueue
 
 _Produced = tuple[TextDelta, ...] | GenerationOutput
 _Part = tuple[int, _Produced]  # with the number of the prompt
@@ -25,8 +23,8 @@ _Part = tuple[int, _Produced]  # with the number of the prompt
 _SHORT = 2000  # characters or ids of all prompts
 
 
-class Generation:
-    """One open request, seen from the event loop.
+class Generation(EngineCall[_Part]):
+    """One open request for text. It has begun when its first text is there.
 
     Args:
         request: What to generate; its checkpoint is a file name.
@@ -34,41 +32,11 @@ class Generation:
     """
 
     def __init__(self, request: InferenceRequest, deadline_s: float) -> None:
+        super().__init__(request.timeout_s, deadline_s)
         self._request = request
-        self._timeout_s = min(deadline_s, request.timeout_s or deadline_s)
-        self._began_s = time.monotonic()
-        self._events: EventQueue[_Part] = EventQueue()
         self._submitted: list[EngineRequest] = []
         self._first: list[_Part] = []
         self._outputs: dict[int, GenerationOutput] = {}
-        self._is_cancelled = False
-        self._served: ServedModel
-
-    async def begin(self, models: ModelCache, sha256: str) -> Self:
-        """Load the model if necessary, submit the request, and wait for the first text.
-
-        Args:
-            models: The models of this process.
-            sha256: Hash of the checkpoint's file, hex.
-
-        Returns:
-            This generation.
-
-        Raises:
-            ModelCoreError: Every error that is known before the first text.
-        """
-        try:
-            if not self._submit_at_once(models, sha256):
-                async with asyncio.timeout(self._timeout_s):
-                    await asyncio.to_thread(self._submit, models, sha256)
-            self._first = await self._events.take()
-        except TimeoutError:
-            self.cancel()
-            raise DeadlineExceeded(self._timeout_s) from None
-        except BaseException:
-            self.cancel()
-            raise
-        return self
 
     async def complete(self, models: ModelCache, sha256: str) -> InferenceResult:
         """Generate everything.
@@ -91,12 +59,6 @@ class Generation:
             self.cancel()
         return self._result()
 
-    def cancel(self) -> None:
-        """Cancel it within one step, also while it is being submitted; does nothing after its end."""
-        self._is_cancelled = True
-        for submitted in tuple(self._submitted):
-            submitted.cancel()
-
     async def lines(self) -> AsyncIterator[dict[str, Any]]:
         """Iterate over the lines of a stream.
 
@@ -111,6 +73,11 @@ class Generation:
                 yield {"choices": choices}
         yield {"result": self._result().model_dump(mode="json")}
 
+    async def _start(self, models: ModelCache, sha256: str) -> None:
+        if not self._submit_at_once(models, sha256):
+            await super()._start(models, sha256)
+        self._first = await self._events.take()
+
     def _submit_at_once(self, models: ModelCache, sha256: str) -> bool:
         """Submit a request that blocks the event loop less than a thread would: short prompts for a loaded model."""
         if sum(map(len, self._request.prompts)) > _SHORT:
@@ -120,24 +87,17 @@ class Generation:
             return False
         self._served = served
         try:
-            self._submit_prompts()
+            self._submit()
         except EngineStopped:  # the model was evicted in this moment
             return False
         return True
 
-    def _submit(self, models: ModelCache, sha256: str) -> None:
-        for is_last in (False, True):
-            self._served = models.get(self._request.run, self._request.checkpoint, sha256)
-            try:
-                self._submit_prompts()
-                return
-            except EngineStopped:  # the model was evicted in this moment
-                if is_last:
-                    raise
+    def _load(self, models: ModelCache, sha256: str) -> ServedModel:
+        return models.get(self._request.run, self._request.checkpoint, sha256)
 
-    def _submit_prompts(self) -> None:
+    def _submit(self) -> None:
         self._submitted.clear()
-        left_s = self._timeout_s - (time.monotonic() - self._began_s)
+        left_s = self._left_s
         for number, prompt in enumerate(self._request.prompts):
             try:
                 submitted = self._served.engine.submit(
@@ -146,7 +106,7 @@ class Generation:
                     partial(self._on_event, number),
                     prompt_logprobs=self._request.echo and self._request.logprobs is not None,
                     client=self._request.client,
-                    timeout_s=max(left_s, 0.0),
+                    timeout_s=left_s,
                 )
             except BaseException:
                 self._cancel_submitted()
@@ -156,7 +116,7 @@ class Generation:
                 self._cancel_submitted()
 
     def _cancel_submitted(self) -> None:
-        for submitted in self._submitted:
+        for submitted in tuple(self._submitted):  # a thread may still be submitting
             submitted.cancel()
 
     def _on_event(self, number: int, event: Event) -> None:

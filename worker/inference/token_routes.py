@@ -8,19 +8,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from typing import Any, Self
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from model_core.checkpoint import read_tokenizer
 from model_core.errors import InvalidParameters
-from model_core.generation.engine import EngineStopped
-from model_core.generation.request import DeadlineExceeded, ScoreDelta, ScoreOutput, ScoreRequest
-from model_core.generation.scoring import ScoreCollector, ScorePlan, plan_scores, unknown_ids
+from model_core.generation.request import ScoreDelta, ScoreOutput, ScoreRequest
+from model_core.generation.scoring import ScoreCollector, ScorePlan, plan_scores
 from model_core.score_schemas import (
     DetokenizeRequest,
     DetokenizeResult,
@@ -33,9 +31,10 @@ from model_core.score_schemas import (
 )
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from model_core.tokenizer import Tokenizer
+from model_core.tokenizer import Tokenizer, unknown_ids
+from worker.inference.engine_call import EngineCall
 from worker.inference.model_cache import ModelCache, ServedModel
-from worker.inference.streams import EventQueue, Lines, Sha256, client_gone, unless_disconnected
+from worker.inference.streams import Lines, Sha256, client_gone, unless_disconnected
 
 _MAX_TOKENIZERS = 8
 
@@ -118,8 +117,8 @@ class TokenizerCache:
         return found
 
 
-class Scoring:
-    """One open request for scores, seen from the event loop.
+class Scoring(EngineCall[tuple[ScoreDelta, ...] | ScoreOutput]):
+    """One open request for scores.
 
     Args:
         request: What to score; its checkpoint is a file name.
@@ -127,39 +126,11 @@ class Scoring:
     """
 
     def __init__(self, request: InferenceScoreRequest, deadline_s: float) -> None:
+        super().__init__(request.timeout_s, deadline_s)
         self._request = request
-        self._timeout_s = min(deadline_s, request.timeout_s or deadline_s)
-        self._began_s = time.monotonic()
-        self._events: EventQueue[tuple[ScoreDelta, ...] | ScoreOutput] = EventQueue()
         self._submitted: ScoreRequest | None = None
-        self._is_cancelled = False
-        self._served: ServedModel
         self._plan: ScorePlan
         self._collector: ScoreCollector
-
-    async def begin(self, models: ModelCache, sha256: str) -> Self:
-        """Load the model if necessary, and submit the windows of the request to its engine.
-
-        Args:
-            models: The models of this process.
-            sha256: Hash of the checkpoint's file, hex.
-
-        Returns:
-            This request.
-
-        Raises:
-            ModelCoreError: Every error that is known before the first result.
-        """
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await asyncio.to_thread(self._submit, models, sha256)
-        except TimeoutError:
-            self.cancel()
-            raise DeadlineExceeded(self._timeout_s) from None
-        except BaseException:
-            self.cancel()
-            raise
-        return self
 
     async def complete(self, models: ModelCache, sha256: str) -> ScoreResult:
         """Score everything.
@@ -182,12 +153,6 @@ class Scoring:
             self.cancel()
         return self._result(tuple(self._collector.results))
 
-    def cancel(self) -> None:
-        """Cancel it within one step, also while it is being submitted; does nothing after its end."""
-        self._is_cancelled = True
-        if self._submitted is not None:
-            self._submitted.cancel()
-
     async def lines(self) -> AsyncIterator[dict[str, Any]]:
         """Iterate over the lines of a stream.
 
@@ -201,32 +166,27 @@ class Scoring:
             yield {"results": [result.model_dump(mode="json") for result in results]}
         yield {"result": self._result(None).model_dump(mode="json")}
 
-    def _submit(self, models: ModelCache, sha256: str) -> None:
-        request = self._request
-        for is_last in (False, True):
-            served = models.get(request.run, request.checkpoint, sha256, request.weights)
-            plan = plan_scores(request, served.tokenizer, served.config.model.block_size)
-            self._served, self._plan = served, plan
-            self._collector = ScoreCollector(plan, served.tokenizer)
-            try:
-                self._submit_windows()
-                return
-            except EngineStopped:  # the model was evicted in this moment
-                if is_last:
-                    raise
+    def _load(self, models: ModelCache, sha256: str) -> ServedModel:
+        return models.get(self._request.run, self._request.checkpoint, sha256, self._request.weights)
 
-    def _submit_windows(self) -> None:
+    def _submit(self) -> None:
+        served = self._served
+        self._plan = plan_scores(self._request, served.tokenizer, served.config.model.block_size)
+        self._collector = ScoreCollector(self._plan, served.tokenizer)
         if self._plan.windows:
-            left_s = self._timeout_s - (time.monotonic() - self._began_s)
-            self._submitted = self._served.engine.submit_score(
+            self._submitted = served.engine.submit_score(
                 [window.tokens for window in self._plan.windows],
                 self._events.put,
                 first=[window.first for window in self._plan.windows],
                 client=self._request.client,
-                timeout_s=max(left_s, 0.0),
+                timeout_s=self._left_s,
             )
             if self._is_cancelled:
-                self._submitted.cancel()
+                self._cancel_submitted()
+
+    def _cancel_submitted(self) -> None:
+        if self._submitted is not None:
+            self._submitted.cancel()
 
     async def _results(self) -> AsyncIterator[list[TextScore | PairScore]]:
         """New results, in order, as they are complete."""
@@ -283,7 +243,7 @@ def _tokenize(tokenizers: TokenizerCache, request: TokenizeRequest, sha256: str)
 
 def _detokenize(tokenizers: TokenizerCache, request: DetokenizeRequest, sha256: str) -> DetokenizeResult:
     tokenizer, _ = tokenizers.get(request.run, request.checkpoint, sha256)
-    if unknown := list(unknown_ids(request.tokens, tokenizer, "/tokens")):
+    if unknown := list(unknown_ids(request.tokens, tokenizer.n_vocab, "/tokens")):
         raise InvalidParameters(unknown)
     data = tokenizer.decode_bytes(request.tokens)
     text = data.decode("utf-8", errors="replace")

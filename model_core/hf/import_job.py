@@ -62,7 +62,7 @@ def _import(arguments: argparse.Namespace, attempt: Attempt, stop: ShutdownSigna
     attempt.emit("start", run=arguments.run, source=arguments.source)
     run = Run(layout.run(arguments.run))
     if arguments.job_id is None or run.attempt()["job_id"] != arguments.job_id:  # else an earlier attempt made it
-        from model_core.hf.import_model import Observer, import_model
+        from model_core.hf.import_model import ImportCallback, import_model
 
         if not source.exists():
             raise InvalidData(f"there is nothing at {arguments.source} any more")
@@ -70,9 +70,9 @@ def _import(arguments: argparse.Namespace, attempt: Attempt, stop: ShutdownSigna
         def show_progress(done: int, of: int) -> None:
             attempt.emit("progress", done=done, of=of, unit="tensors")
 
-        observer = Observer(stop.check, show_progress)
+        callback = ImportCallback(stop.check, show_progress)
         origin = "upload" if source.parent == sent else None
-        import_model(source, run.name, layout, job_id=arguments.job_id, origin=origin, observer=observer)
+        import_model(source, run.name, layout, job_id=arguments.job_id, origin=origin, callback=callback)
         for warning in read_events(run.events, types={"warning"}):
             attempt.emit("warning", code=warning["code"], detail=warning["detail"])
     if source.is_relative_to(sent):

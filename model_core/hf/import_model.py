@@ -47,7 +47,7 @@ _ROWS = 16
 
 
 @dataclass(frozen=True)
-class Observer:
+class ImportCallback:
     """Watches an import.
 
     Attributes:
@@ -66,7 +66,7 @@ def import_model(
     *,
     job_id: str | None = None,
     origin: str | None = None,
-    observer: Observer | None = None,
+    callback: ImportCallback | None = None,
 ) -> Run:
     """Create a run from a folder or an archive; it appears complete, or not at all.
 
@@ -76,7 +76,7 @@ def import_model(
         layout: Directories of the data root.
         job_id: Job that makes the run; None if it is made by hand.
         origin: Name of the source in the run's events; None for that of its file or folder.
-        observer: Watches the import.
+        callback: Watches the import.
 
     Returns:
         The run.
@@ -86,12 +86,12 @@ def import_model(
         InvalidData: The source is damaged, or is not a GPT-2 like ours; the message names file and value.
         DiskFull: The disk is full.
     """
-    watched = observer or Observer()
+    callback = callback or ImportCallback()
     path = layout.run(name)
     if path.exists():
         raise RunExists(name, next_free_name(path))
     scratch = path.with_name(f".{name}.{os.getpid()}.unpacked.tmp")
-    with opened_model(source, scratch, watched.check) as folder:
+    with opened_model(source, scratch, callback.check) as folder:
         stored = read_object(folder / CONFIG)
         model = parse_model_config(stored)
         found = read_tokenizer(folder, model.vocab_size)
@@ -99,30 +99,30 @@ def import_model(
         state = {
             "schema_version": SCHEMA_VERSION,
             "step": _STEP,
-            "model": read_parameters(folder, stored, model, watched),
+            "model": read_parameters(folder, stored, model, callback),
             "config": config.model_dump(mode="json"),
             "tokenizer": found.tokenizer.to_dict(),
         }
         start = {"folder": origin or source.resolve().name, **_origin(folder, stored)}
 
     def fill(run: Run) -> None:
-        watched.check()
+        callback.check()
         _fill(run, state, start, found)
-        watched.check()
+        callback.check()
 
     run = Run.create(path, config, job_id, fill=fill)
     log.info("run imported run=%s source=%s", name, start["folder"])
     return run
 
 
-def read_parameters(folder: Path, stored: Stored, model: ModelConfig, observer: Observer) -> dict[str, Tensor]:
+def read_parameters(folder: Path, stored: Stored, model: ModelConfig, callback: ImportCallback) -> dict[str, Tensor]:
     """Read a folder's parameters, in float32 and in our layout.
 
     Args:
         folder: Folder with the tensors.
         stored: Its config.json.
         model: Shape that they must have.
-        observer: Watches the import.
+        callback: Watches the import.
 
     Returns:
         State_dict of our model.
@@ -139,8 +139,8 @@ def read_parameters(folder: Path, stored: Stored, model: ModelConfig, observer: 
         parameters: dict[str, Tensor] = {}
         for name in expected:
             parameters[name] = transposed(name, _numbers(name, named[name]))
-            observer.check()
-            observer.progress(len(parameters), len(expected))
+            callback.check()
+            callback.progress(len(parameters), len(expected))
         if HEAD in named and not torch.equal(_numbers(HEAD, named[HEAD]), parameters[EMBEDDING]):
             raise InvalidData(f"{named[HEAD].file}: {HEAD} is not {EMBEDDING}; here the two are one")
     if HEAD not in named and stored.get("tie_word_embeddings", True) is not True:

@@ -116,6 +116,7 @@ def test_rows_are_padded_to_the_next_count() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])
 def test_graphs_give_the_tokens_of_single_kernels(unequal: GPT, weights: str) -> None:
     packed = pack_model(unequal.to("cuda"), 280, weights)
@@ -128,6 +129,7 @@ def test_graphs_give_the_tokens_of_single_kernels(unequal: GPT, weights: str) ->
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
 def test_logits_on_a_gpu_are_float32(unequal: GPT) -> None:
     packed = pack_model(unequal.to("cuda"), 280, "auto")
     runner = ModelRunner(packed, rows=3, length=256)

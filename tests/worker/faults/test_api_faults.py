@@ -14,6 +14,7 @@ pytestmark = pytest.mark.e2e
 BODY = {"experiment_name": "once", "job": {"preset": "quickstart"}}
 
 
+@pytest.mark.alone  # each submission has a second
 def test_two_hundred_submissions_with_one_key_are_one_job(hurried, seen):
     _, site = hurried(lease_s=60.0, beat_s=15.0)
     site.start_api()

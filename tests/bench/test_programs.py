@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_a_step_without_matmuls_is_measured_for_both_shapes() -> None:
 def test_generation_is_measured_beside_transformers_and_through_http() -> None:
     small = ["--set", "model.n_layer=2", "--set", "model.n_embd=48"]
     code, lines = printed("generate.py", "--quick", "--threads", "1", "--weights", "fp32", *small)
-    rows = [line.split(":")[0].split(" (")[0].strip() for line in lines]
+    rows = [re.split(r":| \(|\s{2,}", line.strip())[0] for line in lines]
     assert {"fp32, 1 at once", "fp32, 32 at once", "fp32", "124M, HTTP, 8 streams", "tiny, one token"} <= set(rows)
     assert rows[-2:] == ["longest gap beside a prompt of 1,000 tokens", "124M, 8 streams beside a training"]
     assert code in {0, 1}

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,17 @@ from worker.jobs.redis_client import connect
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not loaded yet, and reads these when it is
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    # programs that a test runs in this process log to the stderr of that test, which closes with it
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)
 
 
 class RedisServer:

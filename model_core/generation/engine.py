@@ -11,6 +11,7 @@ import logging
 import math
 import queue
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -24,12 +25,13 @@ from model_core.generation.request import (
     EventCallback,
     GenerationOutput,
     OpenRequest,
+    Outcome,
     Request,
     ScoreCallback,
     ScoreRequest,
 )
 from model_core.generation.scheduler import PREFILL_TOKENS, Scheduler
-from model_core.generation.stats import EngineStats
+from model_core.generation.stats import EngineStats, RequestCounts
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
 from model_core.tokenizer import Tokenizer
@@ -104,9 +106,10 @@ class Engine:
             prefill_tokens=prefill_tokens,
             prefix_cache=PrefixCache(prefix_cache_bytes),
         )
-        self._open: set[OpenRequest] = set()  # guarded by _changed, like the three below
+        self._open: set[OpenRequest] = set()  # guarded by _changed, like the four below
         self._arrived: list[Request | ScoreRequest] = []
         self._submitted = 0
+        self._outcomes: Counter[Outcome] = Counter()  # of all that are not open any more
         self._stopped: EngineStopped | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
@@ -232,7 +235,15 @@ class Engine:
             The snapshot.
         """
         with self._changed:
-            return self._scheduler.stats(submitted=self._submitted, open_tokens=self._open_tokens())
+            requests = RequestCounts(
+                submitted=self._submitted,
+                open_requests=len(self._open),
+                finished=self._outcomes["finished"],
+                cancelled=self._outcomes["cancelled"],
+                failed=self._outcomes["failed"],
+                open_tokens=self._open_tokens(),
+            )
+            return self._scheduler.stats(requests)
 
     @property
     def open_requests(self) -> int:
@@ -250,6 +261,19 @@ class Engine:
         self._stop(EngineStopped("it was closed"))
         self._thread.join()
 
+    def close_if_unused(self) -> bool:
+        """Stop if no request is open, so that none which joins in this moment is lost.
+
+        Returns:
+            Whether it has stopped.
+        """
+        with self._changed:
+            if self._open:
+                return False
+            self._stop(EngineStopped("it was closed"))
+        self._thread.join()
+        return True
+
     def __enter__(self) -> Self:
         return self
 
@@ -262,16 +286,21 @@ class Engine:
         try:
             while self._wait_for_work():
                 self._scheduler.step()
-                with self._changed:
-                    self._open = {request for request in self._open if not request.ended}
+                self._count_ended()
         except BaseException as error:  # the edge of a thread: open requests must end
             log.exception("generation engine failed")
             self._stop(EngineStopped(f"{type(error).__name__}: {error}"))
         finally:
-            with self._changed:
-                left, self._open = self._open, set()
-            for request in left:
+            for request in tuple(self._open):  # none joins any more
                 request.fail(self._stopped or EngineStopped("its thread has ended"))
+            self._count_ended()
+
+    def _count_ended(self) -> None:
+        """Count what has ended since the last call, in the moment in which it stops being open."""
+        with self._changed:
+            for request in [request for request in self._open if request.outcome is not None]:
+                self._open.remove(request)
+                self._outcomes[request.outcome] += 1
 
     def _wait_for_work(self) -> bool:
         """Enqueue the requests that arrived; False when the engine stops."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TypeVar
 
 import torch
@@ -24,7 +25,7 @@ from model_core.generation.prefix_cache import PrefixCache
 from model_core.generation.request import OpenRequest, Request, ScoreRequest
 from model_core.generation.sampler import NonFiniteLogits, sample
 from model_core.generation.sequence import Continuation, Occupant, ScoredSequence, scored_tokens, target_logprobs
-from model_core.generation.stats import EngineStats, Meter, median
+from model_core.generation.stats import EngineStats, Meter, RequestCounts, median
 from model_core.schemas import ScoredToken
 from model_core.tokenizer import Tokenizer
 
@@ -111,12 +112,11 @@ class Scheduler:
         self._deliver()
         self.meter.add_work(self._work_done() - before, time.monotonic() - started_s)
 
-    def stats(self, *, submitted: int, open_tokens: int) -> EngineStats:
+    def stats(self, requests: RequestCounts) -> EngineStats:
         """Take a snapshot, from any thread.
 
         Args:
-            submitted: Requests accepted so far.
-            open_tokens: Most tokens that they will still read and generate.
+            requests: The requests of its engine.
 
         Returns:
             The snapshot.
@@ -124,10 +124,7 @@ class Scheduler:
         meter = self.meter
         first_token_s, gap_s = meter.recent()
         return EngineStats(
-            submitted=submitted,
-            finished=meter.outcomes["finished"],
-            cancelled=meter.outcomes["cancelled"],
-            failed=meter.outcomes["failed"],
+            **asdict(requests),
             prompt_tokens=meter.prompt_tokens,
             completion_tokens=meter.completion_tokens,
             cached_tokens=meter.cached_tokens,
@@ -135,7 +132,6 @@ class Scheduler:
             rows=len(self._rows),
             max_rows=self._runner.rows,
             waiting=len(self._texts) + len(self._scores),
-            open_tokens=open_tokens,
             tokens_per_s=meter.tokens_per_s,
             first_token_s=median(first_token_s),
             gap_s=median(gap_s),
@@ -445,8 +441,6 @@ class Scheduler:
         if not ended:
             return
         for request in ended:
-            assert request.outcome is not None
-            self.meter.outcomes[request.outcome] += 1
             del self._open[request]
         self._texts.discard(lambda text: text.request in ended)
         self._scores.discard(lambda score: score.request in ended)

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from model_core.generation.request import Outcome
 
 _RECENT = 256  # requests or steps behind a median
 _SHARE = 0.05  # of the newest step in the measured rate
 
 
 @dataclass(frozen=True)
-class EngineStats:
-    """A snapshot.
+class RequestCounts:
+    """The requests of an engine, each of which is either open or has ended in one way.
 
     Attributes:
         submitted: Requests accepted so far, for text and for scores alike.
-        finished: Of these, ended with their output.
+        open_requests: Of these, those that run or wait.
+        finished: Ended with their output.
         cancelled: Ended by their client.
-        failed: Ended with an error, such as a deadline.
+        failed: Ended with an error, such as a deadline or the end of the engine.
+        open_tokens: Most tokens that the open requests will still read and generate.
+    """
+
+    submitted: int
+    open_requests: int
+    finished: int
+    cancelled: int
+    failed: int
+    open_tokens: int
+
+
+@dataclass(frozen=True)
+class EngineStats(RequestCounts):
+    """A snapshot.
+
+    Attributes:
         prompt_tokens: Tokens of prompts read.
         completion_tokens: Tokens generated.
         cached_tokens: Tokens of prompts found in the prefix cache.
@@ -30,7 +45,6 @@ class EngineStats:
         rows: Rows of the cache in use.
         max_rows: Most rows in use at once.
         waiting: Continuations and scored sequences that have no row yet.
-        open_tokens: Most tokens that the open requests will still read and generate.
         tokens_per_s: Tokens read and generated in a second of work, of late; 0 before the first.
         first_token_s: Median time from submission to first token of the last 256 requests; None before the first.
         gap_s: Median time between two tokens of a row in the last 256 steps; None before the first.
@@ -40,10 +54,6 @@ class EngineStats:
         prefix_hits: Chunks of 64 tokens found in it.
     """
 
-    submitted: int
-    finished: int
-    cancelled: int
-    failed: int
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
@@ -51,7 +61,6 @@ class EngineStats:
     rows: int
     max_rows: int
     waiting: int
-    open_tokens: int
     tokens_per_s: float
     first_token_s: float | None
     gap_s: float | None
@@ -65,7 +74,6 @@ class Meter:
     """Counts what a scheduler does. Written by one thread, read by any.
 
     Attributes:
-        outcomes: Ended requests by outcome.
         prompt_tokens: See `EngineStats`.
         completion_tokens: See `EngineStats`.
         cached_tokens: See `EngineStats`.
@@ -74,7 +82,6 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self.outcomes: Counter[Outcome] = Counter()
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = self.scored_tokens = 0
         self.tokens_per_s = 0.0
         self._first_token_s: deque[float] = deque(maxlen=_RECENT)

@@ -149,7 +149,7 @@ def test_logprobs_are_those_of_the_model(engine: Engine, model: GPT, tokenizer: 
     assert [t.token for t in scored[0].top] == expected.topk(2).indices.tolist()
 
 
-def test_a_crash_of_the_engine_reaches_everybody_who_waits(model: GPT, tokenizer: Tokenizer) -> None:
+def test_a_crash_of_the_engine_reaches_everybody_who_waits_and_is_counted(model: GPT, tokenizer: Tokenizer) -> None:
     def broken(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
@@ -159,9 +159,12 @@ def test_a_crash_of_the_engine_reaches_everybody_who_waits(model: GPT, tokenizer
     engine.submit_score([[1]], lambda _: _ignore(hold.wait(10)))
     for each in events:
         engine.submit(_settings(), PROMPT, each.append)
+    engine.submit(_settings(), PROMPT, lambda _: None).cancel()
     hold.set()
 
     eventually(lambda: not engine.alive and engine.open_requests == 0)
+    stats = engine.stats()
+    assert (stats.submitted, stats.finished, stats.cancelled, stats.failed) == (4, 1, 1, 2)
     assert [[type(event) for event in each] for each in events] == [[EngineStopped], [EngineStopped]]
     with pytest.raises(EngineStopped):
         engine.complete(_settings(), PROMPT)
@@ -173,8 +176,21 @@ def test_a_closed_engine_ends_its_requests(engine: Engine) -> None:
 
     engine.close()
 
+    stats = engine.stats()
     assert isinstance(events[-1], EngineStopped)
-    assert engine.open_requests == 0
+    assert (stats.submitted, stats.open_requests, stats.failed) == (1, 0, 1)
+
+
+def test_an_engine_with_an_open_request_is_not_closed_as_unused(engine: Engine) -> None:
+    request = engine.submit(_settings(n=256), PROMPT, lambda _: None)
+
+    assert not engine.close_if_unused()
+    assert engine.alive
+    request.cancel()
+    eventually(engine.close_if_unused)
+
+    with pytest.raises(EngineStopped):
+        engine.complete(_settings(), PROMPT)
 
 
 def test_a_full_line_refuses_and_estimates_when_there_is_room(model: GPT, tokenizer: Tokenizer) -> None:

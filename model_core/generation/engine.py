@@ -30,7 +30,7 @@ from model_core.generation.request import (
     ScoreCallback,
     ScoreRequest,
 )
-from model_core.generation.scheduler import PREFILL_TOKENS, Scheduler
+from model_core.generation.scheduler import PREFILL_TOKENS, Scheduler, TakeMemory
 from model_core.generation.stats import EngineStats, RequestCounts
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
@@ -84,6 +84,7 @@ class Engine:
             least one row with all positions of the model; None has room for all rows.
         prefill_tokens: Most tokens of prompts read between two tokens of those that generate, at least 64.
         prefix_cache_bytes: Most memory for the beginnings of prompts; 0 keeps none.
+        take_memory: See `Scheduler`; called on the engine's thread and once on this one.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Engine:
         cache_tokens: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        take_memory: TakeMemory | None = None,
     ) -> None:
         self._tokenizer, self._block_size = tokenizer, weights.config.block_size
         self._max_open = max_rows + max_queue
@@ -105,6 +107,7 @@ class Engine:
             cache_tokens=cache_tokens,
             prefill_tokens=prefill_tokens,
             prefix_cache=PrefixCache(prefix_cache_bytes),
+            take_memory=take_memory,
         )
         self._open: set[OpenRequest] = set()  # guarded by _changed, like the four below
         self._arrived: list[Request | ScoreRequest] = []
@@ -298,9 +301,10 @@ class Engine:
     def _count_ended(self) -> None:
         """Count what has ended since the last call, in the moment in which it stops being open."""
         with self._changed:
-            for request in [request for request in self._open if request.outcome is not None]:
-                self._open.remove(request)
-                self._outcomes[request.outcome] += 1
+            for request in tuple(self._open):
+                if request.outcome is not None:
+                    self._open.remove(request)
+                    self._outcomes[request.outcome] += 1
 
     def _wait_for_work(self) -> bool:
         """Enqueue the requests that arrived; False when the engine stops."""

@@ -2,9 +2,10 @@
 
 Head-major, because attention over token-major keys is 2 to 5 times slower on a CPU. The tensors are only as long as the
 longest sequence needs, in steps of 64 positions: attention over the beginning of a longer tensor is up to 1.7 times
-slower. Positions that were never written are zeros, so a masked position adds nothing.
+slower. Nor are there more rows than a power of two that holds those in use, so memory follows use in both directions.
+Positions that were never written are zeros, so a masked position adds nothing.
 
-Shapes: R rows, A rows in use (the first ones), L positions allocated, H heads and D head_dim of a layer.
+Shapes: R rows allocated, A rows in use (the first ones), L positions allocated, H heads and D head_dim of a layer.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from model_core.config import ModelConfig
 
 CHUNK = 64  # positions by which the cache grows, and tokens of a full chunk of a prompt
 
+_SHRINK_ROWS, _SHRINK_LENGTH = 4, 2  # shrink when this part would do: rows come and go faster than lengths change
+
 Block = tuple[Tensor, ...]  # CHUNK positions of one row: (2, H, CHUNK, D) of every layer
 
 
 class KVCache:
-    """Keys and values of R rows.
+    """Keys and values of some rows.
 
     Args:
         config: Shape of the model.
-        rows: Sequences, R.
+        rows: Most sequences. All of them are allocated until `use_rows` says how many are in use.
         shortest: Least positions to allocate for each row.
         dtype: Number format of keys and values.
         device: Device, as torch writes it.
@@ -45,19 +48,28 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
-        self._shapes = tuple(zip(config.heads, config.head_dims, strict=True))
-        self._rows, self._dtype, self._device = rows, dtype, device
+        self._config, self._shapes = config, tuple(zip(config.heads, config.head_dims, strict=True))
+        self._most, self._used, self._dtype, self._device = rows, rows, dtype, device
         self._written = [0] * rows  # positions of each row that hold its sequence
         self._offsets: dict[int, Tensor] = {}  # by H: where each key and value of position 0 is, (R, 2, H)
         self._layers: list[Tensor] = []
-        self.length = 0
+        self._rows = self.length = 0
         self._shortest = -(-shortest // CHUNK) * CHUNK
-        self._resize(self._shortest)
+        self._resize(rows, self._shortest)
 
     @property
     def dtype(self) -> torch.dtype:
         """Number format of keys and values."""
         return self._dtype
+
+    def use_rows(self, count: int) -> None:
+        """Announce how many rows are in use, so that they exist and others take no memory.
+
+        Args:
+            count: Number of rows, A; the others were freed.
+        """
+        self._used = count
+        self._fit()
 
     def write(self, row: int, start: int, count: int) -> None:
         """Announce that positions of a row will be written, so that they exist; ends the row behind them.
@@ -201,32 +213,56 @@ class KVCache:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the cache; rows that were never written cost address space only."""
-        return sum(kv.numel() * kv.element_size() for kv in self._layers)
+        """Memory of the cache."""
+        return self._bytes(self._rows, self.length)
+
+    def need_bytes(self, rows: int, length: int) -> int:
+        """Compute the memory that the cache has grown to when some rows have their longest sequence.
+
+        Args:
+            rows: Rows in use.
+            length: Positions of the longest sequence.
+
+        Returns:
+            Bytes.
+        """
+        return self._bytes(self._allocated(rows), max(length, self._shortest))
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of a `Block`."""
+        return self._bytes(1, CHUNK)
+
+    def _bytes(self, rows: int, length: int) -> int:
+        return cache_bytes(self._config, rows=rows, length=length, item_bytes=self._dtype.itemsize)
+
+    def _allocated(self, rows: int) -> int:
+        return min(1 << max(rows - 1, 0).bit_length(), self._most)
 
     def _fit(self) -> None:
-        """Grow to the longest row, or shrink when half would do."""
-        need = max(-(-max(self._written) // CHUNK) * CHUNK, self._shortest)
-        if need > self.length or need * 2 <= self.length:
-            self._resize(need)
+        """Grow to the rows in use and the longest of them, or shrink when a part of the memory would do."""
+        rows, length = self._allocated(self._used), max(-(-max(self._written) // CHUNK) * CHUNK, self._shortest)
+        is_small = rows > self._rows or length > self.length
+        if is_small or rows * _SHRINK_ROWS <= self._rows or length * _SHRINK_LENGTH <= self.length:
+            self._resize(rows, length)
 
-    def _resize(self, length: int) -> None:
+    def _resize(self, rows: int, length: int) -> None:
         old, self._layers = self._layers, []
         for h, d in self._shapes:
-            kv = _zeros((2, self._rows, h, length, d), self._dtype, self._device)  # (2, R, H, L, D)
+            kv = _zeros((2, rows, h, length, d), self._dtype, self._device)  # (2, R, H, L, D)
             if old:
                 self._copy(old.pop(0), kv)  # its memory is free before the next layer needs some
             self._layers.append(kv)
-        self.length = length
+        self._rows, self.length = rows, length
         self._flat = [kv.view(-1, kv.size(-1)) for kv in self._layers]  # (2 * R * H * L, D)
         self._flat_heads = [kv.flatten(1, 2).unbind(0) for kv in self._layers]  # 2 x (R * H, L, D)
         for h in {h for h, _ in self._shapes}:
-            offsets = torch.arange(2 * self._rows * h, device=self._device) * length  # (2 * R * H,)
-            self._offsets[h] = offsets.view(2, self._rows, h).transpose(0, 1).contiguous()  # (R, 2, H)
+            offsets = torch.arange(2 * rows * h, device=self._device) * length  # (2 * R * H,)
+            self._offsets[h] = offsets.view(2, rows, h).transpose(0, 1).contiguous()  # (R, 2, H)
 
     def _copy(self, source: Tensor, target: Tensor) -> None:
         """Copy what sequences wrote, and no more: a page that is not touched costs no memory."""
-        for row, written in enumerate(self._written):
+        for row, written in enumerate(self._written[: min(source.size(1), target.size(1))]):
             if kept := min(written, source.size(3), target.size(3)):
                 target[:, row, :, :kept] = source[:, row, :, :kept]
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
+from model_core.config import ModelConfig
 from model_core.generation.kv_cache import CHUNK, Block, KVCache
 from model_core.generation.packed_model import PackedModel
 
@@ -71,7 +72,7 @@ class ModelRunner:
 
     def __init__(self, weights: PackedModel, *, rows: int, length: int, static: bool | None = None) -> None:
         self.weights, self.rows, self.length, self.device = weights, rows, length, weights.device
-        self._shortest = _rounded(-(-_SMALL_MATMUL // min(weights.config.head_dims)))
+        self._shortest = least_positions(weights.config)
         is_static = self.device.startswith("cuda") if static is None else static
         self._cache = KVCache(
             weights.config,
@@ -202,10 +203,37 @@ class ModelRunner:
         """
         self._cache.write_block(row, start, block)
 
+    @torch.inference_mode()
+    def use_rows(self, count: int) -> None:
+        """Announce how many rows are in use, so that they exist and others take no memory; until then all exist.
+
+        Args:
+            count: Number of rows in use, the first ones.
+        """
+        if self._static is None:
+            self._cache.use_rows(count)
+
     @property
     def cache_bytes(self) -> int:
         """Memory of the KV cache."""
         return self._cache.size_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of what `read_block` returns."""
+        return self._cache.block_bytes
+
+    def need_bytes(self, rows: int, length: int) -> int:
+        """Compute the memory of the KV cache when some rows have their longest sequence.
+
+        Args:
+            rows: Rows in use.
+            length: Positions of the longest sequence.
+
+        Returns:
+            Bytes.
+        """
+        return self.cache_bytes if self._static is not None else self._cache.need_bytes(rows, length)
 
     def _static_step(self) -> StaticStep:
         spare_row = padded_rows(self.rows)
@@ -249,6 +277,18 @@ class ModelRunner:
         mask = _mask(at, length, self._cache.dtype)[:, None]  # (A, 1, L)
         counts = {layer.n_head for layer in self.weights.layers}
         return {h: mask.expand(-1, h, -1).reshape(-1, 1, length) for h in counts}  # (A*H, 1, L) each
+
+
+def least_positions(config: ModelConfig) -> int:
+    """Compute the positions that attention covers at least, so that its matmuls have one order of their sums.
+
+    Args:
+        config: Shape of the model.
+
+    Returns:
+        Positions of a row of the KV cache, however short its sequence is.
+    """
+    return _rounded(-(-_SMALL_MATMUL // min(config.head_dims)))
 
 
 def padded_rows(count: int) -> int:

@@ -71,10 +71,21 @@ class PrefixCache:
         if size > self._max_bytes or key in self._blocks:
             return
         while self.size_bytes + size > self._max_bytes:
-            _, dropped = self._blocks.popitem(last=False)
-            self.size_bytes -= _bytes_of(dropped)
+            self.drop_oldest()
         self._blocks[key] = block
         self.size_bytes += size
+
+    def drop_oldest(self) -> bool:
+        """Drop the least recently used block.
+
+        Returns:
+            Whether there was one.
+        """
+        if not self._blocks:
+            return False
+        _, dropped = self._blocks.popitem(last=False)
+        self.size_bytes -= _bytes_of(dropped)
+        return True
 
 
 def chain(ids: Sequence[int]) -> tuple[bytes, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -34,6 +34,8 @@ IDLE_PREFILL_TOKENS = 1024  # read in a step otherwise
 _COPIED = 8  # tokens of a prompt that are copied in the time in which one is read
 _PATIENCE = 8  # steps that scores stand back behind prompts and continuations
 
+TakeMemory = Callable[[int], bool]
+
 _Pick = tuple[Occupant, PromptChunk]
 _T = TypeVar("_T", Continuation, ScoredSequence)
 
@@ -51,6 +53,8 @@ class Scheduler:
         cache_tokens: Most positions of the cache: rows in use times the longest of them. None: all that the runner has.
         prefill_tokens: Most tokens of prompts that a step reads while rows generate, at least `CHUNK`.
         prefix_cache: Beginnings of prompts; None keeps none.
+        take_memory: Called with the bytes that both caches may take from now on; returns whether they may. It must
+            allow a cache of one row with all positions, and less than before. None allows everything.
     """
 
     def __init__(
@@ -61,11 +65,13 @@ class Scheduler:
         cache_tokens: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
         prefix_cache: PrefixCache | None = None,
+        take_memory: TakeMemory | None = None,
     ) -> None:
         self._runner, self._tokenizer = runner, tokenizer
         self._cache_tokens = cache_tokens or runner.rows * _rounded(runner.length)
         self._prefill_tokens = max(prefill_tokens, CHUNK)
         self._prefixes = prefix_cache or PrefixCache(0)
+        self._take_memory = take_memory or (lambda _: True)
         self._open: dict[OpenRequest, None] = {}  # in order of arrival
         self._texts: FairQueue[Continuation] = FairQueue()
         self._scores: FairQueue[ScoredSequence] = FairQueue()
@@ -76,7 +82,10 @@ class Scheduler:
         self._chunks = 0  # read so far
         self._impatience = 0  # steps without a chunk of a score
         self._last_decoded_s: float | None = None
+        self._cache_bytes = 0  # memory that the rows were given
+        self._counted_rows = -1  # when some of it was last returned
         self.meter = Meter()
+        self._return_memory()
 
     @property
     def busy(self) -> bool:
@@ -108,8 +117,10 @@ class Scheduler:
         with torch.inference_mode(), torch.autocast(self._runner.device.partition(":")[0], enabled=False):
             self._decode()
             self._admit()
+            self._runner.use_rows(len(self._rows))
             self._read()
         self._deliver()
+        self._return_memory()
         self.meter.add_work(self._work_done() - before, time.monotonic() - started_s)
 
     def stats(self, requests: RequestCounts) -> EngineStats:
@@ -192,8 +203,27 @@ class Scheduler:
         return queue.pop(waiting.request.client)
 
     def _fits(self, occupant: Occupant) -> bool:
-        longest = max(row.reserved for row in (*self._rows, occupant))
-        return not self._rows or (len(self._rows) + 1) * _rounded(longest) <= self._cache_tokens
+        count, longest = len(self._rows) + 1, max(row.reserved for row in (*self._rows, occupant))
+        if self._rows and count * _rounded(longest) > self._cache_tokens:
+            return False
+        return self._may_grow(self._runner.need_bytes(count, longest)) or not self._rows
+
+    def _may_grow(self, cache_bytes: int) -> bool:
+        """Take memory for the cache of the rows; what the prefix cache keeps makes room for it."""
+        need = max(cache_bytes, self._runner.cache_bytes)
+        while not self._take_memory(need + self._prefixes.size_bytes):
+            if not self._prefixes.drop_oldest():
+                return False
+        self._cache_bytes = need
+        return True
+
+    def _return_memory(self) -> None:
+        """Let the cache shrink to the rows in use, and return what they do not need."""
+        if len(self._rows) != self._counted_rows:
+            self._runner.use_rows(len(self._rows))
+            longest = max((row.reserved for row in self._rows), default=0)
+            self._may_grow(self._runner.need_bytes(len(self._rows), longest))
+            self._counted_rows = len(self._rows)
 
     def _choose_readers(self) -> None:
         """Let one choice of each request read the prompt; the others wait for it and copy its row."""
@@ -372,7 +402,8 @@ class Scheduler:
         """Keep a full chunk for later prompts."""
         if len(chunk.tokens) == CHUNK:
             key = reader.prefix_keys[chunk.start // CHUNK]
-            if self._prefixes.wants(key):
+            after = self._cache_bytes + self._prefixes.size_bytes + self._runner.block_bytes
+            if self._prefixes.wants(key) and self._take_memory(after):
                 self._prefixes.put(key, self._runner.read_block(chunk.row, chunk.start))
 
     def _fork(self, copies: int) -> None:

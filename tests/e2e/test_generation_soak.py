@@ -31,7 +31,7 @@ from worker.jobs.redis_client import connect
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 REQUESTS, FIRST, AT_ONCE, DROPPED = 500, 100, 24, 0.3
-SEEDED, MOST_MEMORY = 20, 1.15
+SEEDED, MOST_MEMORY = 20, 1.05
 DEADLINE_S = 20.0
 VOCABULARY, IDS = 280, 256  # every byte is a token
 WORDS = "One day a little cat went to the garden and saw a red ball under the old tree".split()
@@ -252,6 +252,11 @@ def site(data: Path, serving: Any, tmp_path_factory: pytest.TempPathFactory) -> 
         yield Site(service)
 
 
+def is_within(factor: float, before: dict[str, int], after: dict[str, int]) -> bool:
+    """Whether no process has more memory than a factor of what it had."""
+    return all(after[name] <= factor * before[name] for name in before)
+
+
 def test_random_requests_leave_nothing_behind(site: Site, tokenizer: Tokenizer) -> None:
     rng = random.Random(17)
     known, keys, connections = alone(site, rng), site.keys(), site.connections()
@@ -266,13 +271,11 @@ def test_random_requests_leave_nothing_behind(site: Site, tokenizer: Tokenizer) 
     eventually(site.is_idle, 60)
     eventually(lambda: site.connections() <= connections, 60)
     eventually(lambda: site.keys() == keys, 60, describe=lambda: str(site.keys() ^ keys))
-    after = site.memory()
-    # glibc's heaps of some 30 threads take a while to find their size: 9 % more after these 400 requests
-    assert all(after[name] <= MOST_MEMORY * memory[name] for name in memory), (memory, after)
+    eventually(lambda: is_within(MOST_MEMORY, memory, site.memory()), 20, describe=lambda: f"{memory} {site.memory()}")
     totals = site.healthz["totals"]
-    assert totals["submitted"] == totals["finished"] + totals["cancelled"] + totals["failed"]
+    assert totals["submitted"] == totals["finished"] + totals["cancelled"]
+    assert (totals["open_requests"], totals["failed"]) == (0, 0)
     assert totals["cancelled"] > 0
-    assert totals["failed"] == 0
 
 
 async def _under_load(site: Site, pid: int) -> list[tuple[int, float, bytes]]:

@@ -18,10 +18,17 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from model_core.hardware.process_environment import requested_threads, spin_variables, usable_cores
+from model_core.hardware.process_environment import (
+    limit_arenas,
+    requested_threads,
+    return_freed_memory,
+    spin_variables,
+    usable_cores,
+)
 
-if __name__ == "__main__":  # OpenMP reads them once, when torch is loaded
+if __name__ == "__main__":  # before torch is loaded, whose OpenMP reads them once
     os.environ.update(spin_variables(os.environ))
+    limit_arenas(os.environ)
 
 import torch
 import uvicorn
@@ -83,7 +90,7 @@ def main() -> int:
         Registry(connect(jobs.redis_url, for_api=False)),
         f"{host}-{os.getpid()}",
         lambda: {**info, "totals": models.totals(), "models": models.info()},
-        models.sweep,
+        Housekeeping(models),
     )
     server = _Server(config, heartbeat)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -142,6 +149,25 @@ def listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+class Housekeeping:
+    """Frees unused models, and once after the last of many requests the memory that they took.
+
+    Args:
+        models: The models of this process.
+    """
+
+    def __init__(self, models: ModelCache) -> None:
+        self._models, self._submitted = models, 0
+
+    def __call__(self) -> None:
+        """Do it, now and then."""
+        self._models.sweep()
+        totals = self._models.totals()
+        if not totals["open_requests"] and totals["submitted"] != self._submitted:
+            self._submitted = totals["submitted"]
+            return_freed_memory()
 
 
 class Heartbeat:

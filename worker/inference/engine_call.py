@@ -12,7 +12,8 @@ from typing import Generic, Self, TypeVar
 
 from model_core.generation.engine import EngineStopped
 from model_core.generation.request import DeadlineExceeded
-from worker.inference.model_cache import ModelCache, ServedModel
+from worker.inference.loaded_models import ServedModel
+from worker.inference.model_cache import ModelCache
 from worker.inference.streams import EventQueue
 
 _Event = TypeVar("_Event")

@@ -15,7 +15,8 @@ from model_core.generation.request import Event, GenerationOutput, TextDelta
 from model_core.generation.request import Request as EngineRequest
 from model_core.schemas import InferenceRequest, InferenceResult, PromptResult, Usage, Weights
 from worker.inference.engine_call import EngineCall
-from worker.inference.model_cache import ModelCache, ServedModel
+from worker.inference.loaded_models import ServedModel
+from worker.inference.model_cache import ModelCache
 
 _Produced = tuple[TextDelta, ...] | GenerationOutput
 _Part = tuple[int, _Produced]  # with the number of the prompt

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -23,24 +22,22 @@ from model_core.config import ExperimentConfig
 from model_core.errors import CheckpointDamaged, ModelCoreError, is_out_of_memory
 from model_core.generation.engine import Engine
 from model_core.generation.kv_cache import cache_bytes
-from model_core.generation.packed_model import PackedModel, fingerprint
+from model_core.generation.model_runner import least_positions, padded_rows
 from model_core.generation.quality_gate import QualityGate
-from model_core.schemas import ResultWarning
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
+from worker.inference.loaded_models import MODULE, Key, ModelInMemory, ModuleInMemory, ServedModel
+from worker.inference.memory_budget import MemoryBudget, Reservation
 from worker.jobs.settings import InferenceSettings
 
 log = logging.getLogger(__name__)
 
 _REPLACED_WITHIN_S, _PAUSE_S = 2.0, 0.25  # replacing a checkpoint and its sidecar takes less time
-_MODULE = "module"  # in place of a format: float32 tensors in a module, for attention
 _COUNTED = (
-    "submitted", "finished", "cancelled", "failed", "prompt_tokens", "completion_tokens", "cached_tokens",
-    "scored_tokens",
+    "submitted", "open_requests", "finished", "cancelled", "failed",
+    "prompt_tokens", "completion_tokens", "cached_tokens", "scored_tokens",
 )  # fmt: skip
-
-Key = tuple[str, str, str, str]  # run, file, sha256, format
 
 
 class ModelDoesNotFit(ModelCoreError):
@@ -75,149 +72,6 @@ class DeviceMemoryFull(ModelCoreError):
         self.hint = "lower HEADCOUNT_INFERENCE_MEMORY_GB to what the device has free"
 
 
-class ModelInMemory(ABC):
-    """What the cache holds.
-
-    Args:
-        run: Name of the run.
-        loaded: What was read of the checkpoint.
-        weights: Format of the parameters.
-
-    Attributes:
-        run: Name of the run.
-        info: Sidecar of the checkpoint.
-        config: Configuration of the run.
-        tokenizer: Tokenizer of the model.
-        weights: Format of the parameters.
-        used_s: Time of the last use, of `time.monotonic`.
-    """
-
-    def __init__(self, run: str, loaded: LoadedModel, weights: str) -> None:
-        self.run, self.info, self.config, self.tokenizer = run, loaded.info, loaded.config, loaded.tokenizer
-        self.weights, self.used_s = weights, time.monotonic()
-
-    @property
-    @abstractmethod
-    def size_bytes(self) -> int:
-        """Memory that it takes now."""
-
-    @property
-    @abstractmethod
-    def open_requests(self) -> int:
-        """Requests that run or wait."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it takes requests."""
-        return True
-
-    @property
-    def key(self) -> Key:
-        """Key in the cache."""
-        return (self.run, self.info.file, self.info.sha256, self.weights)
-
-    @abstractmethod
-    def close(self) -> None:
-        """Stop what runs; open requests end with an error."""
-
-    def describe(self) -> dict[str, Any]:
-        """Describe it for the heartbeat and /healthz.
-
-        Returns:
-            Values of JSON.
-        """
-        run, file, sha256, weights = self.key
-        return {"run": run, "file": file, "sha256": sha256, "weights": weights}
-
-
-class ServedModel(ModelInMemory):
-    """A packed model and the engine that computes with it.
-
-    Args:
-        run: Name of the run.
-        loaded: What was read of the checkpoint.
-        packed: The parameters.
-        engine: Engine of the model.
-
-    Attributes:
-        engine: Engine of the model.
-        fingerprint: See `packed_model.fingerprint`.
-        warnings: Why the format is another one than requested.
-    """
-
-    def __init__(self, run: str, loaded: LoadedModel, packed: PackedModel, engine: Engine) -> None:
-        super().__init__(run, loaded, packed.weights)
-        self.engine = engine
-        self.fingerprint = fingerprint(self.info.sha256, packed.weights, packed.device)
-        self.warnings: tuple[ResultWarning, ...] = packed.warnings
-        self._weight_bytes = packed_bytes(self.config.model, packed.weights)
-
-    @property
-    def size_bytes(self) -> int:
-        """Parameters and caches in use."""
-        stats = self.engine.stats()
-        return self._weight_bytes + stats.cache_bytes + stats.prefix_bytes
-
-    @property
-    def open_requests(self) -> int:
-        """Requests that run or wait."""
-        return self.engine.open_requests
-
-    @property
-    def alive(self) -> bool:
-        """Whether the engine takes requests."""
-        return self.engine.alive
-
-    def close(self) -> None:
-        """Stop the engine; open requests end with an error."""
-        self.engine.close()
-
-    def describe(self) -> dict[str, Any]:
-        """Describe it for the heartbeat and /healthz.
-
-        Returns:
-            Values of JSON, with the engine's counters.
-        """
-        return {
-            **super().describe(),
-            "fingerprint": self.fingerprint,
-            "warnings": [warning.model_dump() for warning in self.warnings],
-            "size_bytes": self.size_bytes,
-            "open_requests": self.open_requests,
-            **asdict(self.engine.stats()),
-        }
-
-
-class ModuleInMemory(ModelInMemory):
-    """A model as a module of torch.
-
-    Args:
-        run: Name of the run.
-        loaded: The module, and what was read with it.
-
-    Attributes:
-        loaded: The module, and what was read with it.
-        users: Captures that run.
-    """
-
-    def __init__(self, run: str, loaded: LoadedModel) -> None:
-        super().__init__(run, loaded, _MODULE)
-        self.loaded, self.users = loaded, 0
-
-    @property
-    def size_bytes(self) -> int:
-        """The parameters."""
-        return packed_bytes(self.config.model, "fp32")
-
-    @property
-    def open_requests(self) -> int:
-        """Captures that run."""
-        return self.users
-
-    def close(self) -> None:
-        """Do nothing: a capture that runs holds the module itself."""
-
-
 class ModelCache:
     """Every model of this process. Safe to use from many threads.
 
@@ -235,6 +89,7 @@ class ModelCache:
         self._past: Counter[str] = Counter()  # counters of engines that have stopped
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._gate = QualityGate(settings.int8_max_loss)
+        self._memory = MemoryBudget(settings.memory_bytes)
 
     def get(self, run: str, file: str, sha256: str, weights: str | None = None) -> ServedModel:
         """Return the model of a resolved checkpoint, loading it if necessary, which may take seconds.
@@ -293,7 +148,7 @@ class ModelCache:
         Raises:
             ModelCoreError: As `get`.
         """
-        model = self._get((run, file, sha256, _MODULE))
+        model = self._get((run, file, sha256, MODULE))
         assert isinstance(model, ModuleInMemory)
         with self._lock:
             model.users += 1
@@ -333,7 +188,7 @@ class ModelCache:
         return sum(model.open_requests for model in models)
 
     def sweep(self) -> None:
-        """Free models: evicted ones without open requests, idle ones, and those that make the caches too large."""
+        """Free models: evicted ones without open requests, idle ones, and one that is unused while others wait."""
         now_s = time.monotonic()
         with self._lock:
             for key, model in list(self._models.items()):
@@ -341,11 +196,12 @@ class ModelCache:
                     model.used_s = now_s
                 elif now_s - model.used_s > self.settings.idle_unload_s:
                     self._evict(key, "idle")
-            while self._used_bytes() > self.settings.memory_bytes and (unused := self._idle_key()) is not None:
+            if self._memory.is_short and (unused := self._idle_key()) is not None:
                 self._evict(unused, "memory")
-            ended = [model for model in self._evicted if not model.open_requests]
-        for model in ended:
-            model.close()
+            evicted = list(self._evicted)
+        for model in evicted:
+            if not model.close_if_unused():
+                continue
             with self._lock:
                 if model in self._evicted:
                     self._evicted.remove(model)
@@ -356,9 +212,10 @@ class ModelCache:
         with self._lock:
             everything = [*self._models.values(), *self._evicted]
             self._models.clear()
-            self._evicted.clear()
+            self._evicted[:] = everything
         for model in everything:
             model.close()
+        self.sweep()
 
     def _get(self, wanted: Key) -> ModelInMemory:
         deadline = time.monotonic() + _REPLACED_WITHIN_S
@@ -387,12 +244,12 @@ class ModelCache:
 
     def _any_version(self, wanted: Key) -> ModelInMemory | None:
         run, file, _, weights = wanted
-        is_module = weights == _MODULE
+        is_module = weights == MODULE
         with self._lock:
             same = [
                 model
                 for key, model in self._models.items()
-                if key[:2] == (run, file) and (key[3] == _MODULE) == is_module and model.alive
+                if key[:2] == (run, file) and (key[3] == MODULE) == is_module and model.alive
             ]
         return same[-1] if same else None
 
@@ -405,7 +262,7 @@ class ModelCache:
                 return model
             started = time.monotonic()
             try:
-                model = self._loaded_module(run, info) if weights == _MODULE else self._served(run, info, weights)
+                model = self._loaded_module(run, info) if weights == MODULE else self._served(run, info, weights)
             except BaseException as error:
                 if is_out_of_memory(error):
                     raise DeviceMemoryFull(name) from error
@@ -417,16 +274,21 @@ class ModelCache:
         return model
 
     def _loaded_module(self, run: Run, info: CheckpointInfo) -> ModuleInMemory:
-        self._make_room(run.name, packed_bytes(run.config().model, "fp32"))
-        return ModuleInMemory(run.name, load_checkpoint(run, info, device=self.device))
+        memory = self._reserve(run.name, packed_bytes(run.config().model, "fp32"))
+        with _returned_on_failure(memory):
+            return ModuleInMemory(run.name, load_checkpoint(run, info, device=self.device), memory)
 
     def _served(self, run: Run, info: CheckpointInfo, weights: str) -> ServedModel:
         config = run.config()  # the checkpoint has its own, but is only read when it is known to fit
-        rows = self._rows_that_fit(run.name, config, weights)
-        self._make_room(run.name, packed_bytes(config.model, weights) + _row_bytes(config))
-        loaded = load_checkpoint(run, info, device=self.device)
-        packed = self._gate.pack(loaded, weights, run=run, layout=self.layout)
-        settings = self.settings
+        memory = self._reserve(run.name, packed_bytes(config.model, weights) + _row_bytes(config))
+        with _returned_on_failure(memory):
+            loaded = load_checkpoint(run, info, device=self.device)
+            packed = self._gate.pack(loaded, weights, run=run, layout=self.layout)
+        weight_bytes = packed_bytes(config.model, packed.weights)
+        if weight_bytes + _row_bytes(config) > memory.least_bytes:  # a format that replaces the wanted one
+            memory.close()
+            memory = self._reserve(run.name, weight_bytes + _row_bytes(config))
+        settings, rows = self.settings, self._rows(config, weight_bytes, memory)
         engine = Engine(
             packed,
             loaded.tokenizer,
@@ -434,8 +296,19 @@ class ModelCache:
             max_queue=settings.max_queue,
             prefill_tokens=settings.prefill_tokens,
             prefix_cache_bytes=settings.prefix_cache_bytes,
+            take_memory=lambda cache_bytes: memory.resize(weight_bytes + cache_bytes),
         )
-        return ServedModel(run.name, loaded, packed, engine)
+        return ServedModel(run.name, loaded, packed, engine, memory)
+
+    def _rows(self, config: ExperimentConfig, weight_bytes: int, memory: Reservation) -> int:
+        """Choose the most texts at once; a cache on a GPU has all of its rows from the start."""
+        model, settings = config.model, self.settings
+        rows = min(settings.max_rows, (settings.memory_bytes - weight_bytes) // _row_bytes(config))
+        while self.device != "cpu" and rows > 1:
+            if memory.resize(weight_bytes + cache_bytes(model, rows=padded_rows(rows) + 1, length=model.block_size)):
+                break
+            rows //= 2
+        return rows
 
     def _add(self, model: ModelInMemory, weights: str) -> ModelInMemory:
         """Hold a model, and evict other versions of its file."""
@@ -452,27 +325,22 @@ class ModelCache:
         self.sweep()
         return model
 
-    def _rows_that_fit(self, run: str, config: ExperimentConfig, weights: str) -> int:
-        cap, size, row = self.settings.memory_bytes, packed_bytes(config.model, weights), _row_bytes(config)
-        if cap - size < row:
-            raise ModelDoesNotFit(run, size + row, cap)
-        return min(self.settings.max_rows, (cap - size) // row)
-
-    def _make_room(self, run: str, size_bytes: int) -> None:
+    def _reserve(self, run: str, size_bytes: int) -> Reservation:
+        """Reserve memory for a model; idle ones leave for it, then the one that is unused for longest."""
         if size_bytes > self.settings.memory_bytes:
             raise ModelDoesNotFit(run, size_bytes, self.settings.memory_bytes)
         while True:
             self.sweep()
+            if (memory := self._memory.reserve(size_bytes)) is not None:
+                return memory
             with self._lock:
-                if self._used_bytes() + size_bytes <= self.settings.memory_bytes:
-                    return
-                oldest = self._idle_key() or next(iter(self._models), None)
-                if oldest is None:
-                    raise ModelsBusy(run)
+                oldest = self._idle_key()
+                if oldest is None:  # one in use has to leave, unless enough of them do already
+                    staying = sum(model.memory.size_bytes for model in self._models.values())
+                    if staying + size_bytes <= self.settings.memory_bytes:
+                        raise ModelsBusy(run)
+                    oldest = next(iter(self._models))
                 self._evict(oldest, "memory")
-
-    def _used_bytes(self) -> int:
-        return sum(model.size_bytes for model in (*self._models.values(), *self._evicted))
 
     def _idle_key(self) -> Key | None:
         return next((key for key, model in self._models.items() if not model.open_requests), None)
@@ -482,8 +350,18 @@ class ModelCache:
         log.info("model evicted run=%s file=%s weights=%s reason=%s", key[0], key[1], key[3], reason)
 
 
+@contextlib.contextmanager
+def _returned_on_failure(memory: Reservation) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        memory.close()
+        raise
+
+
 def _row_bytes(config: ExperimentConfig) -> int:
-    return cache_bytes(config.model, rows=1, length=config.model.block_size)
+    model = config.model
+    return cache_bytes(model, rows=1, length=max(model.block_size, least_positions(model)))
 
 
 def _counters(model: ModelInMemory) -> dict[str, int]:

@@ -33,7 +33,8 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.tokenizer import Tokenizer, unknown_ids
 from worker.inference.engine_call import EngineCall
-from worker.inference.model_cache import ModelCache, ServedModel
+from worker.inference.loaded_models import ServedModel
+from worker.inference.model_cache import ModelCache
 from worker.inference.streams import Lines, Sha256, client_gone, unless_disconnected
 
 _MAX_TOKENIZERS = 8

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model_core.config import ModelConfig
+from model_core.generation.kv_cache import cache_bytes
 from model_core.generation.model_runner import CHUNK, ModelRunner, PromptChunk
 from model_core.generation.packed_model import PackedModel, pack_model
 from model_core.generation.prefix_cache import PrefixCache
@@ -501,6 +502,28 @@ _WORK = st.tuples(
     st.one_of(st.none(), st.none(), st.integers(0, 6)),  # steps until it is cancelled
 )
 _ALONE: dict[str, Any] = {}
+
+
+def test_caches_stay_within_the_memory_that_they_are_given(weights: PackedModel, tokenizer: Tokenizer) -> None:
+    granted: list[int] = []
+    row = cache_bytes(weights.config, rows=1, length=BLOCK_SIZE)
+
+    def take_memory(size_bytes: int) -> bool:
+        granted.extend([size_bytes] if size_bytes <= 3 * row else [])
+        return size_bytes <= 3 * row
+
+    house = House(weights, tokenizer, rows=8, prefix_cache=PrefixCache(2 * row), take_memory=take_memory)
+    callers = [house.ask(_ids(100 + number, seed=number), max_new_tokens=150)[1] for number in range(5)]
+    most = 0
+    while house.scheduler.busy:
+        house.scheduler.step()
+        stats = house.scheduler.stats(NO_REQUESTS)
+        assert stats.cache_bytes + stats.prefix_bytes <= granted[-1]
+        most = max(most, stats.rows)
+
+    assert all(isinstance(caller.end, GenerationOutput) for caller in callers)
+    assert most == 2
+    assert granted[-1] < row + 2 * row
 
 
 @given(

@@ -29,6 +29,35 @@ seen = {name: value for name, value in os.environ.items() if name.startswith(("M
 print(json.dumps([os.getpid(), sys.argv[1:], sys.flags.utf8_mode, sys.stdin.read(), seen]))
 sys.exit(75)
 """
+SERVER = """
+import ctypes, os, re, sys, threading
+from model_core.hardware.process_environment import limit_arenas, return_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+limit_arenas(os.environ)
+barrier = threading.Barrier(9)
+def work():
+    blocks = [bytearray(50_000) for _ in range(100)]
+    barrier.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+[thread.start() for thread in threads]
+barrier.wait()
+[thread.join() for thread in threads]
+blocks = [bytearray(50_000) for _ in range(1000)]
+del blocks[:-1]  # the last one holds the end of the heap
+before = resident()
+return_freed_memory()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+stream = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+heaps = len(re.findall("<heap nr", open(sys.argv[1]).read()))
+print(heaps, before - resident())
+"""
 UNSET = {name: value for name, value in os.environ.items() if name not in {*ALLOCATOR, *OPENMP}}
 VARIABLES = startup_variables({})
 
@@ -59,6 +88,20 @@ def test_one_that_has_them_does_not(tmp_path: Path) -> None:
 def test_what_a_person_has_set_stays(tmp_path: Path) -> None:
     _, printed, _ = run(tmp_path, {**UNSET, "MALLOC_TOP_PAD_": "4096", "GOMP_SPINCOUNT": "7"})
     assert json.loads(printed)[4] == {**ALLOCATOR, "MALLOC_TOP_PAD_": "4096", "GOMP_SPINCOUNT": "7"}
+
+
+@pytest.mark.parametrize(
+    ("given", "heaps"), [({}, range(1, 3)), ({"MALLOC_ARENA_MAX": "5"}, range(3, 6))], ids=["unset", "five"]
+)
+def test_a_server_has_few_heaps_unless_a_person_has_decided_and_returns_what_was_freed(
+    tmp_path: Path, given: dict[str, str], heaps: range
+) -> None:
+    command = [sys.executable, "-c", SERVER, str(tmp_path / "heaps.xml")]
+    env = {**UNSET, **given, "PYTHONPATH": os.pathsep.join(sys.path)}
+    counted, returned = map(int, subprocess.run(command, env=env, capture_output=True, check=True).stdout.split())
+
+    assert counted in heaps
+    assert returned > 40_000_000
 
 
 @pytest.mark.parametrize(

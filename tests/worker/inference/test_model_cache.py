@@ -12,6 +12,7 @@ from model_core.checkpoint import parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
 from model_core.errors import CheckpointNotReady
+from model_core.generation.request import GenerationOutput
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
 from model_core.storage.checkpoints import BEST
@@ -19,7 +20,8 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from model_core.tokenizer import train_bpe
 from tests.polling import eventually
-from worker.inference.model_cache import ModelCache, ModelDoesNotFit, ModelsBusy, ServedModel
+from worker.inference.loaded_models import ServedModel
+from worker.inference.model_cache import ModelCache, ModelDoesNotFit, ModelsBusy
 from worker.jobs.settings import InferenceSettings
 
 ONE_MODEL = 195_000  # bytes: a model of _config in float32 with room for one text takes about 190,000
@@ -105,6 +107,28 @@ def test_short_memory_means_fewer_texts_at_once(make_models: Callable[..., Model
 
     assert len(tight.engine.complete(SamplingParams(n=4, max_new_tokens=200, seed=1)).choices) == 4
     assert tight.size_bytes <= 220_000
+
+
+def test_two_busy_models_stay_within_the_cap_together(make_models: Callable[..., ModelCache]) -> None:
+    cap = 2 * ONE_MODEL + 200_000  # two models with four rows each take twice as much beyond their first rows
+    models = make_models(cap, prefix_cache_mb=1)
+    served = [get_best(models, run) for run in ("a", "b")]
+    sizes: list[int] = []
+    ended: list[GenerationOutput] = []
+
+    def on_event(event: object) -> None:
+        sizes.append(sum(model["size_bytes"] for model in models.info()))
+        if isinstance(event, GenerationOutput):
+            ended.append(event)
+
+    for model in served:
+        params = SamplingParams(n=6, max_new_tokens=180, ignore_eos=True, seed=1)
+        model.engine.submit(params, "The cat saw a red ball. " * 4, on_event)
+    eventually(lambda: not models.open_requests, 60)
+
+    assert [len(output.choices) for output in ended] == [6, 6]
+    assert 2 * ONE_MODEL < max(sizes) <= cap
+    assert sum(model["size_bytes"] for model in models.info()) < 2 * ONE_MODEL
 
 
 def test_a_model_in_use_is_never_taken_away(make_models: Callable[..., ModelCache]) -> None:
@@ -193,6 +217,19 @@ def test_an_idle_model_leaves_the_memory_and_its_counters_stay(make_models: Call
     assert (_names(models), served.alive) == ([], False)
     assert models.totals() == before
     assert (before["submitted"], before["cancelled"]) == (1, 1)
+
+
+def test_requests_that_end_with_the_process_are_counted(make_models: Callable[..., ModelCache]) -> None:
+    models = make_models(10 * ONE_MODEL)
+    for run in ("a", "b"):
+        get_best(models, run).engine.submit(SamplingParams(n=200, max_new_tokens=255), "", lambda _: None)
+    before = models.totals()
+
+    models.close()
+
+    after = models.totals()
+    assert (before["submitted"], before["open_requests"], before["failed"]) == (2, 2, 0)
+    assert (after["submitted"], after["open_requests"], after["failed"]) == (2, 0, 2)
 
 
 def test_formats_of_one_checkpoint_are_models_side_by_side(make_models: Callable[..., ModelCache]) -> None:

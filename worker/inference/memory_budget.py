@@ -54,7 +54,15 @@ class MemoryBudget:
             return self._reservations[-1]
 
     def resize(self, reservation: Reservation, size_bytes: int) -> bool:
-        """See `Reservation.resize`."""
+        """Change what a model takes.
+
+        Args:
+            reservation: Its reservation.
+            size_bytes: See `Reservation.resize`.
+
+        Returns:
+            Whether it may take that.
+        """
         size_bytes = max(size_bytes, reservation.least_bytes)
         with self._lock:
             growth = size_bytes - reservation.size_bytes
@@ -67,7 +75,11 @@ class MemoryBudget:
             return True
 
     def release(self, reservation: Reservation) -> None:
-        """See `Reservation.close`."""
+        """Return all that a model takes; does nothing if that has happened.
+
+        Args:
+            reservation: Its reservation.
+        """
         with self._lock:
             if reservation in self._reservations:
                 self._reservations.remove(reservation)

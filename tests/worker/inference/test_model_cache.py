@@ -122,7 +122,7 @@ def test_two_busy_models_stay_within_the_cap_together(make_models: Callable[...,
             ended.append(event)
 
     for model in served:
-        params = SamplingParams(n=6, max_new_tokens=180, ignore_eos=True, seed=1)
+        params = SamplingParams(n=6, max_new_tokens=120, ignore_eos=True, seed=1)
         model.engine.submit(params, "The cat saw a red ball. " * 4, on_event)
     eventually(lambda: not models.open_requests, 60)
 

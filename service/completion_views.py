@@ -12,7 +12,6 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
@@ -38,7 +37,7 @@ class CompletionChoice(View):
     index: int = Field(description="choice j of prompt i is i * n + j")
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"] | None = Field(description="in a stream null until the last piece")
+    finish_reason: Literal["stop", "length"] | None = Field(description="in a stream null until the choice ends")
 
 
 class PromptTokensDetails(View):
@@ -63,7 +62,7 @@ class Completion(View):
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
-    system_fingerprint: str | None = Field(description="changes when equal requests may get other texts")
+    system_fingerprint: str = Field(description="changes when equal requests may get other texts")
     choices: list[CompletionChoice]
     usage: CompletionUsage | None = None
 
@@ -102,15 +101,6 @@ def token_bytes(name: str) -> bytes:
     return bytes.fromhex(found[1].replace("\\x", "")) if found else name.encode("utf-8", "surrogatepass")
 
 
-@dataclass
-class _Sent:
-    """What a stream has sent of one choice."""
-
-    characters: int = 0
-    tokens: int = 0
-    offsets: TextOffsets = field(default_factory=TextOffsets)
-
-
 class CompletionWriter:
     """Writes the results of one request as OpenAI's completions.
 
@@ -127,13 +117,12 @@ class CompletionWriter:
     ) -> None:
         self._prompts, self._n, self._echo = prompts, n, echo
         self._usage_of_chunk: dict[str, Any] = {"usage": None} if include_usage else {}
-        self._sent: defaultdict[int, _Sent] = defaultdict(_Sent)
+        self._offsets: defaultdict[int, TextOffsets] = defaultdict(TextOffsets)
         self._head: dict[str, Any] = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": model,
-            "system_fingerprint": None,
         }
 
     def completion(self, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,35 +134,49 @@ class CompletionWriter:
         Returns:
             JSON of a `Completion`.
         """
-        return {**self._headed(result), "choices": self._choices(result), "usage": _usage(result["usage"])}
+        self._note(result["fingerprint"])
+        return {**self._head, "choices": self._choices(result), "usage": _usage(result["usage"])}
 
-    def chunk(self, pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def chunk(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Write what one step gave.
 
         Args:
-            pieces: ``{index, text, tokens, logprobs?}`` of each choice that grew.
+            line: ``{"choices": [{index, text, tokens, logprobs?, finish_reason?}]}`` with each choice that grew or
+                ended; the first one also has the `fingerprint`.
 
         Returns:
             A chunk of the stream.
         """
-        return self._chunk([self._piece(piece["index"], piece["text"], piece.get("logprobs")) for piece in pieces])
+        if "fingerprint" in line:
+            self._note(line["fingerprint"])
+        return self._chunk([self._piece(choice) for choice in line["choices"]])
 
-    def last_chunks(self, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Write the end of a stream: what no chunk has of the result, and the reasons for which the texts end.
+    def whole_chunks(self, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Write a stream of one step.
 
         Args:
             result: JSON of an `InferenceResult`.
 
         Returns:
-            The last chunk with choices, and the one with the usage if it is wanted.
+            All chunks of the stream.
         """
-        self._head = self._headed(result)
-        choices = self._choices(result) if self._echo else [self._rest(choice) for choice in result["choices"]]
-        usage = {**self._head, "choices": [], "usage": _usage(result["usage"])}
-        return [self._chunk(choices), *([usage] if self._usage_of_chunk else [])]
+        self._note(result["fingerprint"])
+        return [self._chunk(self._choices(result)), *self.usage_chunks(result)]
 
-    def _headed(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        return {**self._head, "system_fingerprint": f"fp_{result['fingerprint']}"}
+    def usage_chunks(self, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Write the end of a stream.
+
+        Args:
+            result: JSON of an `InferenceResult`.
+
+        Returns:
+            The chunk with the usage, if it is wanted.
+        """
+        usage = {**self._head, "choices": [], "usage": _usage(result["usage"])}
+        return [usage] if self._usage_of_chunk else []
+
+    def _note(self, fingerprint: str) -> None:
+        self._head["system_fingerprint"] = f"fp_{fingerprint}"
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "choices": choices, **self._usage_of_chunk}
@@ -185,18 +188,14 @@ class CompletionWriter:
         echoes = [_echo(text_or_ids, prompt) for text_or_ids, prompt in given]
         return [_choice(choice, *echoes[choice["index"] // self._n]) for choice in result["choices"]]
 
-    def _piece(self, index: int, text: str, scored: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-        sent = self._sent[index]
-        sent.characters += len(text)
-        sent.tokens += len(scored or ())
-        logprobs = None if scored is None else _logprobs(scored, sent.offsets)
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
-
-    def _rest(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        sent, scored = self._sent[choice["index"]], choice.get("logprobs")
-        rest = None if scored is None else scored[sent.tokens :]
-        piece = self._piece(choice["index"], choice["text"][sent.characters :], rest)
-        return {**piece, "finish_reason": _FINISH_REASONS[choice["finish_reason"]]}
+    def _piece(self, gain: Mapping[str, Any]) -> dict[str, Any]:
+        scored, reason = gain.get("logprobs"), gain.get("finish_reason")
+        return {
+            "index": gain["index"],
+            "text": gain["text"],
+            "logprobs": None if scored is None else _logprobs(scored, self._offsets[gain["index"]]),
+            "finish_reason": None if reason is None else _FINISH_REASONS[reason],
+        }
 
 
 def _echo(given: str | Sequence[int], prompt: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]]]:

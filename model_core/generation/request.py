@@ -42,12 +42,14 @@ class TextDelta:
         text: The text that was added; may be empty.
         tokens: Ids whose text is complete now.
         logprobs: One entry for each of these tokens; None if none were requested.
+        finish_reason: Why the choice has ended; only in its last delta.
     """
 
     index: int
     text: str
     tokens: tuple[int, ...] = ()
     logprobs: tuple[ScoredToken, ...] | None = None
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True)
@@ -394,4 +396,5 @@ def _check_ids(ids: Iterable[int], n_vocab: int, pointer: str) -> None:
 
 def _joined(first: TextDelta, second: TextDelta) -> TextDelta:
     logprobs = None if first.logprobs is None else first.logprobs + (second.logprobs or ())
-    return replace(first, text=first.text + second.text, tokens=first.tokens + second.tokens, logprobs=logprobs)
+    text, tokens = first.text + second.text, first.tokens + second.tokens
+    return replace(second, text=text, tokens=tokens, logprobs=logprobs)

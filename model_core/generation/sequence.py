@@ -118,7 +118,7 @@ class Continuation:
         return len(self.tokens) == self.request.max_new and self.end(self.request.limit)
 
     def end(self, reason: FinishReason, text: str = "") -> bool:
-        """Emit what was held back, and hand the choice to the request.
+        """Emit what was held back and the reason, and hand the choice to the request.
 
         Args:
             reason: Why it ends; a stop string in the last text makes it ``stop``.
@@ -129,24 +129,25 @@ class Continuation:
         """
         text += self._detokenizer.finish()
         count = self._detokenizer.token_count
-        self._emit(text, count)
+        reason = "stop" if self._detokenizer.stopped else reason
+        self._emit(text, count, reason)
         choice = Choice(
             index=self.index,
             text=self._detokenizer.text,
             tokens=tuple(self.tokens[:count]),
-            finish_reason="stop" if self._detokenizer.stopped else reason,
+            finish_reason=reason,
             logprobs=tuple(self._logprobs[:count]) if self.request.params.logprobs is not None else None,
         )
         self.request.end_choice(choice)
         return True
 
-    def _emit(self, text: str, count: int) -> None:
-        """Add text, and the tokens up to a count, to what the step passes on."""
+    def _emit(self, text: str, count: int, reason: FinishReason | None = None) -> None:
+        """Add text, the tokens up to a count, and the reason of the end to what the step passes on."""
         new = slice(self._emitted, count)
-        if text or self.tokens[new]:
+        if text or self.tokens[new] or reason:
             wanted = self.request.params.logprobs is not None
             logprobs = tuple(self._logprobs[new]) if wanted else None
-            self.request.add_delta(TextDelta(self.index, text, tuple(self.tokens[new]), logprobs))
+            self.request.add_delta(TextDelta(self.index, text, tuple(self.tokens[new]), logprobs, reason))
             self._emitted = count
 
 

@@ -264,7 +264,7 @@ async def answer(services: Services, request: Request, wanted: CompletionRequest
         return event_stream_response(_chunks(reply, writer), headers)
     result = json.loads(await while_connected(request, services.hosts.post("/generate", asked, found.info.sha256)))
     if wanted.stream:
-        return event_stream_response(_as_stream(writer.last_chunks(result)), headers)
+        return event_stream_response(_as_stream(writer.whole_chunks(result)), headers)
     body = json.dumps(writer.completion(result)).encode()
     return Response(body, media_type=JSON, headers={"Cache-Control": "no-store", **headers})
 
@@ -276,14 +276,14 @@ async def _chunks(reply: Reply, writer: CompletionWriter) -> AsyncIterator[bytes
         async for line in split_lines_async(reply.aiter_bytes()):
             part = json.loads(line)
             if "result" in part:
-                for chunk in writer.last_chunks(part["result"]):
+                for chunk in writer.usage_chunks(part["result"]):
                     yield _data(chunk)
                 yield _DONE
                 return
             if "error" in part:
                 error = Upstream.of(part["error"])
                 break
-            yield _data(writer.chunk(part["choices"]))
+            yield _data(writer.chunk(part))
     except HostLost as broken:
         log.warning("inference host went away while it streamed reason=%s", broken)
     finally:

@@ -85,7 +85,7 @@ class FakeHost:
         try:
             words = [prompt[4:]] * 3 if prompt.startswith("say ") else ("Once", " upon", " a time")
             for word in words:
-                yield _line({"choices": [{"index": 0, "text": word, "tokens": [1]}]})
+                yield _line({"fingerprint": "0123456789ab", "choices": [{"index": 0, "text": word, "tokens": [1]}]})
             if prompt == "breaks":
                 yield _line({"error": {"code": "cuda_oom", "detail": "no memory"}})
                 return

@@ -96,27 +96,30 @@ def test_offsets_are_those_of_the_characters_however_they_are_cut(text: str, dat
     assert b"".join(map(token_bytes, names)) == whole
 
 
+def piece(index: int, text: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"index": index, "text": text, "tokens": [1], **({"finish_reason": reason} if reason else {}), **more}
+
+
 def test_a_stream_says_each_thing_once() -> None:
     writing = writer(n=2, include_usage=True)
-    whole = result(
-        {"text": " cat sat", "logprobs": [scored(" cat"), scored(" sat")]},
-        {"text": " dog", "logprobs": [scored(" dog")], "finish_reason": "stop"},
-    )
-    first = writing.chunk([{"index": 0, "text": " cat", "tokens": [1], "logprobs": [scored(" cat")]}])
-    second = writing.chunk([{"index": 1, "text": " dog", "tokens": [2], "logprobs": [scored(" dog")]}])
-    last, usage = writing.last_chunks(whole)
-    for chunk in (first, second, last, usage):
+    lines: list[dict[str, Any]] = [
+        {"fingerprint": "0123456789ab", "choices": [piece(0, " cat", logprobs=[scored(" cat")])]},
+        {"choices": [piece(1, " dog", "stop", logprobs=[scored(" dog")])]},
+        {"choices": [piece(0, " sat", "context", logprobs=[scored(" sat")])]},
+    ]
+    pieces = [writing.chunk(line) for line in lines]
+    [usage] = writing.usage_chunks(result({"text": " cat sat"}, {"text": " dog"}))
+    for chunk in (*pieces, usage):
         Completion.model_validate(chunk)
-    assert len({chunk["id"] for chunk in (first, second, last, usage)}) == 1
-    assert [chunk["usage"] for chunk in (first, second, last)] == [None] * 3
+        assert (chunk["id"], chunk["system_fingerprint"]) == (usage["id"], "fp_0123456789ab")
+    assert [chunk["usage"] for chunk in pieces] == [None] * 3
     assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 7)
-    assert first["choices"][0]["finish_reason"] is second["choices"][0]["finish_reason"] is None
-    assert [(c["text"], c["finish_reason"]) for c in last["choices"]] == [(" sat", "length"), ("", "stop")]
-    assert last["choices"][0]["logprobs"]["text_offset"] == [4]
+    choices = [choice for chunk in pieces for choice in chunk["choices"]]
+    assert [(c["index"], c["finish_reason"]) for c in choices] == [(0, None), (1, "stop"), (0, "length")]
+    assert [c["logprobs"]["text_offset"] for c in choices] == [[0], [0], [4]]
 
 
 def test_a_stream_has_no_usage_unless_it_is_wanted() -> None:
     writing = writer()
-    piece = writing.chunk([{"index": 0, "text": " cat", "tokens": [1]}])
-    chunks = [piece, *writing.last_chunks(result({"text": " cat"}))]
-    assert [("usage" in chunk, len(chunk["choices"])) for chunk in chunks] == [(False, 1)] * 2
+    chunk = writing.chunk({"fingerprint": "0123456789ab", "choices": [piece(0, " cat", "length")]})
+    assert ("usage" in chunk, writing.usage_chunks(result({"text": " cat"}))) == (False, [])

@@ -64,14 +64,17 @@ class Generation(EngineCall[_Part]):
         """Iterate over the lines of a stream.
 
         Yields:
-            ``{"choices": [...]}`` with what the choices gained since the last line, and at the end ``{"result": ...}``.
+            ``{"choices": [...]}`` with what the choices gained since the last line; a choice that has ended has its
+            `finish_reason`. The first line also has the `fingerprint`. At the end ``{"result": ...}``.
 
         Raises:
             ModelCoreError: The generation failed.
         """
+        head = {"fingerprint": self._served.fingerprint}
         async for parts in self._parts():
             if choices := self._gains(parts):
-                yield {"choices": choices}
+                yield {**head, "choices": choices}
+                head = {}
         yield {"result": self._result().model_dump(mode="json")}
 
     async def _start(self, models: ModelCache, sha256: str) -> None:
@@ -146,6 +149,8 @@ class Generation(EngineCall[_Part]):
                 gain["tokens"] += delta.tokens
                 if delta.logprobs is not None:
                     gain.setdefault("logprobs", []).extend(scored.model_dump(mode="json") for scored in delta.logprobs)
+                if delta.finish_reason is not None:
+                    gain["finish_reason"] = delta.finish_reason
         return list(gains.values())
 
     def _result(self) -> InferenceResult:

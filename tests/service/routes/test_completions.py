@@ -49,9 +49,14 @@ class Repeater:
     async def _lines(self, asked: dict[str, Any]) -> Any:
         try:
             result = _result(asked)
+            head = {"fingerprint": result["fingerprint"]}
             for choice in result["choices"]:
-                first = choice["text"].split(" ")[0]  # the result has the rest
-                yield json.dumps({"choices": [{"index": choice["index"], "text": first, "tokens": [1]}]}) + "\n"
+                first, space, rest = choice["text"].partition(" ")
+                piece = {"index": choice["index"], "tokens": [1]}
+                yield json.dumps({**head, "choices": [piece | {"text": first + space}]}) + "\n"
+                last = piece | {"text": rest, "finish_reason": choice["finish_reason"]}
+                yield json.dumps({"choices": [last]}) + "\n"
+                head = {}
             while asked["prompts"][0] == "endless":
                 yield json.dumps({"choices": [{"index": 0, "text": ".", "tokens": [1]}]}) + "\n"
                 await asyncio.sleep(0.02)
@@ -275,6 +280,11 @@ def test_a_stream_gives_what_a_plain_reply_gives(site, host, options: dict[str, 
     chunks = [json.loads(line) for line in lines]
     joined = ["".join(c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == i) for i in range(4)]
     assert (joined, done) == (texts(plain), "[DONE]")
+    reasons = [[c["finish_reason"] for chunk in chunks for c in chunk["choices"] if c["index"] == i] for i in range(4)]
+    steps = 1 if "echo" in options else 2
+    assert reasons == [[None] * (steps - 1) + ["length"]] * 4
+    assert len([chunk for chunk in chunks if chunk["choices"]]) == (1 if "echo" in options else 8)
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {"fp_" + "0" * 12}
     usages = [chunk["usage"] for chunk in chunks if "usage" in chunk]
     wanted = "stream_options" in options
     assert usages[-1:] == ([plain.json()["usage"]] if wanted else [])

@@ -137,11 +137,27 @@ def test_a_stream_is_pieces_and_then_the_same_reply(inference: Inference) -> Non
     *lines, last = [json.loads(line) for line in streamed.content.splitlines()]
     assert streamed.headers["content-type"].startswith("application/x-ndjson")
     assert last["result"]["choices"] == whole["choices"]
+    assert [line.get("fingerprint") for line in lines] == [whole["fingerprint"]] + [None] * (len(lines) - 1)
     for choice in whole["choices"]:
         gains = [gain for line in lines for gain in line["choices"] if gain["index"] == choice["index"]]
+        assert [gain.get("finish_reason") for gain in gains] == [None] * (len(gains) - 1) + [choice["finish_reason"]]
         assert "".join(gain["text"] for gain in gains) == choice["text"]
         assert [token for gain in gains for token in gain["tokens"]] == choice["tokens"]
         assert [scored for gain in gains for scored in gain["logprobs"]] == choice["logprobs"]
+
+
+def test_a_stream_says_at_once_that_a_choice_has_ended(inference: Inference) -> None:
+    asked = {"prompts": ["The cat", "A ball"], "temperature": 0, "max_new_tokens": 400, "ignore_eos": True}
+    first, second = (choice["text"] for choice in inference.generate(**asked).json()["choices"])
+    stop = next(first[:end] for end in range(1, 100) if first[:end] not in second)
+
+    *lines, _ = inference.generate(**asked, stop=[stop], stream=True).content.splitlines()
+
+    read = [json.loads(line)["choices"] for line in lines]
+    ends = {gain["index"]: (i, gain["finish_reason"]) for i, of in enumerate(read) for gain in of if gain.get("finish_reason")}
+    assert ends[0][1] == "stop"
+    assert ends[1] == (len(read) - 1, "length")
+    assert ends[0][0] < ends[1][0]
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import yaml
 
+from model_core.hardware.process_environment import OPENMP
 from tests.polling import eventually
 from tests.process import free_ports
 
@@ -111,8 +112,15 @@ def test_only_the_cpu_variants_have_a_profile_and_only_the_others_gpus() -> None
     assert (device["count"], device["capabilities"]) == ("all", ["gpu"])
 
 
+def test_what_a_person_set_for_openmp_reaches_what_computes_and_nothing_is_set_otherwise() -> None:
+    passed = {name: {key for key, value in s["environment"].items() if value is None} for name, s in SERVICES.items()}
+    computes = {"worker", "worker-cpu", "inference", "inference-cpu"}  # null passes on what is set
+    assert passed == {name: set(OPENMP) if name in computes else set() for name in SERVICES}
+
+
 def test_every_variable_is_in_the_example() -> None:
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    used |= {key for service in SERVICES.values() for key, value in service["environment"].items() if value is None}
     named = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
     assert used == named
 
@@ -176,7 +184,7 @@ class Stack:
 
     def _environment(self, name: str) -> dict[str, str]:
         written = SERVICES[name].get("environment", {})
-        mapped = {key: self._mapped(name, str(value)) for key, value in written.items()}
+        mapped = {key: self._mapped(name, str(value)) for key, value in written.items() if value is not None}
         mapped = {key: str(self.directory / "data") if value == "/data" else value for key, value in mapped.items()}
         # Two workers in one host name would be one node: a container has a name of its own.
         own = {"REDIS_PORT": str(self._redis_port), "HOSTNAME": socket.gethostname()}

@@ -219,6 +219,9 @@ class TokenLogprob(Config):
     logprob: float
 
 
+_OMITTED = {"logprobs", "end_token"}
+
+
 class ScoredToken(TokenLogprob):
     """A token and the most likely tokens at its position."""
 
@@ -226,16 +229,14 @@ class ScoredToken(TokenLogprob):
 
 
 class _WithLogprobs(Config):
-    """Omits the key `logprobs` when they were not requested."""
+    """Omits keys of log probabilities that were not requested."""
 
     logprobs: tuple[ScoredToken | None, ...] | None = None
 
     @model_serializer(mode="wrap")
     def _omit_unrequested_logprobs(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
-        if self.logprobs is None:
-            del fields["logprobs"]
-        return fields
+        return {key: value for key, value in fields.items() if value is not None or key not in _OMITTED}
 
 
 class Choice(_WithLogprobs):
@@ -248,6 +249,7 @@ class Choice(_WithLogprobs):
         finish_reason: ``stop`` (end of text, a stop text or a stop_token_id), ``length`` (max_new_tokens) or
             ``context`` (no position is left).
         logprobs: One entry per token if requested; otherwise the key is omitted.
+        end_token: With logprobs, the token that ended the text; the key is omitted where a stop text or a limit did.
     """
 
     index: int
@@ -255,6 +257,7 @@ class Choice(_WithLogprobs):
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[ScoredToken, ...] | None = None
+    end_token: ScoredToken | None = None
 
 
 class PromptResult(_WithLogprobs):

@@ -25,7 +25,9 @@ _FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length"}
 class CompletionLogprobs(View):
     """Log probabilities of the tokens of a choice, with echo of the prompt's too."""
 
-    tokens: list[str] = Field(description="a token that is no whole character is `bytes:\\xe2\\x80`")
+    tokens: list[str] = Field(
+        description="those of the text, and the one that ended it; `bytes:\\xe2\\x80` is no whole character"
+    )
     token_logprobs: list[float | None] = Field(description="null for the first token of a prompt")
     top_logprobs: list[dict[str, float] | None] = Field(description="the most likely tokens, and the chosen one")
     text_offset: list[int] = Field(description="characters of the choice's text before the token")
@@ -141,8 +143,8 @@ class CompletionWriter:
         """Write what one step gave.
 
         Args:
-            line: ``{"choices": [{index, text, tokens, logprobs?, finish_reason?}]}`` with each choice that grew or
-                ended; the first one also has the `fingerprint`.
+            line: ``{"choices": [{index, text, tokens, logprobs?, finish_reason?, end_token?}]}`` with each choice that
+                grew or ended; the first one also has the `fingerprint`.
 
         Returns:
             A chunk of the stream.
@@ -189,7 +191,7 @@ class CompletionWriter:
         return [_choice(choice, *echoes[choice["index"] // self._n]) for choice in result["choices"]]
 
     def _piece(self, gain: Mapping[str, Any]) -> dict[str, Any]:
-        scored, reason = gain.get("logprobs"), gain.get("finish_reason")
+        scored, reason = _scored(gain), gain.get("finish_reason")
         return {
             "index": gain["index"],
             "text": gain["text"],
@@ -209,13 +211,20 @@ def _echo(given: str | Sequence[int], prompt: Mapping[str, Any]) -> tuple[str, S
 
 
 def _choice(choice: Mapping[str, Any], prompt: str, echoed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    scored = choice.get("logprobs")
+    scored = _scored(choice)
     return {
         "index": choice["index"],
         "text": prompt + choice["text"],
         "logprobs": None if scored is None else _logprobs([*echoed, *scored], TextOffsets()),
         "finish_reason": _FINISH_REASONS[choice["finish_reason"]],
     }
+
+
+def _scored(choice: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | None:
+    """The scored tokens of a choice, and the one that ended it: clients count on a last token that has no text."""
+    if "logprobs" not in choice:
+        return None
+    return [*choice["logprobs"], *([choice["end_token"]] if "end_token" in choice else [])]
 
 
 def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:

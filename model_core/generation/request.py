@@ -43,6 +43,7 @@ class TextDelta:
         tokens: Ids whose text is complete now.
         logprobs: One entry for each of these tokens; None if none were requested.
         finish_reason: Why the choice has ended; only in its last delta.
+        end_token: See `Choice`; only in its last delta.
     """
 
     index: int
@@ -50,6 +51,7 @@ class TextDelta:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[ScoredToken, ...] | None = None
     finish_reason: FinishReason | None = None
+    end_token: ScoredToken | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Shapes: N tokens, V ids of the tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -107,48 +108,51 @@ class Continuation:
             Whether the sequence has ended with it.
         """
         if token in self._ends:
-            return self.end("stop")
+            return self.end("stop", end_token=scored)
         self.tokens.append(token)
         if scored is not None:
             self._logprobs.append(scored)
         text = self._detokenizer.add(self._tokenizer.decode_bytes([token]))
         if self._detokenizer.stopped:
             return self.end("stop", text)
-        self._emit(text, self._detokenizer.settled_count)
+        if text or self._detokenizer.settled_count > self._emitted:
+            self.request.add_delta(self._delta(text, self._detokenizer.settled_count))
         return len(self.tokens) == self.request.max_new and self.end(self.request.limit)
 
-    def end(self, reason: FinishReason, text: str = "") -> bool:
-        """Emit what was held back and the reason, and hand the choice to the request.
+    def end(self, reason: FinishReason, text: str = "", end_token: ScoredToken | None = None) -> bool:
+        """Emit what was held back and why the choice ends, and hand it to the request.
 
         Args:
             reason: Why it ends; a stop string in the last text makes it ``stop``.
             text: Text of the last token that is not emitted yet.
+            end_token: The token that ends it, with its log probability if requested.
 
         Returns:
             True.
         """
         text += self._detokenizer.finish()
         count = self._detokenizer.token_count
-        reason = "stop" if self._detokenizer.stopped else reason
-        self._emit(text, count, reason)
+        if self._detokenizer.stopped:
+            reason, end_token = "stop", None
+        last = replace(self._delta(text, count), finish_reason=reason, end_token=end_token)
+        self.request.add_delta(last)
         choice = Choice(
             index=self.index,
             text=self._detokenizer.text,
             tokens=tuple(self.tokens[:count]),
             finish_reason=reason,
             logprobs=tuple(self._logprobs[:count]) if self.request.params.logprobs is not None else None,
+            end_token=end_token,
         )
         self.request.end_choice(choice)
         return True
 
-    def _emit(self, text: str, count: int, reason: FinishReason | None = None) -> None:
-        """Add text, the tokens up to a count, and the reason of the end to what the step passes on."""
+    def _delta(self, text: str, count: int) -> TextDelta:
+        """Text, and the tokens up to a count that were not passed on before."""
         new = slice(self._emitted, count)
-        if text or self.tokens[new] or reason:
-            wanted = self.request.params.logprobs is not None
-            logprobs = tuple(self._logprobs[new]) if wanted else None
-            self.request.add_delta(TextDelta(self.index, text, tuple(self.tokens[new]), logprobs, reason))
-            self._emitted = count
+        self._emitted = count
+        logprobs = tuple(self._logprobs[new]) if self.request.params.logprobs is not None else None
+        return TextDelta(self.index, text, tuple(self.tokens[new]), logprobs)
 
 
 class ScoredSequence:

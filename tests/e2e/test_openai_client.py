@@ -152,6 +152,18 @@ def test_a_prompt_is_scored_without_new_tokens(client: OpenAI) -> None:
     assert longer.choices[0].logprobs.token_logprobs[:-1] == scored.choices[0].logprobs.token_logprobs
 
 
+def test_each_prompt_has_one_more_logprob_for_one_new_token_even_where_it_ends_the_text(
+    deployment: Deployment, client: OpenAI
+) -> None:
+    ids = deployment.tokenizer.encode("One day")
+    asked = {"prompt": [ids, ids[:2]], "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+    for bias in ({}, {str(deployment.tokenizer.eot): 100}):
+        scored = [choice.logprobs for choice in complete(client, **asked, logit_bias=bias).choices]
+        assert [len(each.token_logprobs) for each in scored] == [len(ids) + 1, 3]
+        assert [len(each.text_offset) for each in scored] == [len(ids) + 1, 3]
+        assert (scored[0].tokens[-1] == "<|endoftext|>") == bool(bias)
+
+
 def test_a_stop_text_may_begin_in_one_token_and_end_in_the_next(deployment: Deployment, client: OpenAI) -> None:
     whole = complete(client, temperature=0, logprobs=0, max_tokens=12).choices[0]
     cut = whole.logprobs.text_offset[6]  # where a token begins

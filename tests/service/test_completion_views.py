@@ -96,6 +96,18 @@ def test_offsets_are_those_of_the_characters_however_they_are_cut(text: str, dat
     assert b"".join(map(token_bytes, names)) == whole
 
 
+def test_the_token_that_ended_a_text_has_its_logprob_behind_it() -> None:
+    ended = {"finish_reason": "stop", "end_token": scored("<|endoftext|>", -0.1)}
+    prompts = [{"tokens": [1], "pieces": ["The"], "logprobs": [None]}]
+    choices = [{"text": "", "logprobs": [], **ended}, {"text": " cat", "logprobs": [scored(" cat")]}]
+    found = writer(n=2, echo=True).completion(result(*choices, prompts=prompts))["choices"]
+    assert [choice["text"] for choice in found] == ["The", "The cat"]
+    assert [choice["logprobs"]["token_logprobs"] for choice in found] == [[None, -0.1], [None, -1.0]]
+    assert [choice["logprobs"]["text_offset"] for choice in found] == [[0, 3], [0, 3]]
+    streamed = writer().chunk({"fingerprint": "0", "choices": [piece(0, " cat", logprobs=[scored(" cat")], **ended)]})
+    assert streamed["choices"][0]["logprobs"]["tokens"] == [" cat", "<|endoftext|>"]
+
+
 def piece(index: int, text: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
     return {"index": index, "text": text, "tokens": [1], **({"finish_reason": reason} if reason else {}), **more}
 

@@ -65,7 +65,7 @@ class Generation(EngineCall[_Part]):
 
         Yields:
             ``{"choices": [...]}`` with what the choices gained since the last line; a choice that has ended has its
-            `finish_reason`. The first line also has the `fingerprint`. At the end ``{"result": ...}``.
+            `finish_reason` and `end_token`. The first line also has the `fingerprint`. At the end ``{"result": ...}``.
 
         Raises:
             ModelCoreError: The generation failed.
@@ -151,6 +151,8 @@ class Generation(EngineCall[_Part]):
                     gain.setdefault("logprobs", []).extend(scored.model_dump(mode="json") for scored in delta.logprobs)
                 if delta.finish_reason is not None:
                     gain["finish_reason"] = delta.finish_reason
+                if delta.end_token is not None:
+                    gain["end_token"] = delta.end_token.model_dump(mode="json")
         return list(gains.values())
 
     def _result(self) -> InferenceResult:

@@ -120,9 +120,11 @@ def test_a_prompt_over_the_context_is_refused(engine: Engine, model: GPT, tokeni
 
 def test_end_of_text_ends_with_stop(tokenizer: Tokenizer, model_that_ends: GPT) -> None:
     with start_engine(model_that_ends, tokenizer) as engine:
-        choice = engine.complete(_settings(temperature=0), PROMPT).choices[0]
+        choice = engine.complete(_settings(temperature=0, logprobs=0), PROMPT).choices[0]
 
-    assert (choice.tokens, choice.text, choice.finish_reason) == ((), "", "stop")
+    assert (choice.tokens, choice.text, choice.finish_reason, choice.logprobs) == ((), "", "stop", ())
+    assert choice.end_token is not None
+    assert choice.end_token.token == tokenizer.eot
 
 
 def test_a_stop_text_cuts_text_and_tokens_and_pieces(engine: Engine, tokenizer: Tokenizer) -> None:

@@ -8,7 +8,7 @@ datasets and examples that are missing, taken, locked or damaged, and full disks
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -73,6 +73,19 @@ class FieldProblem:
     value: Any = None
     nearest: tuple[Any, ...] = ()
     code: str = "invalid"
+
+    def moved(self, place: str, to: str) -> FieldProblem:
+        """Point at the same value in another document.
+
+        Args:
+            place: JSON pointer in this document.
+            to: JSON pointer of the same value in the other one.
+
+        Returns:
+            The problem there; this one if it is neither at the place nor below it.
+        """
+        is_there = self.pointer == place or self.pointer.startswith(f"{place}/")
+        return replace(self, pointer=to + self.pointer[len(place) :]) if is_there else self
 
 
 class ModelCoreError(Exception):

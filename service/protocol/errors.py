@@ -262,6 +262,19 @@ class Upstream(ModelCoreError):
         self.hint, self.problems, self.retry_after_s = hint, tuple(problems), retry_after_s
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
+    def moved(self, place: str, to: str) -> Upstream:
+        """Point at the same values in another document.
+
+        Args:
+            place: JSON pointer in the request that was refused.
+            to: JSON pointer of the same value in the other one.
+
+        Returns:
+            The error with other pointers.
+        """
+        problems = (problem.moved(place, to) for problem in self.problems)
+        return Upstream(self.code, str(self), hint=self.hint, problems=problems, retry_after_s=self.retry_after_s)
+
     @classmethod
     def of(cls, body: Mapping[str, Any], retry_after_s: int | None = None) -> Self:
         """Read the error that an inference process sent.

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, NoReturn, Self
 
 from fastapi import APIRouter, Request
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -58,36 +60,49 @@ Ids = tuple[int, ...]
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=QueryRoute)
 
 
-def _prompts(value: Any) -> tuple[str | Ids, ...]:
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a request.
+
+    Attributes:
+        items: Texts, and token ids.
+        is_list: Whether the client sent a list of prompts: errors then number them.
+    """
+
+    items: tuple[str | Ids, ...] = ("",)
+    is_list: bool = False
+
+
+def _prompts(value: Any) -> Prompts:
     """Read one prompt or several: texts, or ids of tokens."""
     is_list = isinstance(value, list) and len(value) > 0 and isinstance(value[0], str | list)
     if not is_list:
-        return (_prompt(value),)
+        return Prompts((_prompt(value),))
     if len(value) > MAX_PROMPTS:
         raise _wrong(f"must have at most {MAX_PROMPTS} prompts, and has {len(value):,}")
-    return tuple(_prompt(item, str(number)) for number, item in enumerate(value))
+    return Prompts(tuple(_prompt(item, number) for number, item in enumerate(value)), is_list=True)
 
 
-def _prompt(value: Any, number: str | None = None) -> str | Ids:
+def _prompt(value: Any, *place: int) -> str | Ids:
     if isinstance(value, str):
         if len(value) > MAX_PROMPT_CHARACTERS:
-            raise _wrong(f"must have at most {MAX_PROMPT_CHARACTERS:,} characters, and has {len(value):,}", number)
+            raise _wrong(f"must have at most {MAX_PROMPT_CHARACTERS:,} characters, and has {len(value):,}", *place)
         if not _is_unicode(value):
-            raise _wrong("holds half of a surrogate pair, which is no character", number)
+            raise _wrong("holds half of a surrogate pair, which is no character", *place)
         return value
     if not isinstance(value, list) or not 0 < len(value) <= MAX_TOKENS:
-        raise _wrong(f"must be text, a list of 1 to {MAX_TOKENS:,} token ids, or a list of such prompts", number)
-    wrong = [token for token in value if type(token) is not int or not 0 <= token < _MAX_ID]
-    if wrong:
-        detail = f"must hold token ids, which are whole numbers from 0 on; {shown(wrong[0])[:100]} is none"
-        raise _wrong(detail, number)
+        raise _wrong(f"must be text, a list of 1 to {MAX_TOKENS:,} token ids, or a list of such prompts", *place)
+    wrong = (i for i, token in enumerate(value) if type(token) is not int or not 0 <= token < _MAX_ID)
+    if (first := next(wrong, None)) is not None:
+        detail = f"must be a token id, which is a whole number from 0 on, got {shown(value[first])[:100]}"
+        raise _wrong(detail, *place, first)
     return tuple(value)
 
 
-def _wrong(detail: str, number: str | None = None) -> PydanticCustomError:
-    """Make the error of a prompt, or of one in a list of them."""
-    place = {} if number is None else {"field": number}
-    return PydanticCustomError("misfit", "{detail}", {"detail": detail, "value": None, "nearest": (), **place})
+def _wrong(detail: str, *place: int) -> ValidationError:
+    """Make the error of the prompts, of one of them, or of one of its ids."""
+    kind = PydanticCustomError("misfit", "{detail}", {"detail": detail, "value": None, "nearest": ()})
+    return ValidationError.from_exception_data("prompt", [{"type": kind, "loc": place, "input": None}])
 
 
 def _is_unicode(text: str) -> bool:
@@ -99,8 +114,8 @@ def _is_unicode(text: str) -> bool:
 
 
 Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
-Prompts = Annotated[
-    Any,  # a tuple of texts and tuples of ids
+PromptField = Annotated[
+    Prompts,
     PlainValidator(
         _prompts,
         json_schema_input_type=Text
@@ -139,7 +154,7 @@ class CompletionRequest(SamplingParams):
     """
 
     model: Annotated[str, Field(max_length=1000)]
-    prompt: Prompts = ("",)
+    prompt: PromptField = Field(default_factory=Prompts)
     max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS), JsonNumber] = Field(default=16, alias="max_tokens")
     echo: Flag = False
     stream: Flag = False
@@ -204,7 +219,7 @@ class CompletionRequest(SamplingParams):
             top_k=max(0, self.top_k),
             run=found.run.name,
             checkpoint=found.info.file,
-            prompts=self.prompt,
+            prompts=self.prompt.items,
             echo=self.echo,
             stream=self.stream and not self.echo,
             client=client,
@@ -252,7 +267,7 @@ async def answer(services: Services, request: Request, wanted: CompletionRequest
     """
     writer = CompletionWriter(
         wanted.model,
-        wanted.prompt,
+        wanted.prompt.items,
         n=wanted.n,
         echo=wanted.echo,
         include_usage=wanted.stream_options.include_usage,
@@ -260,13 +275,26 @@ async def answer(services: Services, request: Request, wanted: CompletionRequest
     asked = wanted.inference_request(found, client_of(request))
     headers = warning_headers(found.warnings)
     if asked.stream:
-        reply = await while_connected(request, services.hosts.open("/generate", asked, found.info.sha256))
+        with _pointing_into(wanted.prompt):
+            reply = await while_connected(request, services.hosts.open("/generate", asked, found.info.sha256))
         return event_stream_response(_chunks(reply, writer), headers)
-    result = json.loads(await while_connected(request, services.hosts.post("/generate", asked, found.info.sha256)))
+    with _pointing_into(wanted.prompt):
+        result = json.loads(await while_connected(request, services.hosts.post("/generate", asked, found.info.sha256)))
     if wanted.stream:
         return event_stream_response(_as_stream(writer.whole_chunks(result)), headers)
     body = json.dumps(writer.completion(result)).encode()
     return Response(body, media_type=JSON, headers={"Cache-Control": "no-store", **headers})
+
+
+@contextmanager
+def _pointing_into(prompts: Prompts) -> Iterator[None]:
+    """Make errors point into the client's prompt: an inference process gets a list also of a single one."""
+    try:
+        yield
+    except Upstream as error:
+        if prompts.is_list:
+            raise
+        raise error.moved("/prompts/0", "/prompt") from None
 
 
 async def _chunks(reply: Reply, writer: CompletionWriter) -> AsyncIterator[bytes]:

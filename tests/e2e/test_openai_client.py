@@ -130,6 +130,14 @@ def test_text_lists_and_ids_are_the_same_prompts(deployment: Deployment, client:
     assert texts(complete(client, prompt=None)) == texts(complete(client, prompt=""))
 
 
+def test_the_usage_counts_every_prompt_and_choice(deployment: Deployment, client: OpenAI) -> None:
+    prompts = [deployment.tokenizer.encode("One day"), deployment.tokenizer.encode("A cat")]
+    usage = complete(client, prompt=prompts, n=3, max_tokens=5, extra_body={"ignore_eos": True}).usage
+    read = sum(map(len, prompts))
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (read, 30, read + 30)
+    assert usage.prompt_tokens_details.cached_tokens == 0  # no prompt has a chunk of 64 tokens
+
+
 def test_an_echo_has_the_logprobs_of_the_prompt_too(client: OpenAI) -> None:
     done = complete(client, prompt="One 猫 day", n=3, logprobs=2, echo=True, max_tokens=5)
     plain = complete(client, prompt="One 猫 day", n=3, logprobs=2, max_tokens=5)
@@ -186,12 +194,14 @@ def test_a_joined_stream_is_the_plain_reply(client: OpenAI, options: dict[str, A
     joined, reasons, tokens = [""] * 4, [None] * 4, [[], [], [], []]
     for choice in (choice for chunk in chunks for choice in chunk.choices):
         joined[choice.index] += choice.text
+        assert reasons[choice.index] is None  # nothing comes after the reason
         reasons[choice.index] = choice.finish_reason
         tokens[choice.index] += choice.logprobs.tokens if choice.logprobs else []
     assert joined == texts(whole)
     assert reasons == [choice.finish_reason for choice in whole.choices]
     assert tokens == [choice.logprobs.tokens if choice.logprobs else [] for choice in whole.choices]
     assert chunks[-1].usage == whole.usage
+    assert {chunk.system_fingerprint for chunk in chunks} == {whole.system_fingerprint}
     assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
 
 
@@ -219,6 +229,8 @@ def test_extra_parameters_work(deployment: Deployment, client: OpenAI) -> None:
         ({"n": 200, "max_tokens": 1000}, openai.BadRequestError, "invalid_value", "max_tokens"),
         ({"extra_body": {"beams": 2}}, openai.BadRequestError, "unrecognized_parameter", "beams"),
         ({"prompt": [0, 319]}, openai.BadRequestError, "invalid_value", "prompt[1]"),
+        ({"prompt": [[0, 319]]}, openai.BadRequestError, "invalid_value", "prompt[0][1]"),
+        ({"prompt": [[0], [1, 2, 319]]}, openai.BadRequestError, "invalid_value", "prompt[1][2]"),
         ({"logit_bias": {"319": 1}}, openai.BadRequestError, "invalid_value", "logit_bias[319]"),
         ({"prompt": "a b c d e f g h " * 20}, openai.BadRequestError, "context_length_exceeded", "prompt"),
         ({"model": "other"}, openai.NotFoundError, "model_not_found", "model"),

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, cast
 
+from model_core.errors import InvalidParameters
 from model_core.generation.engine import EngineStopped
 from model_core.generation.request import Event, GenerationOutput, TextDelta
 from model_core.generation.request import Request as EngineRequest
@@ -112,6 +113,9 @@ class Generation(EngineCall[_Part]):
                     client=self._request.client,
                     timeout_s=left_s,
                 )
+            except InvalidParameters as error:
+                self._cancel_submitted()
+                raise InvalidParameters(p.moved("/prompt", f"/prompts/{number}") for p in error.problems) from None
             except BaseException:
                 self._cancel_submitted()
                 raise

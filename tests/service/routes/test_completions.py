@@ -19,6 +19,8 @@ from tests.service.fake_host import Served
 
 ASK = {"model": "tiny", "prompt": "Once"}
 JSON = {"Content-Type": "application/json"}
+UNKNOWN = 99_999
+WRONG = {"code": "invalid_parameter", "detail": "refused"}
 REFUSALS = {
     "long": (422, "prompt_too_long"),
     "wrong": (422, "invalid_parameter"),
@@ -42,6 +44,9 @@ class Repeater:
         if refusal := REFUSALS.get(str(asked["prompts"][0])):
             status, code = refusal
             return JSONResponse({"code": code, "detail": "refused"}, status_code=status)
+        if unknown := [f"/prompts/{i}/{p.index(UNKNOWN)}" for i, p in enumerate(asked["prompts"]) if UNKNOWN in [*p]]:
+            problems = [{"pointer": pointer, "detail": "no token has this id", "value": UNKNOWN} for pointer in unknown]
+            return JSONResponse({**WRONG, "problems": problems}, status_code=422)
         if asked["stream"]:
             return StreamingResponse(self._lines(asked), media_type="application/x-ndjson")
         return JSONResponse(_result(asked))
@@ -176,9 +181,10 @@ def test_the_parameters_arrive_under_our_names(site, host) -> None:
         ({"stream_options": {"x": 1}}, "stream_options.x", "invalid_value"),
         ({"prompt": []}, "prompt", "invalid_value"),
         ({"prompt": [[1], []]}, "prompt[1]", "invalid_value"),
-        ({"prompt": [1, -1]}, "prompt", "invalid_value"),
-        ({"prompt": [1, 2.0]}, "prompt", "invalid_value"),
-        ({"prompt": [[None]]}, "prompt[0]", "invalid_value"),
+        ({"prompt": [1, -1]}, "prompt[1]", "invalid_value"),
+        ({"prompt": [1, 2.0]}, "prompt[1]", "invalid_value"),
+        ({"prompt": [[1], [2, 3, None]]}, "prompt[1][2]", "invalid_value"),
+        ({"prompt": ["x", "\ud800"]}, "prompt[1]", "invalid_value"),
         ({"prompt": ["x"] * 65}, "prompt", "invalid_value"),
         ({"prompt": "\ud800"}, "prompt", "invalid_value"),
         ({"model": None}, "model", "invalid_value"),
@@ -262,6 +268,17 @@ def test_what_the_inference_process_refuses_is_translated(site, host, prompt: st
             expected[0] == 503,
             expected[0] == 409,
         )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [([5, UNKNOWN], "prompt[1]"), ([[5, UNKNOWN]], "prompt[0][1]"), (["x", [5, 6, UNKNOWN]], "prompt[1][2]")],
+    ids=["one", "list-of-one", "list"],
+)
+def test_an_unknown_id_is_named_where_the_client_wrote_it(site, host, prompt: Any, param: str) -> None:
+    for stream in (False, True):
+        reply = site.http.post("/v1/completions", json={**ASK, "prompt": prompt, "stream": stream})
+        assert error_of(reply) == (400, "invalid_request_error", param, "invalid_value")
 
 
 def test_without_an_inference_process_there_is_a_503(site) -> None:

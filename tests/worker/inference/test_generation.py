@@ -154,10 +154,44 @@ def test_a_stream_says_at_once_that_a_choice_has_ended(inference: Inference) -> 
     *lines, _ = inference.generate(**asked, stop=[stop], stream=True).content.splitlines()
 
     read = [json.loads(line)["choices"] for line in lines]
-    ends = {gain["index"]: (i, gain["finish_reason"]) for i, of in enumerate(read) for gain in of if gain.get("finish_reason")}
+    ends = {
+        gain["index"]: (i, gain["finish_reason"])
+        for i, of in enumerate(read)
+        for gain in of
+        if gain.get("finish_reason")
+    }
     assert ends[0][1] == "stop"
     assert ends[1] == (len(read) - 1, "length")
     assert ends[0][0] < ends[1][0]
+
+
+def test_the_token_that_ends_a_choice_is_scored_apart(inference: Inference) -> None:
+    asked = {"temperature": 0, "logprobs": 2, "max_new_tokens": 3}
+    first = inference.generate(**asked).json()["choices"][0]["logprobs"][0]
+    ended = {**asked, "stop_token_ids": [first["token"]]}
+
+    line, last = map(json.loads, inference.generate(**ended, stream=True).content.splitlines())
+
+    choice = {"index": 0, "text": "", "tokens": [], "finish_reason": "stop", "logprobs": [], "end_token": first}
+    assert line["choices"] == last["result"]["choices"] == inference.generate(**ended).json()["choices"] == [choice]
+
+
+def test_the_usage_counts_a_prompt_once_and_every_choice(inference: Inference) -> None:
+    prompts = [[50, 51] * 65, [52] * 70, [50, 51, 50]]  # 2, 1 and no chunks before the last token
+    asked = {"prompts": prompts, "n": 2, "max_new_tokens": 3, "ignore_eos": True}
+    usages = [inference.generate(**asked).json()["usage"] for _ in range(2)]
+
+    counts = {"prompt_tokens": 203, "completion_tokens": 18}
+    assert usages == [{**counts, "cached_tokens": 0}, {**counts, "cached_tokens": 192}]
+
+
+@pytest.mark.parametrize("prompts", [[[280]], ["One", [5, 6, 280]]], ids=["one", "two"])
+def test_an_unknown_id_is_named_with_its_prompt(inference: Inference, prompts: list[Any]) -> None:
+    reply = inference.generate(prompts=prompts)
+
+    [problem] = reply.json()["problems"]
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid_parameter")
+    assert problem["pointer"] == f"/prompts/{len(prompts) - 1}/{len(prompts[-1]) - 1}"
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -178,7 +212,6 @@ def test_a_deadline_ends_a_request(inference: Inference, stream: bool) -> None:
         ({"run": "fresh"}, 409, "checkpoint_not_ready"),
         ({"temperature": -1}, 422, "invalid_parameter"),
         ({"run": "../x"}, 422, "invalid_parameter"),
-        ({"prompts": [[280]]}, 422, "invalid_parameter"),
         ({"prompts": ["cat " * 600]}, 422, "prompt_too_long"),
         ({"prompts": ["One", "cat " * 600], "stream": True}, 422, "prompt_too_long"),
     ],

@@ -6,14 +6,19 @@ A draw inverts the cumulative distribution with one uniform number per token. Wh
 the other rows, so neither does its token. Ids that only pad the vocabulary never arrive here: `ModelRunner` computes no
 logits for them.
 
-Shapes: A sequences, V ids of the tokenizer, K candidates.
+Logits that a bias or penalty changes are computed in float64: float32 rounds a logit of 20 by 1e-6, and a small
+temperature multiplies that. Nothing sorts the vocabulary: the few best tokens are found as the largest numbers of a
+matrix by the maxima of its columns, and a wide nucleus by bins of probability, two of which are sorted.
+
+Shapes: A sequences, V ids of the tokenizer, K candidates, E tokens whose logits change, C tokens that may be drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +34,13 @@ Ids = NDArray[np.int64]
 
 _GOLDEN = 0x9E3779B97F4A7C15  # golden ratio of 64 bits: spreads the seeds of one request's choices over the whole range
 _LEAST_TEMPERATURE = 1e-30  # float32 has no quotient by less; already greedy, except between equal logits
-_LIKELY = (2.0**-6, 2.0**-9, 2.0**-12)  # probabilities, relative to the best, that usually bound a nucleus
-_ROUNDING = 1e-5  # relative, of sums in float32
-_BIN_BITS = 11  # of the mass: 2,048 bins, as narrow as the range of the masses allows
-_COLUMNS_PER_CANDIDATE = 16  # of the vocabulary, to bound the largest logits by the maxima of its columns
-_PART = 8192  # tokens whose copies stay in the cache
+_LEAST_PENALTY = 1e-250  # float64 has no quotient of a float32 logit by less
+_COLUMNS_PER_CANDIDATE = 16  # of the vocabulary as a matrix: few of the candidates meet in a column
+_HEIGHT = 64  # of its columns where the number of candidates is not known before
+_FEW = 512  # candidates that are sorted faster than the vocabulary is binned
+_BIN_BITS = 12  # of the mass: 4,096 bins, as narrow as the range of the masses allows
 _BLOCK = 256  # ids of the vocabulary that are summed before one of them is looked for
+_ROUNDING = 1e-6  # relative, of sums and bounds in float32
 
 
 class NonFiniteLogits(ModelCoreError):
@@ -82,15 +88,13 @@ def tokens_at(logits: Tensor, samplers: Sequence[Sampler], places: Sequence[floa
         groups[sampler.candidates(n_vocab)].append(row)
     found: dict[int, int | NonFiniteLogits] = {}
     for k, rows in groups.items():
-        params = [samplers[row].params for row in rows]
         processed = [samplers[row].process(logits[row]) for row in rows]  # (V,) each
         if k == n_vocab:
-            each = zip(processed, params, rows, strict=True)
-            tokens = [_find_in_vocabulary(values, wanted, places[row]) for values, wanted, row in each]
+            for row, values in zip(rows, processed, strict=True):
+                found[row] = _find_in_vocabulary(values.cpu().numpy(), samplers[row].params, places[row])
         else:
-            best, ids = largest(processed, k)  # 2 x (rows, K)
-            tokens = _find(best, ids, params, np.array([places[row] for row in rows]))
-        found |= zip(rows, tokens, strict=True)
+            for row, best, ids in zip(rows, *largest(processed, k), strict=True):  # (K,) each
+                found[row] = _find(best, ids, samplers[row].params, places[row])
     return [found[row] for row in range(len(samplers))]
 
 
@@ -110,9 +114,9 @@ class Sampler:
     def __init__(self, params: SamplingParams, generator: torch.Generator, prompt: Sequence[int], eot: int) -> None:
         self.params, self._generator, self._eot = params, generator, eot
         self._drawn = 0
-        self._output: Counter[int] = Counter()  # kept for penalties only, like _seen
-        self._seen = set(prompt) if params.repetition_penalty != 1 else set()
-        self._has_penalties = (params.frequency_penalty, params.presence_penalty) != (0, 0)
+        self._repetition = max(params.repetition_penalty, _LEAST_PENALTY)
+        self._has_penalties = (params.frequency_penalty, params.presence_penalty, self._repetition) != (0, 0, 1)
+        self._changed = _ChangedTokens(params.logit_bias, prompt if self._repetition != 1 else ())
 
     def uniform(self) -> float:
         """Draw the random number of the next token.
@@ -130,9 +134,7 @@ class Sampler:
         """
         self._drawn += 1
         if self._has_penalties:
-            self._output[token] += 1
-        if self.params.repetition_penalty != 1:
-            self._seen.add(token)
+            self._changed.count(token)
 
     def candidates(self, n_vocab: int) -> int:
         """Return how many of the largest logits decide the next token.
@@ -154,28 +156,23 @@ class Sampler:
             logits: Logits of the next token, (V,); they are not changed.
 
         Returns:
-            The changed logits, (V,); the given ones if nothing changes them.
+            The changed logits, (V,), float64; the given ones if nothing changes them.
         """
         forbidden = self._forbidden
-        if not (forbidden or self.params.logit_bias or self._seen or self._output):
+        if not (forbidden or self._changed):
             return logits
-        params, device, result = self.params, logits.device, logits.clone()
-        if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=device)
-            result[ids] += torch.tensor(list(params.logit_bias.values()), device=device)
-        if self._seen:
-            ids = torch.tensor(list(self._seen), device=device)
-            values, penalty = result[ids].double(), params.repetition_penalty
-            values = torch.where(values < 0, values * penalty, values / penalty)
-            limit = torch.finfo(result.dtype).max  # a small penalty must not make infinity of a logit
-            result[ids] = values.clamp(-limit, limit).to(result.dtype)
-        if self._output:
-            ids = torch.tensor(list(self._output), device=device)
-            counts = torch.tensor(list(self._output.values()), device=device)
-            result[ids] -= params.frequency_penalty * counts
-            result[ids] -= params.presence_penalty
-        if forbidden:  # last, which gives the same as before the penalties, but no product with infinity
-            result[torch.tensor(forbidden, device=device)] = -math.inf
+        params, result = self.params, logits.to(torch.float64, copy=True)
+        if self._changed:
+            ids, bias, is_seen, counts = self._changed.tensors(logits.device)  # (E,) each
+            values = result[ids] + bias  # (E,)
+            if self._repetition != 1:
+                repeated = torch.where(values < 0, values * self._repetition, values / self._repetition)
+                values = torch.where(is_seen, repeated, values)
+            values -= params.frequency_penalty * counts
+            values -= params.presence_penalty * (counts > 0)
+            result[ids] = values
+        if forbidden:  # last, which gives the same as before the penalties
+            result[torch.tensor(forbidden, device=logits.device)] = -math.inf
         return result
 
     @property
@@ -184,6 +181,40 @@ class Sampler:
         if self._drawn < self.params.min_new_tokens:
             return (self._eot, *self.params.stop_token_ids)
         return (self._eot,) if self.params.ignore_eos else ()
+
+
+class _ChangedTokens:
+    """Tokens whose logits biases and penalties change; each has one place in all columns.
+
+    Args:
+        bias: Bias of each biased token.
+        prompt: Token ids that repetition is penalized of.
+    """
+
+    def __init__(self, bias: Mapping[int, float], prompt: Sequence[int]) -> None:
+        tokens, seen = dict.fromkeys([*bias, *prompt]), set(prompt)
+        self._places = {token: place for place, token in enumerate(tokens)}
+        self._ids, self._bias = array("q", tokens), array("d", [bias.get(token, 0.0) for token in tokens])
+        self._is_seen, self._counts = array("b", [token in seen for token in tokens]), array("d", [0.0] * len(tokens))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def count(self, token: int) -> None:
+        """Record a token of the output."""
+        place = self._places.setdefault(token, len(self._ids))
+        if place == len(self._ids):
+            for column in (self._ids, self._bias, self._is_seen, self._counts):
+                column.append(0)
+            self._ids[place] = token
+        self._is_seen[place] = True
+        self._counts[place] += 1
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids, biases, whether prompt or output have the token, and how often the output has it, (E,) each."""
+        columns = np.array(self._ids), np.array(self._bias), np.array(self._is_seen, dtype=bool), np.array(self._counts)
+        ids, bias, is_seen, counts = (torch.from_numpy(column).to(device) for column in columns)
+        return ids, bias, is_seen, counts
 
 
 def choice_generator(seed: int, index: int) -> torch.Generator:
@@ -227,115 +258,147 @@ def largest(rows: Sequence[Tensor], k: int) -> tuple[Floats, Ids]:
 
 def _largest_of_row(logits: Floats, k: int) -> tuple[Floats, Ids]:
     """As `largest`, of one row, (V,): at least k numbers reach the k-th largest maximum of columns."""
+    if k == 1:
+        ids = np.array([logits.argmax()])  # of the first NaN, where there is one
+        return logits[ids], ids
     best = logits.max()
     if not np.isfinite(best):
         return np.full(k, best), np.zeros(k, dtype=np.int64)
-    if k == 1:
-        ids = np.array([logits.argmax()])
-        return logits[ids], ids
-    columns = k * _COLUMNS_PER_CANDIDATE
-    height = len(logits) // columns
-    maxima = logits[: columns * height].reshape(height, columns).max(axis=0)  # (columns,)
-    ids = np.flatnonzero(logits >= np.partition(maxima, columns - k)[columns - k])  # at least k
-    ids = ids[np.argsort(-logits[ids], kind="stable")[:k]]
+    maxima = _column_maxima(logits, k * _COLUMNS_PER_CANDIDATE)
+    ids = np.flatnonzero(logits >= np.partition(maxima, len(maxima) - k)[len(maxima) - k])  # (C,), at least k
+    ids = _in_order(logits, ids)[:k]
     return logits[ids], ids
 
 
-def _find(logits: Floats, ids: Ids, params: Sequence[SamplingParams], places: Floats) -> list[int | NonFiniteLogits]:
-    """Find the tokens at places among candidates in order, logits and ids (R, K), places (R,)."""
-    temperature = np.array([max(one.temperature, _LEAST_TEMPERATURE) for one in params])[:, None]  # (R, 1)
-    top_p, min_p = (np.array([getattr(one, name) for one in params])[:, None] for name in ("top_p", "min_p"))  # (R, 1)
-    finite = np.isfinite(logits.max(axis=1))  # (R,)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
-        exponents = (logits.astype(np.float64) - logits[:, :1]) / temperature  # (R, K)
-    # probabilities without their common factor; row by row, because the last bit may depend on the place in an array
-    mass = np.stack([np.exp(row) for row in exponents])  # (R, K)
-    ends = mass.cumsum(axis=1)  # (R, K)
-    is_kept = ((ends - mass < top_p * ends[:, -1:]) | (top_p == 1)) & (mass >= min_p)  # (R, K), a prefix of each row
-    last = np.maximum(is_kept.sum(axis=1) - 1, 0)  # (R,)
-    total = ends[np.arange(len(last)), last]  # (R,)
-    target = np.minimum(places * total, np.nextafter(total, 0.0))  # (R,)
-    index = (ends <= target[:, None]).sum(axis=1)  # (R,)
-    return [
-        int(row[at]) if is_finite else NonFiniteLogits() for row, at, is_finite in zip(ids, index, finite, strict=True)
-    ]
+def _column_maxima(numbers: Floats, columns: int) -> Floats:
+    """Maxima of the columns of numbers, (V,), as a matrix; the last V % columns numbers are left out."""
+    height = len(numbers) // columns
+    maxima: Floats = numbers[: height * columns].reshape(height, columns).max(axis=0)  # (columns,)
+    return maxima
 
 
-def _find_in_vocabulary(logits: Tensor, params: SamplingParams, place: float) -> int | NonFiniteLogits:
+def _in_order(logits: Floats, ids: Ids) -> Ids:
+    """Ascending ids in order of logit, then id."""
+    return ids[np.argsort(-logits[ids], kind="stable")]
+
+
+def _find(
+    logits: Floats, ids: Ids, params: SamplingParams, place: float, total: float | None = None
+) -> int | NonFiniteLogits:
+    """Find the token at a place among candidates in order.
+
+    Args:
+        logits: Logits of the candidates, (K,).
+        ids: Their ids, (K,).
+        params: Sampling parameters.
+        place: A number of [0, 1).
+        total: Sum of exp((logit - best) / temperature) of which a nucleus has top_p; None for that of the candidates.
+
+    Returns:
+        A token id, or an error if the logits are not finite.
+    """
+    best = float(logits.max())
+    if not math.isfinite(best):
+        return NonFiniteLogits()
+    with np.errstate(over="ignore"):  # quotients by little
+        mass = np.exp((logits.astype(np.float64) - best) / max(params.temperature, _LEAST_TEMPERATURE))  # (K,)
+    ends = mass.cumsum()  # (K,)
+    nucleus = params.top_p * (float(ends[-1]) if total is None else total) if params.top_p < 1 else math.inf
+    kept = _count_kept(mass, ends, nucleus, params.min_p)
+    return int(ids[_index(ends[:kept], place * float(ends[kept - 1]))])
+
+
+def _count_kept(mass: Floats, ends: Floats, nucleus: float, min_p: float) -> int:
+    """Count the tokens, (C,) in order, that begin before the nucleus ends and have min_p of the mass of the best."""
+    return min(len(ends), int(np.searchsorted(ends, nucleus)) + 1, int(np.count_nonzero(mass >= min_p)))
+
+
+def _find_in_vocabulary(logits: Floats, params: SamplingParams, place: float) -> int | NonFiniteLogits:
     """Find the token at a place among all ids, (V,), without sorting them."""
     best = float(logits.max())
     if not math.isfinite(best):
         return NonFiniteLogits()
-    exponents = logits - best  # (V,)
-    if params.temperature != 1:
-        exponents.div_(max(params.temperature, _LEAST_TEMPERATURE))
-    mass = exponents.exp_().cpu().numpy()  # (V,), 1 for the best
-    if params.top_p == 1 and params.min_p > 0:
-        mass = np.where(mass >= params.min_p, mass, np.float32(0))  # (V,)
-    ends = np.add.reduceat(mass, np.arange(0, len(mass), _BLOCK), dtype=np.float64).cumsum()  # (V / _BLOCK,)
+    temperature = max(params.temperature, _LEAST_TEMPERATURE)
     if params.top_p < 1:
-        return _find_in_nucleus(logits.cpu().numpy(), mass, float(ends[-1]), params, place)
-    block = _index(ends, place * ends[-1])
+        return _find_in_nucleus(logits, _mass(logits, best, temperature), params, place)
+    if params.min_p == 0:
+        return _index_in_blocks(_mass(logits, best, temperature), place)
+    least = best + temperature * math.log(params.min_p)
+    least -= _ROUNDING * (abs(best) + abs(least))
+    ids = np.flatnonzero(logits >= least)  # (C,)
+    mass = _mass(logits[ids], best, temperature)  # (C,)
+    return int(ids[_index_in_blocks(mass * (mass >= params.min_p), place)])
+
+
+def _mass(logits: Floats, best: float, temperature: float) -> Floats:
+    """Probabilities without their common factor, (V,), float32: 1 for the best."""
+    with np.errstate(over="ignore"):  # quotients by little
+        exponents = logits - best  # (V,)
+        if temperature != 1:
+            exponents /= temperature
+        exponents = exponents.astype(np.float32, copy=False)
+    return torch.from_numpy(exponents).exp_().numpy()  # faster than numpy's
+
+
+def _index_in_blocks(mass: Floats, place: float) -> int:
+    """Index at a place of the cumulative mass, (V,)."""
+    ends = np.add.reduceat(mass, np.arange(0, len(mass), _BLOCK), dtype=np.float64).cumsum()  # (V / _BLOCK,)
+    target = place * ends[-1]
+    block = _index(ends, target)
     within = mass[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)  # (_BLOCK,)
-    return block * _BLOCK + _index(within, place * ends[-1] - (ends[block - 1] if block else 0.0))
+    return block * _BLOCK + _index(within, target - (ends[block - 1] if block else 0.0))
 
 
-def _find_in_nucleus(logits: Floats, mass: Floats, total: float, params: SamplingParams, place: float) -> int:
-    """Find the token at a place of the nucleus; only the part where it ends and the part of the place are sorted.
+def _find_in_nucleus(logits: Floats, mass: Floats, params: SamplingParams, place: float) -> int | NonFiniteLogits:
+    """Find the token at a place of the nucleus of all ids, (V,)."""
+    total = float(torch.from_numpy(mass).sum())
+    ids = _few_with(mass, params.top_p * total)
+    if ids is None:
+        return _find_in_bins(logits, mass, total, params, place)
+    ids = _in_order(logits, ids)  # (C,)
+    return _find(logits[ids], ids, params, place, total)
+
+
+def _few_with(mass: Floats, needed: float) -> Ids | None:
+    """Ids of the tokens with the most mass, which together have what is needed; None if these are not few."""
+    if len(mass) <= _FEW:
+        return np.arange(len(mass))
+    maxima = _column_maxima(mass, len(mass) // _HEIGHT)
+    best = np.sort(maxima)[: -_FEW - 1 : -1]  # (_FEW,), descending
+    at = int(np.searchsorted(best.cumsum(dtype=np.float64), needed * (1 + _ROUNDING)))
+    if at == len(best):
+        return None
+    ids = np.flatnonzero(mass >= best[at])
+    return ids if len(ids) <= 2 * _FEW else None  # many may be equal
+
+
+def _find_in_bins(logits: Floats, mass: Floats, total: float, params: SamplingParams, place: float) -> int:
+    """Find the token at a place of a wide nucleus; only the bin where it ends and the bin of the place are sorted.
 
     Tokens are binned by the leading bits of their mass, and the mass of the bins shows in which one the nucleus ends.
     """
-    nucleus = params.top_p * total
-    ids = _most_likely(mass, nucleus)
-    if ids is not None:
-        logits, mass = logits[ids], mass[ids]  # 2 x (C,)
-    bits = mass.view(np.int32)  # in the order of the mass, which is not negative
-    most = int(np.float32(1).view(np.int32))  # of the best
-    bins = most - bits  # (C,)
-    bins >>= max((most - int(bits.min())).bit_length() - _BIN_BITS, 0)
-    ends = _mass_of_bins(bins, mass).cumsum()  # (bins,)
-    last = int(np.searchsorted(ends, min(nucleus, ends[-1]), side="left"))
+    # all tokens below this have less together than what the nucleus leaves, so it does not end among them
+    least = np.float32((1 - params.top_p) * total / len(mass) / 2)
+    bits = mass.view(np.int32)  # (V,), in the order of the mass, which is not negative
+    most, lowest = int(np.float32(1).view(np.int32)), max(int(bits.min()), int(least.view(np.int32)))
+    bins = most - np.maximum(bits, lowest)  # (V,)
+    bins >>= max((most - lowest).bit_length() - _BIN_BITS, 0)
+    ends = np.bincount(bins, weights=mass).cumsum()  # (bins,)
+    nucleus = params.top_p * float(ends[-1])
+    last = int(np.searchsorted(ends, nucleus))
     if params.min_p > 0:
-        last = min(last, int(bins[mass >= params.min_p].max()))
+        last = min(last, int((bins * (mass >= params.min_p)).max()))
     before = ends[last - 1] if last else 0.0
-    members = _bin_in_order(logits, bins, last)
-    within = mass[members].cumsum(dtype=np.float64)  # (members,)
-    within = within[(before + within - mass[members] < nucleus) & (mass[members] >= params.min_p)]  # (members kept,)
-    target = place * (before + (within[-1] if len(within) else 0.0))
-    if len(within) and target >= before:
-        found = members[_index(within, target - before)]
-    else:
+    members = _in_order(logits, np.flatnonzero(bins == last))  # (C,)
+    within = mass[members].cumsum(dtype=np.float64)  # (C,)
+    within = within[: _count_kept(mass[members], before + within, nucleus, params.min_p)]
+    target = place * (before + within[-1])
+    if target < before:
         at = _index(ends[:last], target)
-        members = _bin_in_order(logits, bins, at)
-        within = mass[members].cumsum(dtype=np.float64)  # (members,)
-        found = members[_index(within, target - (ends[at - 1] if at else 0.0))]
-    return int(found if ids is None else ids[found])
-
-
-def _most_likely(mass: Floats, needed: float) -> Ids | None:
-    """Ids of the tokens with the most mass, which together have what is needed; None if these are not few."""
-    for least in _LIKELY:
-        is_likely = mass >= least
-        if np.count_nonzero(is_likely) > len(mass) // 8:
-            return None
-        ids = np.flatnonzero(is_likely)  # (C,)
-        if mass[ids].sum(dtype=np.float64) > needed * (1 + _ROUNDING):
-            return ids
-    return None
-
-
-def _mass_of_bins(bins: NDArray[np.int32], mass: Floats) -> Floats:
-    """Add up the mass of each bin, a part at a time, because bincount copies both to wider types."""
-    sums = np.zeros(1 << _BIN_BITS)  # (bins,)
-    for at in range(0, len(bins), _PART):
-        sums += np.bincount(bins[at : at + _PART], weights=mass[at : at + _PART], minlength=len(sums))
-    return sums
-
-
-def _bin_in_order(logits: Floats, bins: NDArray[np.int32], number: int) -> Ids:
-    """Members of a bin in order of logit, then id."""
-    members = np.flatnonzero(bins == number)
-    return members[np.argsort(-logits[members], kind="stable")]
+        before = ends[at - 1] if at else 0.0
+        members = _in_order(logits, np.flatnonzero(bins == at))  # (C,)
+        within = mass[members].cumsum(dtype=np.float64)  # (C,)
+    return int(members[_index(within, target - before)])
 
 
 def _index(cumulative: Floats, target: float) -> int:

@@ -5,58 +5,32 @@ logits of a row have the same bits whatever runs beside it: no operation mixes r
 chunk alone, and attention of one query is two matmuls over a length that is a multiple of 16. Rows in use are always
 the first ones, so a step takes a view and never gathers.
 
-Shapes: A rows in use, P with the padding of a CUDA graph, N tokens of all chunks, T tokens of one, L positions,
-C n_embd, V ids of the tokenizer, H heads and D head_dim of a layer.
+Shapes: A rows in use, P with the padding of a CUDA graph or of kernels, N tokens of all chunks, L positions, C n_embd,
+V ids of the tokenizer, H heads and D head_dim of a layer.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from model_core.config import ModelConfig
 from model_core.generation.kv_cache import CHUNK, Block, KVCache
 from model_core.generation.packed_model import PackedModel
+from model_core.generation.prefill import Prefill, PromptChunk, additive_mask, attention, pad_rows, rounded
 
-__all__ = ["CHUNK", "Block", "ModelRunner", "PromptChunk"]
+__all__ = ["CHUNK", "Block", "ModelRunner", "Prefill", "PromptChunk"]
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)  # of steps on static buffers; beyond them, multiples of the last
 
 _GRAPH_LEAST = 256  # positions of attention in a CUDA graph
-_MULTIPLE = 16  # of the length of attention
 _SMALL_MATMUL = 400  # products of a matmul below which torch takes another kernel, with another order of its sums
 
 
 # tokens, positions and rows (P,) each, length -> logits (P, V)
 _Forward = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-
-
-@dataclass(frozen=True)
-class PromptChunk:
-    """Consecutive tokens of a prompt.
-
-    Attributes:
-        row: Row of the sequence.
-        start: Position of the first token, a multiple of `CHUNK`.
-        tokens: Ids, 1 to `CHUNK` of them; fewer than `CHUNK` only at the prompt's end.
-    """
-
-    row: int
-    start: int
-    tokens: Sequence[int]
-
-    def __post_init__(self) -> None:
-        assert self.start % CHUNK == 0 < len(self.tokens) <= CHUNK, (self.start, len(self.tokens))
-
-    @property
-    def end(self) -> int:
-        """Position behind the last token."""
-        return self.start + len(self.tokens)
 
 
 class ModelRunner:
@@ -84,29 +58,31 @@ class ModelRunner:
         self._static = self._static_step() if is_static else None
 
     @torch.inference_mode()
-    def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
-        """Run chunks of prompts, each behind the earlier chunks of its prompt, and store their keys and values.
+    def begin(self, chunks: Sequence[PromptChunk]) -> Prefill:
+        """Begin a pass over chunks of prompts; the caller runs its layers, in inference mode.
 
         Args:
             chunks: Chunks of any rows; those of one row in order.
 
         Returns:
+            The pass, before the first layer.
+        """
+        return Prefill(self.weights, self._cache, chunks)
+
+    @torch.inference_mode()
+    def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
+        """Run chunks of prompts, and store their keys and values.
+
+        Args:
+            chunks: See `begin`.
+
+        Returns:
             Input of the head for every token, chunk after chunk, (N, C).
         """
-        for chunk in chunks:
-            self._cache.write(chunk.row, chunk.start, len(chunk.tokens))
-        tokens = [token for chunk in chunks for token in chunk.tokens]
-        at = torch.cat([torch.arange(chunk.start, chunk.end, device=self.device) for chunk in chunks])  # (N,)
-        x = self._embed(torch.tensor(tokens, device=self.device), at)  # (N, C)
-        sizes = [len(chunk.tokens) for chunk in chunks]
-        masks = [self._causal_mask(chunk) for chunk in chunks]  # (T, L) each
-        for index, layer in enumerate(self.weights.layers):
-            qkv = layer.c_attn(layer.ln_1(x)).view(-1, 3, layer.n_head, layer.head_dim)  # (N, 3, H, D)
-            parts = torch.split(qkv, sizes)  # (T, 3, H, D) each
-            y = [self._attend(index, *each) for each in zip(chunks, parts, masks, strict=True)]
-            x += layer.attn_proj(torch.cat(y))
-            x += layer.mlp_proj(layer.c_fc(layer.ln_2(x)))
-        return self.weights.ln_f(x)  # (N, C)
+        prefill = self.begin(chunks)
+        while not prefill.is_done:
+            prefill.advance()
+        return prefill.hidden  # (N, C)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -134,7 +110,7 @@ class ModelRunner:
         self._cache.write_next(positions)
         if self._static is not None:
             return self._static.run(tokens, positions)  # (A, V)
-        length = max(_rounded(max(positions) + 1), self._shortest)
+        length = max(rounded(max(positions) + 1), self._shortest)
         at = torch.tensor(positions, device=self.device)  # (A,)
         return self._step(torch.tensor(tokens, device=self.device), at, None, length)  # (A, V)
 
@@ -204,14 +180,15 @@ class ModelRunner:
         self._cache.write_block(row, start, block)
 
     @torch.inference_mode()
-    def use_rows(self, count: int) -> None:
+    def use_rows(self, count: int, longest: int = 0) -> None:
         """Announce how many rows are in use, so that they exist and others take no memory; until then all exist.
 
         Args:
             count: Number of rows in use, the first ones.
+            longest: Most positions that one of them will have.
         """
         if self._static is None:
-            self._cache.use_rows(count)
+            self._cache.use_rows(count, longest)
 
     @property
     def cache_bytes(self) -> int:
@@ -242,39 +219,23 @@ class ModelRunner:
 
     def _step(self, tokens: Tensor, at: Tensor, rows: Tensor | None, length: int) -> Tensor:
         """Run a token of each row, and write its keys and values to other rows than the first if `rows` names them."""
-        x = self._embed(tokens, at)  # (A, C)
+        count = len(tokens)
+        x = self.weights.embed(tokens, at)  # (A, C)
+        x = pad_rows(x, self.weights.kernel_rows(count))  # (P, C)
         indices, masks = self._cache.indices(at, rows), self._masks(at, length)
         for index, layer in enumerate(self.weights.layers):
-            qkv = layer.c_attn(layer.ln_1(x)).view(-1, 3, layer.n_head, layer.head_dim)  # (A, 3, H, D)
+            qkv = layer.c_attn(layer.ln_1(x)).view(-1, 3, layer.n_head, layer.head_dim)[:count]  # (A, 3, H, D)
             self._cache.append(index, indices[layer.n_head], qkv[:, 1:])
-            k, v = self._cache.rows(index, len(tokens), length)  # 2 x (A*H, L, D)
+            k, v = self._cache.rows(index, count, length)  # 2 x (A*H, L, D)
             q = qkv[:, 0].reshape(-1, 1, layer.head_dim)  # (A*H, 1, D)
-            y = _attention(q, k, v, masks[layer.n_head])  # (A*H, 1, D)
-            x += layer.attn_proj(y.view(len(tokens), -1))  # (A, C)
+            y = attention(q, k, v, masks[layer.n_head])  # (A*H, 1, D)
+            x += layer.attn_proj(pad_rows(y.view(count, -1), len(x)))  # (P, C)
             x += layer.mlp_proj(layer.c_fc(layer.ln_2(x)))
-        return self.weights.head(self.weights.ln_f(x))  # (A, V)
-
-    def _embed(self, tokens: Tensor, at: Tensor) -> Tensor:
-        weights = self.weights
-        x = F.embedding(tokens, weights.wte).to(weights.dtype)  # (N or A, C)
-        return x + F.embedding(at, weights.wpe).to(weights.dtype)  # (N or A, C)
-
-    def _attend(self, index: int, chunk: PromptChunk, qkv: Tensor, mask: Tensor) -> Tensor:
-        """Store keys and values of a chunk, qkv (T, 3, H, D), and attend to its prompt so far; returns (T, H*D)."""
-        by_head = qkv.permute(1, 2, 0, 3)  # (3, H, T, D)
-        self._cache.row(index, chunk.row, chunk.start, chunk.end).copy_(by_head[1:])
-        k, v = self._cache.row(index, chunk.row, 0, mask.size(-1)).unbind(0)  # 2 x (H, L, D)
-        y = _attention(by_head[0], k, v, mask)  # (H, T, D)
-        return y.transpose(0, 1).flatten(1)  # (T, H*D)
-
-    def _causal_mask(self, chunk: PromptChunk) -> Tensor:
-        """Additive mask of the positions behind each token of a chunk, (T, L)."""
-        at = torch.arange(chunk.start, chunk.end, device=self.device)  # (T,)
-        return _mask(at, _rounded(chunk.end), self._cache.dtype)  # (T, L)
+        return self.weights.head(self.weights.ln_f(x))[:count]  # (A, V)
 
     def _masks(self, at: Tensor, length: int) -> dict[int, Tensor]:
         """Additive masks of the positions behind each row's token, by number of heads, (A*H, 1, L)."""
-        mask = _mask(at, length, self._cache.dtype)[:, None]  # (A, 1, L)
+        mask = additive_mask(at, length, self._cache.dtype)[:, None]  # (A, 1, L)
         counts = {layer.n_head for layer in self.weights.layers}
         return {h: mask.expand(-1, h, -1).reshape(-1, 1, length) for h in counts}  # (A*H, 1, L) each
 
@@ -288,7 +249,7 @@ def least_positions(config: ModelConfig) -> int:
     Returns:
         Positions of a row of the KV cache, however short its sequence is.
     """
-    return _rounded(-(-_SMALL_MATMUL // min(config.head_dims)))
+    return rounded(-(-_SMALL_MATMUL // min(config.head_dims)))
 
 
 def padded_rows(count: int) -> int:
@@ -377,18 +338,3 @@ class StaticStep:
         with torch.cuda.graph(graph, pool=pool):
             logits = self._compute(rows, length)  # (P, V)
         return graph, logits
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention of queries (H, T, D) over keys and values (H, L, D) with an additive mask; returns (H, T, D)."""
-    logits = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.size(-1)))  # (H, T, L)
-    return logits.softmax(-1) @ v  # (H, T, D)
-
-
-def _mask(at: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    unseen = torch.arange(length, device=at.device) > at[:, None]  # (A or T, L)
-    return torch.zeros(unseen.shape, dtype=dtype, device=at.device).masked_fill_(unseen, float("-inf"))  # (A or T, L)
-
-
-def _rounded(length: int) -> int:
-    return -(-length // _MULTIPLE) * _MULTIPLE

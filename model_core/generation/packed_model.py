@@ -23,6 +23,7 @@ from model_core.generation.weight_formats import (
     Activation,
     FormatUnusable,
     PackedLinear,
+    RowCount,
     WeightFormat,
     check,
     gpu_format,
@@ -104,6 +105,7 @@ class PackedModel:
         layers: Blocks, in order.
         ln_f: Norm before the head.
         head: (M, C) -> (M, V), float32.
+        kernel_rows: See `WeightFormat.rows`; rows that are added once need not be added by each linear map.
         warnings: Why it has another format than the wanted one.
     """
 
@@ -117,7 +119,21 @@ class PackedModel:
     layers: tuple[PackedLayer, ...]
     ln_f: PackedNorm
     head: PackedLinear
+    kernel_rows: RowCount
     warnings: tuple[ResultWarning, ...] = ()
+
+    def embed(self, tokens: Tensor, at: Tensor) -> Tensor:
+        """Look up the input of the first layer.
+
+        Args:
+            tokens: Ids, (M,).
+            at: Their positions, (M,).
+
+        Returns:
+            Sum of both embeddings, (M, C).
+        """
+        x = F.embedding(tokens, self.wte).to(self.dtype)  # (M, C)
+        return x + F.embedding(at, self.wpe).to(self.dtype)  # (M, C)
 
     def warned(self, warning: ResultWarning) -> PackedModel:
         """Add a warning.
@@ -228,6 +244,7 @@ def _pack(
         layers=tuple(_pack_layer(block, form, dtype, keep=keep) for block in model.blocks),
         ln_f=_pack_norm(parts["ln_f"], dtype),
         head=head,
+        kernel_rows=form.rows,
         warnings=warnings,
     )
 

@@ -10,6 +10,7 @@ Shapes: A rows that generate, N tokens of all chunks, T tokens of one, C n_embd,
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from model_core.generation.fair_queue import FairQueue
-from model_core.generation.model_runner import CHUNK, ModelRunner, PromptChunk
+from model_core.generation.model_runner import CHUNK, ModelRunner, Prefill, PromptChunk
 from model_core.generation.prefix_cache import PrefixCache
 from model_core.generation.request import OpenRequest, Request, ScoreRequest
 from model_core.generation.sampler import NonFiniteLogits, sample
@@ -32,7 +33,8 @@ from model_core.tokenizer import Tokenizer
 PREFILL_TOKENS = CHUNK  # read in a step while rows generate: more would hold their tokens back
 IDLE_PREFILL_TOKENS = 1024  # read in a step otherwise
 _COPIED = 8  # tokens of a prompt that are copied in the time in which one is read
-_PATIENCE = 8  # steps that scores stand back behind prompts and continuations
+READ_PER_DECODE = 1.5
+_PATIENCE = 8  # passes in which scores stand back behind prompts
 
 TakeMemory = Callable[[int], bool]
 
@@ -53,6 +55,8 @@ class Scheduler:
         cache_tokens: Most positions of the cache: rows in use times the longest of them. None: all that the runner has.
         prefill_tokens: Most tokens of prompts that a step reads while rows generate, at least `CHUNK`.
         prefix_cache: Beginnings of prompts; None keeps none.
+        read_per_decode: Longest time for reading between two tokens of rows that generate, relative to the time for a
+            token; at least one layer runs.
         take_memory: Called with the bytes that both caches may take from now on; returns whether they may. It must
             allow a cache of one row with all positions, and less than before. None allows everything.
     """
@@ -65,12 +69,14 @@ class Scheduler:
         cache_tokens: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
         prefix_cache: PrefixCache | None = None,
+        read_per_decode: float = READ_PER_DECODE,
         take_memory: TakeMemory | None = None,
     ) -> None:
         self._runner, self._tokenizer = runner, tokenizer
         self._cache_tokens = cache_tokens or runner.rows * _rounded(runner.length)
         self._prefill_tokens = max(prefill_tokens, CHUNK)
         self._prefixes = prefix_cache or PrefixCache(0)
+        self._read_per_decode = read_per_decode
         self._take_memory = take_memory or (lambda _: True)
         self._open: dict[OpenRequest, None] = {}  # in order of arrival
         self._texts: FairQueue[Continuation] = FairQueue()
@@ -80,7 +86,10 @@ class Scheduler:
         self._readers: dict[Request, Continuation] = {}  # who reads the prompt of a request, in order
         self._last_read: dict[str, int] = {}  # number of the last chunk of a client
         self._chunks = 0  # read so far
-        self._impatience = 0  # steps without a chunk of a score
+        self._impatience = 0  # passes without a chunk of a score
+        self._picked: list[_Pick] = []  # of the pass that has begun
+        self._prefill: Prefill | None = None
+        self._decode_s = 0.0  # of this step
         self._last_decoded_s: float | None = None
         self._cache_bytes = 0  # memory that the rows were given
         self._counted_rows = -1  # when some of it was last returned
@@ -117,7 +126,7 @@ class Scheduler:
         with torch.inference_mode(), torch.autocast(self._runner.device.partition(":")[0], enabled=False):
             self._decode()
             self._admit()
-            self._runner.use_rows(len(self._rows))
+            self._runner.use_rows(len(self._rows), self._longest)
             self._read()
         self._deliver()
         self._return_memory()
@@ -208,6 +217,11 @@ class Scheduler:
             return False
         return self._may_grow(self._runner.need_bytes(count, longest)) or not self._rows
 
+    @property
+    def _longest(self) -> int:
+        """Most positions of a row."""
+        return max((row.reserved for row in self._rows), default=0)
+
     def _may_grow(self, cache_bytes: int) -> bool:
         """Take memory for the cache of the rows; what the prefix cache keeps makes room for it."""
         need = max(cache_bytes, self._runner.cache_bytes)
@@ -220,9 +234,8 @@ class Scheduler:
     def _return_memory(self) -> None:
         """Let the cache shrink to the rows in use, and return what they do not need."""
         if len(self._rows) != self._counted_rows:
-            self._runner.use_rows(len(self._rows))
-            longest = max((row.reserved for row in self._rows), default=0)
-            self._may_grow(self._runner.need_bytes(len(self._rows), longest))
+            self._runner.use_rows(len(self._rows), self._longest)
+            self._may_grow(self._runner.need_bytes(len(self._rows), self._longest))
             self._counted_rows = len(self._rows)
 
     def _choose_readers(self) -> None:
@@ -258,6 +271,7 @@ class Scheduler:
         rows = [row for row in self._rows[: self._generating] if isinstance(row, Continuation)]
         logits = self._runner.step([row.tokens[-1] for row in rows], [row.position for row in rows])  # (A, V)
         self._draw(rows, logits)
+        self._decode_s = time.monotonic() - now_s
 
     def _draw(self, texts: Sequence[Continuation], logits: Tensor) -> None:
         """Draw a token for each of these rows from its logits, (N, V); rows that end are free afterwards."""
@@ -294,9 +308,20 @@ class Scheduler:
     # --- chunks of prompts and scores
 
     def _read(self) -> None:
-        """Read chunks of prompts up to the budget of a step, chunks of scores in what they leave, and start choices."""
-        budget = self._budget()
-        copies = self._restore(budget * _COPIED)
+        """Read prompts and scores in a pass over chunks, a new one or the one that has begun, and start choices."""
+        began_s, budget = time.monotonic(), self._budget()
+        copies = budget * _COPIED
+        if self._prefill is None:
+            copies = self._restore(copies)
+            self._begin(budget)
+        limit_s = self._read_per_decode * self._decode_s if self._generating else math.inf
+        if self._prefill is not None and self._advance(self._prefill, began_s + limit_s):
+            self._finish(self._prefill.hidden)
+        self._fork(copies)
+        self._start()
+
+    def _begin(self, budget: int) -> None:
+        """Begin a pass over chunks: prompts up to a number of tokens, and scores in what they leave."""
         prompts, scores = list(self._readers.values()), self._scored_rows()
         first = self._pick(scores, CHUNK) if self._is_impatient() else []
         picked = first + self._pick(prompts, budget - _size(first))
@@ -305,9 +330,17 @@ class Scheduler:
         has_score = any(isinstance(occupant, ScoredSequence) for occupant, _ in picked)
         self._impatience = self._impatience + 1 if (scores or self._scores) and not has_score else 0
         if picked:
-            self._run(picked)
-        self._fork(copies)
-        self._start()
+            self._picked, self._prefill = picked, self._runner.begin([chunk for _, chunk in picked])
+
+    def _advance(self, prefill: Prefill, until_s: float) -> bool:
+        """Run layers of a pass until a time, at least one; returns whether it has passed all."""
+        rows = {occupant: row for row, occupant in enumerate(self._rows)}
+        prefill.rows = [rows.get(occupant) for occupant, _ in self._picked]
+        while not prefill.is_done:
+            prefill.advance()
+            if time.monotonic() > until_s:
+                break
+        return prefill.is_done
 
     def _pick(self, occupants: Sequence[Occupant], budget: int) -> list[_Pick]:
         """Choose chunks up to a number of tokens: of the client whose last turn is longest ago, the first row first."""
@@ -327,9 +360,9 @@ class Scheduler:
             self._chunks += 1
             self._last_read[occupant.request.client] = self._chunks
 
-    def _run(self, picked: Sequence[_Pick]) -> None:
-        """Run chunks in one pass, and record what they gave."""
-        hidden = self._runner.prefill([chunk for _, chunk in picked])  # (N, C)
+    def _finish(self, hidden: Tensor) -> None:
+        """Record what a pass gave: hidden states of all its chunks, (N, C)."""
+        picked, self._picked, self._prefill = self._picked, [], None
         parts = torch.split(hidden, [len(chunk.tokens) for _, chunk in picked])  # (T, C) each
         last = {occupant: part[-1] for (occupant, _), part in zip(picked, parts, strict=True)}  # (C,) each
         scores = self._score(picked, parts)
@@ -367,7 +400,9 @@ class Scheduler:
         """Record what a chunk gave: last hidden states (T, C), and for a score log probabilities (N,)."""
         is_finite = bool(part.isfinite().all())
         if not is_finite:
-            self._runner.clear_row(chunk.row)  # before any row moves; a later text would read 0 times NaN
+            self._runner.clear_row(
+                self._rows.index(occupant)
+            )  # before any row moves; a later text would read 0 times NaN
         if isinstance(occupant, Continuation):
             if not is_finite:
                 occupant.request.fail(NonFiniteLogits())
@@ -404,7 +439,7 @@ class Scheduler:
             key = reader.prefix_keys[chunk.start // CHUNK]
             after = self._cache_bytes + self._prefixes.size_bytes + self._runner.block_bytes
             if self._prefixes.wants(key) and self._take_memory(after):
-                self._prefixes.put(key, self._runner.read_block(chunk.row, chunk.start))
+                self._prefixes.put(key, self._runner.read_block(self._rows.index(reader), chunk.start))
 
     def _fork(self, copies: int) -> None:
         """Copy prompts that are read to the other choices of their requests: one, or more up to a number of tokens."""
@@ -463,8 +498,10 @@ class Scheduler:
 
     def _move(self, source: int, target: int) -> None:
         if source != target:
-            self._runner.copy_row(source, target, self._rows[source].cached)
-            self._rows[target] = self._rows[source]
+            occupant = self._rows[source]
+            reading = [chunk.end for it, chunk in self._picked if it is occupant]
+            self._runner.copy_row(source, target, max([occupant.cached, *reading]))
+            self._rows[target] = occupant
 
     def _remove_ended(self) -> None:
         """Forget requests that have ended, with all that they hold."""

@@ -24,6 +24,7 @@ from torch import Tensor
 Activation = Literal["none", "gelu"]
 PackedLinear = Callable[[Tensor], Tensor]  # (M, K) -> (M, N); float32 on the CPU
 Packer = Callable[[Tensor, Tensor | None, Activation], PackedLinear]
+RowCount = Callable[[int], int]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx10_1"})
@@ -40,6 +41,7 @@ class WeightFormat:
     Attributes:
         name: What a reply calls it.
         pack: Converts a weight (N, K) and a bias (N,) to a linear map, with an activation behind it.
+        rows: Least number of rows, from a given one on, whose kernels round alike; the linear map adds what is missing.
         error: Expected error of an output relative to float32, as a root mean square.
         table: Number format of the embedding tables.
         head: Key in `FORMATS` of the head's format; None shares the embedding table, in float32.
@@ -49,6 +51,7 @@ class WeightFormat:
 
     name: str
     pack: Packer
+    rows: RowCount
     error: float
     table: torch.dtype
     head: str | None
@@ -89,8 +92,8 @@ def pack_plain(weight: Tensor, bias: Tensor | None, activation: Activation) -> P
     Returns:
         The linear map.
     """
-    least = _PLAIN_LEAST if weight.device.type == "cpu" else 1
-    return _with_gelu(_padded(lambda x: F.linear(x, weight, bias), least), activation)
+    rows = _plain_rows if weight.device.type == "cpu" else _any_rows
+    return _with_gelu(_padded(lambda x: F.linear(x, weight, bias), rows), activation)
 
 
 def pack_shared_head(table: Tensor) -> PackedLinear:
@@ -125,7 +128,7 @@ def gpu_format(name: str) -> WeightFormat:
     def pack(weight: Tensor, bias: Tensor | None, activation: Activation) -> PackedLinear:
         return pack_plain(weight.to(dtype), None if bias is None else bias.to(dtype), activation)
 
-    return WeightFormat(name, pack, 0.0, dtype, None)
+    return WeightFormat(name, pack, _any_rows, 0.0, dtype, None)
 
 
 def check(key: str) -> None:
@@ -165,10 +168,10 @@ def _pack_onednn(dtype: torch.dtype) -> Packer:
         packed = operators._reorder_linear_weight(weight.to(dtype).contiguous(), 1)
         bias = None if bias is None else bias.to(dtype)
         rest: tuple[Any, ...] = (packed, bias, activation, [], "tanh" if activation == "gelu" else "")
-        run = operators._linear_pointwise.default
+        run = _operator(operators._linear_pointwise.default)
         if dtype == torch.float32:
-            return _padded(lambda x: run(x, *rest), _ONEDNN_LEAST)
-        return _padded(lambda x: run(x.to(dtype), *rest).float(), _ONEDNN_LEAST)
+            return _padded(lambda x: run(x, *rest), _onednn_rows)
+        return _padded(lambda x: run(x.to(dtype), *rest).float(), _onednn_rows)
 
     return pack
 
@@ -176,21 +179,16 @@ def _pack_onednn(dtype: torch.dtype) -> Packer:
 def _pack_fp16(weight: Tensor, bias: Tensor | None, activation: Activation) -> PackedLinear:
     """Half-precision weights, widened as they are read: fbgemm computes in float32."""
     packed = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), bias)
-    run, rows = torch.ops.quantized.linear_dynamic_fp16.default, _fbgemm_rows()
+    run = _operator(torch.ops.quantized.linear_dynamic_fp16.default)
+    return _with_gelu(_padded(lambda x: run(x, packed), _fbgemm_rows), activation)
 
-    def apply(x: Tensor) -> Tensor:
-        count = x.size(0)
-        padded = count + rows[(count - 1) % _PERIOD]
-        if padded == count:
-            return run(x, packed)  # type: ignore[no-any-return]
-        y: Tensor = run(F.pad(x, (0, 0, 0, padded - count)), packed)  # (padded, N)
-        return y[:count]  # (M, N)
 
-    return _with_gelu(apply, activation)
+def _fbgemm_rows(count: int) -> int:
+    return count + _fbgemm_padding()[(count - 1) % _PERIOD]
 
 
 @functools.cache
-def _fbgemm_rows() -> tuple[int, ...]:
+def _fbgemm_padding() -> tuple[int, ...]:
     """How many rows to add to 1, 2 ... `_PERIOD` of them, so that only kernels run that round like the largest.
 
     fbgemm splits the rows among kernels of 1 to 6 (AVX2) or 14 (AVX-512) rows. Where the small ones round differently,
@@ -220,7 +218,7 @@ def _pack_int8(weight: Tensor, bias: Tensor | None, activation: Activation) -> P
     packed = torch.ops.onednn.qlinear_prepack(integers, None)
     zeros = torch.zeros(len(scale), dtype=torch.int32)  # (N,)
     rest: tuple[Any, ...] = (1.0, zero, packed, scale / levels, zeros, None, 1.0, 0, torch.float32, "none", [], "")
-    run = torch.ops.onednn.qlinear_pointwise.default
+    run = _operator(torch.ops.onednn.qlinear_pointwise.default)
     top_level, rounding = float(levels), zero + 0.5
 
     def apply(x: Tensor) -> Tensor:
@@ -232,12 +230,30 @@ def _pack_int8(weight: Tensor, bias: Tensor | None, activation: Activation) -> P
     return _with_gelu(apply, activation)
 
 
-def _padded(linear: PackedLinear, least: int) -> PackedLinear:
+def _any_rows(count: int) -> int:
+    return count
+
+
+def _plain_rows(count: int) -> int:
+    return max(count, _PLAIN_LEAST)
+
+
+def _onednn_rows(count: int) -> int:
+    return max(count, _ONEDNN_LEAST)
+
+
+def _padded(linear: PackedLinear, rows: RowCount) -> PackedLinear:
     def apply(x: Tensor) -> Tensor:
         count = x.size(0)
-        return linear(x) if count >= least else linear(F.pad(x, (0, 0, 0, least - count)))[:count]  # (M, N)
+        missing = rows(count) - count
+        return linear(F.pad(x, (0, 0, 0, missing)))[:count] if missing else linear(x)  # (M, N)
 
     return apply
+
+
+def _operator(overload: Any) -> Any:
+    """Call an operator without torch's checks for tracing, which take longer than a small product."""
+    return getattr(overload, "_op", overload)
 
 
 def _with_gelu(linear: PackedLinear, activation: Activation) -> PackedLinear:
@@ -263,13 +279,15 @@ def _flags(cpuinfo: Path) -> frozenset[str]:
     return frozenset(found[2].split()) if found else frozenset()
 
 
-PLAIN = WeightFormat("fp32", pack_plain, 0.0, torch.float32, None, largest=float("inf"))
+PLAIN = WeightFormat("fp32", pack_plain, _plain_rows, 0.0, torch.float32, None, largest=float("inf"))
 FORMATS: Mapping[str, WeightFormat] = {
-    "int8": WeightFormat("int8", _pack_int8, 1.7e-2, torch.float16, "int8"),
-    "fp16": WeightFormat("fp16", _pack_fp16, 2.1e-4, torch.float16, "fp16"),
+    "int8": WeightFormat("int8", _pack_int8, _any_rows, 1.7e-2, torch.float16, "int8"),
+    "fp16": WeightFormat("fp16", _pack_fp16, _fbgemm_rows, 2.1e-4, torch.float16, "fp16"),
     # a head in bfloat16 makes ties: its steps are 0.06 at a logit of 10
-    "bf16": WeightFormat("bf16", _pack_onednn(torch.bfloat16), 3e-3, torch.bfloat16, "fp16", _BFLOAT16),
-    "fp32": WeightFormat("fp32", _pack_onednn(torch.float32), 1e-6, torch.float32, None, largest=float("inf")),
+    "bf16": WeightFormat("bf16", _pack_onednn(torch.bfloat16), _onednn_rows, 3e-3, torch.bfloat16, "fp16", _BFLOAT16),
+    "fp32": WeightFormat(
+        "fp32", _pack_onednn(torch.float32), _onednn_rows, 1e-6, torch.float32, None, largest=float("inf")
+    ),
 }
 FALLBACKS: Mapping[str, tuple[str, ...]] = {  # formats to try in order; F.linear in float32 is the last of all
     "auto": ("fp16", "bf16", "fp32"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from model_core.config import ModelConfig
 from model_core.generation.kv_cache import cache_bytes
-from model_core.generation.model_runner import CHUNK, ModelRunner, PromptChunk
+from model_core.generation.model_runner import CHUNK, ModelRunner, Prefill, PromptChunk
 from model_core.generation.packed_model import PackedModel, pack_model
 from model_core.generation.prefix_cache import PrefixCache
 from model_core.generation.request import (
@@ -55,9 +56,9 @@ class WatchedRunner(ModelRunner):
         super().__init__(weights, rows=rows, length=length)
         self.passes: list[Pass] = []
 
-    def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
+    def begin(self, chunks: Sequence[PromptChunk]) -> Prefill:
         self.passes.append(Pass(0, 0, [(chunk.row, chunk.start, len(chunk.tokens)) for chunk in chunks]))
-        return super().prefill(chunks)
+        return super().begin(chunks)
 
     def step(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         length = -(-(max(positions) + 1) // CHUNK) * CHUNK
@@ -90,7 +91,8 @@ class House:
 
     def __init__(self, weights: PackedModel, tokenizer: Tokenizer, *, rows: int = 4, **changes: Any) -> None:
         self.runner = WatchedRunner(weights, rows=rows, length=BLOCK_SIZE)
-        self.scheduler = Scheduler(self.runner, tokenizer, **changes)
+        whole_passes = {"read_per_decode": math.inf}  # whatever the time
+        self.scheduler = Scheduler(self.runner, tokenizer, **whole_passes | changes)
         self.tokenizer = tokenizer
 
     def ask(self, prompt: Sequence[int], *, ended: list[str] | None = None, **changes: Any) -> tuple[Request, Caller]:
@@ -333,6 +335,24 @@ def test_every_row_gets_a_token_in_every_step_while_a_prompt_is_read(house: Hous
     assert [each.generating for each in house.runner.passes] == [2, 0] * 4
 
 
+def test_rows_that_generate_wait_for_one_layer_at_most_and_a_pass_goes_on_in_later_steps(
+    weights: PackedModel, tokenizer: Tokenizer
+) -> None:
+    house = House(weights, tokenizer, read_per_decode=0.0)
+    _, caller = house.ask(_ids(5), max_new_tokens=60, temperature=0)
+    house.run(lambda: bool(caller.calls))
+    _, other = house.ask(_ids(150), temperature=0)
+    house.runner.passes.clear()
+    house.run(lambda: bool(other.calls))
+
+    chunks = [1 if each.chunks else 0 for each in house.runner.passes]
+    assert chunks == [0, 1, 0, 0, 1, 0, 0, 1, 0]  # three passes of two layers, and a token before each layer
+    house.run()
+    _, alone = house.ask(_ids(150), temperature=0)
+    house.run()
+    assert _choices(other) == _choices(alone)
+
+
 # --- memory
 
 
@@ -531,12 +551,20 @@ def test_caches_stay_within_the_memory_that_they_are_given(weights: PackedModel,
     st.integers(1, 5),
     st.sampled_from([BLOCK_SIZE, 3 * BLOCK_SIZE, None]),
     st.sampled_from([0, 2**16, 2**24]),
+    st.sampled_from([0.0, math.inf]),
 )
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_whatever_joins_and_leaves_everybody_gets_what_they_would_get_alone(
-    weights: PackedModel, tokenizer: Tokenizer, work: list[Any], rows: int, cache_tokens: int | None, prefix_bytes: int
+    weights: PackedModel,
+    tokenizer: Tokenizer,
+    work: list[Any],
+    rows: int,
+    cache_tokens: int | None,
+    prefix_bytes: int,
+    read_per_decode: float,
 ) -> None:
-    house = House(weights, tokenizer, rows=rows, cache_tokens=cache_tokens, prefix_cache=PrefixCache(prefix_bytes))
+    limits = {"cache_tokens": cache_tokens, "read_per_decode": read_per_decode}
+    house = House(weights, tokenizer, rows=rows, prefix_cache=PrefixCache(prefix_bytes), **limits)
     opened = []
     leaving: list[tuple[int, OpenRequest]] = []
     clock = itertools.count()

@@ -32,7 +32,7 @@ from harness.streams import Stream, message, percentiles, rate, read_streams
 from harness.table import Row, header, print_rows
 from harness.untrained import TINY, publish
 
-from model_core.generation.weight_formats import FORMATS, FormatUnusable, check, cpu_flags
+from model_core.generation.forward.weight_formats import FORMATS, FormatUnusable, check, cpu_flags
 from model_core.hardware.process_environment import ALLOCATOR, OPENMP, spin_variables, usable_cores
 
 PROGRAM = Path(__file__).parent / "child" / "generation.py"

@@ -18,7 +18,7 @@ WITHOUT_MODULE = {
     "docker/": "the Docker files",
     "e2e/": "the whole service, through its public interfaces",
     "field/": "what people bring, by kind",
-    "model_core/generation/test_batch_invariance.py": "equal bits alone and in a crowd, in every format",
+    "model_core/generation/forward/test_batch_invariance.py": "equal bits alone and in a crowd, in every format",
     "model_core/hf/test_exchange.py": "export and import against transformers itself",
     "model_core/test_every_key.py": "every key of the configuration",
     "model_core/test_golden.py": "the files that an earlier version wrote",

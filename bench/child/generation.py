@@ -89,7 +89,7 @@ def transformers(options: Options) -> tuple[str, Generate]:
 def ours(weights: str, options: Options) -> tuple[str, Generate]:
     """Generate with the engine, as an inference process does."""
     from model_core.generation.engine import Engine
-    from model_core.generation.packed_model import pack_model
+    from model_core.generation.forward.packed_model import pack_model
     from model_core.generation.request import GenerationOutput
     from model_core.schemas import SamplingParams
 

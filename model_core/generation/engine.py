@@ -11,15 +11,16 @@ import logging
 import math
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from model_core.errors import ModelCoreError
-from model_core.generation.model_runner import ModelRunner
-from model_core.generation.packed_model import PackedModel, pack_model
-from model_core.generation.prefix_cache import PrefixCache
+from model_core.generation.forward.model_runner import ModelRunner
+from model_core.generation.forward.packed_model import PackedModel, pack_model
+from model_core.generation.forward.prefix_cache import PrefixCache
 from model_core.generation.request import (
     Event,
     EventCallback,
@@ -30,7 +31,8 @@ from model_core.generation.request import (
     ScoreCallback,
     ScoreRequest,
 )
-from model_core.generation.scheduler import PREFILL_TOKENS, Scheduler, TakeMemory
+from model_core.generation.scheduling.rows import TakeMemory
+from model_core.generation.scheduling.scheduler import PREFILL_TOKENS, Scheduler
 from model_core.generation.stats import EngineStats, RequestCounts
 from model_core.gpt import GPT
 from model_core.schemas import SamplingParams
@@ -295,6 +297,7 @@ class Engine:
             self._stop(EngineStopped(f"{type(error).__name__}: {error}"))
         finally:
             for request in tuple(self._open):  # none joins any more
+                request.end_if_due(time.monotonic())
                 request.fail(self._stopped or EngineStopped("its thread has ended"))
             self._count_ended()
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from model_core.errors import InvalidParameters, ModelCoreError, PromptTooLong
-from model_core.generation.prefix_cache import chain
+from model_core.generation.forward.prefix_cache import chain
 from model_core.schemas import Choice, FinishReason, SamplingParams, ScoredToken, Usage
 from model_core.tokenizer import Tokenizer, unknown_ids
 

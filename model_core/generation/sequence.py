@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model_core.generation.detokenizer import Detokenizer
-from model_core.generation.model_runner import CHUNK, PromptChunk
+from model_core.generation.forward.model_runner import CHUNK, PromptChunk
 from model_core.generation.request import Request, ScoreRequest, TextDelta
 from model_core.generation.sampler import NonFiniteLogits, Sampler, choice_generator
 from model_core.schemas import Choice, FinishReason, ScoredToken, TokenLogprob
@@ -34,11 +34,13 @@ class Continuation:
 
     Attributes:
         read: Tokens of the prompt that are in the cache.
+        announced: Position up to which a pass that has begun writes.
         tokens: Generated ids.
     """
 
     def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
-        self.request, self.index, self.read = request, index, 0
+        self.request, self.index = request, index
+        self.read = self.announced = 0
         self.tokens: list[int] = []
         self.sampler = Sampler(request.params, choice_generator(request.seed, index), request.prompt, tokenizer.eot)
         self._tokenizer = tokenizer
@@ -75,7 +77,7 @@ class Continuation:
     @property
     def cached(self) -> int:
         """Positions of its row that are written."""
-        return self.position if self.tokens else self.read
+        return self.position if self.tokens else max(self.read, self.announced)
 
     def scored_targets(self) -> Sequence[int]:
         """Find the tokens that the next chunk predicts.
@@ -164,6 +166,7 @@ class ScoredSequence:
 
     Attributes:
         read: Tokens that are in the cache.
+        announced: Position up to which a pass that has begun writes.
         ids: Ids that are read: all but the last one.
         prefix_keys: None: other texts seldom begin alike.
         skippable: None: all hidden states are needed.
@@ -173,7 +176,8 @@ class ScoredSequence:
     skippable = 0
 
     def __init__(self, request: ScoreRequest, index: int) -> None:
-        self.request, self.index, self.read = request, index, 0
+        self.request, self.index = request, index
+        self.read = self.announced = 0
         self.ids: Sequence[int] = request.sequences[index][:-1]
         self._first = request.first[index]
         self._parts: list[Tensor] = []
@@ -186,7 +190,7 @@ class ScoredSequence:
     @property
     def cached(self) -> int:
         """Positions of its row that are written."""
-        return self.read
+        return max(self.read, self.announced)
 
     def counted(self, chunk: PromptChunk) -> tuple[int, Sequence[int]]:
         """Find the tokens that a chunk predicts and that count.

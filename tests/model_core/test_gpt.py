@@ -39,7 +39,13 @@ def test_every_layer_has_its_own_heads() -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["gpt.py", "cross_entropy.py", "attention/capture.py", "generation/model_runner.py", "generation/kv_cache.py"],
+    [
+        "gpt.py",
+        "cross_entropy.py",
+        "attention/capture.py",
+        "generation/forward/model_runner.py",
+        "generation/forward/kv_cache.py",
+    ],
 )
 def test_every_line_that_changes_a_shape_ends_with_the_new_one(file: str) -> None:
     code = (ROOT / "model_core" / file).read_text().splitlines()

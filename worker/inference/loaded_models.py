@@ -10,7 +10,7 @@ from typing import Any
 from model_core.budget import packed_bytes
 from model_core.checkpoint import LoadedModel
 from model_core.generation.engine import Engine
-from model_core.generation.packed_model import PackedModel, fingerprint
+from model_core.generation.forward.packed_model import PackedModel, fingerprint
 from model_core.schemas import ResultWarning
 from worker.inference.memory_budget import Reservation
 

@@ -21,9 +21,9 @@ from model_core.checkpoint import LoadedModel, load_checkpoint
 from model_core.config import ExperimentConfig
 from model_core.errors import CheckpointDamaged, ModelCoreError, is_out_of_memory
 from model_core.generation.engine import Engine
-from model_core.generation.kv_cache import cache_bytes
-from model_core.generation.model_runner import least_positions, padded_rows
-from model_core.generation.quality_gate import QualityGate
+from model_core.generation.forward.kv_cache import cache_bytes
+from model_core.generation.forward.model_runner import least_positions, padded_rows
+from model_core.generation.forward.quality_gate import QualityGate
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run

@@ -7,7 +7,7 @@ import torch
 
 from model_core.config import ModelConfig
 from model_core.generation.engine import Engine
-from model_core.generation.packed_model import pack_model
+from model_core.generation.forward.packed_model import pack_model
 from model_core.gpt import GPT
 from model_core.tokenizer import Tokenizer, train_bpe
 

@@ -12,7 +12,7 @@ import torch
 
 from model_core.errors import InvalidParameters, PromptTooLong
 from model_core.generation.engine import Engine, EngineBusy, EngineStopped, generate
-from model_core.generation.packed_model import pack_model
+from model_core.generation.forward.packed_model import pack_model
 from model_core.generation.request import GenerationCancelled, GenerationOutput, ScoreOutput
 from model_core.generation.sampler import NonFiniteLogits
 from model_core.gpt import GPT

@@ -13,8 +13,8 @@ import torch
 from model_core.checkpoint import parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
-from model_core.generation.quality_gate import REFUSED, GateResult
-from model_core.generation.weight_formats import cpu_features
+from model_core.generation.forward.quality_gate import REFUSED, GateResult
+from model_core.generation.forward.weight_formats import cpu_features
 from model_core.gpt import GPT
 from model_core.schemas import text_id
 from model_core.storage.checkpoints import BEST, FINAL, CheckpointInfo

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from model_core.budget import PACKED_BYTES, packed_bytes
 from model_core.config import ModelConfig
-from model_core.generation import weight_formats
-from model_core.generation.model_runner import ModelRunner, PromptChunk
-from model_core.generation.packed_model import FALLBACK, fingerprint, pack_model, release
-from model_core.generation.weight_formats import (
+from model_core.generation.forward import weight_formats
+from model_core.generation.forward.model_runner import ModelRunner, PromptChunk
+from model_core.generation.forward.packed_model import FALLBACK, fingerprint, pack_model, release
+from model_core.generation.forward.weight_formats import (
     FORMATS,
     Activation,
     FormatUnusable,
@@ -91,7 +91,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> dict[str, WeightFormat]:
     """The table of formats, in which a test may replace entries."""
     table = dict(FORMATS)
     monkeypatch.setattr(weight_formats, "FORMATS", table)
-    monkeypatch.setattr("model_core.generation.packed_model.FORMATS", table)
+    monkeypatch.setattr("model_core.generation.forward.packed_model.FORMATS", table)
     return table
 
 

@@ -23,9 +23,9 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from model_core.checkpoint import LoadedModel
 from model_core.data.loader import load_tokens
 from model_core.errors import ModelCoreError
-from model_core.generation.model_runner import CHUNK, ModelRunner, PromptChunk
-from model_core.generation.packed_model import PackedModel, pack_model, release
-from model_core.generation.weight_formats import cpu_features
+from model_core.generation.forward.model_runner import CHUNK, ModelRunner, PromptChunk
+from model_core.generation.forward.packed_model import PackedModel, pack_model, release
+from model_core.generation.forward.weight_formats import cpu_features
 from model_core.schemas import ResultWarning
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout, read_json, write_json

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from model_core.config import ModelConfig
-from model_core.generation.weight_formats import (
+from model_core.generation.forward.weight_formats import (
     FALLBACKS,
     FORMATS,
     PLAIN,

@@ -9,8 +9,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model_core.checkpoint import load_model
-from model_core.generation.model_runner import CHUNK, ROW_COUNTS, ModelRunner, PromptChunk, padded_rows
-from model_core.generation.packed_model import PackedModel, pack_model
+from model_core.generation.forward.model_runner import CHUNK, ROW_COUNTS, ModelRunner, PromptChunk, padded_rows
+from model_core.generation.forward.packed_model import PackedModel, pack_model
 from model_core.gpt import GPT
 from model_core.hf.import_model import import_model
 from model_core.storage.files import Layout

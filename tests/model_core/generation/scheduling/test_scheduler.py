@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model_core.config import ModelConfig
-from model_core.generation.kv_cache import cache_bytes
-from model_core.generation.model_runner import CHUNK, ModelRunner, Prefill, PromptChunk
-from model_core.generation.packed_model import PackedModel, pack_model
-from model_core.generation.prefix_cache import PrefixCache
+from model_core.generation.forward.kv_cache import cache_bytes
+from model_core.generation.forward.model_runner import CHUNK, ModelRunner, Prefill, PromptChunk
+from model_core.generation.forward.packed_model import PackedModel, pack_model
+from model_core.generation.forward.prefix_cache import PrefixCache
 from model_core.generation.request import (
     GenerationCancelled,
     GenerationOutput,
@@ -29,7 +29,7 @@ from model_core.generation.request import (
     ScoreRequest,
 )
 from model_core.generation.sampler import NonFiniteLogits
-from model_core.generation.scheduler import Scheduler
+from model_core.generation.scheduling.scheduler import Scheduler
 from model_core.generation.stats import RequestCounts
 from model_core.gpt import GPT
 from model_core.schemas import Choice, SamplingParams

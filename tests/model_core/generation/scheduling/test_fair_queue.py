@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_core.generation.fair_queue import FairQueue
+from model_core.generation.scheduling.fair_queue import FairQueue
 
 ITEMS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), max_size=30)
 

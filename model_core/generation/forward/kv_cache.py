@@ -1,7 +1,7 @@
 """Keys and values of every running sequence: one tensor a layer, because layers differ in H and D.
 
 Head-major, because attention over token-major keys is 2 to 5 times slower on a CPU. The tensors are only as long as the
-longest sequence needs, in steps of 64 positions: attention over the beginning of a longer tensor is up to 1.7 times
+longest sequence needs: attention over the beginning of a longer tensor is up to 1.7 times
 slower. Nor are there more rows than a power of two that holds those in use, so memory follows use in both directions.
 Positions that were never written are zeros, so a masked position adds nothing.
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from model_core.generation.kv_cache import CHUNK, KVCache
-from model_core.generation.packed_model import PackedLayer, PackedModel
+from model_core.generation.forward.kv_cache import CHUNK, KVCache
+from model_core.generation.forward.packed_model import PackedLayer, PackedModel
 
 _MULTIPLE = 16  # of the length of attention
 

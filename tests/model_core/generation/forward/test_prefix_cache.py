@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_core.generation.kv_cache import CHUNK
-from model_core.generation.prefix_cache import PrefixCache, chain
+from model_core.generation.forward.kv_cache import CHUNK
+from model_core.generation.forward.prefix_cache import PrefixCache, chain
 
 BLOCK = (torch.zeros(2, 1, CHUNK, 2), torch.zeros(2, 2, CHUNK, 1))
 SIZE = 2 * 2 * CHUNK * 2 * 4  # bytes of one block

@@ -12,7 +12,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from model_core.generation.kv_cache import CHUNK, Block
+from model_core.generation.forward.kv_cache import CHUNK, Block
 
 
 class PrefixCache:

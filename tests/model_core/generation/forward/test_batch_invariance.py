@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_core.generation.model_runner import CHUNK, ModelRunner, PromptChunk
-from model_core.generation.packed_model import PackedModel, pack_model
+from model_core.generation.forward.model_runner import CHUNK, ModelRunner, PromptChunk
+from model_core.generation.forward.packed_model import PackedModel, pack_model
 from tests.model_core.generation.conftest import tiny_model
 
 LENGTHS = (20, 5, 161, 33, 128, 64, 7, 1, 2)  # of the prompts; the first is the one that is compared

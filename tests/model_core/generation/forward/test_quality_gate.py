@@ -14,9 +14,9 @@ import torch
 
 from model_core.checkpoint import LoadedModel, load_model, parameters_state, writer
 from model_core.config_loader import parse_config
-from model_core.generation import quality_gate
-from model_core.generation.quality_gate import REFUSED, GateResult, QualityGate
-from model_core.generation.weight_formats import cpu_features
+from model_core.generation.forward import quality_gate
+from model_core.generation.forward.quality_gate import REFUSED, GateResult, QualityGate
+from model_core.generation.forward.weight_formats import cpu_features
 from model_core.gpt import GPT
 from model_core.storage.checkpoints import BEST
 from model_core.storage.dataset import dataset_of

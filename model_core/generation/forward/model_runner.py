@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from model_core.config import ModelConfig
-from model_core.generation.kv_cache import CHUNK, Block, KVCache
-from model_core.generation.packed_model import PackedModel
-from model_core.generation.prefill import Prefill, PromptChunk, additive_mask, attention, pad_rows, rounded
+from model_core.generation.forward.kv_cache import CHUNK, Block, KVCache
+from model_core.generation.forward.packed_model import PackedModel
+from model_core.generation.forward.prefill import Prefill, PromptChunk, additive_mask, attention, pad_rows, rounded
 
 __all__ = ["CHUNK", "Block", "ModelRunner", "Prefill", "PromptChunk"]
 

@@ -97,7 +97,7 @@ def main() -> int:
         # handles signals before uvicorn listens and after it: uvicorn raises the caught signal again when it has ended
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     log.info("inference ready url=%s device=%s threads=%d data=%s", url, device, threads, jobs.data)
-    asyncio.run(server.serve(sockets=[listening]))
+    server.run(sockets=[listening])
     log.info("inference stopped url=%s", url)
     return 0
 

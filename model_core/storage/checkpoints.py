@@ -231,12 +231,12 @@ class CheckpointDirectory:
             CheckpointNotReady: The run has no checkpoint yet.
             CheckpointNotFound: The run has checkpoints, but not this file.
         """
+        file = checkpoint_file_name(reference)
+        if file and (named := self._sidecar(file)) is not None:
+            return named
         present = self.checkpoints()
         if not present:
             raise CheckpointNotReady(self.name)
-        for info in present:
-            if info.file == checkpoint_file_name(reference):
-                return info
         raise CheckpointNotFound(self.name, reference, tuple(info.file for info in present))
 
     def newest(self) -> CheckpointInfo:

@@ -14,9 +14,11 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_core.attention.capture import capture_example
@@ -25,7 +27,16 @@ from model_core.schemas import AttentionRequest, InferenceRequest
 from model_core.storage.dataset import dataset_of
 from worker.inference.generation import Generation
 from worker.inference.model_cache import ModelCache
-from worker.inference.streams import Lines, Sha256, client_gone, error_body, unless_disconnected
+from worker.inference.streams import (
+    Call,
+    Lines,
+    Waker,
+    client_gone,
+    error_body,
+    json_response,
+    read_call,
+    unless_disconnected,
+)
 from worker.inference.token_routes import token_routes
 from worker.jobs.authority import is_loopback, parse_authority, shortest
 
@@ -60,7 +71,7 @@ _RETRY_S = 5
 _THREADS = 64  # most of them wait for a model that loads
 
 
-def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
+def create_app(models: ModelCache, *, names: Collection[str] = ()) -> Starlette:
     """Build the ASGI application.
 
     Args:
@@ -72,26 +83,39 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
     """
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="request"))
         yield
         await asyncio.to_thread(models.close)
 
-    app = FastAPI(title="Headcount inference", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_OnlyForTheApi, names=frozenset(names))
-    one_capture = asyncio.Semaphore(1)  # the attention of a long text is large
+    return Starlette(
+        routes=_routes(models),
+        middleware=[Middleware(_OnlyForTheApi, names=frozenset(names))],
+        exception_handlers={
+            ModelCoreError: _model_core_error,
+            ClientDisconnect: _client_gone,
+            Exception: _unexpected_error,
+        },
+        lifespan=lifespan,
+    )
 
-    @app.post("/generate")
-    async def generate(request: InferenceRequest, sha256: Sha256, connection: Request) -> Response:
-        generation = Generation(request, models.settings.deadline_s)
+
+def _routes(models: ModelCache) -> list[Route]:
+    one_capture = asyncio.Semaphore(1)  # the attention of a long text is large
+    waker = Waker()
+
+    async def generate(connection: Request) -> Response:
+        request, sha256 = await read_call(connection, Call[InferenceRequest])
+        generation = Generation(request, models.settings.deadline_s, waker)
         if request.stream:
             begun = await unless_disconnected(connection, generation.begin(models, sha256))
             return client_gone() if begun is None else Lines(begun.lines(), begun.cancel)
         result = await unless_disconnected(connection, generation.complete(models, sha256))
-        return client_gone() if result is None else Response(result.model_dump_json(), media_type="application/json")
+        return client_gone() if result is None else json_response(result)
 
-    @app.post("/capture")
-    async def capture(request: AttentionRequest, sha256: Sha256, connection: Request) -> Response:
+    async def capture(connection: Request) -> Response:
+        request, sha256 = await read_call(connection, Call[AttentionRequest])
+
         async def captured() -> dict[str, Any]:
             await one_capture.acquire()
             working = asyncio.ensure_future(asyncio.to_thread(_capture, models, request, sha256))
@@ -101,21 +125,23 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> FastAPI:
         manifest = await unless_disconnected(connection, captured())
         return client_gone() if manifest is None else JSONResponse(manifest)
 
-    @app.get("/healthz")
-    async def healthz() -> dict[str, Any]:
-        return {
-            "status": "ok",
-            "device": models.device,
-            "open_requests": models.open_requests,
-            "totals": models.totals(),
-            "models": models.info(),
-        }
+    async def healthz(_: Request) -> Response:
+        return JSONResponse(
+            {
+                "status": "ok",
+                "device": models.device,
+                "open_requests": models.open_requests,
+                "totals": models.totals(),
+                "models": models.info(),
+            }
+        )
 
-    app.include_router(token_routes(models))
-    app.add_exception_handler(ModelCoreError, _model_core_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(Exception, _unexpected_error)
-    return app
+    return [
+        Route("/generate", generate, methods=["POST"]),
+        Route("/capture", capture, methods=["POST"]),
+        Route("/healthz", healthz),
+        *token_routes(models, waker),
+    ]
 
 
 class _OnlyForTheApi:
@@ -155,13 +181,8 @@ async def _model_core_error(_: Request, error: Exception) -> Response:
     return _reply(error_body(error), getattr(error, "retry_after_s", _RETRY_S))
 
 
-async def _validation_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    problems = error.errors()
-    if any(problem["type"] == "json_invalid" for problem in problems):
-        return _error("malformed_body", "the body is not JSON")
-    detail = "; ".join(f"/{'/'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in problems)
-    return _error("invalid_parameter", detail)
+async def _client_gone(_: Request, _error: Exception) -> Response:
+    return client_gone()
 
 
 async def _unexpected_error(_: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ from model_core.generation.engine import EngineStopped
 from model_core.generation.request import DeadlineExceeded
 from worker.inference.loaded_models import ServedModel
 from worker.inference.model_cache import ModelCache
-from worker.inference.streams import EventQueue
+from worker.inference.streams import EventQueue, Waker
 
 _Event = TypeVar("_Event")
 
@@ -25,12 +25,13 @@ class EngineCall(ABC, Generic[_Event]):
     Args:
         timeout_s: Time that the client gives it; None leaves that to `deadline_s`.
         deadline_s: Longest time for it, loading of the model included.
+        waker: Wakes the event loop for the engine's events.
     """
 
-    def __init__(self, timeout_s: float | None, deadline_s: float) -> None:
+    def __init__(self, timeout_s: float | None, deadline_s: float, waker: Waker) -> None:
         self._timeout_s = min(deadline_s, timeout_s or deadline_s)
         self._began_s = time.monotonic()
-        self._events: EventQueue[_Event] = EventQueue()
+        self._events: EventQueue[_Event] = EventQueue(waker)
         self._is_cancelled = False
         self._served: ServedModel
 

@@ -18,6 +18,7 @@ from model_core.schemas import InferenceRequest, InferenceResult, PromptResult, 
 from worker.inference.engine_call import EngineCall
 from worker.inference.loaded_models import ServedModel
 from worker.inference.model_cache import ModelCache
+from worker.inference.streams import Waker
 
 _Produced = tuple[TextDelta, ...] | GenerationOutput
 _Part = tuple[int, _Produced]  # with the number of the prompt
@@ -31,10 +32,11 @@ class Generation(EngineCall[_Part]):
     Args:
         request: What to generate; its checkpoint is a file name.
         deadline_s: Longest time for it, loading of the model included.
+        waker: Wakes the event loop for the engine's events.
     """
 
-    def __init__(self, request: InferenceRequest, deadline_s: float) -> None:
-        super().__init__(request.timeout_s, deadline_s)
+    def __init__(self, request: InferenceRequest, deadline_s: float, waker: Waker) -> None:
+        super().__init__(request.timeout_s, deadline_s, waker)
         self._request = request
         self._submitted: list[EngineRequest] = []
         self._first: list[_Part] = []

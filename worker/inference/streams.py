@@ -1,14 +1,19 @@
-"""Replies that come from an engine: its events on the event loop, as lines of JSON, until a connection closes."""
+"""From a call of the API to its reply: its body, the engine's events on the event loop, and lines of JSON.
+
+What closes the connection ends the work. The event loop is woken once for all that a step of an engine gives to all
+requests, because a wake-up costs more than an event.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Coroutine
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Any, Generic, TypeVar
 
-from fastapi import Body, Request
+from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -18,21 +23,106 @@ from model_core.storage.events import ascii_line
 _CLIENT_GONE = 499
 _MAX_PROBLEMS = 100
 
-Sha256 = Annotated[str, Body(pattern=r"^[0-9a-f]{64}$")]
-
 _T = TypeVar("_T")
+_Asked = TypeVar("_Asked", bound=BaseModel)
+
+
+class Call(BaseModel, Generic[_Asked]):
+    """Body of a call.
+
+    Attributes:
+        request: What a client sent; its checkpoint is a file name.
+        sha256: Hash of that file, hex.
+    """
+
+    request: _Asked
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class MalformedBody(ModelCoreError):
+    """The body of a call is not JSON."""
+
+    code = "malformed_body"
+
+    def __init__(self) -> None:
+        super().__init__("the body is not JSON")
+
+
+class InvalidCall(ModelCoreError):
+    """The body of a call has wrong values."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, error: ValidationError) -> None:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        super().__init__("; ".join(f"/{'/'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems))
+
+
+async def read_call(connection: Request, kind: type[Call[_Asked]]) -> tuple[_Asked, str]:
+    """Read a call.
+
+    Args:
+        connection: The request.
+        kind: What the path takes.
+
+    Returns:
+        What a client sent, and the hash of its checkpoint's file.
+
+    Raises:
+        MalformedBody: The body is not JSON.
+        InvalidCall: It is no such call.
+    """
+    data = await connection.body()
+    try:
+        call = kind.model_validate_json(data)
+    except ValidationError as error:
+        is_json = all(problem["type"] != "json_invalid" for problem in error.errors(include_input=False))
+        raise (InvalidCall(error) if is_json else MalformedBody()) from None
+    return call.request, call.sha256
+
+
+class Waker:
+    """Wakes the event loop of the process from other threads, once for all events that are set before it looks."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Event] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_waking = False
+
+    def attach(self) -> None:
+        """Wake the running loop from now on."""
+        self._loop = asyncio.get_running_loop()
+
+    def set(self, event: asyncio.Event) -> None:
+        """Set an event on its loop, from any thread.
+
+        Args:
+            event: The event.
+        """
+        self._waiting.append(event)
+        if not self._is_waking:
+            self._is_waking = True
+            assert self._loop is not None
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
+                self._loop.call_soon_threadsafe(self._set_waiting)
+
+    def _set_waiting(self) -> None:
+        self._is_waking = False  # before the look: what arrives after it wakes the loop again
+        while self._waiting:
+            self._waiting.popleft().set()
 
 
 class EventQueue(Generic[_T]):
-    """Events of one request, from the engine's thread to the event loop that makes the queue.
+    """Events of one request, from the engine's thread to the event loop.
 
-    The loop is woken once for all events that arrive before it looks: a wake-up costs more than an event.
+    Args:
+        waker: Wakes the loop of the reader.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waker: Waker) -> None:
         self._events: deque[_T | ModelCoreError] = deque()
-        self._arrived, self._is_waking = asyncio.Event(), False
-        self._loop = asyncio.get_running_loop()
+        self._arrived, self._waker = asyncio.Event(), waker
+        waker.attach()
 
     def put(self, event: _T | ModelCoreError) -> None:
         """Add an event, from any thread.
@@ -41,10 +131,7 @@ class EventQueue(Generic[_T]):
             event: The event, or the error that ended the request.
         """
         self._events.append(event)
-        if not self._is_waking:
-            self._is_waking = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
-                self._loop.call_soon_threadsafe(self._arrived.set)
+        self._waker.set(self._arrived)
 
     async def get(self) -> _T:
         """Wait for the next event.
@@ -58,7 +145,6 @@ class EventQueue(Generic[_T]):
         while not self._events:
             await self._arrived.wait()
             self._arrived.clear()
-            self._is_waking = False  # before the next look: what arrives after it wakes the loop again
         event = self._events.popleft()
         if isinstance(event, ModelCoreError):
             raise event
@@ -105,7 +191,7 @@ class Lines(StreamingResponse):
             self._cancel()
 
 
-async def unless_disconnected(connection: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
+async def unless_disconnected(connection: Request, work: Awaitable[_T]) -> _T | None:
     """Wait for work as long as somebody waits for its result.
 
     Args:
@@ -113,15 +199,39 @@ async def unless_disconnected(connection: Request, work: Coroutine[Any, Any, _T]
         work: What to wait for.
 
     Returns:
-        Its result; None if the client closes the connection first.
+        Its result; None if the client closes the connection first, which cancels it.
     """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(connection))
+    waiting, is_waiting = asyncio.current_task(), True
+    assert waiting is not None
+
+    def leave(left: asyncio.Task[None]) -> None:
+        if is_waiting and not left.cancelled():
+            waiting.cancel()
+
+    leaving = asyncio.ensure_future(_disconnected(connection))
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        return await work
+    except asyncio.CancelledError:
+        if not leaving.done():
+            raise
+        waiting.uncancel()
+        return None
     finally:
-        working.cancel()
+        is_waiting = False
         leaving.cancel()
+
+
+def json_response(result: BaseModel) -> Response:
+    """Build a reply of JSON.
+
+    Args:
+        result: What it holds.
+
+    Returns:
+        The response.
+    """
+    return Response(result.model_dump_json(), media_type="application/json")
 
 
 def client_gone() -> Response:

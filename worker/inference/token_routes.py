@@ -12,8 +12,9 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from model_core.checkpoint import read_tokenizer
 from model_core.errors import InvalidParameters
@@ -35,45 +36,45 @@ from model_core.tokenizer import Tokenizer, unknown_ids
 from worker.inference.engine_call import EngineCall
 from worker.inference.loaded_models import ServedModel
 from worker.inference.model_cache import ModelCache
-from worker.inference.streams import Lines, Sha256, client_gone, unless_disconnected
+from worker.inference.streams import Call, Lines, Waker, client_gone, json_response, read_call, unless_disconnected
 
 _MAX_TOKENIZERS = 8
 
-_JSON = "application/json"
 
-
-def token_routes(models: ModelCache) -> APIRouter:
+def token_routes(models: ModelCache, waker: Waker) -> list[Route]:
     """Build the routes.
 
     Args:
         models: The models of this process.
+        waker: Wakes the event loop for events of engines.
 
     Returns:
         The routes.
     """
-    router = APIRouter()
     tokenizers = TokenizerCache(models.layout)
 
-    @router.post("/tokenize")
-    async def tokenize(request: TokenizeRequest, sha256: Sha256) -> Response:
-        result = await asyncio.to_thread(_tokenize, tokenizers, request, sha256)
-        return Response(result.model_dump_json(), media_type=_JSON)
+    async def tokenize(connection: Request) -> Response:
+        request, sha256 = await read_call(connection, Call[TokenizeRequest])
+        return json_response(await asyncio.to_thread(_tokenize, tokenizers, request, sha256))
 
-    @router.post("/detokenize")
-    async def detokenize(request: DetokenizeRequest, sha256: Sha256) -> Response:
-        result = await asyncio.to_thread(_detokenize, tokenizers, request, sha256)
-        return Response(result.model_dump_json(), media_type=_JSON)
+    async def detokenize(connection: Request) -> Response:
+        request, sha256 = await read_call(connection, Call[DetokenizeRequest])
+        return json_response(await asyncio.to_thread(_detokenize, tokenizers, request, sha256))
 
-    @router.post("/score")
-    async def score(request: InferenceScoreRequest, sha256: Sha256, connection: Request) -> Response:
-        scoring = Scoring(request, models.settings.deadline_s)
+    async def score(connection: Request) -> Response:
+        request, sha256 = await read_call(connection, Call[InferenceScoreRequest])
+        scoring = Scoring(request, models.settings.deadline_s, waker)
         if request.stream:
             begun = await unless_disconnected(connection, scoring.begin(models, sha256))
             return client_gone() if begun is None else Lines(begun.lines(), begun.cancel)
         result = await unless_disconnected(connection, scoring.complete(models, sha256))
-        return client_gone() if result is None else Response(result.model_dump_json(), media_type=_JSON)
+        return client_gone() if result is None else json_response(result)
 
-    return router
+    return [
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/score", score, methods=["POST"]),
+    ]
 
 
 class TokenizerCache:
@@ -124,10 +125,11 @@ class Scoring(EngineCall[tuple[ScoreDelta, ...] | ScoreOutput]):
     Args:
         request: What to score; its checkpoint is a file name.
         deadline_s: Longest time for it, loading of the model included.
+        waker: Wakes the event loop for the engine's events.
     """
 
-    def __init__(self, request: InferenceScoreRequest, deadline_s: float) -> None:
-        super().__init__(request.timeout_s, deadline_s)
+    def __init__(self, request: InferenceScoreRequest, deadline_s: float, waker: Waker) -> None:
+        super().__init__(request.timeout_s, deadline_s, waker)
         self._request = request
         self._submitted: ScoreRequest | None = None
         self._plan: ScorePlan

@@ -45,6 +45,7 @@ _ROUTES = (  # in the order of /docs
     jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, completions, models,
     tokens, attention, configs, health,
 )  # fmt: skip
+_BUSIEST = (generate, completions)  # matched first: a router before them takes 0.1 ms of each request
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -80,6 +81,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        openapi_tags=[{"name": tag} for tag in dict.fromkeys(tag for module in _ROUTES for tag in module.router.tags)],
         redirect_slashes=False,
         lifespan=lifespan,
     )
@@ -94,7 +96,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     middleware.redact_access_log()
     errors.add_exception_handlers(app)
     openapi.add_documentation(app)
-    for module in _ROUTES:
+    for module in dict.fromkeys((*_BUSIEST, *_ROUTES)):
         app.include_router(module.router)
     return app
 

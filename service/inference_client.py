@@ -45,11 +45,8 @@ class ModelRequest(Protocol):
     def checkpoint(self) -> str:
         """File name of the checkpoint."""
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """Write the request as values of JSON.
-
-        Args:
-            mode: ``json``.
+    def model_dump_json(self) -> str:
+        """Write the request as JSON.
 
         Returns:
             The request.
@@ -137,7 +134,7 @@ class Hosts:
 
     async def _first_reply(self, path: str, request: ModelRequest, sha256: str) -> tuple[HostReply, str]:
         """Ask one process after the other until one takes the request; only before the first byte of a reply."""
-        content = json.dumps({"request": request.model_dump(mode="json"), "sha256": sha256}).encode()
+        content = f'{{"request":{request.model_dump_json()},"sha256":"{sha256}"}}'.encode()
         refusals: list[ModelCoreError] = []
         tried: set[str] = set()
         for max_age_s in (_KNOWN_S, 0.0):
@@ -324,16 +321,25 @@ async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
         ClientDisconnect: The client disconnected first.
     """
     await request.body()  # the next message is the disconnect
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    waiting, is_waiting = asyncio.current_task(), True
+    assert waiting is not None
+
+    def leave(left: asyncio.Task[None]) -> None:
+        if is_waiting and not left.cancelled():
+            waiting.cancel()
+
+    leaving = asyncio.ensure_future(_disconnected(request))
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not leaving.done():
+            raise
+        waiting.uncancel()
+        raise ClientDisconnect from None
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        is_waiting = False
+        leaving.cancel()
 
 
 def _wait_s(refusal: ModelCoreError) -> tuple[bool, float]:

@@ -32,7 +32,7 @@ from model_core.schemas import (
     TokenIds,
 )
 from service.completion_views import Completion, CompletionWriter
-from service.deps import Services, ServicesDep
+from service.deps import Services, services_of
 from service.event_stream import EVENT_STREAM, event_stream_response
 from service.host_connection import HostLost
 from service.inference_client import Reply, client_of, while_connected
@@ -236,10 +236,11 @@ class CompletionRequest(SamplingParams):
     },
     openapi_extra={"requestBody": json_body(CompletionRequest, _EXAMPLE)},
 )
-async def completions(request: Request, services: ServicesDep) -> Response:
+async def completions(request: Request) -> Response:
     """JSON; with `stream`, chunks of the same shape as server-sent events, and at last `[DONE]`."""
     choose(request.headers.get("accept"), (JSON, EVENT_STREAM))  # clients accept JSON where they ask for a stream
     wanted = CompletionRequest.parse(await read_json_object(request, uncounted=("prompt",)))
+    services = services_of(request)
     found = await run_in_threadpool(ResolvedModel.of, services.layout, wanted.model)
     return await answer(services, request, wanted, found)
 

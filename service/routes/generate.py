@@ -16,7 +16,6 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
-from model_core.config_loader import Tree
 from model_core.errors import ModelCoreError
 from model_core.schemas import (
     MAX_PROMPT_CHARACTERS,
@@ -30,7 +29,7 @@ from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.events import ascii_line
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
-from service.deps import Services, ServicesDep
+from service.deps import Services, ServicesDep, services_of
 from service.event_stream import EVENT_STREAM, event_stream_response, frame
 from service.host_connection import HostLost
 from service.inference_client import Reply, client_of, while_connected
@@ -38,7 +37,7 @@ from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, problem_document, request_id_of
 from service.protocol.lines import split_lines_async
 from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, QueryModel, QueryRoute, body_of, validate
+from service.protocol.parsing import JSON, QueryModel, QueryRoute, read_tree, validate
 from service.schemas import checkpoint_warnings, warning_headers
 from worker.jobs.schemas import Warned
 
@@ -110,11 +109,10 @@ async def generate(
     responses=_RESPONSES | problems(400, 413, 415),
     openapi_extra={"requestBody": _BODY},
 )
-async def generate_from_body(
-    tree: Annotated[Tree, body_of(GenerateRequest)], services: ServicesDep, request: Request
-) -> Response:
+async def generate_from_body(request: Request) -> Response:
     """The same with the parameters in a body, for long prompts."""
-    return await answer(services, request, validate(GenerateRequest, tree, strict=True))
+    tree = await read_tree(request, GenerateRequest)
+    return await answer(services_of(request), request, validate(GenerateRequest, tree, strict=True))
 
 
 async def answer(services: Services, request: Request, wanted: GenerateRequest) -> Response:

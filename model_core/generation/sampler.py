@@ -300,6 +300,8 @@ def _find(
     best = float(logits.max())
     if not math.isfinite(best):
         return NonFiniteLogits()
+    if len(ids) == 1:
+        return int(ids[0])
     with np.errstate(over="ignore"):  # quotients by little
         mass = np.exp((logits.astype(np.float64) - best) / max(params.temperature, _LEAST_TEMPERATURE))  # (K,)
     ends = mass.cumsum()  # (K,)

@@ -29,6 +29,7 @@ _START_TIMEOUT_S, _DEATHS_AT_START = 180.0, 3
 _WORKER_GRACE_S, _REDIS_GRACE_S = 90.0, 15.0
 _API_GRACE_S = 5  # for open event streams
 _TICK_S = 0.1
+_HTTP_PARSER = "h11"  # httptools hides the host of an absolute target, and takes several Host fields
 _LOG_CONFIG = Path(service.__file__).with_name("log_config.json")  # uvicorn's own log has no times
 _WILDCARDS = frozenset({"0.0.0.0", "::", ""})  # listen on every address
 
@@ -199,7 +200,7 @@ class _Service:
             ),
             "inference": ("worker.inference", "--host", "127.0.0.1", "--port", "0"),
             "api": (
-                "uvicorn", "service.app:app", "--host", self.host, "--port", str(self.port),
+                "uvicorn", "service.app:app", "--host", self.host, "--port", str(self.port), "--http", _HTTP_PARSER,
                 "--timeout-graceful-shutdown", str(_API_GRACE_S), "--log-config", str(_LOG_CONFIG),
             ),
         }.items():  # fmt: skip

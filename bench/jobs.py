@@ -75,7 +75,7 @@ class Installation:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address: tuple[str, int] = probe.getsockname()
-        options = ("--host", address[0], "--port", str(address[1]), "--timeout-graceful-shutdown", "5")
+        options = ("--host", address[0], "--port", str(address[1]), "--http", "h11")
         self._start("api", (sys.executable, "-m", "uvicorn", "service.app:app", *options))
         _until(lambda: _answers(address), "the API")
         return address

@@ -131,7 +131,8 @@ class Site:
 
     def start_api(self) -> subprocess.Popen[bytes]:
         """Start a real API at `url`, and wait until it answers."""
-        command = ("uvicorn", "service.app:app", "--port", str(self._port), "--timeout-graceful-shutdown", "2")
+        options = ("--port", str(self._port), "--http", "h11", "--timeout-graceful-shutdown", "2")
+        command = ("uvicorn", "service.app:app", *options)
         api = self._start("api", command, self.settings.redis_url)
         eventually(self.answers)
         return api

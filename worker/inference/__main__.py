@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 _HEARTBEAT_S, _TTL_S = 2.0, 10.0
 _GRACE_S = 3  # for open replies
 _EXIT_WITHIN_S = 10.0
+_SWITCH_INTERVAL_S = (
+    0.0005  # the event loop and the engines share the interpreter: 5 ms is longer than a small model's step
+)
 _BACKLOG = 2048  # connections that wait while the process starts
 _WILDCARDS = ("0.0.0.0", "::", "")
 
@@ -58,6 +61,7 @@ def main() -> int:
         Exit status: 0, or 2 for a wrong setting or an address that cannot be listened on.
     """
     options = _options()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         jobs, inference = JobSettings(), InferenceSettings()

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from model_core.errors import FieldProblem, ModelCoreError
 from model_core.schemas import InferenceRequest
@@ -307,41 +307,6 @@ def ranked(urls: Iterable[str], run: str, checkpoint: str) -> list[str]:
     return sorted(urls, key=rank)
 
 
-async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
-    """Await work for a client, and cancel it when the client disconnects.
-
-    Args:
-        request: The client's request.
-        work: What to await.
-
-    Returns:
-        Its result.
-
-    Raises:
-        ClientDisconnect: The client disconnected first.
-    """
-    await request.body()  # the next message is the disconnect
-    waiting, is_waiting = asyncio.current_task(), True
-    assert waiting is not None
-
-    def leave(left: asyncio.Task[None]) -> None:
-        if is_waiting and not left.cancelled():
-            waiting.cancel()
-
-    leaving = asyncio.ensure_future(_disconnected(request))
-    leaving.add_done_callback(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not leaving.done():
-            raise
-        waiting.uncancel()
-        raise ClientDisconnect from None
-    finally:
-        is_waiting = False
-        leaving.cancel()
-
-
 def _wait_s(refusal: ModelCoreError) -> tuple[bool, float]:
     """Which of several refusals to report: a full queue, and of these the one that is the first to be shorter."""
     wait_s = getattr(refusal, "retry_after_s", None)
@@ -359,8 +324,3 @@ async def _refusal(response: HostReply) -> Upstream:
         return Upstream.of(json.loads(data), int(wait_s) if wait_s.isdecimal() else None)
     except (ValueError, KeyError, TypeError):
         return Upstream("internal_error", f"the inference process answered {response.status_code}")
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from model_core.errors import ModelCoreError
 from service.protocol.errors import Forbidden, MisdirectedHost
-from worker.jobs.authority import Authority, is_loopback, parse_authority, shortest
+from worker.web.authority import Authority, is_loopback, parse_authority, shortest
 
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#@]+)")
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})

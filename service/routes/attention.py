@@ -34,13 +34,13 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.admission import not_ready
 from service.deps import Services, ServicesDep
-from service.inference_client import while_connected
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable
 from service.protocol.negotiation import choose, etag_matches
 from service.protocol.parsing import JSON, QueryModel, QueryRoute, validate
 from service.schemas import View, checkpoint_warnings, link, warning_headers
 from worker.jobs.schemas import Warned
+from worker.web.disconnect import while_connected
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 _FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}

@@ -35,7 +35,7 @@ from service.completion_views import Completion, CompletionWriter
 from service.deps import Services, services_of
 from service.event_stream import EVENT_STREAM, event_stream_response
 from service.host_connection import HostLost
-from service.inference_client import Reply, client_of, while_connected
+from service.inference_client import Reply, client_of
 from service.openapi import json_body, openai_problems
 from service.protocol.errors import PROBLEMS, InferenceUnavailable, InvalidRequest, Upstream
 from service.protocol.lines import split_lines_async
@@ -44,6 +44,7 @@ from service.protocol.openai_errors import UNKNOWN_PARAMETER, NotAChatModel, ope
 from service.protocol.parsing import JSON, QueryRoute, read_json_object, validate
 from service.routes.models import ResolvedModel
 from service.schemas import warning_headers
+from worker.web.disconnect import while_connected
 
 log = logging.getLogger(__name__)
 

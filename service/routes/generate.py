@@ -32,7 +32,7 @@ from model_core.storage.run import Run
 from service.deps import Services, ServicesDep, services_of
 from service.event_stream import EVENT_STREAM, event_stream_response, frame
 from service.host_connection import HostLost
-from service.inference_client import Reply, client_of, while_connected
+from service.inference_client import Reply, client_of
 from service.openapi import problems
 from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, problem_document, request_id_of
 from service.protocol.lines import split_lines_async
@@ -40,6 +40,7 @@ from service.protocol.negotiation import choose
 from service.protocol.parsing import JSON, QueryModel, QueryRoute, read_tree, validate
 from service.schemas import checkpoint_warnings, warning_headers
 from worker.jobs.schemas import Warned
+from worker.web.disconnect import while_connected
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.deps import Services, ServicesDep
 from service.host_connection import HostLost
-from service.inference_client import Reply, client_of, while_connected
+from service.inference_client import Reply, client_of
 from service.openapi import json_body, problems
 from service.protocol.errors import InferenceUnavailable, Upstream, problem_document, request_id_of
 from service.protocol.lines import split_lines_async
@@ -35,6 +35,7 @@ from service.protocol.negotiation import choose
 from service.protocol.parsing import JSON, QueryModel, QueryRoute, read_json_object, validate
 from service.schemas import checkpoint_warnings, warning_headers
 from worker.jobs.schemas import Warned
+from worker.web.disconnect import while_connected
 
 log = logging.getLogger(__name__)
 

@@ -31,14 +31,13 @@ from worker.inference.streams import (
     Call,
     Lines,
     Waker,
-    client_gone,
     error_body,
     json_response,
     read_call,
-    unless_disconnected,
 )
 from worker.inference.token_routes import token_routes
-from worker.jobs.authority import is_loopback, parse_authority, shortest
+from worker.web.authority import is_loopback, parse_authority, shortest
+from worker.web.disconnect import while_connected
 
 STATUS: Mapping[str, int] = {
     "malformed_body": 400,
@@ -68,6 +67,7 @@ STATUS: Mapping[str, int] = {
 log = logging.getLogger(__name__)
 
 _RETRY_S = 5
+_CLIENT_GONE = 499
 _THREADS = 64  # most of them wait for a model that loads
 
 
@@ -108,10 +108,10 @@ def _routes(models: ModelCache) -> list[Route]:
         request, sha256 = await read_call(connection, Call[InferenceRequest])
         generation = Generation(request, models.settings.deadline_s, waker)
         if request.stream:
-            begun = await unless_disconnected(connection, generation.begin(models, sha256))
-            return client_gone() if begun is None else Lines(begun.lines(), begun.cancel)
-        result = await unless_disconnected(connection, generation.complete(models, sha256))
-        return client_gone() if result is None else json_response(result)
+            begun = await while_connected(connection, generation.begin(models, sha256))
+            return Lines(begun.lines(), begun.cancel)
+        result = await while_connected(connection, generation.complete(models, sha256))
+        return json_response(result)
 
     async def capture(connection: Request) -> Response:
         request, sha256 = await read_call(connection, Call[AttentionRequest])
@@ -122,8 +122,8 @@ def _routes(models: ModelCache) -> list[Route]:
             working.add_done_callback(lambda done: _release(one_capture, done))
             return await asyncio.shield(working)  # a thread cannot be cancelled, and keeps the semaphore
 
-        manifest = await unless_disconnected(connection, captured())
-        return client_gone() if manifest is None else JSONResponse(manifest)
+        manifest = await while_connected(connection, captured())
+        return JSONResponse(manifest)
 
     async def healthz(_: Request) -> Response:
         return JSONResponse(
@@ -182,7 +182,7 @@ async def _model_core_error(_: Request, error: Exception) -> Response:
 
 
 async def _client_gone(_: Request, _error: Exception) -> Response:
-    return client_gone()
+    return Response(status_code=_CLIENT_GONE)  # nobody reads it
 
 
 async def _unexpected_error(_: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Callable
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 from model_core.errors import ModelCoreError
 from model_core.storage.events import ascii_line
 
-_CLIENT_GONE = 499
 _MAX_PROBLEMS = 100
 
 _T = TypeVar("_T")
@@ -191,37 +190,6 @@ class Lines(StreamingResponse):
             self._cancel()
 
 
-async def unless_disconnected(connection: Request, work: Awaitable[_T]) -> _T | None:
-    """Wait for work as long as somebody waits for its result.
-
-    Args:
-        connection: The request.
-        work: What to wait for.
-
-    Returns:
-        Its result; None if the client closes the connection first, which cancels it.
-    """
-    waiting, is_waiting = asyncio.current_task(), True
-    assert waiting is not None
-
-    def leave(left: asyncio.Task[None]) -> None:
-        if is_waiting and not left.cancelled():
-            waiting.cancel()
-
-    leaving = asyncio.ensure_future(_disconnected(connection))
-    leaving.add_done_callback(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not leaving.done():
-            raise
-        waiting.uncancel()
-        return None
-    finally:
-        is_waiting = False
-        leaving.cancel()
-
-
 def json_response(result: BaseModel) -> Response:
     """Build a reply of JSON.
 
@@ -232,15 +200,6 @@ def json_response(result: BaseModel) -> Response:
         The response.
     """
     return Response(result.model_dump_json(), media_type="application/json")
-
-
-def client_gone() -> Response:
-    """Build the response that nobody reads.
-
-    Returns:
-        An empty response.
-    """
-    return Response(status_code=_CLIENT_GONE)
 
 
 def error_body(error: ModelCoreError) -> dict[str, Any]:
@@ -268,8 +227,3 @@ async def _lines(objects: AsyncIterable[Any]) -> AsyncIterable[str]:
             yield ascii_line(item) + "\n"
     except ModelCoreError as error:
         yield ascii_line({"error": error_body(error)}) + "\n"
-
-
-async def _disconnected(connection: Request) -> None:
-    while (await connection.receive())["type"] != "http.disconnect":
-        pass

@@ -36,7 +36,8 @@ from model_core.tokenizer import Tokenizer, unknown_ids
 from worker.inference.engine_call import EngineCall
 from worker.inference.loaded_models import ServedModel
 from worker.inference.model_cache import ModelCache
-from worker.inference.streams import Call, Lines, Waker, client_gone, json_response, read_call, unless_disconnected
+from worker.inference.streams import Call, Lines, Waker, json_response, read_call
+from worker.web.disconnect import while_connected
 
 _MAX_TOKENIZERS = 8
 
@@ -65,10 +66,10 @@ def token_routes(models: ModelCache, waker: Waker) -> list[Route]:
         request, sha256 = await read_call(connection, Call[InferenceScoreRequest])
         scoring = Scoring(request, models.settings.deadline_s, waker)
         if request.stream:
-            begun = await unless_disconnected(connection, scoring.begin(models, sha256))
-            return client_gone() if begun is None else Lines(begun.lines(), begun.cancel)
-        result = await unless_disconnected(connection, scoring.complete(models, sha256))
-        return client_gone() if result is None else json_response(result)
+            begun = await while_connected(connection, scoring.begin(models, sha256))
+            return Lines(begun.lines(), begun.cancel)
+        result = await while_connected(connection, scoring.complete(models, sha256))
+        return json_response(result)
 
     return [
         Route("/tokenize", tokenize, methods=["POST"]),

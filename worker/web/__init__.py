@@ -1,0 +1,1 @@
+"""HTTP that the API and the inference processes share. Torch-free; service imports it."""

@@ -88,10 +88,10 @@ class PreparedSubmission:
 
     @property
     def fingerprint(self) -> str:
-        """Hash that is equal for equal requests, whatever their format."""
+        """Hash that is equal for equal requests, whatever their format; a later version's new keys do not change it."""
         spec = self.requested or self.spec
-        job = json.dumps(spec.job.model_dump(mode="json"), sort_keys=True)
-        text = "\n".join((spec.kind, spec.run or "", spec.config.model_dump_json(), job))
+        job = json.dumps(spec.job.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        text = "\n".join((spec.kind, spec.run or "", spec.config.model_dump_json(exclude_defaults=True), job))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -60,16 +60,17 @@ def two_gpus(make_site, start_redis, driver):
 @pytest.mark.e2e
 def test_gpus_are_shared_out_and_a_large_job_gets_its_turn(two_gpus):
     site = two_gpus
-    small = site.submit("small", steps=60, step_s=0.05, resources={"gpus": 1})
+    small = site.submit("small", steps=10_000, step_s=0.05, resources={"gpus": 1})
     site.until_step(small, 1)
     large = site.submit("large", resources={"gpus": 2})
     later = site.submit("later", resources={"gpus": 1})
-    on_cpu = site.until(site.submit("on-cpu", resources={"gpus": 0}), "succeeded")
 
-    jobs = [site.until(job_id, "succeeded", timeout_s=60) for job_id in (small, large, later)]
+    on_cpu = site.until(site.submit("on-cpu", resources={"gpus": 0}), "succeeded")  # it needs none, so it passes
+    waiting = [site.job(job_id).status for job_id in (small, large, later)]
+    site.store.request_action(small, "cancel")
+    jobs = [site.until(small, "cancelled"), *(site.until(job_id, "succeeded") for job_id in (large, later))]
 
-    assert on_cpu.worker.device == "cpu"
-    assert on_cpu.finished_at < jobs[0].finished_at  # it needs none, so it passes
+    assert (on_cpu.worker.device, waiting) == ("cpu", ["running", "queued", "queued"])
     assert jobs[1].worker.device == "cuda:0,1"
     assert jobs[0].finished_at <= jobs[1].started_at
     assert jobs[1].finished_at <= jobs[2].started_at  # though a GPU was free for it all the time

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from model_core.attention.plot import layer_picture
+from model_core.attention.pictures.plot import layer_picture
 
 HEADS, LENGTHS, PAIRS, COLUMNS, DPI = 12, (20, 50, 512), 5, 4, 150
 

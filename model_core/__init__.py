@@ -18,7 +18,7 @@ _HOMES = {
     "setup_experiment_dirs": "storage.run",
     "get_lr": "schedule",
     "extract_attention_patterns": "attention.capture:capture",
-    "plot_layer_attention": "attention.plot",
+    "plot_layer_attention": "attention.pictures.plot",
 }
 __all__ = tuple(_HOMES)
 

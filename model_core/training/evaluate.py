@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from model_core.attention.capture import capture_example
-from model_core.attention.plot import write_layer_pictures
+from model_core.attention.pictures.plot import write_layer_pictures
 from model_core.checkpoint import LoadedModel, load_checkpoint
 from model_core.config import ExperimentConfig, TestingConfig
 from model_core.config_validation import model_differences

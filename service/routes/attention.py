@@ -23,8 +23,8 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from model_core.attention.layout import PictureStyle
-from model_core.attention.plot import record_picture
+from model_core.attention.pictures.layout import PictureStyle
+from model_core.attention.pictures.plot import record_picture
 from model_core.attention.record import AttentionRecord, default_max_tokens
 from model_core.config import Name
 from model_core.errors import CheckpointNotFound

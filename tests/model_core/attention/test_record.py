@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from model_core.attention.layout import PictureStyle
-from model_core.attention.plot import record_picture, write_layer_pictures
+from model_core.attention.pictures.layout import PictureStyle
+from model_core.attention.pictures.plot import record_picture, write_layer_pictures
 from model_core.attention.record import (
     AttentionRecord,
     RecordWriter,

@@ -24,7 +24,7 @@ from matplotlib.font_manager import get_font
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from model_core.attention.layout import Box, Caption, Margins, Page, PictureStyle
+from model_core.attention.pictures.layout import Box, Caption, Margins, Page, PictureStyle
 from model_core.attention.record import dequantize
 
 Greys = NDArray[np.uint8]

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_core.attention.figure import (
+from model_core.attention.pictures.figure import (
     FUTURE,
     axis_labels,
     empty_bar,
@@ -33,7 +33,7 @@ from model_core.attention.figure import (
     render_text,
     vector,
 )
-from model_core.attention.layout import Box, Page, PictureStyle, all_layers_page, layer_page
+from model_core.attention.pictures.layout import Box, Page, PictureStyle, all_layers_page, layer_page
 from model_core.attention.record import AttentionRecord, layer_file, quantize
 from model_core.config import TestingConfig
 from model_core.errors import InvalidParameter

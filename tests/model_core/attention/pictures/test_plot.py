@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_core.attention.layout import PictureStyle, all_layers_page, layer_page
-from model_core.attention.plot import all_layers_image, head_picture, layer_figure, layer_picture, plot_layer_attention
+from model_core.attention.pictures.layout import PictureStyle, all_layers_page, layer_page
+from model_core.attention.pictures.plot import (
+    all_layers_image,
+    head_picture,
+    layer_figure,
+    layer_picture,
+    plot_layer_attention,
+)
 from model_core.attention.record import quantize
 from model_core.errors import InvalidParameter
 
@@ -204,7 +210,7 @@ def test_threads_draw_what_one_thread_draws():
 def test_pyplot_and_torch_are_never_loaded():
     program = (
         "import sys, numpy as np\n"
-        "from model_core.attention.plot import layer_picture, PictureStyle\n"
+        "from model_core.attention.pictures.plot import layer_picture, PictureStyle\n"
         "for f in ('png', 'svg'): layer_picture(np.eye(3)[None], 'abc', layer=0, style=PictureStyle(format=f))\n"
         "assert not {'matplotlib.pyplot', 'torch'} & sys.modules.keys()"
     )

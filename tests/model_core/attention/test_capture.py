@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from model_core.attention.capture import (
+    MAX_BLOCK_ELEMENTS,
     MAX_LAYER_ELEMENTS,
+    attention_blocks,
     attention_layers,
     capture,
     capture_example,
@@ -115,6 +117,56 @@ def test_layers_come_one_by_one_and_without_the_language_models_head(model, idx)
     assert torch.is_grad_enabled()  # the caller's mode is its own between two layers
     assert len(list(layers)) == 2
     assert ran == [0, 1]
+
+
+@pytest.mark.parametrize("queries", [1, 5, 11, 12, 128])
+def test_blocks_of_queries_are_rows_of_the_whole_softmax(model, queries):
+    idx = torch.randint(100, (2, 12), generator=torch.Generator().manual_seed(1))  # (B, T)
+    seen = []
+    x = model.embed(idx)
+    for block in model.blocks:
+        q, k, v = block.attn.qkv(block.ln_1(x))
+        seen.append(
+            (q @ k.mT / q.size(-1) ** 0.5).masked_fill(torch.ones(12, 12).triu(1).bool(), -torch.inf).softmax(-1)
+        )
+        x = x + block.attn.merge(seen[-1] @ v)
+        x = x + block.mlp(block.ln_2(x))
+    parts = [torch.zeros_like(layer) for layer in seen]
+    for part in attention_blocks(model, idx, queries=queries):
+        rows, keys = part.attention.shape[2:]
+        assert (rows <= queries, keys) == (True, part.first + rows)
+        assert part.is_last == (keys == 12)
+        assert not parts[part.layer][:, :, part.first :].any()  # no query comes twice
+        parts[part.layer][:, :, part.first : keys, :keys] = part.attention
+    torch.testing.assert_close(parts, seen, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("rows", "queries"), [(1, 64), (64, 1)])
+def test_a_block_has_a_bounded_number_of_weights_and_at_least_one_query(rows, queries):
+    wide = GPT(config(vocab_size=2, block_size=4096, n_layer=1, n_head_list=(16,)).model).eval()
+    block = next(attention_blocks(wide, torch.zeros(rows, 4096, dtype=torch.long)))
+    assert block.attention.shape == (rows, 16, queries, queries)
+    assert queries * rows * 16 * 4096 == MAX_BLOCK_ELEMENTS
+
+
+def test_norms_are_those_of_what_each_head_writes(model, idx):
+    streams = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, args: streams.append(args[0]))
+    model.hidden(idx)
+    checked = 0
+    for part in attention_blocks(model, idx, queries=5, norms=True):
+        attn = model.blocks[part.layer].attn
+        stream, keys = streams[part.layer], part.attention.size(-1)
+        v = attn.qkv(model.blocks[part.layer].ln_1(stream))[2]  # (1, H, T, D)
+        written = [v[0, head] @ w.T for head, w in enumerate(attn.c_proj.weight.split(attn.head_dim, dim=1))]
+        f = torch.stack(written)[:, :keys]  # (H, K, C)
+        torch.testing.assert_close(part.value_norms[0], f.norm(dim=-1), atol=1e-7, rtol=1e-4)
+        relative = (part.attention[0] @ f).norm(dim=-1) / stream[0, part.first : keys].norm(dim=-1)  # (H, R)
+        torch.testing.assert_close(part.output_norms[0], relative, atol=1e-7, rtol=1e-4)
+        checked += 1
+    assert checked == 3 * len(HEADS)
+    assert all(part.value_norms is part.output_norms is None for part in attention_blocks(model, idx))
 
 
 def test_the_beginning_of_a_text_has_the_beginning_of_its_attention(model, idx):

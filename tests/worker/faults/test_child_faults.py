@@ -49,14 +49,14 @@ def impatient(make_site, start_redis):
 )
 def test_killed_child_resumes_from_its_state(site_of, child, number, seen):
     site, run = site_of(child), f"killed-{number.name}"
-    job_id = site.submit(run, steps=25, step_s=0.04)
+    job_id = site.submit(run, steps=50, step_s=0.04)
     site.until_step(job_id, 7).send_signal(number)
 
     seconds = seconds_until(lambda: site.event_log(run).resumed)
     job = site.until(job_id, "succeeded")
 
     log = site.event_log(run)
-    log.check(25)
+    log.check(50)
     assert site.workers[0].poll() is None
     assert (job.attempt, log.resumed[0][0]) == (2, 2)
     assert number.name in job.history[2].reason

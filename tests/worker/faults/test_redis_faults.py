@@ -57,7 +57,7 @@ def test_frozen_redis_costs_no_attempt(hurried, child, seen):
 def test_redis_killed_with_a_full_queue_loses_no_job(hurried, seen):
     server, site = hurried(lease_s=60.0, beat_s=0.5)
     site.start_worker(slots=3)
-    running = [site.submit(f"running-{n}", steps=80, step_s=0.05) for n in range(3)]
+    running = [site.submit(f"running-{n}", steps=120, step_s=0.05) for n in range(3)]
     eventually(lambda: [site.job(job_id).progress.step > 2 for job_id in running] == [True] * 3)
     queued = [site.submit(f"queued-{n}", ring=False) for n in range(50)]
 

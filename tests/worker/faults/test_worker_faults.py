@@ -35,7 +35,7 @@ def test_killed_worker_loses_its_job_to_another(hurried, child, seen):
 def test_terminated_worker_saves_requeues_and_leaves(hurried, child, seen):
     _, site = hurried(child=child)
     worker = site.start_worker()
-    job_id = site.submit("moved", steps=30, step_s=0.05)
+    job_id = site.submit("moved", steps=60, step_s=0.05)
     process = site.until_step(job_id, 2)
 
     worker.terminate()
@@ -47,7 +47,7 @@ def test_terminated_worker_saves_requeues_and_leaves(hurried, child, seen):
     site.start_worker()
     assert site.until(job_id, "succeeded").attempt == 2
     log = site.event_log("moved")
-    log.check(30)
+    log.check(60)
     assert log.resumed == [(2, saved)]
     seen(f"SIGTERM of the worker, {child}", f"saved at step {saved}, requeued and gone after {seconds:.1f} s")
 

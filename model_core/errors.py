@@ -199,9 +199,18 @@ class PromptTooLong(ModelCoreError):
 
 
 class AttentionTooLarge(ModelCoreError):
-    """An attention matrix does not fit in memory."""
+    """Attention, or what is measured of it, does not fit in memory or on the disk.
+
+    Args:
+        detail: What is too large, the bound, and what fits.
+        problems: The value of the request that makes it too large; its `nearest` is the largest that fits.
+    """
 
     code = "attention_too_large"
+
+    def __init__(self, detail: str, problems: Iterable[FieldProblem] = ()) -> None:
+        super().__init__(detail)
+        self.problems = tuple(problems)
 
 
 class DeviceUnavailable(ModelCoreError):

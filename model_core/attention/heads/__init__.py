@@ -1,0 +1,1 @@
+"""What heads do, measured over a checkpoint: a fixed probe, its history and its frames."""

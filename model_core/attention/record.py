@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from model_core.attention.statistics import layer_statistics, statistics_record
+from model_core.attention.statistics import head_statistics, layer_statistics, statistics_record, upgrade_record
 from model_core.config import TestingConfig
 from model_core.errors import InvalidParameter
 from model_core.storage.files import Layout, atomic_write, checked_name, now, read_json, write_json, write_text
@@ -147,10 +147,9 @@ class AttentionRecord:
         """Read the statistics.
 
         Returns:
-            The content of statistics.json; see `statistics_record`.
+            The content of statistics.json in its present version; see `statistics_record`.
         """
-        content: dict[str, Any] = read_json(self.path / STATISTICS)
-        return content
+        return upgrade_record(read_json(self.path / STATISTICS), len(self.manifest["token_ids"]))
 
     def _checked(self, layer: int) -> int:
         if not 0 <= layer < self.n_layer:
@@ -188,7 +187,7 @@ class RecordWriter:
         layer = len(self._statistics)
         with atomic_write(self._path / ATTENTION / layer_file(layer, self._n_layer, "npy")) as file:
             np.save(file, quantize(attention))
-        self._statistics.append(layer_statistics(layer, attention))
+        self._statistics.append(layer_statistics(layer, head_statistics(attention)))
 
     def finish(self, fields: Manifest) -> AttentionRecord:
         """Write the statistics and the manifest.
@@ -200,7 +199,7 @@ class RecordWriter:
             The record.
         """
         assert len(self._statistics) == self._n_layer
-        write_json(self._path / STATISTICS, statistics_record(self._statistics))
+        write_json(self._path / STATISTICS, statistics_record(self._statistics, len(fields["token_ids"])))
         manifest = {"schema_version": SCHEMA_VERSION, **fields, "created_at": now()}
         write_json(self._path / MANIFEST, manifest)
         return AttentionRecord(self._path, manifest)

@@ -302,6 +302,7 @@ class TestingConfig(Config):
     cmap: str = "viridis"
     dpi: Whole = Field(default=150, ge=10, le=600)
     label_max_tokens: Whole = Field(default=20, ge=0)
+    num_statistics_samples: Whole = Field(default=0, ge=0, le=100_000)  # test examples to measure every head on
 
     @property
     def checkpoint(self) -> str:

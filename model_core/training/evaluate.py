@@ -1,15 +1,31 @@
-"""Loss on held-out tokens, and the test of a checkpoint: its test loss and pictures of its attention."""
+"""Loss on held-out tokens, and the test of a checkpoint: test loss, pictures of attention, statistics of its heads."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
 
-from model_core.attention.capture import capture_example
+from model_core.attention.capture import attention_blocks, capture_example
+from model_core.attention.heads.distribution import (
+    Distribution,
+    DistributionAccumulator,
+    TextSample,
+    check_distribution,
+    spread_examples,
+)
+from model_core.attention.heads.distribution_record import (
+    DistributionRecord,
+    distribution_directory,
+    distribution_key,
+    write_distribution,
+)
 from model_core.attention.pictures.plot import write_layer_pictures
 from model_core.checkpoint import LoadedModel, load_checkpoint
 from model_core.config import ExperimentConfig, TestingConfig
@@ -20,6 +36,7 @@ from model_core.entrypoint import Attempt, Emit, ShutdownSignal, describe
 from model_core.errors import (
     DONE,
     AttemptSuperseded,
+    AttentionTooLarge,
     CheckpointMismatch,
     CheckpointNotFound,
     ModelCoreError,
@@ -77,17 +94,19 @@ def run_test(
     loaded: LoadedModel, run: Run, testing: TestingConfig, *,
     dataset: Dataset, layout: Layout, runtime: Runtime, attempt: Attempt, stop: ShutdownSignal,
 ) -> bool:  # fmt: skip
-    """Measure the test loss of a checkpoint, draw its attention on test examples, and record both in the attempt.
+    """Test a checkpoint: measure its loss, draw its attention on test examples, and measure its heads on more of them.
 
     Args:
         loaded: The checkpoint.
         run: Run of the checkpoint.
-        testing: Number and length of the examples, and the form of the pictures.
+        testing: Number and length of the examples, the form of the pictures, and on how many examples heads are
+            measured.
         dataset: Dataset with the test split and the examples.
         layout: Directories of the data root, for the pictures.
         runtime: Device and number format of the loss.
-        attempt: Gets the facts ``test_loss``, ``test_bits_per_byte`` and ``rendered``, an event for each example and
-            warnings. A loss that cannot be measured is None, with a ``reason``.
+        attempt: Gets the facts ``test_loss``, ``test_bits_per_byte``, ``rendered`` and, if heads were measured,
+            ``distribution``, its name; an event for each example and warnings. A loss that cannot be measured is None,
+            with a ``reason``.
         stop: Checked between examples.
 
     Returns:
@@ -107,6 +126,8 @@ def run_test(
         log.info("attention drawn run=%s id=%d layers=%d", run.name, rendered, len(files))
         rendered += 1
     attempt.facts |= {**facts, "rendered": rendered}
+    if testing.num_statistics_samples and not stop():
+        _measure_heads(loaded, run, testing, dataset=dataset, layout=layout, attempt=attempt, stop=stop)
     log.info("tested run=%s checkpoint=%s test_loss=%s", run.name, loaded.info.file, facts["test_loss"])
     return not stop()
 
@@ -209,6 +230,86 @@ def _with_model_of(loaded: LoadedModel, written: ExperimentConfig) -> Experiment
     if "data" not in written.model_fields_set:
         changes["data"] = loaded.config.data
     return written.model_copy(update=changes)
+
+
+def accumulate_distribution(model: GPT, sample: TextSample, stop: Callable[[], bool]) -> Distribution | None:
+    """Measure every head on every text, in one pass.
+
+    Args:
+        model: The model, in eval mode, on any device.
+        sample: The texts.
+        stop: Checked between batches.
+
+    Returns:
+        The distribution; None if it was stopped.
+    """
+    place = next(model.parameters()).device
+    accumulator = DistributionAccumulator(sample, model.config.heads)
+    for texts in sample.batches():
+        if stop():
+            return None
+        idx = torch.tensor([sample.texts[text] for text in texts], device=place)  # (B, T)
+        blocks = attention_blocks(model, idx, norms=True)
+        for layer, parts in groupby(blocks, key=lambda block: block.layer):
+            sums = accumulator.layer(texts, layer)
+            for part in parts:
+                norms = (part.value_norms, part.output_norms)
+                values, outputs = (None if norm is None else norm.numpy() for norm in norms)
+                sums.add(part.first, part.attention.numpy(), value_norms=values, output_norms=outputs)
+            accumulator.add(texts, layer, sums)
+    return accumulator.finish()
+
+
+def _example_tokens(loaded: LoadedModel, dataset: Dataset, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Token ids of test examples, in the tokenizer of the checkpoint."""
+    is_same = dataset.tokenizer().sha256 == loaded.tokenizer.sha256
+    for number in numbers:
+        example = dataset.example(number)
+        yield example.tokens if is_same else loaded.tokenizer.encode(example.text)
+
+
+def _measure_heads(
+    loaded: LoadedModel, run: Run, testing: TestingConfig, *,
+    dataset: Dataset, layout: Layout, attempt: Attempt, stop: ShutdownSignal,
+) -> None:  # fmt: skip
+    """Measure the distribution of heads unless it is there; what makes that impossible is a warning."""
+    model, info = loaded.config.model, loaded.info
+    numbers = spread_examples(dataset.example_count, testing.num_statistics_samples)
+    if len(numbers) < testing.num_statistics_samples:
+        attempt.emit("warning", code="few_examples", detail=f"the dataset has {len(numbers)} test examples")
+    max_tokens = min(testing.test_sample_length, model.block_size)
+    try:
+        check_distribution(
+            sum(model.heads), len(numbers), max_tokens, model.vocab_size, pointer="/testing/num_statistics_samples"
+        )
+    except AttentionTooLarge as error:
+        attempt.emit("warning", code=error.code, detail=str(error))
+        return
+    sample = TextSample.of(numbers, _example_tokens(loaded, dataset, numbers), max_tokens)
+    if not sample.texts:
+        attempt.emit("warning", code="few_examples", detail="no test example has two tokens: heads were not measured")
+        return
+    key = distribution_key(dataset, len(numbers), max_tokens)
+    directory = distribution_directory(layout, run.name, info, key)
+    if DistributionRecord.open(directory) is None:
+        began = time.monotonic()
+        measured = accumulate_distribution(loaded.model, sample, stop)
+        if measured is None:
+            return
+        described = {
+            "run": run.name,
+            "checkpoint": info.file,
+            "step": info.step,
+            "sha256": info.sha256,
+            "dataset": dataset.name,
+            "heads": list(model.heads),
+            "head_dims": list(model.head_dims),
+            "sample": {"max_tokens": max_tokens, "too_short": len(numbers) - len(sample.texts)},
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        write_distribution(directory, measured, sample, described, loaded.tokenizer.pieces)
+    attempt.facts |= {"distribution": directory.name}
+    log.info("heads measured run=%s examples=%d distribution=%s", run.name, len(sample.texts), directory.name)
 
 
 def _test_loss(

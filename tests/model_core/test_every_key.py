@@ -115,6 +115,10 @@ def pictures(b: Experiment) -> object:
     return b.test.pictures()
 
 
+def distributions(b: Experiment) -> object:
+    return {Path(name).name for name in b.test.names if name.startswith("distributions/")}
+
+
 # key: a value unlike the base's, where the difference shows, and what else both need
 OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
     "experiment_name": ("other", paths),
@@ -187,6 +191,7 @@ OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
     "testing.cmap": ("magma", pictures),
     "testing.dpi": ("30", pictures),
     "testing.label_max_tokens": ("0", pictures),
+    "testing.num_statistics_samples": ("3", distributions),
     "logging.log_interval": ("2", lambda b: b.run.files["logs/log.txt"].count(b" lr=")),
     "logging.log_to_file": ("false", names),
     "logging.verbose": ("false", lambda b: "step=1/4" in b.run.stderr),

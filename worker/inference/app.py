@@ -1,4 +1,4 @@
-"""HTTP around the engines: `POST /generate`, `POST /capture`, `GET /healthz`, and those of `token_routes`.
+"""HTTP around the engines: `POST /generate`, `GET /healthz`, and those of `attention_routes` and `token_routes`.
 
 Only the API calls it: a request holds what a client sent, with the file name that its checkpoint resolved to, and that
 file's sha256. An error is a status and ``{code, detail}``. A closed connection cancels its generation within one step,
@@ -21,10 +21,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model_core.attention.capture import capture_example
 from model_core.errors import ModelCoreError
-from model_core.schemas import AttentionRequest, InferenceRequest
-from model_core.storage.dataset import dataset_of
+from model_core.schemas import InferenceRequest
+from worker.inference.attention_routes import attention_routes
 from worker.inference.generation import Generation
 from worker.inference.model_cache import ModelCache
 from worker.inference.streams import (
@@ -101,7 +100,6 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> Starlette:
 
 
 def _routes(models: ModelCache) -> list[Route]:
-    one_capture = asyncio.Semaphore(1)  # the attention of a long text is large
     waker = Waker()
 
     async def generate(connection: Request) -> Response:
@@ -112,18 +110,6 @@ def _routes(models: ModelCache) -> list[Route]:
             return Lines(begun.lines(), begun.cancel)
         result = await while_connected(connection, generation.complete(models, sha256))
         return json_response(result)
-
-    async def capture(connection: Request) -> Response:
-        request, sha256 = await read_call(connection, Call[AttentionRequest])
-
-        async def captured() -> dict[str, Any]:
-            await one_capture.acquire()
-            working = asyncio.ensure_future(asyncio.to_thread(_capture, models, request, sha256))
-            working.add_done_callback(lambda done: _release(one_capture, done))
-            return await asyncio.shield(working)  # a thread cannot be cancelled, and keeps the semaphore
-
-        manifest = await while_connected(connection, captured())
-        return JSONResponse(manifest)
 
     async def healthz(_: Request) -> Response:
         return JSONResponse(
@@ -138,8 +124,8 @@ def _routes(models: ModelCache) -> list[Route]:
 
     return [
         Route("/generate", generate, methods=["POST"]),
-        Route("/capture", capture, methods=["POST"]),
         Route("/healthz", healthz),
+        *attention_routes(models),
         *token_routes(models, waker),
     ]
 
@@ -162,18 +148,6 @@ class _OnlyForTheApi:
         if b"origin" in headers or b"sec-fetch-site" in headers:
             return _error("forbidden", "only the API sends requests here, and no browser")
         return None
-
-
-def _capture(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:
-    with models.module(request.run, request.checkpoint, sha256) as loaded:
-        dataset = dataset_of(loaded.config, models.layout)
-        return capture_example(loaded, request.run, models.layout, request, dataset).manifest
-
-
-def _release(semaphore: asyncio.Semaphore, done: asyncio.Task[Any]) -> None:
-    semaphore.release()
-    if not done.cancelled():
-        done.exception()  # retrieved, because its reader may be gone
 
 
 async def _model_core_error(_: Request, error: Exception) -> Response:

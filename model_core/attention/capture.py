@@ -304,7 +304,7 @@ def _manifest_fields(loaded: LoadedModel, run: str, name: str, ids: list[int], m
         "step": info.step,
         "sha256": info.sha256,
         "text": loaded.tokenizer.decode(ids),
-        "tokens": loaded.tokenizer.pieces(ids),
+        "tokens": loaded.tokenizer.names(ids),
         "token_ids": list(ids),
         "max_tokens": min(max_tokens, model.block_size),
         "truncated_from": whole if whole > len(ids) else None,

@@ -22,9 +22,9 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from model_core.attention.selection import check_head, check_layer
 from model_core.attention.statistics import head_statistics, layer_statistics, statistics_record, upgrade_record
 from model_core.config import TestingConfig
-from model_core.errors import InvalidParameter
 from model_core.storage.files import Layout, atomic_write, checked_name, now, read_json, write_json, write_text
 from model_core.storage.run import Run
 
@@ -119,9 +119,9 @@ class AttentionRecord:
             Quantized attention, (H, T, T); see `quantize`.
 
         Raises:
-            InvalidParameter: There is no such layer.
+            InvalidParameters: There is no such layer.
         """
-        mapped = np.load(self._layer_path(self._checked(layer)), mmap_mode="r")  # (H, T, T)
+        mapped = np.load(self._layer_path(check_layer(layer, self.heads)), mmap_mode="r")  # (H, T, T)
         return np.array(mapped[:, :first, :first])  # (H, first, first)
 
     def head(self, layer: int, head: int, *, first: int | None = None) -> NDArray[np.uint8]:
@@ -136,12 +136,10 @@ class AttentionRecord:
             Quantized attention, (T, T); see `quantize`.
 
         Raises:
-            InvalidParameter: There is no such layer or head.
+            InvalidParameters: There is no such layer or head.
         """
-        mapped = np.load(self._layer_path(self._checked(layer)), mmap_mode="r")  # (H, T, T)
-        if not 0 <= head < len(mapped):
-            raise InvalidParameter(f"layer {layer} has no head {head}; its heads are 0 to {len(mapped) - 1}")
-        return np.array(mapped[head, :first, :first])  # (first, first)
+        mapped = np.load(self._layer_path(check_layer(layer, self.heads)), mmap_mode="r")  # (H, T, T)
+        return np.array(mapped[check_head(head, layer, self.heads), :first, :first])  # (first, first)
 
     def statistics(self) -> dict[str, Any]:
         """Read the statistics.
@@ -150,11 +148,6 @@ class AttentionRecord:
             The content of statistics.json in its present version; see `statistics_record`.
         """
         return upgrade_record(read_json(self.path / STATISTICS), len(self.manifest["token_ids"]))
-
-    def _checked(self, layer: int) -> int:
-        if not 0 <= layer < self.n_layer:
-            raise InvalidParameter(f"the model has no layer {layer}; its layers are 0 to {self.n_layer - 1}")
-        return layer
 
     def _layer_path(self, layer: int) -> Path:
         return self.path / ATTENTION / layer_file(layer, self.n_layer, "npy")

@@ -26,7 +26,7 @@ from model_core.attention.heads.distribution_record import (
     distribution_key,
     write_distribution,
 )
-from model_core.attention.pictures.plot import write_layer_pictures
+from model_core.attention.pictures.record_pictures import write_layer_pictures
 from model_core.checkpoint import LoadedModel, load_checkpoint
 from model_core.config import ExperimentConfig, TestingConfig
 from model_core.config_validation import model_differences

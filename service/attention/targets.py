@@ -10,8 +10,11 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from model_core.config import TestingConfig
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.schemas import checkpoint_warnings, warning_headers
@@ -80,3 +83,27 @@ def resolve_target(layout: Layout, name: str, reference: str) -> AttentionTarget
         return AttentionTarget(info.sha256, info.file, checkpoint_warnings(reference, info))
     file = next((info.file for info in run.checkpoints() if info.sha256 == by_hash[1]), None)
     return AttentionTarget(by_hash[1], file, is_fixed=True)
+
+
+def read_testing(layout: Layout, name: str) -> TestingConfig:
+    """Read the section `testing` of a run, which has the defaults of its pictures.
+
+    Args:
+        layout: Paths of the data root.
+        name: Name of the run.
+
+    Returns:
+        The section.
+
+    Raises:
+        RunNotFound: There is no such run.
+    """
+    path = Run.open(layout.run(name)).path
+    state = (path / "config.yaml").stat()
+    return _testing_of(path, (state.st_mtime_ns, state.st_ino, state.st_size))
+
+
+@lru_cache(maxsize=256)
+def _testing_of(path: Path, _state: tuple[int, int, int]) -> TestingConfig:
+    """Parsing takes 10 ms, and a reply that the client has already takes 1."""
+    return Run(path).config().testing

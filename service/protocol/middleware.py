@@ -31,10 +31,10 @@ WRITTEN = frozenset({"prompt", "stop"})  # text that a person wrote
 SHOWN = frozenset(  # parameters whose values are harmless
     {
         "after", "artifacts", "checkpoint", "cmap", "dataset", "dpi", "dry_run", "format", "frequency_penalty",
-        "from", "head", "ignore_eos", "kind", "layer", "limit", "logit_bias", "logprobs", "max_new_tokens",
-        "max_points", "max_tokens", "min_new_tokens", "min_p", "n", "name", "presence_penalty", "repetition_penalty",
-        "run", "seed", "source", "status", "stop_token_ids", "stream", "tail", "temperature", "timeout_s", "top_k",
-        "top_p", "validate_only",
+        "from", "head", "highlight", "ignore_eos", "kind", "labels", "layer", "limit", "logit_bias", "logprobs",
+        "max_new_tokens", "max_points", "max_tokens", "min_new_tokens", "min_p", "n", "name", "presence_penalty",
+        "repetition_penalty", "run", "scale", "seed", "source", "status", "stop_token_ids", "stream", "tail",
+        "temperature", "timeout_s", "tokens", "top_k", "top_p", "validate_only",
     }
 )  # fmt: skip
 _LOGGER = "uvicorn.access"

@@ -13,12 +13,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from model_core.attention.pictures.layout import PictureStyle
-from model_core.attention.pictures.plot import record_picture
-from model_core.attention.record import AttentionRecord
-from model_core.config import Name
+from model_core.attention.pictures.record_pictures import PictureContent, record_picture
+from model_core.attention.record import AttentionRecord, default_max_tokens
+from model_core.config import Name, TestingConfig
 from model_core.schemas import AttentionRequest, CheckpointRef, Count, ExampleId, JsonNumber, TokenCount
 from service.attention.lookup import read_attention
-from service.attention.targets import resolve_target
+from service.attention.targets import read_testing, resolve_target
 from service.attention.views import AttentionView
 from service.deps import Services, ServicesDep
 from service.openapi import problems
@@ -27,9 +27,12 @@ from service.protocol.parsing import JSON, QueryModel, QueryRoute, validate
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 _FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
-_EDITION = 1  # increase it when the same attention is drawn differently
+_EDITION = 2  # increase it when the same attention is drawn differently
+
+_CONFIGURED = "default: the run's configuration"
 
 Index = Annotated[int, Field(ge=0, le=65_536), JsonNumber]
+TokenSpan = Annotated[str, Field(max_length=30, json_schema_extra={"example": "0:8"})]
 
 router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"], route_class=QueryRoute)
 
@@ -46,15 +49,56 @@ class PictureQuery(QueryModel):
     )
     layer: Index | None = Field(default=None, description="one layer; default: all layers")
     head: Index | None = Field(default=None, description="one head of that layer")
+    tokens: TokenSpan | None = Field(default=None, description="only the tokens a:b, b not included")
+    highlight: str | None = Field(
+        default=None, max_length=1000, description="tokens to mark, such as 3,7-9", json_schema_extra={"example": "0"}
+    )
     format: Literal["png", "svg", "pdf"] | None = Field(default=None, description="else what Accept prefers")
-    cmap: str = Field(
-        default="viridis",
+    cmap: str | None = Field(
+        default=None,
         max_length=50,
-        description="a matplotlib colour map",
+        description=f"a matplotlib colour map; {_CONFIGURED}",
         json_schema_extra={"enum": [*sorted(colormaps)]},
     )
-    dpi: Count = Field(default=150, ge=10, le=600)
-    max_tokens: TokenCount | None = Field(default=None, description="default: the run's configuration")
+    dpi: Count | None = Field(default=None, ge=10, le=600, description=_CONFIGURED)
+    labels: Count | None = Field(default=None, ge=0, le=2**17, description=f"most tokens to label; {_CONFIGURED}")
+    scale: Literal["fixed", "auto"] = Field(
+        default="fixed", description="colours from 0 to 1, or to the largest weight outside the first query and key"
+    )
+    max_tokens: TokenCount | None = Field(default=None, description=_CONFIGURED)
+
+    def style(self, testing: TestingConfig, media_type: str) -> PictureStyle:
+        """Resolve the style of the picture.
+
+        Args:
+            testing: The run's section `testing`, whose values apply where the query has none.
+            media_type: Media type of the reply.
+
+        Returns:
+            The style.
+
+        Raises:
+            InvalidParameters: It cannot be drawn.
+        """
+        return PictureStyle(
+            format=_FORMATS.get(media_type, "png"),
+            cmap=self.cmap or testing.cmap,
+            dpi=self.dpi or testing.dpi,
+            label_max_tokens=testing.label_max_tokens if self.labels is None else self.labels,
+            scale=self.scale,
+        )
+
+    def content(self, testing: TestingConfig) -> PictureContent:
+        """Resolve what the picture shows.
+
+        Args:
+            testing: The run's section `testing`.
+
+        Returns:
+            Layers, heads and tokens.
+        """
+        most = self.max_tokens or default_max_tokens(testing)
+        return PictureContent(self.layer, self.head, most, self.tokens, self.highlight)
 
 
 @router.get(
@@ -118,11 +162,12 @@ async def answer(services: Services, request: Request, run: str, example: str, w
         ModelCoreError: The run, the checkpoint, the example, the layer or the head does not exist; no inference
             process can capture it; the picture cannot be drawn.
     """
-    kind = choose(request.headers.get("accept"), _offered(wanted))
-    style = PictureStyle(format=_FORMATS.get(kind, "png"), cmap=wanted.cmap, dpi=wanted.dpi)
-    text = validate(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
     target = await run_in_threadpool(resolve_target, services.layout, run, wanted.checkpoint)
-    key = _key(kind, text, wanted)
+    testing = await run_in_threadpool(read_testing, services.layout, run)
+    kind = choose(request.headers.get("accept"), _offered(wanted, testing))
+    style, content = wanted.style(testing, kind), wanted.content(testing)
+    text = validate(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
+    key = (_EDITION, kind, run, example, style, content)
     headers = target.headers(target.sha256, *key)
     if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -132,17 +177,14 @@ async def answer(services: Services, request: Request, run: str, example: str, w
         if kind == JSON:
             view = AttentionView.of(record.manifest, target.warnings)
             return JSONResponse(view.model_dump(mode="json"), headers=headers)
-        draw = partial(record_picture, record, layer=wanted.layer, head=wanted.head, style=style)
+        draw = partial(record_picture, record, content, style)
         return Response(await to_thread.run_sync(draw, limiter=services.drawing), media_type=kind, headers=headers)
 
     return await read_attention(services, request, text, target, reply)
 
 
-def _offered(wanted: PictureQuery) -> tuple[str, ...]:
+def _offered(wanted: PictureQuery, testing: TestingConfig) -> tuple[str, ...]:
     if wanted.format is not None:
         return (MEDIA_TYPES[wanted.format], JSON)
-    return ("image/png", JSON, "image/svg+xml", "application/pdf")
-
-
-def _key(kind: str, text: AttentionRequest, wanted: PictureQuery) -> tuple[Any, ...]:
-    return (_EDITION, kind, text.run, text.id, wanted.model_dump(exclude={"checkpoint", "format"}))
+    usual = MEDIA_TYPES[testing.format]
+    return (usual, JSON, *(kind for kind in _FORMATS if kind != usual))

@@ -100,9 +100,11 @@ class Site:
         Run(path).begin_attempt(claim.attempt, claim.id)
         return EventWriter(self.layout.run(claim.run) / "events.jsonl", claim.attempt)
 
-    def make_run(self, name: str = "tiny", *, job_id: str | None = None, checkpoint: bytes | None = b"weights") -> Run:
+    def make_run(
+        self, name: str = "tiny", *, job_id: str | None = None, checkpoint: bytes | None = b"weights", **sections: Any
+    ) -> Run:
         """A run as a training leaves it."""
-        run = Run.create(self.layout.run(name), parse_config({**TREE, "experiment_name": name}).config)
+        run = Run.create(self.layout.run(name), parse_config({**TREE, "experiment_name": name, **sections}).config)
         run.begin_attempt(1, job_id)
         if checkpoint is not None:
             self.publish(run, checkpoint)

@@ -9,9 +9,7 @@ Shapes: T tokens, S pixels of a panel's side.
 from __future__ import annotations
 
 import io
-import threading
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -20,30 +18,29 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from model_core.attention.pictures.layout import Box, Caption, Margins, Page, PictureStyle
+from model_core.attention.pictures.labels import DRAWING, FONT, axis_labels, escape, font_families
+from model_core.attention.pictures.layout import Annotations, Box, Caption, Margins, Page, PictureStyle
 from model_core.attention.record import dequantize
+from model_core.attention.weights import max_pool
 
 Greys = NDArray[np.uint8]
 Array = NDArray[Any]
 
-FUTURE = 29 / 31  # grey of the upper triangle; one of the 32 greys of a PNG's palette
-_FONT = "DejaVu Sans"
-_LABEL_LENGTH = 10  # characters
-_VISIBLE = {"\n": "↵", "\t": "⇥"}
-_lock = threading.RLock()
+FUTURE = 28 / 30  # grey of the upper triangle; one of the 31 greys of a PNG's palette
+ACCENT = "#ff3b30"  # of highlighted tokens; no usual color map has it
 
 
-def figure(page: Page, panels: Iterable[Array], tokens: Sequence[str], style: PictureStyle) -> Figure:
+def figure(page: Page, panels: Iterable[Array], annotations: Annotations, style: PictureStyle) -> Figure:
     """Draw a page as a matplotlib figure.
 
     Args:
         page: Layout of the page.
         panels: Quantized attention of each panel, (T, T); only the lower triangle is drawn.
-        tokens: Label of every token.
+        annotations: Labels, marks and the range of colors.
         style: Color map, and the most tokens to label.
 
     Returns:
@@ -52,40 +49,51 @@ def figure(page: Page, panels: Iterable[Array], tokens: Sequence[str], style: Pi
     canvas = Figure(figsize=(page.width / page.dpi, page.height / page.dpi), dpi=page.dpi, facecolor="white")
     FigureCanvasAgg(canvas)
     if page.margins is None:
-        _draw_small_panels(canvas, page, panels, style)
+        _draw_small_panels(canvas, page, panels, annotations, style)
     else:
+        labels, first = axis_labels(annotations.tokens, style), annotations.first
         for box, levels in zip(page.panels, panels, strict=True):
             axes = _axes(canvas, box, page.width, page.height)
-            _draw_panel(axes, levels, box.width, style, (-0.5, len(levels) - 0.5, len(levels) - 0.5, -0.5))
-            _style_axes(axes, len(levels), axis_labels(tokens, style), box.width / page.dpi)
+            begin, end = first - 0.5, first + len(levels) - 0.5
+            _draw_panel(axes, levels, box.width, annotations, style, (begin, end, end, begin))
+            _style_axes(axes, first, len(levels), labels, annotations.highlight, box.width / page.dpi)
+            _draw_bands(axes, annotations, (begin, begin, 1.0), box.width / page.dpi)
     for caption in page.captions:
         _draw_text(canvas, caption, page.width, page.height)
-    _style_bar(_axes(canvas, page.bar, page.width, page.height), style.cmap)
+    bar = _axes(canvas, page.bar, page.width, page.height)
+    _style_bar(bar, annotations.scale_max, annotations.bar_name, style.cmap)
     return canvas
 
 
-def vector(page: Page, panels: Iterable[Array], tokens: Sequence[str], style: PictureStyle) -> bytes:
+def vector(page: Page, panels: Iterable[Array], annotations: Annotations, style: PictureStyle) -> bytes:
     """Draw a page as SVG or PDF; the same page gives the same bytes.
 
     Args:
         page: Layout of the page.
         panels: Quantized attention of each panel, (T, T); only the lower triangle is drawn.
-        tokens: Label of every token.
+        annotations: Labels, marks, the range of colors, and what the file says of itself.
         style: Format, color map, and the most tokens to label.
 
     Returns:
         The file.
     """
     buffer = io.BytesIO()
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}[style.format]
-    with _lock, matplotlib.rc_context({"svg.hashsalt": "attention", "image.composite_image": False}):
-        drawn = figure(page, panels, tokens, style)
+    facts = "; ".join(f"{name}: {value}" for name, value in annotations.metadata.items())
+    metadata = {
+        "svg": {"Date": None, "Description": facts or None},
+        "pdf": {"CreationDate": None, "Subject": facts or None},
+    }[style.format]
+    with DRAWING, matplotlib.rc_context({"svg.hashsalt": "attention", "image.composite_image": False}):
+        drawn = figure(page, panels, annotations, style)
         drawn.savefig(buffer, format=style.format, dpi=page.dpi, metadata=metadata)
     return buffer.getvalue()
 
 
 @lru_cache(maxsize=8)
-def empty_panel(tokens: int, labels: tuple[str, ...] | None, side: int, margins: Margins, dpi: int) -> Greys:
+def empty_panel(
+    tokens: int, labels: tuple[str, ...] | None, side: int, margins: Margins, dpi: int, first: int = 0,
+    highlight: tuple[int, ...] = (),
+) -> Greys:  # fmt: skip
     """Draw a panel without its data: ticks, labels and axis names.
 
     Args:
@@ -94,35 +102,38 @@ def empty_panel(tokens: int, labels: tuple[str, ...] | None, side: int, margins:
         side: Side of the panel in pixels, S.
         margins: Space around the panel.
         dpi: Pixels per inch.
+        first: Number of the first tick.
+        highlight: Places of tokens whose labels are bold.
 
     Returns:
         Grey levels, (top + S + bottom, left + S + right).
     """
     width, height = margins.left + side + margins.right, margins.top + side + margins.bottom
-    with _lock:
+    with DRAWING:
         canvas = _canvas(width, height, dpi)
         axes = _axes(canvas, Box(margins.left, margins.top, side, side), width, height)
-        _style_axes(axes, tokens, labels, side / dpi)
+        _style_axes(axes, first, tokens, labels, highlight, side / dpi)
         return _greys(canvas)
 
 
 @lru_cache(maxsize=8)
-def empty_bar(bar: Box, frame: Box, dpi: int) -> Greys:
+def empty_bar(bar: Box, frame: Box, dpi: int, scale_max: float = 1.0, name: str = "Attention weight") -> Greys:
     """Draw the color bar without its colors.
 
     Args:
         bar: Gradient of the color bar.
         frame: The color bar with its ticks and name.
         dpi: Pixels per inch.
+        scale_max: Weight at its upper end.
+        name: Its name.
 
     Returns:
         Grey levels, (frame.height, frame.width).
     """
-    with _lock:
+    with DRAWING:
         canvas = _canvas(frame.width, frame.height, dpi)
-        _style_bar(
-            _axes(canvas, Box(bar.x - frame.x, bar.y - frame.y, bar.width, bar.height), frame.width, frame.height)
-        )
+        place = Box(bar.x - frame.x, bar.y - frame.y, bar.width, bar.height)
+        _style_bar(_axes(canvas, place, frame.width, frame.height), scale_max, name)
         return _greys(canvas)
 
 
@@ -144,7 +155,7 @@ def render_text(text: str, points: float, bold: bool, color: str, dpi: int) -> t
     width = round((len(text) + 2) * points / 72 * dpi * 1.2) + 2  # more than any text needs
     rise = round(points / 72 * dpi * 2) + 2
     start = rise // 2  # italic and accented letters may begin left of the origin
-    with _lock:
+    with DRAWING:
         canvas = _canvas(start + width, 2 * rise, dpi)
         _draw_text(canvas, Caption(start, rise, text, points, bold, color), start + width, 2 * rise)
         greys = _greys(canvas)
@@ -153,72 +164,6 @@ def render_text(text: str, points: float, bold: bool, color: str, dpi: int) -> t
         return 0, 0, greys[:0, :0]
     cut = greys[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
     return int(columns[0]) - start, int(rows[0]) - rise, cut
-
-
-def axis_labels(tokens: Sequence[str], style: PictureStyle) -> tuple[str, ...] | None:
-    """Shorten and escape the labels of the axes.
-
-    Args:
-        tokens: Label of every token.
-        style: Its `label_max_tokens` is the most tokens to label.
-
-    Returns:
-        Label of every token; None if there are too many.
-    """
-    return tuple(map(_label, tokens)) if len(tokens) <= style.label_max_tokens else None
-
-
-def escape(text: str) -> str:
-    """Escape what the font lacks and what is invisible.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        Text that the font can draw.
-    """
-    return "".join(_VISIBLE.get(character) or _drawable(character) for character in text)
-
-
-def max_pool(levels: Array, side: int) -> Array:
-    """Fit a panel with more tokens than pixels: a pixel shows the largest value that falls on it.
-
-    Args:
-        levels: Quantized attention, (T, T).
-        side: Side of the panel in pixels, S.
-
-    Returns:
-        Quantized attention, (min(T, S), min(T, S)).
-    """
-    tokens = len(levels)
-    if tokens <= side:
-        return levels
-    starts = np.arange(side) * tokens // side  # (S,)
-    last = np.append(starts[1:], tokens) - 1  # (S,) last token of each pixel
-    rows = levels[starts]  # (S, T)
-    for step in range(1, -(-tokens // side)):
-        rows = np.maximum(rows, levels[np.minimum(starts + step, last)])  # (S, T)
-    columns = rows[:, starts]  # (S, S)
-    for step in range(1, -(-tokens // side)):
-        columns = np.maximum(columns, rows[:, np.minimum(starts + step, last)])  # (S, S)
-    return columns
-
-
-def _drawable(character: str) -> str:
-    if character == " " or (unicodedata.category(character)[0] not in "CZ" and ord(character) in _glyphs()):
-        return character
-    return character.encode("unicode_escape").decode() if ord(character) > 127 else repr(character)[1:-1]
-
-
-@lru_cache(maxsize=1)
-def _glyphs() -> frozenset[int]:
-    with _lock:
-        return frozenset(get_font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf").get_charmap())
-
-
-def _label(token: str) -> str:
-    text = escape(token.strip(" ") or "␣" * len(token))
-    return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"
 
 
 def _canvas(width: int, height: int, dpi: int) -> Figure:
@@ -243,50 +188,78 @@ def _axes(canvas: Figure, box: Box, width: int, height: int) -> Axes:
 
 
 def _draw_text(canvas: Figure, caption: Caption, width: int, height: int) -> None:
+    text = escape(caption.text)
     canvas.text(
-        caption.x / width, 1 - caption.y / height, escape(caption.text), fontsize=caption.points,
+        caption.x / width, 1 - caption.y / height, text, fontsize=caption.points,
         fontweight="bold" if caption.bold else "normal", color=caption.color, ha="left", va="baseline",
-        fontfamily=_FONT, parse_math=False,
+        fontfamily=font_families(text), parse_math=False,
     )  # fmt: skip
 
 
 def _draw_panel(
-    axes: Axes, levels: Array, side: int, style: PictureStyle, extent: tuple[float, float, float, float]
-) -> None:
+    axes: Axes, levels: Array, side: int, annotations: Annotations, style: PictureStyle,
+    extent: tuple[float, float, float, float],
+) -> None:  # fmt: skip
     small = max_pool(levels, side)
     future = np.triu(np.ones(small.shape, dtype=bool), k=1)
     colors = matplotlib.colormaps[style.cmap].with_extremes(bad=str(FUTURE))
     axes.imshow(
-        np.ma.masked_array(dequantize(small), mask=future), cmap=colors, vmin=0.0, vmax=1.0,
+        np.ma.masked_array(dequantize(small), mask=future), cmap=colors, vmin=0.0, vmax=annotations.scale_max,
         interpolation="nearest", extent=extent, aspect="auto",
     )  # fmt: skip
 
 
-def _draw_small_panels(canvas: Figure, page: Page, panels: Iterable[Array], style: PictureStyle) -> None:
+def _draw_bands(axes: Axes, annotations: Annotations, place: tuple[float, float, float], side_in: float) -> None:
+    """Outline the rows and columns of highlighted tokens, and mark them beside the axes.
+
+    Args:
+        axes: Where the panel is.
+        annotations: The highlighted tokens.
+        place: Left and upper end of the panel and the size of a token, in units of the axes.
+        side_in: Side of the panel in inches.
+    """
+    left, top, size = place
+    length = len(annotations.tokens) * size
+    thick = length * 0.025 / side_in
+    for begin, end in annotations.bands:
+        first, extent = begin * size, (end - begin) * size
+        for corner, width, height in (((left, top + first), length, extent), ((left + first, top), extent, length)):
+            axes.add_patch(Rectangle(corner, width, height, fill=False, linewidth=0.72, edgecolor=ACCENT))
+        for corner, width, height in (
+            ((left - thick, top + first), thick, extent),
+            ((left + first, top + length), extent, thick),
+        ):
+            axes.add_patch(Rectangle(corner, width, height, linewidth=0, facecolor=ACCENT, clip_on=False))
+
+
+def _draw_small_panels(
+    canvas: Figure, page: Page, panels: Iterable[Array], annotations: Annotations, style: PictureStyle
+) -> None:
     axes = canvas.add_axes((0, 0, 1, 1))  # one for all panels: creating axes is slow
     axes.axis("off")
     for box, levels in zip(page.panels, panels, strict=True):
-        _draw_panel(axes, levels, box.width, style, (box.x, box.x + box.width, box.y + box.height, box.y))
+        extent = (box.x, box.x + box.width, box.y + box.height, box.y)
+        _draw_panel(axes, levels, box.width, annotations, style, extent)
+        _draw_bands(axes, annotations, (box.x, box.y, box.width / len(levels)), box.width / page.dpi)
     axes.set_xlim(0, page.width)
     axes.set_ylim(page.height, 0)
 
 
-def _style_axes(axes: Axes, tokens: int, labels: tuple[str, ...] | None, side_in: float) -> None:
-    axes.set_xlim(-0.5, tokens - 0.5)
-    axes.set_ylim(tokens - 0.5, -0.5)
+def _style_axes(
+    axes: Axes, first: int, tokens: int, labels: tuple[str, ...] | None, highlight: tuple[int, ...], side_in: float
+) -> None:
+    axes.set_xlim(first - 0.5, first + tokens - 0.5)
+    axes.set_ylim(first + tokens - 0.5, first - 0.5)
     axes.spines[:].set_visible(False)
     axes.patch.set_alpha(0)
     axes.tick_params(length=2.5, width=0.6, color="0.6", labelcolor="0.25", pad=2)
     if labels is None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.tick_params(labelsize=8, labelfontfamily=_FONT)
+        axes.tick_params(labelsize=8, labelfontfamily=FONT)
     else:
-        size = max(1.0, min(8.0, side_in * 72 / max(1, tokens) * 0.8))
-        text: dict[str, Any] = {"fontsize": size, "fontfamily": _FONT, "parse_math": False}
-        axes.set_xticks(range(tokens), labels, rotation=90, **text)
-        axes.set_yticks(range(tokens), labels, **text)
-    name: dict[str, Any] = {"fontsize": 8, "color": "0.42", "fontfamily": _FONT}
+        _label_axes(axes, first, labels, highlight, max(1.0, min(8.0, side_in * 72 / max(1, tokens) * 0.8)))
+    name: dict[str, Any] = {"fontsize": 8, "color": "0.42", "fontfamily": FONT}
     axes.set_xlabel("Key", **name)
     axes.set_ylabel("Query", **name)
     offset = (0.74 if labels else 0.36) / side_in  # the same for labels of any length
@@ -294,7 +267,18 @@ def _style_axes(axes: Axes, tokens: int, labels: tuple[str, ...] | None, side_in
     axes.yaxis.set_label_coords(-offset, 0.5)
 
 
-def _style_bar(axes: Axes, cmap: str | None = None) -> None:
+def _label_axes(axes: Axes, first: int, labels: tuple[str, ...], highlight: tuple[int, ...], points: float) -> None:
+    style: dict[str, Any] = {"fontsize": points, "parse_math": False}
+    axes.set_xticks(range(first, first + len(labels)), labels, rotation=90, **style)
+    axes.set_yticks(range(first, first + len(labels)), labels, **style)
+    for texts in (axes.get_xticklabels(), axes.get_yticklabels()):
+        for token, text in enumerate(texts):
+            text.set_fontfamily(font_families(labels[token]))
+            if token in highlight:
+                text.set(fontweight="bold", color="0")
+
+
+def _style_bar(axes: Axes, scale_max: float, name: str, cmap: str | None = None) -> None:
     if cmap is not None:
         ramp = np.linspace(1, 0, 256)[:, None]
         axes.imshow(ramp, cmap=cmap, vmin=0.0, vmax=1.0, aspect="auto", extent=(0, 1, 0, 1))
@@ -304,6 +288,7 @@ def _style_bar(axes: Axes, cmap: str | None = None) -> None:
     axes.set_xticks([])
     axes.yaxis.tick_right()
     axes.yaxis.set_label_position("right")
-    axes.tick_params(length=2.5, width=0.6, color="0.6", labelcolor="0.25", pad=2, labelsize=8, labelfontfamily=_FONT)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
-    axes.set_ylabel("Attention weight", fontsize=8, color="0.42", fontfamily=_FONT)
+    axes.tick_params(length=2.5, width=0.6, color="0.6", labelcolor="0.25", pad=2, labelsize=8, labelfontfamily=FONT)
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    axes.set_yticks(ticks, [f"{tick * scale_max:.3g}" for tick in ticks])
+    axes.set_ylabel(name, fontsize=8, color="0.42", fontfamily=FONT)

@@ -9,14 +9,14 @@ Shapes: H heads of one layer, T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from model_core.config import TestingConfig
-from model_core.errors import InvalidParameter
+from model_core.errors import FieldProblem, InvalidParameters
 
-FORMATS = ("png", "svg", "pdf")
+FORMATS, SCALES = ("png", "svg", "pdf"), ("fixed", "auto")
 COLUMNS, ALL_LAYERS_COLUMNS = 4, 16
 MAX_PIXELS = 2**26
 _MIN_DPI, _MAX_DPI = 10, 600
@@ -32,26 +32,29 @@ class PictureStyle:
         cmap: Name of a matplotlib color map.
         dpi: Pixels per inch, 10 to 600.
         label_max_tokens: Most tokens to label at the axes; the axes of longer texts have numbers.
+        scale: ``fixed``, colors from 0 to 1; or ``auto``, to the largest weight shown outside the first query and key.
 
     Raises:
-        InvalidParameter: A value cannot be drawn. The message names the nearest one that can.
+        InvalidParameters: A value cannot be drawn. The error names the nearest one that can.
     """
 
     format: str = "png"
     cmap: str = "viridis"
     dpi: int = 150
     label_max_tokens: int = 20
+    scale: str = "fixed"
 
     def __post_init__(self) -> None:
         from matplotlib import colormaps  # heavy: loaded when something is drawn
 
         _check_known("format", self.format, FORMATS)
         _check_known("cmap", self.cmap, tuple(colormaps))
+        _check_known("scale", self.scale, SCALES)
         if not _MIN_DPI <= self.dpi <= _MAX_DPI:
             near = min(max(self.dpi, _MIN_DPI), _MAX_DPI)
-            raise InvalidParameter(f"dpi {self.dpi} is not {_MIN_DPI} to {_MAX_DPI}; the nearest is {near}")
+            raise _refusal("dpi", f"must be {_MIN_DPI} to {_MAX_DPI}", self.dpi, near)
         if self.label_max_tokens < 0:
-            raise InvalidParameter(f"label_max_tokens {self.label_max_tokens} is below 0; the nearest is 0")
+            raise _refusal("labels", "must be at least 0", self.label_max_tokens, 0)
 
     @classmethod
     def of(cls, testing: TestingConfig) -> PictureStyle:
@@ -145,23 +148,49 @@ class Page:
             The same page.
 
         Raises:
-            InvalidParameter: More than MAX_PIXELS. The message names a resolution that fits.
+            InvalidParameters: More than MAX_PIXELS. The error names a resolution that fits.
         """
         if self.fitting_dpi < self.dpi:
-            raise InvalidParameter(
-                f"dpi {self.dpi} makes a picture of {self.width} x {self.height} pixels, and {MAX_PIXELS:,} is the "
-                f"most; the nearest dpi is {self.fitting_dpi}"
-            )
+            detail = f"makes a picture of {self.width} x {self.height} pixels, and {MAX_PIXELS:,} is the most"
+            raise _refusal("dpi", f"{detail}; {self.fitting_dpi} fits", self.dpi, self.fitting_dpi)
         return self
 
 
+@dataclass(frozen=True)
+class Annotations:
+    """What is drawn around and over the panels of a page.
+
+    Attributes:
+        tokens: Label of every token shown.
+        first: Place of the first one in its text, from which numbers at the axes count.
+        highlight: Places of marked tokens among those shown, ascending.
+        scale_max: Weight at the upper end of the color map.
+        bar_name: Name of the color bar.
+        metadata: Facts that are stored in the file.
+    """
+
+    tokens: Sequence[str]
+    first: int = 0
+    highlight: tuple[int, ...] = ()
+    scale_max: float = 1.0
+    bar_name: str = "Attention weight"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bands(self) -> list[tuple[int, int]]:
+        """Highlighted tokens as ranges, the end of each not included: neighbours are one band."""
+        starts = [token for token in self.highlight if token - 1 not in self.highlight]
+        ends = [token + 1 for token in self.highlight if token + 1 not in self.highlight]
+        return list(zip(starts, ends, strict=True))
+
+
 def layer_page(
-    heads: Sequence[int], *, title: str, notes: Sequence[str], dpi: int, labelled: bool, side_in: float = 3.2
+    names: Sequence[str], *, title: str, notes: Sequence[str], dpi: int, labelled: bool, side_in: float = 3.2
 ) -> Page:
     """Lay out the heads of a layer in at most four columns.
 
     Args:
-        heads: Indices of the heads.
+        names: Names of the heads, in order.
         title: Title of the page.
         notes: Notes below the title, broken into lines between each other.
         dpi: Pixels per inch.
@@ -171,8 +200,8 @@ def layer_page(
     Returns:
         The page; its size is not checked.
     """
-    columns = min(COLUMNS, len(heads))
-    rows = math.ceil(len(heads) / columns)
+    columns = min(COLUMNS, len(names))
+    rows = math.ceil(len(names) / columns)
     around = (0.98, 0.34, 0.14, 0.98) if labelled else (0.62, 0.34, 0.14, 0.62)
     margins = Margins(*(_px(inches, dpi) for inches in around))
     side = _px(side_in, dpi)
@@ -180,16 +209,16 @@ def layer_page(
     header = _Header(title, notes, margins.left, margins.left + columns * cell_w, dpi)
     panels = tuple(
         Box(margins.left + n % columns * cell_w, header.height + n // columns * cell_h + margins.top, side, side)
-        for n in range(len(heads))
+        for n in range(len(names))
     )
-    names = (
-        Caption(panel.x, panel.y - _px(0.09, dpi), f"Head {head}", 10, color="0.25")
-        for head, panel in zip(heads, panels, strict=True)
+    captions = (
+        Caption(panel.x, panel.y - _px(0.09, dpi), name, 10, color="0.25")
+        for name, panel in zip(names, panels, strict=True)
     )
     bar, frame = _bar(columns * cell_w + _px(0.12, dpi), panels[0].y, side, dpi)
     height = header.height + rows * cell_h + _px(0.08, dpi)
     return Page(
-        frame.x + frame.width, height, dpi, panels, (*header.captions(), *names), bar, frame, margins
+        frame.x + frame.width, height, dpi, panels, (*header.captions(), *captions), bar, frame, margins
     )  # fmt: skip
 
 
@@ -226,13 +255,48 @@ def all_layers_page(heads: Sequence[int], *, title: str, notes: Sequence[str], d
     return Page(frame.x + frame.width, y + _px(0.12, dpi), dpi, tuple(panels), tuple(captions), bar, frame)
 
 
+def ranked_page(names: Sequence[str], *, title: str, notes: Sequence[str], dpi: int) -> Page:
+    """Lay out heads of any layers in small panels, in their order, in at most sixteen columns.
+
+    Args:
+        names: Names of the heads, in order.
+        title: Title of the page.
+        notes: Notes below the title, broken into lines between each other.
+        dpi: Pixels per inch.
+
+    Returns:
+        The page, without axes; its size is not checked.
+    """
+    columns = min(ALL_LAYERS_COLUMNS, len(names))
+    left, name_height, gap = (_px(inches, dpi) for inches in (0.28, 0.22, 0.12))
+    side = _px(min(1.7, max(0.78, 11.0 / columns - 0.12)), dpi)
+    header = _Header(title, notes, left, left + max(columns * (side + gap), _px(3.5, dpi)), dpi)
+    top = header.height + _px(0.06, dpi)
+    panels = tuple(
+        Box(left + n % columns * (side + gap), top + n // columns * (name_height + side) + name_height, side, side)
+        for n in range(len(names))
+    )
+    captions = (
+        Caption(panel.x, panel.y - _px(0.05, dpi), name, 6, color=_MUTED)
+        for name, panel in zip(names, panels, strict=True)
+    )
+    right = left + max(columns * (side + gap), _px(3.5, dpi))
+    end = panels[-1].y + side
+    bar, frame = _bar(right + _px(0.06, dpi), panels[0].y, min(_px(2.4, dpi), end - panels[0].y), dpi)
+    return Page(frame.x + frame.width, end + _px(0.12, dpi), dpi, panels, (*header.captions(), *captions), bar, frame)
+
+
 def _check_known(what: str, value: str, known: Sequence[str]) -> None:
     if value in known:
         return
     by_name = {name.lower(): name for name in known}
     near = [by_name[name] for name in get_close_matches(str(value).lower(), by_name, n=1, cutoff=0.0)]
-    offer = f"; there are {', '.join(known)}" if len(known) < 10 else ""
-    raise InvalidParameter(f"{what} {value!r} is not known; the nearest is {near[0]!r}{offer}")
+    offer = f": {', '.join(known)}" if len(known) < 10 else ""
+    raise _refusal(what, f"is not known{offer}; the nearest is {near[0]!r}", value, near[0])
+
+
+def _refusal(name: str, detail: str, value: str | int, near: str | int) -> InvalidParameters:
+    return InvalidParameters([FieldProblem(f"/{name}", detail, value, (near,))])
 
 
 def _counted(count: int, what: str) -> str:

@@ -1,7 +1,7 @@
 """A PNG that is composed in NumPy: colored cells, texts and lines, in one palette.
 
-224 colors of a color map and 32 greys make the palette. Texts are rendered once by matplotlib and pasted, which is
-tens of times faster than a figure. Everything is placed in pixels from the top left corner.
+224 colors of a color map, 31 greys and one color for marks make the palette. Texts are rendered once by matplotlib and
+pasted, which is tens of times faster than a figure. Everything is placed in pixels from the top left corner.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from model_core.attention.pictures.figure import render_text
+from model_core.attention.pictures.figure import ACCENT, render_text
 from model_core.attention.pictures.layout import PictureStyle
 
 Pixels = NDArray[np.uint8]
 
-COLORS, GREYS = 224, 32
-WHITE, FAINT, MUTED, TEXT = 255, COLORS + 29, COLORS + 13, COLORS + 3  # places in the palette
-_GREY_PLACES = (COLORS + np.rint(np.arange(256) / 255 * (GREYS - 1))).astype(np.uint8)
+COLORS, GREYS = 224, 31
+WHITE, FAINT, MUTED, TEXT, MARK = COLORS + 30, COLORS + 28, COLORS + 13, COLORS + 3, 255  # places in the palette
+GREY_PLACES: Pixels = (COLORS + np.rint(np.arange(256) / 255 * (GREYS - 1))).astype(np.uint8)
 
 Across = Literal["left", "center", "right"]
 
@@ -83,7 +84,7 @@ class Sheet:
         """
         right, below, drawn = render_text(text, points, bold, grey, self._style.dpi)
         shift = {"left": right, "center": -(drawn.shape[1] // 2), "right": -drawn.shape[1]}[across]
-        self.cells(x + shift, y - drawn.shape[0] // 2 if middle else y + below, np.take(_GREY_PLACES, drawn))
+        self.cells(x + shift, y - drawn.shape[0] // 2 if middle else y + below, np.take(GREY_PLACES, drawn))
 
     def png(self, **facts: str) -> bytes:
         """Encode the picture.
@@ -97,7 +98,7 @@ class Sheet:
         image, info, buffer = Image.fromarray(self._pixels), PngInfo(), io.BytesIO()
         for name, fact in facts.items():
             info.add_text(name, fact)
-        image.putpalette(_palette(self._style.cmap))
+        image.putpalette(palette(self._style.cmap))
         image.save(buffer, "PNG", compress_level=1, dpi=(self._style.dpi, self._style.dpi), pnginfo=info)
         return buffer.getvalue()
 
@@ -117,8 +118,16 @@ def color_of(values: NDArray[Any], scale: tuple[float, float]) -> Pixels:
     return np.where(np.isnan(values), FAINT, np.rint(share * (COLORS - 1))).astype(np.uint8)
 
 
-def _palette(cmap: str) -> bytes:
+def palette(cmap: str) -> bytes:
+    """List the colors of a picture.
+
+    Args:
+        cmap: Name of the color map.
+
+    Returns:
+        Red, green and blue of the 256 places.
+    """
     colors = matplotlib.colormaps[cmap](np.linspace(0, 1, COLORS))[:, :3]  # (224, 3)
-    greys = np.repeat(np.linspace(0, 1, GREYS)[:, None], 3, axis=1)  # (32, 3)
-    rgb: Pixels = np.rint(np.concatenate([colors, greys]) * 255).astype(np.uint8)  # (256, 3)
+    greys = np.repeat(np.linspace(0, 1, GREYS)[:, None], 3, axis=1)  # (31, 3)
+    rgb: Pixels = np.rint(np.concatenate([colors, greys, [to_rgb(ACCENT)]]) * 255).astype(np.uint8)  # (256, 3)
     return rgb.tobytes()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model_core.attention.pictures.layout import PictureStyle
-from model_core.attention.pictures.plot import record_picture, write_layer_pictures
+from model_core.attention.pictures.record_pictures import PictureContent, record_picture, write_layer_pictures
 from model_core.attention.record import (
     AttentionRecord,
     RecordWriter,
@@ -15,7 +15,7 @@ from model_core.attention.record import (
     text_directory,
 )
 from model_core.config import ExperimentConfig, TestingConfig
-from model_core.errors import InvalidParameter
+from model_core.errors import InvalidParameter, InvalidParameters
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 
@@ -116,12 +116,14 @@ def test_statistics_come_from_the_exact_attention(layout):
 
 def test_what_is_not_there_is_named(layout):
     record = write(layout)
-    with pytest.raises(InvalidParameter, match=r"layer 2.* 0 to 1"):
-        record.layer(2)
-    with pytest.raises(InvalidParameter, match=r"layer 1.* head 1.* 0 to 0"):
-        record.head(1, 1)
-    with pytest.raises(InvalidParameter, match="layer"):
-        record_picture(record, head=0)
+    for refused, problem in (
+        (lambda: record.layer(2), ("/layer", 2, (1,))),
+        (lambda: record.head(1, 1), ("/head", 1, (0,))),
+        (lambda: record_picture(record, PictureContent(head=0)), ("/head", 0, ())),
+    ):
+        with pytest.raises(InvalidParameters) as refusal:
+            refused()
+        assert [(wrong.pointer, wrong.value, wrong.nearest) for wrong in refusal.value.problems] == [problem]
     with pytest.raises(InvalidParameter, match="example"):
         AttentionRecord.find(layout, "tiny", "../0", A)
 
@@ -136,7 +138,7 @@ def test_names_of_layers_sort():
 def test_a_record_is_drawn_whole_by_layer_and_by_head(layout):
     record, style = write(layout), PictureStyle(dpi=30)
     chosen = [{}, {"layer": 0}, {"layer": 1}, {"layer": 0, "head": 0}, {"layer": 0, "head": 1}]
-    assert len({record_picture(record, style=style, **one) for one in chosen}) == len(chosen)
+    assert len({record_picture(record, PictureContent(**one), style) for one in chosen}) == len(chosen)
 
 
 def test_layer_pictures_are_stored_beside_the_attention_and_drawn_once(layout):

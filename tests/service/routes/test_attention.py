@@ -82,6 +82,57 @@ def test_formats_follow_accept_and_format(site, host) -> None:
     assert (html.status_code, html.json()["code"]) == (406, "not_acceptable")
 
 
+def test_pictures_follow_the_testing_section_and_a_parameter_wins(site, host) -> None:
+    sections = {"plain": {}, "styled": {"cmap": "magma", "dpi": 60, "label_max_tokens": 2, "format": "svg"}}
+    for name, testing in sections.items():
+        site.make_run(name, checkpoint=b"same", testing=testing)
+    styled = site.http.get("/attention/styled/0", params={"layer": 0})
+    assert styled.headers["content-type"] == "image/svg+xml"
+    ask = {"layer": 0, "format": "png", "checkpoint": "best"}
+    full = {"cmap": "magma", "dpi": 60, "labels": 2}
+    pictures = [
+        site.http.get(f"/attention/{run}/0", params={**ask, **own})
+        for run, own in (("styled", {}), ("plain", full), ("plain", {}), ("styled", {"labels": 9}))
+    ]
+    sizes = [Image.open(io.BytesIO(picture.content)).size for picture in pictures]
+    assert sizes[0] == sizes[1] != sizes[2]
+    assert sizes[0] != sizes[3]
+    same = site.http.get("/attention/styled/0", params={**ask, **full})
+    assert (same.content, same.headers["etag"]) == (pictures[0].content, pictures[0].headers["etag"])
+
+
+def test_a_range_marks_and_a_scale_of_its_own_are_other_pictures(site, host) -> None:
+    asked = ({}, {"tokens": "1:4"}, {"highlight": "1,3-4"}, {"scale": "auto"})
+    replies = [site.http.get(SHEET, params={"layer": 0, "dpi": 60, **own}) for own in asked]
+    assert len({reply.content for reply in replies}) == len({reply.headers["etag"] for reply in replies}) == 4
+    facts = [Image.open(io.BytesIO(reply.content)).text for reply in replies]
+    assert [one["tokens"] for one in facts] == ["0:5", "1:4", "0:5", "0:5"]
+    assert {one["scale"] for one in facts[:3]} == {"0 to 1"} != {facts[3]["scale"]}
+    assert (facts[0]["run"], facts[0]["id"], facts[0]["step"]) == ("tiny", "0", "3")
+
+
+@pytest.mark.parametrize(
+    ("params", "pointer", "nearest"),
+    [
+        ({"layer": "9"}, "/layer", [1]),
+        ({"layer": "1", "head": "3"}, "/head", [1]),
+        ({"cmap": "virids"}, "/cmap", ["viridis"]),
+        ({"scale": "autom"}, "/scale", ["auto"]),
+        ({"tokens": "3:2"}, "/tokens", ["3:5"]),
+        ({"tokens": "0:99"}, "/tokens", ["0:5"]),
+        ({"highlight": "x"}, "/highlight", ["0-4"]),
+        ({"highlight": "1-5"}, "/highlight", ["0-4"]),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_refusal_has_pointer_value_and_nearest(site, host, params, pointer, nearest) -> None:
+    reply = site.http.get(SHEET, params=params)
+    (error,) = reply.json()["errors"]
+    assert (reply.status_code, error["pointer"]) == (422, pointer)
+    assert str(error["value"]) == params[pointer[1:]]
+    assert error["nearest"] == nearest
+
+
 @pytest.mark.parametrize(
     ("path", "params", "status", "code"),
     [

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.redis
 def serve(binary: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     path = socket_path(directory)
     process = subprocess.Popen(arguments(binary, path), cwd=directory, stdout=subprocess.DEVNULL)
-    eventually(lambda: answers(socket_url(path)), 20)
+    eventually(lambda: answers(socket_url(path)))
     return process, socket_url(path)
 
 

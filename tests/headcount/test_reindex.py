@@ -88,7 +88,7 @@ def served(data: Path, socket: Path) -> Iterator[None]:
     program = embedded_redis.program(data, socket)
     process = subprocess.Popen(program.argv, cwd=program.cwd, stdout=subprocess.DEVNULL)
     try:
-        eventually(lambda: embedded_redis.answers(embedded_redis.socket_url(socket)), 20)
+        eventually(lambda: embedded_redis.answers(embedded_redis.socket_url(socket)))
         yield
     finally:
         process.terminate()

@@ -86,7 +86,7 @@ def test_kill_ends_ranks_in_sessions_of_their_own(tmp_path):
 
     code = child.kill()
 
-    rank.wait(timeout=5)
+    rank.wait(timeout=60)
     assert code < 0
     assert not psutil.pid_exists(child.pid)
     assert child.kill() == code

@@ -55,7 +55,7 @@ def test_a_model_of_gpt3s_size_is_counted_and_never_built(site) -> None:
     }
     began = time.monotonic()
     counted = site.http.post("/configs/validate", json=tree)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4
     assert counted.json()["budget"]["parameters"] > 174e9
 
     site.registry.register("workers", "w1", {"host": "here", "slots": 1, "gpus": [], "memory_bytes": 64 << 30}, 60)

@@ -82,7 +82,8 @@ def ratio_to_even(shares: Array, even: Array) -> NDArray[np.float32]:
 
 def _mean_head(attention: Array) -> NDArray[np.float32]:
     if attention.dtype != np.uint8:
-        return attention.mean(axis=0, dtype=np.float32)  # (T, T)
+        exact: NDArray[np.float32] = attention.mean(axis=0, dtype=np.float32)  # (T, T)
+        return exact
     tokens = attention.shape[1]
     mean = np.zeros((tokens, tokens), np.float32)  # (T, T)
     for head in attention:
@@ -92,6 +93,6 @@ def _mean_head(attention: Array) -> NDArray[np.float32]:
 
 
 def _with_stream(attention: NDArray[np.float32]) -> NDArray[np.float32]:
-    step = attention / np.float32(2)  # (T, T)
+    step: NDArray[np.float32] = attention / np.float32(2)  # (T, T)
     step[np.diag_indices_from(step)] += np.float32(0.5)
     return step

@@ -238,9 +238,14 @@ def test_a_split_shorter_than_a_window_is_refused():
     assert len(Probe.of_tokens(stream(VOCAB, length=48), T).windows) == 8
 
 
+def untrained(config, seed):
+    torch.manual_seed(seed)
+    return GPT(config).eval()
+
+
 def sharpened(config, seed, probe):
     """A model whose parameters mean nothing, with heads as sharp as trained ones."""
-    model = noisy_model(config, seed)
+    model = untrained(config, seed)
     idx = torch.from_numpy(probe.windows[:1])
     while mean_entropy(model, idx) > 0.6:
         with torch.no_grad():
@@ -262,11 +267,6 @@ def labelled(models, probe):
     found = [run_probe(model, probe) for model in models]
     count = sum(len(heads) for one in found for heads in one.values["previous"])
     return count, [types for one in found for types in one.types.values()]
-
-
-def untrained(config, seed):
-    torch.manual_seed(seed)
-    return GPT(config).eval()
 
 
 SHAPES = [

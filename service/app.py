@@ -21,6 +21,7 @@ from service.protocol.addresses import AddressResolver
 from service.protocol.middleware import RequestMiddleware
 from service.routes import (
     attention,
+    attention_numbers,
     checkpoints,
     cluster,
     completions,
@@ -43,7 +44,7 @@ _ABOUT = "Train GPT-2 models whose layers have different numbers of attention he
 
 _ROUTES = (  # in the order of /docs
     jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, completions, models,
-    tokens, attention, configs, health,
+    tokens, attention, attention_numbers, configs, health,
 )  # fmt: skip
 _BUSIEST = (generate, completions)  # matched first: a router before them takes 0.1 ms of each request
 

@@ -63,6 +63,19 @@ def choose(accept: str | None, offered: Sequence[str]) -> str:
     return best
 
 
+def accepts_gzip(accept_encoding: str | None) -> bool:
+    """Read whether a reply may be packed with gzip (RFC 9110, 12.5.3).
+
+    Args:
+        accept_encoding: The Accept-Encoding header; None wants no coding.
+
+    Returns:
+        Whether gzip is wanted.
+    """
+    codings = _ranges(accept_encoding or "identity")
+    return codings.get("gzip", codings.get("x-gzip", codings.get("*", 0.0))) > 0
+
+
 def etag_matches(if_none_match: str | None, etag: str) -> bool:
     """Compare an ETag with If-None-Match, weakly as RFC 9110 (13.1.2) demands.
 

@@ -70,6 +70,8 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("post", "/score"): (SERVED, "/score", {"json": {"run": "done", "texts": ["Once"]}}),
     ("get", "/attention/{run}/{example}"): (SERVED, "/attention/done/0", {}),
     ("get", "/attention/{run}/{example}/layer{layer}.{format}"): (SERVED, "/attention/done/0/layer01.svg", {}),
+    ("get", "/attention/{run}/{example}/statistics"): (SERVED, "/attention/done/0/statistics", {}),
+    ("get", "/attention/{run}/{example}/weights"): (SERVED, "/attention/done/0/weights", {}),
     ("get", "/jobs"): (QUEUE, "/jobs", {}),
     ("post", "/jobs"): (QUEUE, "/jobs", CONFIG),
     ("get", "/jobs/{job_id}"): (QUEUE, "/jobs/JOB", {}),

@@ -1,0 +1,127 @@
+"""Numbers of captured attention: weights in several formats, and statistics of every head."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from model_core.attention.record import AttentionRecord
+from model_core.config import Name
+from model_core.schemas import Count, ExampleId
+from service.attention.replies import RecordQuery, reply_from_record
+from service.attention.statistics_bodies import SortMetric, statistics_csv, statistics_json
+from service.attention.weight_bodies import Selection, sparse_json, u8_bytes, u8_json
+from service.deps import ServicesDep
+from service.metrics import CSV
+from service.openapi import problems
+from service.protocol.negotiation import choose
+from service.protocol.parsing import JSON, QueryRoute
+
+router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"], route_class=QueryRoute)
+
+BYTES = "application/octet-stream"
+_BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_OBJECT: dict[str, Any] = {"schema": {"type": "object"}}
+_ERRORS = problems(404, 406, 409, 422, 503)
+_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already"}}
+_OFFERED = {None: (JSON, BYTES), "u8": (BYTES, JSON), "sparse": (JSON,)}
+
+Numbers = Annotated[str, Field(max_length=1000, json_schema_extra={"example": "0"})]
+TokenSpan = Annotated[str, Field(max_length=30, json_schema_extra={"example": "0:8"})]
+
+
+class PartQuery(RecordQuery):
+    """Which part of a record."""
+
+    layer: Numbers | None = Field(default=None, description="layers, separated by commas; default: all")
+    head: Numbers | None = Field(default=None, description="heads, which each of these layers has; default: all")
+    tokens: TokenSpan | None = Field(default=None, description="only the tokens a:b, b not included")
+
+    def part(self, record: AttentionRecord) -> Selection:
+        """Choose the part.
+
+        Args:
+            record: The record.
+
+        Returns:
+            The part.
+
+        Raises:
+            InvalidParameters: The record has no such part.
+        """
+        return Selection.of(record, self.layer, self.head, self.tokens)
+
+
+class WeightsQuery(PartQuery):
+    """Which weights, and how they are written."""
+
+    pool: Count | None = Field(
+        default=None, ge=1, le=4096, description="most blocks of a side, each with its largest weight; only for levels"
+    )
+    format: Literal["u8", "sparse"] | None = Field(
+        default=None, description="`u8`: levels, as bytes or JSON; `sparse`: the strongest keys of each query"
+    )
+
+
+@router.get(
+    "/weights",
+    summary="Get attention weights",
+    response_class=Response,
+    responses={200: {"content": {JSON: _OBJECT, BYTES: _BINARY}}, **_NOT_MODIFIED, **_ERRORS},
+)
+async def weights(
+    run: Name,
+    example: ExampleId,
+    wanted: Annotated[WeightsQuery, Query()],
+    services: ServicesDep,
+    request: Request,
+) -> Response:
+    """Levels, 255 times the square root of a weight, with the statistics of their heads as JSON, or as bytes alone."""
+    kind = choose(_accept(request), _OFFERED[wanted.format])
+
+    def body(record: AttentionRecord) -> Any:
+        part = wanted.part(record)
+        if wanted.format == "sparse":
+            return sparse_json(part)
+        return u8_json(part, wanted.pool) if kind == JSON else u8_bytes(part, wanted.pool)
+
+    return await reply_from_record(services, request, run, example, wanted, kind, body)
+
+
+class StatisticsQuery(PartQuery):
+    """Which heads, in which order."""
+
+    sort: SortMetric | None = Field(default=None, description="order by this metric; default: by layer and head")
+    order: Literal["asc", "desc"] = Field(default="desc", description="of `sort`; null comes last")
+    format: Literal["json", "csv"] | None = Field(default=None, description="else what Accept prefers")
+
+
+@router.get(
+    "/statistics",
+    summary="Get statistics of every head",
+    response_class=Response,
+    responses={200: {"content": {JSON: _OBJECT, CSV: {"schema": {"type": "string"}}}}, **_NOT_MODIFIED, **_ERRORS},
+)
+async def statistics(
+    run: Name,
+    example: ExampleId,
+    wanted: Annotated[StatisticsQuery, Query()],
+    services: ServicesDep,
+    request: Request,
+) -> Response:
+    """Numbers of each head, beside those of even attention, with the formulas; CSV has one row a head."""
+    kind = {"json": JSON, "csv": CSV}[wanted.format] if wanted.format else choose(_accept(request), (JSON, CSV))
+    write = statistics_csv if kind == CSV else statistics_json
+
+    def body(record: AttentionRecord) -> Any:
+        return write(wanted.part(record), wanted.sort, is_ascending=wanted.order == "asc")
+
+    name = f"{run}-{example}-statistics.csv" if kind == CSV else None
+    return await reply_from_record(services, request, run, example, wanted, kind, body, name=name)
+
+
+def _accept(request: Request) -> str | None:
+    return request.headers.get("accept")

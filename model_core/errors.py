@@ -429,6 +429,15 @@ class ExampleNotFound(ModelCoreError):
         super().__init__(f"dataset {dataset!r} has no test example {example!r}; they are numbered 0 to {count - 1}")
 
 
+class ResultNotFound(ModelCoreError):
+    """A run has no result of that name."""
+
+    code = "result_not_found"
+
+    def __init__(self, run: str, name: str) -> None:
+        super().__init__(f"run {run!r} has no result {name[:200]!r}")
+
+
 class DiskFull(ModelCoreError):
     """No space is left; the previous file is intact."""
 

@@ -36,6 +36,7 @@ from service.routes import (
     runs,
     tokens,
 )
+from service.routes.heads import distributions
 from service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ _ABOUT = "Train GPT-2 models whose layers have different numbers of attention he
 
 _ROUTES = (  # in the order of /docs
     jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, completions, models,
-    tokens, attention, attention_numbers, configs, health,
+    tokens, attention, attention_numbers, distributions, configs, health,
 )  # fmt: skip
 _BUSIEST = (generate, completions)  # matched first: a router before them takes 0.1 ms of each request
 

@@ -21,7 +21,7 @@ PACKAGES = ("headcount", "service", "worker", "model_core")
 
 FILES_PER_FOLDER = 16
 WIDE_FOLDERS = {"service", "model_core"}
-RESOURCE_FOLDERS = {"service/routes", "headcount/commands"}  # their files carry the name of their resource
+RESOURCE_FOLDERS = {"service/routes", "service/routes/heads", "headcount/commands"}  # files named by their resource
 CONVENTIONAL_STEMS = {"app", "errors", "schemas", "settings"}  # parts of every package
 LINES_PER_FUNCTION = 50
 LONG_FUNCTIONS = {("model_core/training/trainer.py", "train"): 80}  # read from top to bottom

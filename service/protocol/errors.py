@@ -73,6 +73,7 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "run_not_found": ProblemType(404, "There is no such run"),
     "checkpoint_not_found": ProblemType(404, "The run has no such checkpoint"),
     "example_not_found": ProblemType(404, "There is no such example"),
+    "result_not_found": ProblemType(404, "The run has no such result"),
     "dataset_not_found": ProblemType(404, "There is no such dataset"),
     "unknown_preset": ProblemType(404, "There is no such preset"),
     "method_not_allowed": ProblemType(405, "This address does not take that method"),

@@ -1,0 +1,1 @@
+"""Routes about what heads do: one module per resource below a run."""

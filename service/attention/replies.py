@@ -6,7 +6,7 @@ A long reply is made piece by piece while it is sent, so it never lies in memory
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -47,7 +47,7 @@ class RecordQuery(QueryModel):
 
 async def reply_from_record(
     services: Services, request: Request, run: str, example: str, wanted: RecordQuery, media_type: str, body: Body,
-    *, name: str | None = None,
+    *, name: str | None = None, depends_on: Hashable = None,
 ) -> Response:  # fmt: skip
     """Find or capture a record, and reply with what is made of it.
 
@@ -60,6 +60,7 @@ async def reply_from_record(
         media_type: Media type of the reply.
         body: Makes the reply of the record, piece by piece.
         name: File name under which a browser saves it; None shows it.
+        depends_on: What else than the query the body depends on, by `repr`.
 
     Returns:
         The reply, or 304 if the client has it already.
@@ -73,7 +74,7 @@ async def reply_from_record(
     is_packed = media_type in PACKED_TYPES and accepts_gzip(request.headers.get("accept-encoding"))
     options = wanted.model_dump(exclude={"checkpoint"})
     place = request.scope["path"].rpartition("/")[2]
-    key = (_EDITION, place, media_type, is_packed, run, example, default_max_tokens(testing), options)
+    key = (_EDITION, place, media_type, is_packed, run, example, default_max_tokens(testing), options, depends_on)
 
     def headers(sha256: str) -> dict[str, str]:
         found = target.headers(sha256, *key, vary="Accept, Accept-Encoding")

@@ -7,32 +7,26 @@ from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
-from matplotlib import colormaps
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from model_core.attention.pictures.layout import PictureStyle
 from model_core.attention.pictures.record_pictures import PictureContent, record_picture
 from model_core.attention.record import AttentionRecord, default_max_tokens
 from model_core.config import Name, TestingConfig
-from model_core.schemas import AttentionRequest, CheckpointRef, Count, ExampleId, JsonNumber, TokenCount
+from model_core.schemas import AttentionRequest, CheckpointRef, ExampleId, TokenCount
 from service.attention.lookup import read_attention
+from service.attention.style_query import CONFIGURED, Index, StyleQuery, TokenSpan
 from service.attention.targets import read_testing, resolve_target
 from service.attention.views import AttentionView
 from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import choose, etag_matches
-from service.protocol.parsing import JSON, QueryModel, QueryRoute, validate
+from service.protocol.parsing import JSON, QueryRoute, validate
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 _FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
 _EDITION = 2  # increase it when the same attention is drawn differently
-
-_CONFIGURED = "default: the run's configuration"
-
-Index = Annotated[int, Field(ge=0, le=65_536), JsonNumber]
-TokenSpan = Annotated[str, Field(max_length=30, json_schema_extra={"example": "0:8"})]
 
 router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"], route_class=QueryRoute)
 
@@ -41,7 +35,7 @@ _ERRORS = problems(404, 406, 409, 422, 503)
 _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already"}}
 
 
-class PictureQuery(QueryModel):
+class PictureQuery(StyleQuery):
     """What to look at, and how it is drawn."""
 
     checkpoint: CheckpointRef = Field(
@@ -54,39 +48,7 @@ class PictureQuery(QueryModel):
         default=None, max_length=1000, description="tokens to mark, such as 3,7-9", json_schema_extra={"example": "0"}
     )
     format: Literal["png", "svg", "pdf"] | None = Field(default=None, description="else what Accept prefers")
-    cmap: str | None = Field(
-        default=None,
-        max_length=50,
-        description=f"a matplotlib colour map; {_CONFIGURED}",
-        json_schema_extra={"enum": [*sorted(colormaps)]},
-    )
-    dpi: Count | None = Field(default=None, ge=10, le=600, description=_CONFIGURED)
-    labels: Count | None = Field(default=None, ge=0, le=2**17, description=f"most tokens to label; {_CONFIGURED}")
-    scale: Literal["fixed", "auto"] = Field(
-        default="fixed", description="colours from 0 to 1, or to the largest weight outside the first query and key"
-    )
-    max_tokens: TokenCount | None = Field(default=None, description=_CONFIGURED)
-
-    def style(self, testing: TestingConfig, media_type: str) -> PictureStyle:
-        """Resolve the style of the picture.
-
-        Args:
-            testing: The run's section `testing`, whose values apply where the query has none.
-            media_type: Media type of the reply.
-
-        Returns:
-            The style.
-
-        Raises:
-            InvalidParameters: It cannot be drawn.
-        """
-        return PictureStyle(
-            format=_FORMATS.get(media_type, "png"),
-            cmap=self.cmap or testing.cmap,
-            dpi=self.dpi or testing.dpi,
-            label_max_tokens=testing.label_max_tokens if self.labels is None else self.labels,
-            scale=self.scale,
-        )
+    max_tokens: TokenCount | None = Field(default=None, description=CONFIGURED)
 
     def content(self, testing: TestingConfig) -> PictureContent:
         """Resolve what the picture shows.
@@ -165,7 +127,7 @@ async def answer(services: Services, request: Request, run: str, example: str, w
     target = await run_in_threadpool(resolve_target, services.layout, run, wanted.checkpoint)
     testing = await run_in_threadpool(read_testing, services.layout, run)
     kind = choose(request.headers.get("accept"), _offered(wanted, testing))
-    style, content = wanted.style(testing, kind), wanted.content(testing)
+    style, content = wanted.style(testing, _FORMATS.get(kind, "png")), wanted.content(testing)
     text = validate(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
     key = (_EDITION, kind, run, example, style, content)
     headers = target.headers(target.sha256, *key)

@@ -1,4 +1,4 @@
-"""Numbers of captured attention: weights in several formats, and statistics of every head."""
+"""Numbers of captured attention: weights in several formats, statistics of every head, and rollout."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from model_core.attention.record import AttentionRecord
 from model_core.config import Name
 from model_core.schemas import Count, ExampleId
 from service.attention.replies import RecordQuery, reply_from_record
+from service.attention.rollout_bodies import Rollout
 from service.attention.statistics_bodies import SortMetric, statistics_csv, statistics_json
+from service.attention.style_query import Index, StyleQuery, TokenSpan
+from service.attention.targets import read_testing
 from service.attention.weight_bodies import Selection, sparse_json, u8_bytes, u8_json
 from service.deps import ServicesDep
 from service.metrics import CSV
@@ -22,15 +26,15 @@ from service.protocol.parsing import JSON, QueryRoute
 
 router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"], route_class=QueryRoute)
 
-BYTES = "application/octet-stream"
+BYTES, NPZ, PNG = "application/octet-stream", "application/zip", "image/png"
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _OBJECT: dict[str, Any] = {"schema": {"type": "object"}}
 _ERRORS = problems(404, 406, 409, 422, 503)
 _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already"}}
 _OFFERED = {None: (JSON, BYTES), "u8": (BYTES, JSON), "sparse": (JSON,)}
+_ROLLOUT_TYPES = {"json": JSON, "npz": NPZ, "png": PNG}
 
 Numbers = Annotated[str, Field(max_length=1000, json_schema_extra={"example": "0"})]
-TokenSpan = Annotated[str, Field(max_length=30, json_schema_extra={"example": "0:8"})]
 
 
 class PartQuery(RecordQuery):
@@ -125,3 +129,39 @@ async def statistics(
 
 def _accept(request: Request) -> str | None:
     return request.headers.get("accept")
+
+
+class RolloutQuery(StyleQuery, RecordQuery):
+    """Up to which layer, and how it is written; colors, size and labels are those of a picture."""
+
+    layer: Index | None = Field(default=None, description="the last layer that counts; default: all")
+    scale: Literal["fixed", "auto"] = Field(default="auto", description="colours from 0 to 1, or to the largest share")
+    format: Literal["json", "npz", "png"] | None = Field(default=None, description="else what Accept prefers")
+
+
+@router.get(
+    "/rollout",
+    summary="Get the attention rollout of a text",
+    response_class=Response,
+    responses={200: {"content": {JSON: _OBJECT, NPZ: _BINARY, PNG: _BINARY}}, **_NOT_MODIFIED, **_ERRORS},
+)
+async def rollout(
+    run: Name,
+    example: ExampleId,
+    wanted: Annotated[RolloutQuery, Query()],
+    services: ServicesDep,
+    request: Request,
+) -> Response:
+    """How much of each token arrives at each place, beside even heads of the same depth, and the ratio of both."""
+    kind = _ROLLOUT_TYPES[wanted.format] if wanted.format else choose(_accept(request), (JSON, NPZ, PNG))
+    testing = await run_in_threadpool(read_testing, services.layout, run)
+    style = wanted.style(testing, "png")
+
+    def body(record: AttentionRecord) -> list[bytes]:
+        found = Rollout.of(record, wanted.layer)
+        if kind == PNG:
+            return [found.to_picture(style)]
+        return [found.to_json() if kind == JSON else found.to_npz()]
+
+    name = f"{run}-{example}-rollout.npz" if kind == NPZ else None
+    return await reply_from_record(services, request, run, example, wanted, kind, body, name=name, depends_on=style)

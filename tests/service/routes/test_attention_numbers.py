@@ -10,8 +10,10 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model_core.attention.record import AttentionRecord
+from model_core.attention.rollout import even_rollout, rollout
 from model_core.attention.statistics import FORMULAS
 from model_core.attention.weights import unpack_triangles
 from service.attention.statistics_bodies import SortMetric
@@ -195,6 +197,39 @@ def test_statistics_that_there_are_not_are_refused_by_name(site, host, params, p
     (error,) = reply.json()["errors"]
     assert (reply.status_code, error["pointer"]) == (422, pointer)
     assert nearest is None or nearest in error["nearest"]
+
+
+def test_rollout_stands_beside_that_of_even_heads(site, host) -> None:
+    body = site.http.get(f"{HERE}/rollout").json()
+    record = record_of(site)
+    layers = [record.layer(layer) for layer in range(len(HEADS))]
+    expected = [rollout(layers), even_rollout(len(HEADS), TOKENS)]
+    assert (body["object"], body["layer"], body["tokens"]) == ("attention_rollout", 1, record.tokens)
+    for name, matrix in zip(("rollout", "even"), expected, strict=True):
+        rows = [row[: query + 1] for query, row in enumerate(matrix)]
+        assert [len(row) for row in body[name]] == [1, 2, 3, 4, 5]
+        assert all(np.allclose(row, one, atol=1e-6) for row, one in zip(body[name], rows, strict=True))
+    assert body["ratio"][4][0] == pytest.approx(expected[0][4, 0] / expected[1][4, 0], abs=1e-5)
+    archive = np.load(
+        io.BytesIO(site.http.get(f"{HERE}/rollout", params={"format": "npz"}).content), allow_pickle=False
+    )
+    np.testing.assert_array_equal(archive["rollout"], expected[0])
+    assert sorted(archive.files) == ["even", "ratio", "rollout"]
+    first = np.load(io.BytesIO(site.http.get(f"{HERE}/rollout?layer=0&format=npz").content), allow_pickle=False)
+    np.testing.assert_array_equal(first["rollout"], rollout(layers[:1]))
+
+
+def test_rollout_is_a_picture_too(site, host) -> None:
+    replies = [
+        site.http.get(f"{HERE}/rollout", params={"dpi": "60", **own}, headers={"Accept": "image/png"})
+        for own in ({}, {"layer": "0"}, {"cmap": "magma"}, {"scale": "fixed"})
+    ]
+    assert {reply.headers["content-type"] for reply in replies} == {"image/png"}
+    assert len({reply.content for reply in replies}) == len({reply.headers["etag"] for reply in replies}) == 4
+    facts = [Image.open(io.BytesIO(reply.content)).text for reply in replies]
+    assert (facts[0]["run"], facts[0]["tokens"], facts[3]["scale"]) == ("tiny", "0:5", "0 to 1")
+    refused = site.http.get(f"{HERE}/rollout", params={"layer": "2"})
+    assert (refused.status_code, refused.json()["errors"][0]["nearest"]) == (422, [1])
 
 
 FETCH = """

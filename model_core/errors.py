@@ -308,6 +308,21 @@ class CheckpointNotReady(ModelCoreError):
         super().__init__(f"run {run!r} has no checkpoint yet")
 
 
+class TooFewCheckpoints(ModelCoreError):
+    """An animation needs at least two steps.
+
+    Args:
+        run: Name of the run.
+        steps: Number of steps that it has.
+        kind: What a step needs, in the plural.
+    """
+
+    code = "too_few_checkpoints"
+
+    def __init__(self, run: str, steps: int, kind: str = "checkpoints") -> None:
+        super().__init__(f"an animation needs two steps or more, and run {run!r} has {kind} of {steps}")
+
+
 class CheckpointNotFound(ModelCoreError):
     """The run has checkpoints, but not that one."""
 

@@ -83,6 +83,7 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "dataset_busy": ProblemType(409, "A job that is not over needs the dataset"),
     "run_busy": ProblemType(409, "The run is in use or pinned"),
     "checkpoint_not_ready": ProblemType(409, "The run has no checkpoint yet"),
+    "too_few_checkpoints": ProblemType(409, "The run has too few checkpoints for this"),
     "checkpoint_damaged": ProblemType(409, "The checkpoint is damaged"),
     "dataset_not_ready": ProblemType(409, "The dataset is not prepared"),
     "data_changed": ProblemType(409, "The dataset is not the one that the run was trained on"),

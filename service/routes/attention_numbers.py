@@ -1,4 +1,4 @@
-"""Numbers of captured attention: weights in several formats, statistics of every head, and rollout."""
+"""What is made of captured attention beside pictures: weights, statistics, rollout and animations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from model_core.attention.record import AttentionRecord
 from model_core.config import Name
 from model_core.schemas import Count, ExampleId
+from service.attention.animations import PROBE, AnimationQuery, animation_reply
 from service.attention.replies import RecordQuery, reply_from_record
 from service.attention.rollout_bodies import Rollout
 from service.attention.statistics_bodies import SortMetric, statistics_csv, statistics_json
@@ -26,7 +27,8 @@ from service.protocol.parsing import JSON, QueryRoute
 
 router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"], route_class=QueryRoute)
 
-BYTES, NPZ, PNG = "application/octet-stream", "application/zip", "image/png"
+BYTES, NPZ = "application/octet-stream", "application/zip"
+PNG, APNG, GIF = "image/png", "image/apng", "image/gif"
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _OBJECT: dict[str, Any] = {"schema": {"type": "object"}}
 _ERRORS = problems(404, 406, 409, 422, 503)
@@ -34,6 +36,7 @@ _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The clie
 _OFFERED = {None: (JSON, BYTES), "u8": (BYTES, JSON), "sparse": (JSON,)}
 _ROLLOUT_TYPES = {"json": JSON, "npz": NPZ, "png": PNG}
 
+AnimatedId = Annotated[str, Field(pattern=rf"^(0|[1-9][0-9]{{0,11}}|t_[0-9a-f]{{8,64}}|{PROBE})$")]
 Numbers = Annotated[str, Field(max_length=1000, json_schema_extra={"example": "0"})]
 
 
@@ -165,3 +168,22 @@ async def rollout(
 
     name = f"{run}-{example}-rollout.npz" if kind == NPZ else None
     return await reply_from_record(services, request, run, example, wanted, kind, body, name=name, depends_on=style)
+
+
+@router.get(
+    "/animation.{format}",
+    summary="Get an animation over the steps of a training",
+    response_class=Response,
+    responses={200: {"content": {APNG: _BINARY, PNG: _BINARY, GIF: _BINARY}}, **_NOT_MODIFIED, **_ERRORS},
+)
+async def animation(
+    run: Name,
+    example: AnimatedId,
+    format: Literal["png", "gif"],  # noqa: A002 - the suffix of the address
+    wanted: Annotated[AnimationQuery, Query()],
+    services: ServicesDep,
+    request: Request,
+) -> Response:
+    """One frame for each step that has a checkpoint; with the id `probe` those that the training kept."""
+    kind = choose(_accept(request), (GIF,) if format == "gif" else (APNG, PNG))
+    return await animation_reply(services, request, run, example, wanted, kind)

@@ -74,6 +74,7 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("get", "/attention/{run}/{example}"): (SERVED, "/attention/done/0", {}),
     ("get", "/attention/{run}/{example}/layer{layer}.{format}"): (SERVED, "/attention/done/0/layer01.svg", {}),
     ("get", "/attention/{run}/{example}/statistics"): (SERVED, "/attention/done/0/statistics", {}),
+    ("get", "/attention/{run}/{example}/animation.{format}"): (409, "/attention/done/0/animation.png", {}),
     ("get", "/attention/{run}/{example}/rollout"): (SERVED, "/attention/done/0/rollout", {}),
     ("get", "/attention/{run}/{example}/weights"): (SERVED, "/attention/done/0/weights", {}),
     ("get", "/jobs"): (QUEUE, "/jobs", {}),

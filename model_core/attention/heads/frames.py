@@ -9,6 +9,7 @@ Shapes: H heads of one layer, F tokens of a frame.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -81,6 +82,21 @@ def frame_steps(run: Path) -> list[int]:
         return []
     names = (_NAME.fullmatch(path.name) for path in directory.iterdir())
     return sorted(int(name[1]) for name in names if name)
+
+
+def frame_time(run: Path, step: int) -> int:
+    """Read when a frame was written: a later attempt writes it anew.
+
+    Args:
+        run: Directory of the run.
+        step: A step from `frame_steps`.
+
+    Returns:
+        Nanoseconds since 1970; 0 if it was deleted since.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return _path(run, step).stat().st_mtime_ns
+    return 0
 
 
 def load_frame(run: Path, step: int) -> Frame | None:

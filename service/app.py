@@ -24,7 +24,6 @@ from service.routes import (
     attention_numbers,
     checkpoints,
     cluster,
-    completions,
     configs,
     datasets,
     exports,
@@ -32,11 +31,11 @@ from service.routes import (
     health,
     job_outputs,
     jobs,
-    models,
     runs,
     tokens,
 )
 from service.routes.heads import distributions
+from service.routes.v1 import completions, models
 from service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.routes.models import OpenAIModel
+from service.routes.v1.models import OpenAIModel
 
 
 def test_each_run_with_a_checkpoint_is_a_model(site) -> None:

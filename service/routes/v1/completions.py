@@ -42,7 +42,7 @@ from service.protocol.lines import split_lines_async
 from service.protocol.negotiation import choose
 from service.protocol.openai_errors import UNKNOWN_PARAMETER, NotAChatModel, openai_error, openai_status
 from service.protocol.parsing import JSON, QueryRoute, read_json_object, validate
-from service.routes.models import ResolvedModel
+from service.routes.v1.models import ResolvedModel
 from service.schemas import warning_headers
 from worker.web.disconnect import while_connected
 

@@ -1,0 +1,1 @@
+"""Routes below /v1, in OpenAI's shape."""

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from model_core.attention.statistics import (
     FORMULAS,
@@ -15,12 +15,8 @@ from model_core.attention.statistics import (
     null_reasons,
 )
 from service.attention.replies import identity_of
+from service.attention.style_query import SortMetric
 from service.attention.weight_bodies import Selection, statistics_of
-
-SortMetric = Literal[
-    "entropy", "entropy_relative", "sparsity", "mean_distance", "diagonal", "previous", "vertical", "vertical_key",
-    "horizontal", "horizontal_query", "local", "long_range", "distance_variance", "sink", "sink_norm", "output_norm",
-]  # fmt: skip
 
 
 def statistics_json(part: Selection, sort: SortMetric | None, *, is_ascending: bool) -> Iterator[bytes]:

@@ -18,6 +18,11 @@ Index = Annotated[int, Field(ge=0, le=65_536), JsonNumber]  # of a layer or a he
 ColorMap = Annotated[str, Field(max_length=50, json_schema_extra={"enum": [*sorted(colormaps)]})]
 TokenSpan = Annotated[str, Field(max_length=30, json_schema_extra={"example": "0:8"})]
 
+SortMetric = Literal[
+    "entropy", "entropy_relative", "sparsity", "mean_distance", "diagonal", "previous", "vertical", "vertical_key",
+    "horizontal", "horizontal_query", "local", "long_range", "distance_variance", "sink", "sink_norm", "output_norm",
+]  # fmt: skip
+
 
 class StyleQuery(QueryModel):
     """Colors, size and labels of a picture."""

@@ -34,7 +34,7 @@ SHOWN = frozenset(  # parameters whose values are harmless
         "frequency_penalty", "from", "head", "highlight", "ignore_eos", "kind", "labels", "layer", "limit",
         "logit_bias", "logprobs", "max_new_tokens", "max_points", "max_tokens", "metric", "min_new_tokens", "min_p",
         "n", "name", "order", "pool", "presence_penalty", "repetition_penalty", "run", "scale", "seed", "sort",
-        "source", "status", "stop_token_ids", "stream", "tail", "temperature", "timeout_s", "tokens", "top_k",
+        "source", "status", "stop_token_ids", "stream", "tail", "temperature", "timeout_s", "tokens", "top", "top_k",
         "top_p", "validate_only", "view",
     }
 )  # fmt: skip

@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response
 from model_core.attention.pictures.record_pictures import PictureContent, record_picture
 from model_core.attention.record import AttentionRecord, default_max_tokens
 from model_core.config import Name, TestingConfig
-from model_core.schemas import AttentionRequest, CheckpointRef, ExampleId, TokenCount
+from model_core.schemas import AttentionRequest, CheckpointRef, Count, ExampleId, TokenCount
 from service.attention.lookup import read_attention
-from service.attention.style_query import CONFIGURED, Index, StyleQuery, TokenSpan
+from service.attention.style_query import CONFIGURED, Index, SortMetric, StyleQuery, TokenSpan
 from service.attention.targets import read_testing, resolve_target
 from service.attention.views import AttentionView
 from service.deps import Services, ServicesDep
@@ -47,6 +47,9 @@ class PictureQuery(StyleQuery):
     highlight: str | None = Field(
         default=None, max_length=1000, description="tokens to mark, such as 3,7-9", json_schema_extra={"example": "0"}
     )
+    sort: SortMetric | None = Field(default=None, description="heads in the order of this metric, each with its value")
+    order: Literal["asc", "desc"] = Field(default="desc", description="of `sort`; null comes last")
+    top: Count | None = Field(default=None, ge=1, le=65_536, description="only the first heads of `sort`")
     format: Literal["png", "svg", "pdf"] | None = Field(default=None, description="else what Accept prefers")
     max_tokens: TokenCount | None = Field(default=None, description=CONFIGURED)
 
@@ -60,7 +63,10 @@ class PictureQuery(StyleQuery):
             Layers, heads and tokens.
         """
         most = self.max_tokens or default_max_tokens(testing)
-        return PictureContent(self.layer, self.head, most, self.tokens, self.highlight)
+        return PictureContent(
+            self.layer, self.head, most, self.tokens, self.highlight,
+            sort=self.sort, is_ascending=self.order == "asc", top=self.top,
+        )  # fmt: skip
 
 
 @router.get(

@@ -15,8 +15,8 @@ from model_core.schemas import Count, ExampleId
 from service.attention.animations import PROBE, AnimationQuery, animation_reply
 from service.attention.replies import RecordQuery, reply_from_record
 from service.attention.rollout_bodies import Rollout
-from service.attention.statistics_bodies import SortMetric, statistics_csv, statistics_json
-from service.attention.style_query import Index, StyleQuery, TokenSpan
+from service.attention.statistics_bodies import statistics_csv, statistics_json
+from service.attention.style_query import Index, SortMetric, StyleQuery, TokenSpan
 from service.attention.targets import read_testing
 from service.attention.weight_bodies import Selection, sparse_json, u8_bytes, u8_json
 from service.deps import ServicesDep

@@ -1,6 +1,6 @@
 """Pictures of a record: one head, one layer, every layer, or heads in the order of a number.
 
-A picture may show a range of tokens, mark some, and scale its colors to what it shows. All come from the stored levels.
+A picture may show a range of tokens, mark some, scale its colors to what it shows, and order heads by a statistic.
 
 Shapes: H heads of one layer, T tokens, R tokens of a range.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ from model_core.attention.pictures.layout import (
     PictureStyle,
     all_layers_page,
     layer_page,
+    ranked_page,
 )
 from model_core.attention.pictures.plot import AUTO_NAME, HEAD_SIDE_IN, draw, layer_page_of
 from model_core.attention.record import AttentionRecord, layer_file
-from model_core.attention.selection import TokenRange, check_head, check_layer, parse_highlight
-from model_core.attention.statistics import share_before
+from model_core.attention.selection import TokenRange, chosen_heads, parse_highlight
+from model_core.attention.statistics import FORMULAS, range_statistics, share_before
 from model_core.attention.weights import largest_weight
 from model_core.config import TestingConfig
 from model_core.errors import FieldProblem, InvalidParameters
@@ -49,6 +51,10 @@ class PictureContent:
         max_tokens: Most tokens, from the beginning of the text; None takes all.
         tokens: Range of tokens, as `TokenRange.parse` reads it; None takes all of them.
         highlight: Tokens to mark, as `parse_highlight` reads them.
+        sort: Metric of `statistics.FORMULAS` in whose order heads are drawn, each with its value; None keeps the order
+            of the model.
+        is_ascending: Whether the smallest value of `sort` comes first.
+        top: Most heads to draw in this order; None draws all.
     """
 
     layer: int | None = None
@@ -56,6 +62,9 @@ class PictureContent:
     max_tokens: int | None = None
     tokens: str | None = None
     highlight: str | None = None
+    sort: str | None = None
+    is_ascending: bool = False
+    top: int | None = None
 
 
 _EVERYTHING = PictureContent()
@@ -109,70 +118,72 @@ def write_layer_pictures(
 
 
 @dataclass(frozen=True)
+class _Panel:
+    """One head of a picture, and its value of the metric that orders them."""
+
+    layer: int
+    head: int
+    value: float | None = None
+
+
+@dataclass(frozen=True)
 class _Shown:
     """The chosen part of a record.
 
     Attributes:
         record: The record.
-        heads: Indices of heads by layer.
+        content: What was chosen.
+        heads: Heads in the order in which they are drawn.
         tokens: The range of tokens.
         highlight: Places of marked tokens in the text.
         length: Tokens of the text of which the range is a part.
-        layer: The layer, if only one is shown.
-        head: The head, if only one is shown.
     """
 
     record: AttentionRecord
-    heads: dict[int, list[int]]
+    content: PictureContent
+    heads: list[_Panel]
     tokens: TokenRange
     highlight: tuple[int, ...]
     length: int
-    layer: int | None
-    head: int | None
 
     @classmethod
     def of(cls, record: AttentionRecord, content: PictureContent) -> _Shown:
-        layer, head, counts = content.layer, content.head, record.heads
+        layer, head = content.layer, content.head
         if layer is None and head is not None:
             detail = f"belongs to a layer, and layer is not given; it is 0 to {record.n_layer - 1}"
             raise InvalidParameters([FieldProblem("/head", detail, head)])
+        if content.sort is None and content.top is not None:
+            raise InvalidParameters([FieldProblem("/top", "needs sort, the metric of the first heads", content.top)])
         length = len(record.tokens) if content.max_tokens is None else min(len(record.tokens), content.max_tokens)
         tokens = TokenRange.parse(content.tokens, length)
-        highlight = parse_highlight(content.highlight, tokens)
-        if layer is None:
-            heads = {number: list(range(count)) for number, count in enumerate(counts)}
-        else:
-            chosen = range(counts[check_layer(layer, counts)]) if head is None else [check_head(head, layer, counts)]
-            heads = {layer: list(chosen)}
-        return cls(record, heads, tokens, highlight, length, layer, head)
-
-    def levels(self, layer: int) -> Levels:
-        """Levels of the chosen heads of a layer up to the end of the range, (H, stop, stop)."""
-        if self.head is not None:
-            return self.record.head(layer, self.head, first=self.tokens.stop)[None]
-        return self.record.layer(layer, first=self.tokens.stop)
+        chosen = chosen_heads(record.heads, None if layer is None else [layer], None if head is None else [head])
+        heads = [_Panel(number, one) for number, ones in chosen.items() for one in ones]
+        if content.sort is not None:
+            heads = _ordered(record, heads, tokens, content.sort, is_ascending=content.is_ascending)[: content.top]
+        return cls(record, content, heads, tokens, parse_highlight(content.highlight, tokens), length)
 
     def panels(self) -> Iterator[Levels]:
-        """Levels of each chosen head, (R, R)."""
+        """Levels of each head, (R, R)."""
         start = self.tokens.start
-        for layer in self.heads:
-            yield from self.levels(layer)[:, start:, start:]
+        for levels in self._levels():
+            yield levels[start:, start:]
 
     def page(self, style: PictureStyle) -> Page:
-        notes = self._notes()
-        if self.layer is None:
+        notes, layer = self._notes(), self.content.layer
+        if layer is None and self.content.sort is None:
             return all_layers_page(self.record.heads, title="Every head of every layer", notes=notes, dpi=style.dpi)
-        names = [f"Head {head}" for head in self.heads[self.layer]]
-        if self.tokens.start:
-            before = share_before(self.levels(self.layer), self.tokens.start, self.tokens.stop)
-            names = [f"{name} · {share:.0%} before" for name, share in zip(names, before, strict=True)]
-        labelled = len(self.tokens) <= style.label_max_tokens
-        title = f"Layer {self.layer}"
-        if self.head is not None:
-            return layer_page(names, title=title, notes=notes, dpi=style.dpi, labelled=labelled, side_in=HEAD_SIDE_IN)
-        count = len(names)
+        if layer is None:
+            names = [f"{one.layer}.{one.head} · {_value(one.value)}" for one in self.heads]
+            return ranked_page(names, title=f"Heads by {self.content.sort}", notes=notes, dpi=style.dpi)
+        labelled, title = len(self.tokens) <= style.label_max_tokens, f"Layer {layer}"
+        if self.content.head is not None:
+            side_in = HEAD_SIDE_IN
+            return layer_page(
+                self._names(), title=title, notes=notes, dpi=style.dpi, labelled=labelled, side_in=side_in
+            )
+        count = len(self.heads)
         notes = [f"{count} head" if count == 1 else f"{count} heads", *notes]
-        return layer_page(names, title=title, notes=notes, dpi=style.dpi, labelled=labelled)
+        return layer_page(self._names(), title=title, notes=notes, dpi=style.dpi, labelled=labelled)
 
     def annotations(self, style: PictureStyle) -> Annotations:
         start, stop = self.tokens.start, self.tokens.stop
@@ -189,6 +200,31 @@ class _Shown:
         marked = tuple(token - start for token in self.highlight)
         return Annotations(self.record.tokens[start:stop], start, marked, scale_max, name, metadata)
 
+    def _levels(self) -> Iterator[Levels]:
+        """Levels of each head up to the end of the range, (stop, stop); a layer that is drawn whole is read once."""
+        stop, last, levels = self.tokens.stop, -1, np.empty(0, dtype=np.uint8)
+        is_by_head = self.content.head is not None or self.content.sort is not None
+        for one in self.heads:
+            if is_by_head:
+                yield self.record.head(one.layer, one.head, first=stop)
+                continue
+            if one.layer != last:
+                last, levels = one.layer, self.record.layer(one.layer, first=stop)  # (H, stop, stop)
+            yield levels[one.head]
+
+    def _names(self) -> list[str]:
+        names = [f"Head {one.head}" for one in self.heads]
+        if self.content.sort is not None:
+            values = (_value(one.value) for one in self.heads)
+            names = [f"{name} · {self.content.sort} {value}" for name, value in zip(names, values, strict=True)]
+        if self.tokens.start:
+            names = [f"{name} · {share:.0%} before" for name, share in zip(names, self._before(), strict=True)]
+        return names
+
+    def _before(self) -> list[float]:
+        start, stop = self.tokens.start, self.tokens.stop
+        return [share_before(levels[None], start, stop)[0] for levels in self._levels()]
+
     def _notes(self) -> list[str]:
         notes = _notes(self.record, self.length)
         if not self.tokens.start and self.tokens.stop == self.length:
@@ -196,9 +232,32 @@ class _Shown:
         part = f"tokens {self.tokens.start} to {self.tokens.stop - 1}"
         if not self.tokens.start:
             return [*notes, part]
-        start, stop = self.tokens.start, self.tokens.stop
-        shares = [share for layer in self.heads for share in share_before(self.levels(layer), start, stop)]
+        shares = self._before()
         return [*notes, part, f"{sum(shares) / len(shares):.0%} of their weight is on tokens before"]
+
+
+def _ordered(
+    record: AttentionRecord, heads: list[_Panel], tokens: TokenRange, metric: str, *, is_ascending: bool
+) -> list[_Panel]:
+    """Heads in the order of a metric, with its values; those without one come last."""
+    if metric not in FORMULAS:
+        near = get_close_matches(metric, FORMULAS, n=1, cutoff=0.0)
+        raise InvalidParameters([FieldProblem("/sort", "is no metric of a head", metric, tuple(near))])
+    measured = {layer: _measured(record, layer, tokens, metric) for layer in {one.layer for one in heads}}
+    valued = [replace(one, value=measured[one.layer][one.head]) for one in heads]
+    sign = 1 if is_ascending else -1
+    return sorted(valued, key=lambda one: (one.value is None, sign * (one.value or 0.0)))
+
+
+def _measured(record: AttentionRecord, layer: int, tokens: TokenRange, metric: str) -> list[float | None]:
+    if len(tokens) == len(record.tokens):
+        return [head[metric] for head in record.statistics()["layers"][layer]["heads"]]
+    measured = range_statistics(record.layer(layer, first=tokens.stop), tokens.start, tokens.stop)
+    return [getattr(one, metric) for one in measured]
+
+
+def _value(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
 
 
 def _fitting_picture(record: AttentionRecord, layer: int, style: PictureStyle, shown: int) -> bytes:

@@ -111,6 +111,14 @@ def test_a_range_marks_and_a_scale_of_its_own_are_other_pictures(site, host) -> 
     assert (facts[0]["run"], facts[0]["id"], facts[0]["step"]) == ("tiny", "0", "3")
 
 
+def test_heads_in_the_order_of_a_statistic_are_other_pictures(site, host) -> None:
+    asked = ({}, {"sort": "sink"}, {"sort": "sink", "order": "asc"}, {"sort": "sink", "top": "2"}, {"sort": "local"})
+    for layer in ({}, {"layer": "0"}):
+        replies = [site.http.get(SHEET, params={"dpi": "40", **layer, **own}) for own in asked]
+        assert {reply.status_code for reply in replies} == {200}
+        assert len({reply.content for reply in replies}) == len({reply.headers["etag"] for reply in replies}) == 5
+
+
 @pytest.mark.parametrize(
     ("params", "pointer", "nearest"),
     [
@@ -122,6 +130,8 @@ def test_a_range_marks_and_a_scale_of_its_own_are_other_pictures(site, host) -> 
         ({"tokens": "0:99"}, "/tokens", ["0:5"]),
         ({"highlight": "x"}, "/highlight", ["0-4"]),
         ({"highlight": "1-5"}, "/highlight", ["0-4"]),
+        ({"sort": "previos"}, "/sort", ["previous"]),
+        ({"top": "3"}, "/top", []),
     ],
     ids=lambda value: str(value),
 )

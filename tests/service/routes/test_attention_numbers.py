@@ -16,7 +16,7 @@ from model_core.attention.record import AttentionRecord
 from model_core.attention.rollout import even_rollout, rollout
 from model_core.attention.statistics import FORMULAS
 from model_core.attention.weights import unpack_triangles
-from service.attention.statistics_bodies import SortMetric
+from service.attention.style_query import SortMetric
 from tests.model_core.attention.test_weights import NODE
 from tests.service.fake_host import HEADS
 

@@ -6,7 +6,7 @@ A long reply is made piece by piece while it is sent, so it never lies in memory
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from model_core.attention.record import AttentionRecord, default_max_tokens
 from model_core.schemas import AttentionRequest, CheckpointRef, TokenCount
 from service.attention.lookup import read_attention
-from service.attention.targets import read_testing, resolve_target
+from service.attention.targets import AttentionTarget, read_testing, resolve_target
 from service.deps import Services
 from service.protocol.negotiation import accepts_gzip, etag_matches
 from service.protocol.parsing import QueryModel, validate
@@ -32,6 +32,7 @@ _WHOLE_BYTES = 4 << 20  # a shorter reply is sent whole, with its length
 _LEAST_PACKED = 512  # bytes
 
 Body = Callable[[AttentionRecord], Iterable[bytes]]
+Prepare = Callable[[AttentionRecord, AttentionTarget], Awaitable[object]]
 
 
 class RecordQuery(QueryModel):
@@ -47,7 +48,7 @@ class RecordQuery(QueryModel):
 
 async def reply_from_record(
     services: Services, request: Request, run: str, example: str, wanted: RecordQuery, media_type: str, body: Body,
-    *, name: str | None = None, depends_on: Hashable = None,
+    *, name: str | None = None, depends_on: Hashable = None, prepare: Prepare | None = None,
 ) -> Response:  # fmt: skip
     """Find or capture a record, and reply with what is made of it.
 
@@ -61,6 +62,7 @@ async def reply_from_record(
         body: Makes the reply of the record, piece by piece.
         name: File name under which a browser saves it; None shows it.
         depends_on: What else than the query the body depends on, by `repr`.
+        prepare: Awaited before the body is made.
 
     Returns:
         The reply, or 304 if the client has it already.
@@ -85,6 +87,9 @@ async def reply_from_record(
         return Response(status_code=304, headers=seen)
 
     async def read(record: AttentionRecord) -> Response:
+        if prepare is not None:
+            await prepare(record, target)
+
         def begin() -> Response:
             return _response(body(record), media_type, headers(record.manifest["sha256"]), is_packed=is_packed)
 

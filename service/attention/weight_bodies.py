@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_core.attention.exact import ExactWeights, npz_pieces
 from model_core.attention.record import AttentionRecord
 from model_core.attention.selection import TokenRange, chosen_heads, parse_numbers
 from model_core.attention.statistics import range_statistics, share_before
@@ -158,6 +159,25 @@ def sparse_json(part: Selection) -> Iterator[bytes]:
             yield {**part.shape(layer), "heads": [{"head": head, **row.to_json()} for head, row in numbered]}
 
     return _written(head, layers(), {})
+
+
+def npz_body(part: Selection, dtype: str) -> Iterator[bytes]:
+    """Write exact weights for `numpy.load`.
+
+    Args:
+        part: The chosen part of a record whose exact attention is on disk.
+        dtype: ``float32`` or ``float16``.
+
+    Returns:
+        Pieces of the archive.
+
+    Raises:
+        FileNotFoundError: The exact attention is not, or no longer, on disk.
+    """
+    weights = ExactWeights.find(part.record)
+    if weights is None:
+        raise FileNotFoundError(part.record.path)
+    return npz_pieces(weights, part.heads.items(), part.tokens, dtype)
 
 
 def statistics_of(part: Selection) -> Iterator[dict[str, Any]]:

@@ -13,12 +13,13 @@ from model_core.attention.record import AttentionRecord
 from model_core.config import Name
 from model_core.schemas import Count, ExampleId
 from service.attention.animations import PROBE, AnimationQuery, animation_reply
+from service.attention.exact_lookup import ensure_exact
 from service.attention.replies import RecordQuery, reply_from_record
 from service.attention.rollout_bodies import Rollout
 from service.attention.statistics_bodies import statistics_csv, statistics_json
 from service.attention.style_query import Index, SortMetric, StyleQuery, TokenSpan
-from service.attention.targets import read_testing
-from service.attention.weight_bodies import Selection, sparse_json, u8_bytes, u8_json
+from service.attention.targets import AttentionTarget, read_testing
+from service.attention.weight_bodies import Selection, npz_body, sparse_json, u8_bytes, u8_json
 from service.deps import ServicesDep
 from service.metrics import CSV
 from service.openapi import problems
@@ -33,7 +34,7 @@ _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _OBJECT: dict[str, Any] = {"schema": {"type": "object"}}
 _ERRORS = problems(404, 406, 409, 422, 503)
 _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already"}}
-_OFFERED = {None: (JSON, BYTES), "u8": (BYTES, JSON), "sparse": (JSON,)}
+_OFFERED = {None: (JSON, BYTES), "u8": (BYTES, JSON), "sparse": (JSON,), "npz": (NPZ,)}
 _ROLLOUT_TYPES = {"json": JSON, "npz": NPZ, "png": PNG}
 
 AnimatedId = Annotated[str, Field(pattern=rf"^(0|[1-9][0-9]{{0,11}}|t_[0-9a-f]{{8,64}}|{PROBE})$")]
@@ -68,16 +69,18 @@ class WeightsQuery(PartQuery):
     pool: Count | None = Field(
         default=None, ge=1, le=4096, description="most blocks of a side, each with its largest weight; only for levels"
     )
-    format: Literal["u8", "sparse"] | None = Field(
-        default=None, description="`u8`: levels, as bytes or JSON; `sparse`: the strongest keys of each query"
+    format: Literal["u8", "sparse", "npz"] | None = Field(
+        default=None,
+        description="`u8`: levels, as bytes or JSON; `sparse`: the strongest keys of each query; `npz`: exact weights",
     )
+    dtype: Literal["float32", "float16"] = Field(default="float32", description="of `npz`")
 
 
 @router.get(
     "/weights",
     summary="Get attention weights",
     response_class=Response,
-    responses={200: {"content": {JSON: _OBJECT, BYTES: _BINARY}}, **_NOT_MODIFIED, **_ERRORS},
+    responses={200: {"content": {JSON: _OBJECT, BYTES: _BINARY, NPZ: _BINARY}}, **_NOT_MODIFIED, **_ERRORS},
 )
 async def weights(
     run: Name,
@@ -86,16 +89,27 @@ async def weights(
     services: ServicesDep,
     request: Request,
 ) -> Response:
-    """Levels, 255 times the square root of a weight, with the statistics of their heads as JSON, or as bytes alone."""
+    """Levels, 255 times the square root of a weight, with the statistics of their heads as JSON, or as bytes alone.
+
+    With `format=npz` an inference process computes the weights exactly, the first time that they are asked for.
+    """
     kind = choose(_accept(request), _OFFERED[wanted.format])
 
     def body(record: AttentionRecord) -> Any:
         part = wanted.part(record)
+        if wanted.format == "npz":
+            return npz_body(part, wanted.dtype)
         if wanted.format == "sparse":
             return sparse_json(part)
         return u8_json(part, wanted.pool) if kind == JSON else u8_bytes(part, wanted.pool)
 
-    return await reply_from_record(services, request, run, example, wanted, kind, body)
+    async def prepare(record: AttentionRecord, target: AttentionTarget) -> None:
+        wanted.part(record)  # refused before a model runs
+        await ensure_exact(services, request, record, target)
+
+    name = f"{run}-{example}-weights.npz" if kind == NPZ else None
+    first = prepare if kind == NPZ else None
+    return await reply_from_record(services, request, run, example, wanted, kind, body, name=name, prepare=first)
 
 
 class StatisticsQuery(PartQuery):

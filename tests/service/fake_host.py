@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from model_core.attention.record import AttentionRecord, RecordWriter, text_directory
+from model_core.attention.exact import EXACT
+from model_core.attention.record import AttentionRecord, RecordWriter, layer_file, text_directory
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from tests.polling import eventually
@@ -56,6 +57,7 @@ class FakeHost:
         routes = [
             Route("/generate", self._generate, methods=["POST"]),
             Route("/capture", self._capture, methods=["POST"]),
+            Route("/exact", self._exact, methods=["POST"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
             Route("/score", self._score, methods=["POST"]),
@@ -119,6 +121,17 @@ class FakeHost:
         info = Run.open(self.layout.run(asked["run"])).resolve(asked["checkpoint"])
         most = asked["max_tokens"] or 5
         return JSONResponse(capture(self.layout, asked["run"], asked["id"], info.sha256, most=most).manifest)
+
+    async def _exact(self, request: Request) -> Response:
+        asked = (await request.json())["request"]
+        self.asked.append(asked)
+        sha256 = Run.open(self.layout.run(asked["run"])).resolve(asked["checkpoint"]).sha256
+        record = AttentionRecord.find(self.layout, asked["run"], asked["id"], sha256, max_tokens=asked["max_tokens"])
+        if record is not None:
+            (record.path / EXACT).mkdir()
+            for layer, weights in enumerate(made_up_weights(len(record.tokens))):
+                np.save(record.path / EXACT / layer_file(layer, len(HEADS), "npy"), weights)
+        return JSONResponse({"sha256": sha256, "is_written": record is not None})
 
     async def _tokenize(self, request: Request) -> Response:
         asked = (await request.json())["request"]
@@ -210,10 +223,8 @@ def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 
     tokens = ["One", "·day", ",", "·a", "·cat"][:most]
     cut_from = 5 if most < 5 else None
     writer = RecordWriter(text_directory(layout, run, example) / sha256[:8], len(HEADS))
-    generator = np.random.default_rng(0)
-    for heads in HEADS:
-        weights = np.tril(generator.random((heads, len(tokens), len(tokens)))).astype(np.float32)
-        writer.add(weights / weights.sum(axis=-1, keepdims=True))
+    for weights in made_up_weights(len(tokens)):
+        writer.add(weights)
     layers = [{"layer": i, "n_head": h, "head_dim": 32 // h, "png": f"layer{i:02d}.png"} for i, h in enumerate(HEADS)]
     return writer.finish(
         {
@@ -224,3 +235,10 @@ def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 
             "layers": layers,
         }
     )  # fmt: skip
+
+
+def made_up_weights(tokens: int) -> list[Any]:
+    """Attention of each layer, (H, T, T), the same each time."""
+    generator = np.random.default_rng(0)
+    layers = [np.tril(generator.random((heads, tokens, tokens))).astype(np.float32) for heads in HEADS]
+    return [layer / layer.sum(axis=-1, keepdims=True) for layer in layers]

@@ -1,4 +1,4 @@
-"""`POST /capture` and `POST /patterns`: what reads attention, one at a time, because that of a long text is large."""
+"""`POST /capture` and `POST /exact`: what reads attention, one at a time, because that of a long text is large."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from model_core.attention.capture import capture_example
+from model_core.attention.exact_capture import write_exact
+from model_core.attention.record import AttentionRecord
 from model_core.schemas import AttentionRequest
 from model_core.storage.dataset import dataset_of
 from worker.inference.model_cache import ModelCache
@@ -44,13 +46,26 @@ def attention_routes(models: ModelCache) -> list[Route]:
         request, sha256 = await read_call(connection, Call[AttentionRequest])
         return await alone(connection, lambda: _capture(models, request, sha256))
 
-    return [Route("/capture", capture, methods=["POST"])]
+    async def exact(connection: Request) -> Response:
+        request, sha256 = await read_call(connection, Call[AttentionRequest])
+        return await alone(connection, lambda: _exact(models, request, sha256))
+
+    return [Route("/capture", capture, methods=["POST"]), Route("/exact", exact, methods=["POST"])]
 
 
 def _capture(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:
     with models.module(request.run, request.checkpoint, sha256) as loaded:
         dataset = dataset_of(loaded.config, models.layout)
         return capture_example(loaded, request.run, models.layout, request, dataset).manifest
+
+
+def _exact(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:
+    """Write the exact attention of a record; the reply says of which checkpoint it was, and whether it is there."""
+    with models.module(request.run, request.checkpoint, sha256) as loaded:
+        current = loaded.info.sha256
+        record = AttentionRecord.find(models.layout, request.run, request.id, current, max_tokens=request.max_tokens)
+        written = None if record is None else write_exact(loaded, record)
+        return {"sha256": current, "is_written": written is not None}
 
 
 def _release(semaphore: asyncio.Semaphore, done: asyncio.Task[Any]) -> None:

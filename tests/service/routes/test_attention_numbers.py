@@ -18,7 +18,7 @@ from model_core.attention.statistics import FORMULAS
 from model_core.attention.weights import unpack_triangles
 from service.attention.style_query import SortMetric
 from tests.model_core.attention.test_weights import NODE
-from tests.service.fake_host import HEADS
+from tests.service.fake_host import HEADS, made_up_weights
 
 HERE = "/attention/tiny/0"
 TOKENS = 5
@@ -97,6 +97,43 @@ def test_a_packed_reply_is_the_same_and_has_its_own_tag(site, host, params) -> N
     assert "content-encoding" not in plain.headers
     assert packed.headers["etag"] != plain.headers["etag"]
     assert packed.headers["vary"] == "Accept, Accept-Encoding"
+
+
+def test_exact_weights_are_computed_once_and_read_by_numpy(site, host) -> None:
+    def archive(**params: str) -> Any:
+        reply = site.http.get(f"{HERE}/weights", params={"format": "npz", **params})
+        assert (reply.status_code, reply.headers["content-type"]) == (200, "application/zip"), reply.text
+        return np.load(io.BytesIO(reply.content), allow_pickle=False)
+
+    exact = made_up_weights(TOKENS)
+    whole = archive()
+    assert whole.files == ["layer00", "layer01"]
+    for name, weights in zip(whole.files, exact, strict=True):
+        assert whole[name].dtype == np.float32
+        np.testing.assert_array_equal(whole[name], weights)
+    part = archive(layer="1", head="1", tokens="1:4", dtype="float16")
+    assert part["layer01"].dtype == np.float16
+    np.testing.assert_allclose(part["layer01"], exact[1][1:, 1:4, 1:4], atol=1e-3)
+    assert len(host.asked) == 2  # a capture, and once the exact weights
+    wrong = site.http.get(f"{HERE}/weights", params={"format": "npz", "dtype": "float64"})
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/dtype")
+
+
+def test_exact_weights_of_a_replaced_checkpoint_are_gone_unless_they_were_asked_for(site, host) -> None:
+    from model_core.storage.run import Run
+
+    def ask(sha256: str, **params: str) -> Any:
+        return site.http.get(f"{HERE}/weights", params={"checkpoint": f"sha256={sha256}", **params})
+
+    run = Run(site.layout.run("tiny"))
+    first = record_of(site).manifest["sha256"]
+    assert ask(first, format="npz").status_code == 200
+    second = site.publish(run, b"better weights")
+    assert ask(second).status_code == 200
+    site.publish(run, b"the best weights")
+    gone = ask(second, format="npz")
+    assert (gone.status_code, gone.json()["code"]) == (404, "checkpoint_not_found")
+    assert {ask(first, format="npz").status_code, ask(second, format="u8").status_code} == {200}
 
 
 def test_weights_are_cached_by_the_checkpoint(site, host) -> None:

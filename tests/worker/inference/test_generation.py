@@ -7,10 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
-from model_core.checkpoint import parameters_state, writer
+from model_core.attention.capture import attention_layers
+from model_core.attention.exact import ExactWeights
+from model_core.attention.record import AttentionRecord, dequantize
+from model_core.checkpoint import load_model, parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
 from model_core.generation.forward.quality_gate import REFUSED, GateResult
@@ -310,6 +314,24 @@ def test_a_model_that_int8_spoils_is_served_in_another_format_which_replies_and_
     assert {key: model[key] for key in ("weights", "fingerprint", "warnings")} == {
         key: reply[key] for key in ("weights", "fingerprint", "warnings")
     }
+
+
+def test_exact_attention_is_written_beside_its_record(inference: Inference, layout: Layout) -> None:
+    text = "The cat saw a red ball"
+    inference.client.post("/capture", json=inference.resolved(id=text_id(text), text=text))
+    for _ in range(2):
+        reply = inference.client.post("/exact", json=inference.resolved(id=text_id(text)))
+        assert reply.json()["is_written"], reply.text
+
+    loaded = load_model(Run.open(layout.run("tiny")), "best")
+    record = AttentionRecord.find(layout, "tiny", text_id(text), loaded.info.sha256)
+    assert record is not None
+    exact = ExactWeights.find(record)
+    assert exact is not None
+    idx = torch.tensor([record.manifest["token_ids"]])
+    for layer, expected in enumerate(attention_layers(loaded.model, idx)):
+        np.testing.assert_allclose(exact.layer(layer), expected.numpy(), atol=1e-6)
+        assert np.abs(dequantize(record.layer(layer)) - exact.layer(layer)).max() <= 0.004
 
 
 def test_attention_is_captured_for_a_text(inference: Inference, layout: Layout) -> None:

@@ -27,6 +27,9 @@ class AttentionLinks(View):
     self_: str = Field(serialization_alias="self")
     sheet: str
     layers: list[str]
+    weights: str
+    statistics: str
+    rollout: str
     run: str
 
 
@@ -63,6 +66,9 @@ class AttentionView(View):
             self_=f"{here}?{keyed}",
             sheet=f"{here}?{keyed}&format=png",
             layers=[f"{here}/{layer['png']}?{keyed}" for layer in manifest["layers"]],
+            weights=f"{here}/weights?{keyed}",
+            statistics=f"{here}/statistics?{keyed}",
+            rollout=f"{here}/rollout?{keyed}",
             run=link(f"/runs/{manifest['run']}"),
         )
         shown = {name: value for name, value in manifest.items() if name in cls.model_fields}

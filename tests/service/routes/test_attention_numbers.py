@@ -56,6 +56,14 @@ def test_weights_as_json_and_as_bytes_are_those_of_the_record(site, host) -> Non
     assert body["statistics"][1]["heads"][0] == record.statistics()["layers"][1]["heads"][0]
 
 
+def test_the_manifest_links_to_numbers_that_never_change(site, host) -> None:
+    links = site.http.get(HERE, headers={"Accept": "application/json"}).json()["links"]
+    for name in ("weights", "statistics", "rollout"):
+        reply = site.http.get(links[name])
+        assert (reply.status_code, reply.json()["object"]) == (200, f"attention_{name}")
+        assert "immutable" in reply.headers["cache-control"]
+
+
 def test_a_part_of_the_weights(site, host) -> None:
     record = record_of(site)
     one = site.http.get(f"{HERE}/weights", params={"layer": "1", "head": "1", "tokens": "2:5"}).json()

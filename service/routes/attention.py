@@ -53,18 +53,11 @@ class PictureQuery(StyleQuery):
     format: Literal["png", "svg", "pdf"] | None = Field(default=None, description="else what Accept prefers")
     max_tokens: TokenCount | None = Field(default=None, description=CONFIGURED)
 
-    def content(self, testing: TestingConfig) -> PictureContent:
-        """Resolve what the picture shows.
-
-        Args:
-            testing: The run's section `testing`.
-
-        Returns:
-            Layers, heads and tokens.
-        """
-        most = self.max_tokens or default_max_tokens(testing)
+    @property
+    def content(self) -> PictureContent:
+        """What the picture shows of the record, which has the length that was asked for."""
         return PictureContent(
-            self.layer, self.head, most, self.tokens, self.highlight,
+            self.layer, self.head, None, self.tokens, self.highlight,
             sort=self.sort, is_ascending=self.order == "asc", top=self.top,
         )  # fmt: skip
 
@@ -133,9 +126,9 @@ async def answer(services: Services, request: Request, run: str, example: str, w
     target = await run_in_threadpool(resolve_target, services.layout, run, wanted.checkpoint)
     testing = await run_in_threadpool(read_testing, services.layout, run)
     kind = choose(request.headers.get("accept"), _offered(wanted, testing))
-    style, content = wanted.style(testing, _FORMATS.get(kind, "png")), wanted.content(testing)
+    style, content = wanted.style(testing, _FORMATS.get(kind, "png")), wanted.content
     text = validate(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
-    key = (_EDITION, kind, run, example, style, content)
+    key = (_EDITION, kind, run, example, style, content, wanted.max_tokens or default_max_tokens(testing))
     headers = target.headers(target.sha256, *key)
     if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)

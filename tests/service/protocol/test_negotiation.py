@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.protocol.errors import NotAcceptable
-from service.protocol.negotiation import ByteRange, RangeNotSatisfiable, choose, etag_matches, parse_range, strong_etags
+from service.protocol.negotiation import (
+    ByteRange,
+    RangeNotSatisfiable,
+    accepts_gzip,
+    choose,
+    etag_matches,
+    parse_range,
+    strong_etags,
+)
 
 OFFERED = ("image/png", "application/json", "image/svg+xml")
 
@@ -120,3 +128,22 @@ def test_no_header_leads_outside(header: str, size: int) -> None:
     except RangeNotSatisfiable:
         return
     assert part is None or 0 <= part.begin < part.end <= size == part.size
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted"),
+    [
+        (None, False),
+        ("", False),
+        ("gzip", True),
+        ("gzip, deflate, br", True),
+        ("GZIP;q=0.5", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0, *", False),
+        ("*", True),
+        ("identity", False),
+        ("br", False),
+    ],
+)
+def test_a_reply_is_packed_for_those_who_take_it(header: str | None, wanted: bool) -> None:
+    assert accepts_gzip(header) is wanted

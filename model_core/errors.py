@@ -190,12 +190,21 @@ class InvalidData(ModelCoreError):
 
 
 class PromptTooLong(ModelCoreError):
-    """More prompt tokens than the model has positions."""
+    """More prompt tokens than the model has positions.
+
+    Args:
+        tokens: Number of tokens.
+        block_size: Positions of the model.
+        pointer: JSON pointer of a text that `max_tokens` would cut.
+    """
 
     code = "prompt_too_long"
 
-    def __init__(self, tokens: int, block_size: int) -> None:
+    def __init__(self, tokens: int, block_size: int, *, pointer: str | None = None) -> None:
         super().__init__(f"the prompt has {tokens} tokens; the model takes at most {block_size}")
+        if pointer is not None:
+            self.problems = (FieldProblem(pointer, f"{self}", tokens, (block_size,)),)
+            self.hint = f"max_tokens={block_size} cuts it"
 
 
 class AttentionTooLarge(ModelCoreError):
@@ -451,6 +460,16 @@ class ResultNotFound(ModelCoreError):
 
     def __init__(self, run: str, name: str) -> None:
         super().__init__(f"run {run!r} has no result {name[:200]!r}")
+
+
+class TextNotFound(ModelCoreError):
+    """No text of that id was sent, or it was removed since."""
+
+    code = "example_not_found"
+
+    def __init__(self, run: str, text: str) -> None:
+        super().__init__(f"run {run!r} has no text {text!r}")
+        self.hint = "a text has an id once it was sent: POST /attention"
 
 
 class DiskFull(ModelCoreError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -39,6 +40,10 @@ def _json_number(value: Any) -> Any:
 def _as_tuple(value: Any) -> Any:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -84,6 +89,11 @@ LogitBias = Annotated[
 ]
 TokenIds = Annotated[
     tuple[Annotated[int, Field(strict=True, ge=0, lt=10**8)], ...], Field(min_length=1, max_length=2**17)
+]
+AttentionTokens = Annotated[  # more never fit: their squares are above 2^30 weights
+    tuple[Annotated[int, Field(strict=True, ge=0, lt=10**8)], ...],
+    Field(min_length=1, max_length=2**15, fail_fast=True),
+    BeforeValidator(_listed),
 ]
 Timeout = Annotated[
     Real,
@@ -360,13 +370,16 @@ class AttentionRequest(Config):
         id: Number of a test example, or `text_id` of a free text.
         checkpoint: See `GenerateRequest`.
         text: The free text, for an id that starts with ``t_``.
-        max_tokens: Upper limit of tokens that are processed; None takes the limit of the run's configuration.
+        tokens: The token ids in place of a text.
+        max_tokens: Upper limit of tokens that are processed; None takes the limit of the run's configuration for an
+            example, and the whole of a text.
     """
 
     run: Name
     id: ExampleId
     checkpoint: CheckpointRef = "best"
     text: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARACTERS)
+    tokens: AttentionTokens | None = None
     max_tokens: TokenCount | None = None
 
 
@@ -380,3 +393,17 @@ def text_id(text: str) -> str:
         ``t_`` and the first 16 hex digits of the text's sha256.
     """
     return "t_" + hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def tokens_id(tokens: Sequence[int]) -> str:
+    """Compute the id of token ids that were sent in place of a text.
+
+    Args:
+        tokens: The token ids.
+
+    Returns:
+        As `text_id`, of the byte FF and the ids as little-endian uint32: no UTF-8 begins with that byte, so it is never
+        the id of a text.
+    """
+    data = b"\xff" + b"".join(token.to_bytes(4, "little") for token in tokens)
+    return "t_" + hashlib.sha256(data).hexdigest()[:16]

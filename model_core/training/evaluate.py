@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from model_core.attention.capture import attention_blocks, capture_example
+from model_core.attention.capture import attention_blocks
 from model_core.attention.heads.distribution import (
     Distribution,
     DistributionAccumulator,
@@ -27,6 +27,7 @@ from model_core.attention.heads.distribution_record import (
     write_distribution,
 )
 from model_core.attention.pictures.record_pictures import write_layer_pictures
+from model_core.attention.recording import capture_example
 from model_core.checkpoint import LoadedModel, load_checkpoint
 from model_core.config import ExperimentConfig, TestingConfig
 from model_core.config_validation import model_differences

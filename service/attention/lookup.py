@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from model_core.attention.record import AttentionRecord, default_max_tokens
+from model_core.attention.record import AttentionRecord, default_max_tokens, is_example
 from model_core.errors import CheckpointNotFound
 from model_core.schemas import AttentionRequest
 from model_core.storage.dataset import EXAMPLES, dataset_of
@@ -95,9 +95,10 @@ def _resolve_request(layout: Layout, wanted: AttentionRequest, file: str) -> Att
     """Fill in the checkpoint's file and the length; refuse an example without a dataset before a model is loaded."""
     config = Run.open(layout.run(wanted.run)).config()
     dataset = dataset_of(config, layout)
-    if wanted.id.isdecimal() and not (dataset.directory / EXAMPLES).is_file():
+    if is_example(wanted.id) and not (dataset.directory / EXAMPLES).is_file():
         raise not_ready(dataset, config)
-    max_tokens = wanted.max_tokens or default_max_tokens(config.testing)
+    default = default_max_tokens(config.testing) if is_example(wanted.id) else config.model.block_size
+    max_tokens = wanted.max_tokens or default
     return wanted.model_copy(update={"checkpoint": file, "max_tokens": max_tokens})
 
 

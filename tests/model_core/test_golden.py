@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model_core.attention.capture import capture_example
+from model_core.attention.recording import capture_example
 from model_core.checkpoint import load_model
 from model_core.generation.engine import generate
 from model_core.schemas import AttentionRequest

@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from model_core.attention.exact import EXACT
-from model_core.attention.record import AttentionRecord, RecordWriter, layer_file, text_directory
+from model_core.attention.record import AttentionRecord, layer_file, text_directory
+from model_core.attention.record_writer import RecordWriter
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from tests.polling import eventually
@@ -222,7 +223,7 @@ def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 
     """Write a record of made-up weights."""
     tokens = ["One", "·day", ",", "·a", "·cat"][:most]
     cut_from = 5 if most < 5 else None
-    writer = RecordWriter(text_directory(layout, run, example) / sha256[:8], len(HEADS))
+    writer = RecordWriter(text_directory(layout, run, example) / sha256[:8], len(HEADS), len(tokens))
     for weights in made_up_weights(len(tokens)):
         writer.add(weights)
     layers = [{"layer": i, "n_head": h, "head_dim": 32 // h, "png": f"layer{i:02d}.png"} for i, h in enumerate(HEADS)]

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from model_core.attention.quota import AttentionQuota
 from model_core.hardware.process_environment import (
     limit_arenas,
     requested_threads,
@@ -74,7 +75,11 @@ def main() -> int:
     models = ModelCache(jobs.layout, device=device, settings=inference)
     known_as = urlsplit(options.url or "").hostname or options.host
     config = uvicorn.Config(
-        create_app(models, names=(known_as.lower(), socket.gethostname().lower())),
+        create_app(
+            models,
+            names=(known_as.lower(), socket.gethostname().lower()),
+            quota=AttentionQuota(jobs.layout, jobs.attention_bytes),
+        ),
         host=options.host,
         port=options.port,
         log_level="warning",

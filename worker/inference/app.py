@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from model_core.attention.quota import AttentionQuota
 from model_core.errors import ModelCoreError
 from model_core.schemas import InferenceRequest
 from worker.inference.attention_routes import attention_routes
@@ -35,6 +36,7 @@ from worker.inference.streams import (
     read_call,
 )
 from worker.inference.token_routes import token_routes
+from worker.inference.tokenizer_cache import TokenizerCache
 from worker.web.authority import is_loopback, parse_authority, shortest
 from worker.web.disconnect import while_connected
 
@@ -70,12 +72,13 @@ _CLIENT_GONE = 499
 _THREADS = 64  # most of them wait for a model that loads
 
 
-def create_app(models: ModelCache, *, names: Collection[str] = ()) -> Starlette:
+def create_app(models: ModelCache, *, names: Collection[str] = (), quota: AttentionQuota | None = None) -> Starlette:
     """Build the ASGI application.
 
     Args:
         models: The models that it serves; closed when the application shuts down.
         names: Names of this host that the API uses, beside those of loopback and the address that it connects to.
+        quota: Makes room for records of attention; None leaves that to the disk.
 
     Returns:
         The application.
@@ -88,7 +91,7 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> Starlette:
         await asyncio.to_thread(models.close)
 
     return Starlette(
-        routes=_routes(models),
+        routes=_routes(models, quota),
         middleware=[Middleware(_OnlyForTheApi, names=frozenset(names))],
         exception_handlers={
             ModelCoreError: _model_core_error,
@@ -99,8 +102,8 @@ def create_app(models: ModelCache, *, names: Collection[str] = ()) -> Starlette:
     )
 
 
-def _routes(models: ModelCache) -> list[Route]:
-    waker = Waker()
+def _routes(models: ModelCache, quota: AttentionQuota | None) -> list[Route]:
+    waker, tokenizers = Waker(), TokenizerCache(models.layout)
 
     async def generate(connection: Request) -> Response:
         request, sha256 = await read_call(connection, Call[InferenceRequest])
@@ -125,8 +128,8 @@ def _routes(models: ModelCache) -> list[Route]:
     return [
         Route("/generate", generate, methods=["POST"]),
         Route("/healthz", healthz),
-        *attention_routes(models),
-        *token_routes(models, waker),
+        *attention_routes(models, tokenizers, quota),
+        *token_routes(models, tokenizers, waker),
     ]
 
 

@@ -10,32 +10,67 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from model_core.attention.capture import capture_example
 from model_core.attention.exact_capture import write_exact
+from model_core.attention.quota import AttentionQuota
 from model_core.attention.record import AttentionRecord
+from model_core.attention.recording import plan_capture, run_capture
+from model_core.errors import ModelCoreError, is_out_of_memory
 from model_core.schemas import AttentionRequest
 from model_core.storage.dataset import dataset_of
+from model_core.storage.run import Run
 from worker.inference.model_cache import ModelCache
 from worker.inference.streams import Call, read_call
+from worker.inference.tokenizer_cache import TokenizerCache
 from worker.web.disconnect import while_connected
 
+_MAX_WAITING = 32  # captures that wait for their turn; one more is refused
 
-def attention_routes(models: ModelCache) -> list[Route]:
+
+class CapturesBusy(ModelCoreError):
+    """Too many captures wait for their turn."""
+
+    code = "inference_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(f"{_MAX_WAITING} captures of attention wait here already; try again in a few seconds")
+
+
+class CaptureMemoryFull(ModelCoreError):
+    """The device has no memory for a capture."""
+
+    code = "cuda_oom"
+
+    def __init__(self) -> None:
+        super().__init__("the device ran out of memory while attention was captured; try again later")
+        self.hint = "lower max_tokens, or HEADCOUNT_INFERENCE_MEMORY_GB to what the device has free"
+
+
+def attention_routes(models: ModelCache, tokenizers: TokenizerCache, quota: AttentionQuota | None) -> list[Route]:
     """Build the routes.
 
     Args:
         models: The models that they serve.
+        tokenizers: The tokenizers of this process.
+        quota: Makes room for records on the disk; None leaves that to the disk.
 
     Returns:
         The routes.
     """
     one_capture = asyncio.Semaphore(1)
+    waiting = 0
 
     async def alone(connection: Request, work: Callable[[], dict[str, Any]]) -> Response:
         """Work on a thread while no other capture does, for as long as the API waits for it."""
 
         async def working() -> dict[str, Any]:
-            await one_capture.acquire()
+            nonlocal waiting
+            if waiting >= _MAX_WAITING:
+                raise CapturesBusy
+            waiting += 1
+            try:
+                await one_capture.acquire()
+            finally:
+                waiting -= 1
             thread = asyncio.ensure_future(asyncio.to_thread(work))
             thread.add_done_callback(lambda done: _release(one_capture, done))
             return await asyncio.shield(thread)  # a thread cannot be cancelled, and keeps the semaphore
@@ -44,7 +79,7 @@ def attention_routes(models: ModelCache) -> list[Route]:
 
     async def capture(connection: Request) -> Response:
         request, sha256 = await read_call(connection, Call[AttentionRequest])
-        return await alone(connection, lambda: _capture(models, request, sha256))
+        return await alone(connection, lambda: _capture(models, tokenizers, quota, request, sha256))
 
     async def exact(connection: Request) -> Response:
         request, sha256 = await read_call(connection, Call[AttentionRequest])
@@ -53,10 +88,22 @@ def attention_routes(models: ModelCache) -> list[Route]:
     return [Route("/capture", capture, methods=["POST"]), Route("/exact", exact, methods=["POST"])]
 
 
-def _capture(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:
-    with models.module(request.run, request.checkpoint, sha256) as loaded:
-        dataset = dataset_of(loaded.config, models.layout)
-        return capture_example(loaded, request.run, models.layout, request, dataset).manifest
+def _capture(
+    models: ModelCache, tokenizers: TokenizerCache, quota: AttentionQuota | None, request: AttentionRequest, sha256: str
+) -> dict[str, Any]:
+    layout, run, file = models.layout, request.run, request.checkpoint
+    if found := AttentionRecord.find(layout, run, request.id, sha256, max_tokens=request.max_tokens):
+        return found.manifest  # of a request that waited before this one
+    tokenizer, _ = tokenizers.get(run, file, sha256)
+    config = Run.open(layout.run(run)).config()
+    plan = plan_capture(tokenizer, config.model, layout, request, dataset_of(config, layout), quota=quota)
+    try:
+        with models.module(run, file, sha256) as loaded:
+            return run_capture(loaded, plan).manifest
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise CaptureMemoryFull from error
+        raise
 
 
 def _exact(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:

@@ -216,7 +216,8 @@ def error_body(error: ModelCoreError) -> dict[str, Any]:
         body["hint"] = error.hint
     if problems := getattr(error, "problems", ()):
         body["problems"] = [
-            {"pointer": p.pointer, "detail": p.detail, "value": p.value} for p in problems[:_MAX_PROBLEMS]
+            {"pointer": p.pointer, "detail": p.detail, "value": p.value, "nearest": p.nearest}
+            for p in problems[:_MAX_PROBLEMS]
         ]
     return body
 

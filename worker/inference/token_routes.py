@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from model_core.checkpoint import read_tokenizer
 from model_core.errors import InvalidParameters
 from model_core.generation.request import ScoreDelta, ScoreOutput, ScoreRequest
 from model_core.generation.scoring import ScoreCollector, ScorePlan, plan_scores
@@ -30,29 +27,26 @@ from model_core.score_schemas import (
     TokenizeRequest,
     TokenizeResult,
 )
-from model_core.storage.files import Layout
-from model_core.storage.run import Run
-from model_core.tokenizer import Tokenizer, unknown_ids
+from model_core.tokenizer import unknown_ids
 from worker.inference.engine_call import EngineCall
 from worker.inference.loaded_models import ServedModel
 from worker.inference.model_cache import ModelCache
 from worker.inference.streams import Call, Lines, Waker, json_response, read_call
+from worker.inference.tokenizer_cache import TokenizerCache
 from worker.web.disconnect import while_connected
 
-_MAX_TOKENIZERS = 8
 
-
-def token_routes(models: ModelCache, waker: Waker) -> list[Route]:
+def token_routes(models: ModelCache, tokenizers: TokenizerCache, waker: Waker) -> list[Route]:
     """Build the routes.
 
     Args:
         models: The models of this process.
+        tokenizers: The tokenizers of this process.
         waker: Wakes the event loop for events of engines.
 
     Returns:
         The routes.
     """
-    tokenizers = TokenizerCache(models.layout)
 
     async def tokenize(connection: Request) -> Response:
         request, sha256 = await read_call(connection, Call[TokenizeRequest])
@@ -76,48 +70,6 @@ def token_routes(models: ModelCache, waker: Waker) -> list[Route]:
         Route("/detokenize", detokenize, methods=["POST"]),
         Route("/score", score, methods=["POST"]),
     ]
-
-
-class TokenizerCache:
-    """Tokenizers of checkpoints, apart from the models; least recently used ones are dropped.
-
-    Args:
-        layout: Paths of the data root.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._found: OrderedDict[tuple[str, str, str], tuple[Tokenizer, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, run: str, file: str, sha256: str) -> tuple[Tokenizer, int]:
-        """Return the tokenizer of a resolved checkpoint, from any thread.
-
-        Args:
-            run: Name of the run.
-            file: File name of the checkpoint.
-            sha256: Hash of the file when the reference was resolved, hex.
-
-        Returns:
-            The tokenizer, and the positions of the model.
-
-        Raises:
-            RunNotFound: There is no such run.
-            CheckpointNotFound: The checkpoint was deleted.
-            CheckpointDamaged: The file is not a checkpoint.
-        """
-        key = (run, file, sha256)
-        with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-                return self._found[key]
-        opened = Run.open(self._layout.run(run))
-        found = read_tokenizer(opened, opened.resolve(file).file)
-        with self._lock:
-            self._found[key] = found
-            while len(self._found) > _MAX_TOKENIZERS:
-                self._found.popitem(last=False)
-        return found
 
 
 class Scoring(EngineCall[tuple[ScoreDelta, ...] | ScoreOutput]):

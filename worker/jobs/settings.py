@@ -32,6 +32,12 @@ class JobSettings(BaseSettings):
     stall_s: float = Field(default=900.0, gt=0)  # a child without an event for this long hangs
     crash_budget: int = Field(default=3, ge=1)  # crashes in a row without a new step
     max_queued: int = Field(default=20_000, ge=1)
+    attention_gb: float = Field(default=8.0, gt=0)  # GiB on disk of all captured attention
+
+    @property
+    def attention_bytes(self) -> int:
+        """`attention_gb` in bytes."""
+        return int(self.attention_gb * 2**30)
 
     @property
     def layout(self) -> Layout:

@@ -1,35 +1,22 @@
-"""Captured attention equals what the fused kernel computes, and records of it on disk."""
+"""Captured attention equals what the fused kernel computes, in blocks and as a whole."""
 
-import threading
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from model_core.attention.capture import (
     MAX_BLOCK_ELEMENTS,
-    MAX_LAYER_ELEMENTS,
     attention_blocks,
     attention_layers,
     capture,
-    capture_example,
     causal_attention,
     extract_attention_patterns,
 )
-from model_core.attention.record import AttentionRecord
-from model_core.checkpoint import load_model, parameters_state, writer
 from model_core.config import ExperimentConfig
-from model_core.data.ensure import prepare
-from model_core.errors import AttentionTooLarge, DatasetNotReady, ExampleNotFound, InvalidParameter
+from model_core.errors import AttentionTooLarge
 from model_core.gpt import GPT
-from model_core.schemas import AttentionRequest, text_id
-from model_core.storage.files import Layout
-from model_core.storage.run import Run
-from model_core.tokenizer import gpt2_tokenizer
 
 HEADS = (4, 1, 2)
-TEXT = "Once upon a time there was a fox.\nIt had a \U0001f642 friend."
 
 
 def config(**model):
@@ -47,31 +34,6 @@ def model():
 @pytest.fixture
 def idx():
     return torch.randint(100, (1, 12), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def layout(tmp_path):
-    layout = Layout.under(tmp_path)
-    run = Run.create(layout.run("tiny"), config())
-    for step, name in enumerate(("model_best.pt", "model_final.pt")):
-        torch.manual_seed(step)
-        state = parameters_state(GPT(config().model), config(), gpt2_tokenizer(), step)
-        run.publish(name, writer(state), attempt=1, step=step, full=False, loss=1.0, val_loss=1.0)
-    return layout
-
-
-@pytest.fixture
-def dataset(corpus, tmp_path):
-    split = (0.8, 0.1, 0.1)
-    return prepare(f"file:{corpus}", tmp_path / "text", name="text", split=split, seed=0)
-
-
-def look(layout, *, checkpoint="best", text=TEXT, id=None, max_tokens=None, dataset=None):  # noqa: A002
-    loaded = load_model(Run.open(layout.run("tiny")), checkpoint)
-    asked = AttentionRequest(
-        run="tiny", id=id or text_id(text), text=text, checkpoint=checkpoint, max_tokens=max_tokens
-    )
-    return capture_example(loaded, "tiny", layout, asked, dataset)
 
 
 @pytest.mark.parametrize("head_dim", [1, 4, 7])
@@ -177,97 +139,8 @@ def test_the_beginning_of_a_text_has_the_beginning_of_its_attention(model, idx):
 def test_too_much_attention_is_refused_before_anything_is_computed():
     with torch.device("meta"):
         model = GPT(config(block_size=2**17, n_head_list=(16, 1, 2)).model)
-    tokens = 2**17
-    with pytest.raises(AttentionTooLarge, match=r"131072 .* max_tokens=2896") as refused:
-        capture(model, torch.zeros(1, tokens, dtype=torch.long))
-    assert f"{MAX_LAYER_ELEMENTS:,}" in str(refused.value)
-
-
-def test_a_text_becomes_a_record(layout):
-    record = look(layout)
-    facts = record.manifest
-    assert record.path == layout.attention / "tiny" / text_id(TEXT)
-    assert (facts["run"], facts["id"], facts["checkpoint"], facts["step"]) == (
-        "tiny",
-        text_id(TEXT),
-        "model_best.pt",
-        0,
-    )
-    assert facts["sha256"] == Run.open(layout.run("tiny")).resolve("best").sha256
-    assert facts["text"] == TEXT
-    assert len(facts["tokens"]) == len(facts["token_ids"]) == record.layer(0).shape[-1]
-    assert facts["truncated_from"] is None
-    assert facts["layers"][1] == {"layer": 1, "n_head": 1, "head_dim": 16, "png": "layer01.png"}
-    assert record.heads == HEADS
-    assert [len(layer["heads"]) for layer in record.statistics()["layers"]] == list(HEADS)
-    assert AttentionRecord.find(layout, "tiny", text_id(TEXT), facts["sha256"]) == record
-
-
-def test_stored_weights_are_the_models(layout):
-    record = look(layout)
-    loaded = load_model(Run.open(layout.run("tiny")))
-    exact = capture(loaded.model, torch.tensor([record.manifest["token_ids"]]))
-    for layer, weights in enumerate(exact):
-        np.testing.assert_allclose((record.layer(layer) / 255.0) ** 2, weights.numpy(), atol=0.004)
-
-
-def test_a_longer_text_is_cut_and_says_so(layout):
-    whole = len(gpt2_tokenizer().encode(TEXT))
-    facts = look(layout, max_tokens=5).manifest
-    assert (len(facts["token_ids"]), facts["max_tokens"], facts["truncated_from"]) == (5, 5, whole)
-    assert TEXT.startswith(facts["text"])
-    facts = look(layout, text="a " * 200, max_tokens=100_000).manifest
-    assert (len(facts["token_ids"]), facts["max_tokens"]) == (64, 64)  # the model has no more positions
-    assert facts["truncated_from"] > 64
-
-
-def test_the_same_is_captured_once_and_another_checkpoint_or_length_beside_it(layout):
-    first = look(layout)
-    stamp = (first.path / "manifest.json").stat().st_mtime_ns
-    assert look(layout) == first
-    assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
-    final = look(layout, checkpoint="final")
-    assert final.path == first.path / final.manifest["sha256"][:8]
-    assert look(layout, max_tokens=5).path.parent == first.path
-    assert (final.layer(0) != first.layer(0)).any()
-
-
-def test_a_text_sent_once_can_be_looked_at_by_its_id(layout):
-    look(layout, max_tokens=5)
-    again = look(layout, id=text_id(TEXT), text=None, checkpoint="final")
-    assert again.manifest["text"] == TEXT
-
-
-def test_many_at_once_capture_a_text_once(layout):
-    records, threads = [], []
-    for _ in range(4):
-        threads.append(threading.Thread(target=lambda: records.append(look(layout))))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
-    assert len(records) == 4
-    assert len({record.manifest["created_at"] for record in records}) == 1
-
-
-def test_what_cannot_be_looked_at_is_named(layout):
-    with pytest.raises(InvalidParameter, match=text_id(TEXT)):
-        look(layout, id="t_0123456789abcdef")
-    with pytest.raises(DatasetNotReady, match="example '0'"):
-        look(layout, id="0", text=None)
-    assert not (layout.attention / "tiny").exists()
-
-
-def test_a_test_example_becomes_a_record(layout, dataset):
-    example = dataset.example(1)
-    record = look(layout, id="1", text=None, dataset=dataset)
-    assert record.path == layout.attention / "tiny" / "1"
-    assert record.manifest["token_ids"] == gpt2_tokenizer().encode(example.text)[:50]
-
-
-def test_an_example_that_is_not_there_leaves_nothing_behind(layout, dataset):
-    with pytest.raises(ExampleNotFound, match="'99999'"):
-        look(layout, id="99999", text=None, dataset=dataset)
-    with pytest.raises(ExampleNotFound, match="t_0123456789abcdef") as unknown:
-        look(layout, id="t_0123456789abcdef", text=None, dataset=dataset)
-    assert "POST /attention" in unknown.value.hint
-    assert not (layout.attention / "tiny").exists()
+    with pytest.raises(AttentionTooLarge) as refused:
+        capture(model, torch.zeros(1, 2**17, dtype=torch.long))
+    [problem] = refused.value.problems
+    assert (problem.pointer, problem.value, problem.nearest) == ("/max_tokens", 2**17, (7517,))
+    assert 19 * 7517**2 <= 2**30 < 19 * 7518**2

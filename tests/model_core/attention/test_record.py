@@ -7,13 +7,16 @@ from model_core.attention.pictures.layout import PictureStyle
 from model_core.attention.pictures.record_pictures import PictureContent, record_picture, write_layer_pictures
 from model_core.attention.record import (
     AttentionRecord,
-    RecordWriter,
+    RecordReplaced,
     dequantize,
     free_directory,
     layer_file,
     quantize,
     text_directory,
 )
+from model_core.attention.record_writer import RecordWriter
+from model_core.attention.statistics import head_statistics
+from model_core.attention.texts import drop_other_lengths
 from model_core.config import ExperimentConfig, TestingConfig
 from model_core.errors import InvalidParameter, InvalidParameters
 from model_core.storage.files import Layout
@@ -28,19 +31,24 @@ def attention(heads, tokens, seed):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def write(layout, *, sha256=A, tokens=6, whole=None, block_size=64, example="0"):
-    writer = RecordWriter(free_directory(text_directory(layout, "tiny", example), sha256, tokens), len(HEADS))
+def write(layout, *, sha256=A, tokens=6, whole=None, block_size=64, example="0", path=None, norms=True):
+    home = text_directory(layout, "tiny", example)
+    writer = RecordWriter(path or free_directory(home, sha256), len(HEADS), tokens)
     for seed, heads in enumerate(HEADS):
-        writer.add(attention(heads, tokens, seed))
+        values = np.arange(heads * tokens, dtype=np.float32).reshape(heads, tokens) if norms else None
+        writer.add(attention(heads, tokens, seed), value_norms=values, output_norms=values)
     layers = [{"layer": n, "n_head": h, "head_dim": 4, "png": layer_file(n, 2)} for n, h in enumerate(HEADS)]
     labels = [f"w{n}" for n in range(tokens)]
-    return writer.finish(
+    record = writer.finish(
         {
-            "run": "tiny", "id": example, "checkpoint": "model_best.pt", "step": 7, "sha256": sha256, "text": "t",
+            "run": "tiny", "id": example, "checkpoint": "model_best.pt", "step": 7, "sha256": sha256,
+            "text": "".join(labels), "ends": [2 * n + 2 for n in range(tokens)],
             "tokens": labels, "token_ids": list(range(tokens)), "max_tokens": 50, "truncated_from": whole,
             "block_size": block_size, "layers": layers,
         }
     )  # fmt: skip
+    drop_other_lengths(home, record)
+    return record
 
 
 @pytest.fixture
@@ -52,31 +60,104 @@ def layout(tmp_path):
 
 def test_the_first_checkpoint_is_in_the_examples_folder_and_others_below_it(layout):
     first, second = write(layout, whole=12), write(layout, sha256=B, whole=12)
-    longer = write(layout, sha256=B, tokens=9, whole=12)
     home = layout.attention / "tiny" / "0"
-    assert [record.path for record in (first, second, longer)] == [home, home / B[:8], home / f"{B[:8]}-9"]
+    assert [record.path for record in (first, second)] == [home, home / B[:8]]
     assert AttentionRecord.find(layout, "tiny", "0", A, max_tokens=6) == first
     assert AttentionRecord.find(layout, "tiny", "0", B, max_tokens=6) == second
-    assert AttentionRecord.find(layout, "tiny", "0", B, max_tokens=9) == longer
     assert AttentionRecord.find(layout, "tiny", "0", "c" * 64, max_tokens=6) is None
     assert AttentionRecord.find(layout, "tiny", "1", A, max_tokens=6) is None
 
 
+def test_a_longer_record_takes_the_place_of_a_shorter_one_of_its_checkpoint(layout):
+    shorter, other = write(layout, whole=12), write(layout, sha256=B, whole=12)
+    longer = write(layout, tokens=9, whole=12)
+    assert longer.path == shorter.path
+    assert AttentionRecord.find(layout, "tiny", "0", A, max_tokens=9) == longer
+    assert AttentionRecord.find(layout, "tiny", "0", B, max_tokens=6) == other
+    with pytest.raises(RecordReplaced):
+        shorter.layer(0)
+
+
+@pytest.mark.parametrize("name", [f"{A[:8]}-9", A[:8]])
+def test_other_lengths_that_earlier_versions_kept_go_when_a_longer_one_comes(layout, name):
+    home = layout.attention / "tiny" / "0"
+    write(layout, sha256=B)
+    write(layout, path=home / name)
+    assert write(layout, tokens=9, path=home / "aaaaaaaa-10").path.is_dir()
+    assert AttentionRecord.open(home / name) is None
+    assert AttentionRecord.open(home) is not None
+
+
 @pytest.mark.parametrize(
-    ("held", "wanted", "found"),
+    ("held", "wanted", "shown"),
     [
-        ({"tokens": 6, "whole": None}, 50, True),  # the whole text, shorter than wanted
-        ({"tokens": 6, "whole": None}, 5, False),
-        ({"tokens": 6, "whole": 20}, 6, True),
-        ({"tokens": 6, "whole": 20}, 7, False),
-        ({"tokens": 6, "whole": 20, "block_size": 6}, 7, True),  # the model cannot read more
-        ({"tokens": 50, "whole": 80}, None, True),  # the configuration draws 50
-        ({"tokens": 6, "whole": 80}, None, False),
+        ({"tokens": 6, "whole": None}, 50, 6),  # the whole text, shorter than wanted
+        ({"tokens": 6, "whole": None}, 5, 5),
+        ({"tokens": 6, "whole": 20}, 6, 6),
+        ({"tokens": 6, "whole": 20}, 1, 1),
+        ({"tokens": 6, "whole": 20}, 7, None),
+        ({"tokens": 6, "whole": 20, "block_size": 6}, 7, 6),  # the model cannot read more
+        ({"tokens": 60, "whole": 80}, None, 50),  # the configuration draws 50
+        ({"tokens": 6, "whole": 80}, None, None),
+        ({"tokens": 60, "whole": None, "example": "t_0123456789abcdef"}, None, 60),  # a text is shown whole
+        ({"tokens": 60, "whole": 80, "example": "t_0123456789abcdef"}, None, None),
     ],
 )
-def test_a_record_is_found_when_it_holds_just_the_tokens_wanted(layout, held, wanted, found):
+def test_a_record_is_found_when_it_holds_the_tokens_wanted_and_shows_no_more(layout, held, wanted, shown):
     write(layout, **held)
-    assert (AttentionRecord.find(layout, "tiny", "0", A, max_tokens=wanted) is not None) is found
+    found = AttentionRecord.find(layout, "tiny", held.get("example", "0"), A, max_tokens=wanted)
+    assert (found and len(found.tokens)) == shown
+
+
+def test_a_beginning_is_what_a_capture_of_fewer_tokens_would_hold(layout):
+    record = write(layout)
+    beginning = record.beginning(4)
+    facts = beginning.manifest
+    assert (facts["tokens"], facts["token_ids"], facts["text"]) == (["w0", "w1", "w2", "w3"], [0, 1, 2, 3], "w0w1w2w3")
+    assert (facts["truncated_from"], facts["max_tokens"], beginning.stored_tokens) == (6, 4, 6)
+    np.testing.assert_array_equal(beginning.layer(0), record.layer(0)[:, :4, :4])
+    np.testing.assert_array_equal(beginning.head(0, 1, first=99), record.layer(0)[1, :4, :4])
+    np.testing.assert_array_equal(beginning.norms(0), [[0, 1, 2, 3], [6, 7, 8, 9], [12, 13, 14, 15]])
+    np.testing.assert_array_equal(beginning.output_norms(1), [[0, 1, 2, 3]])
+    assert record.beginning(6) is record
+    exact = head_statistics(attention(3, 6, 0)[:, :4, :4])
+    stored = beginning.statistics()["layers"][0]["heads"]
+    assert [head["entropy"] for head in stored] == pytest.approx([head.entropy for head in exact], abs=0.01)
+
+
+def test_a_record_without_norms_and_ends_is_read(layout):
+    record = write(layout, norms=False)
+    older = AttentionRecord(
+        record.path, {name: value for name, value in record.manifest.items() if name != "ends"}, 6, record._stamp
+    )
+    assert older.norms(0) is older.output_norms(0) is None
+    assert older.beginning(2).manifest["text"] == "w0w1"
+
+
+def test_a_record_that_is_not_finished_leaves_the_one_before_it(layout):
+    record = write(layout, whole=12)
+    writer = RecordWriter(record.path, len(HEADS), 9)
+    writer.add_block(0, attention(3, 5, 0))
+    writer.discard()
+    assert AttentionRecord.find(layout, "tiny", "0", A, max_tokens=6) == record
+    assert sorted(path.name for path in record.path.iterdir()) == [
+        ".used", "manifest.json", "norms", "statistics.json", "weights",
+    ]  # fmt: skip
+
+
+def test_blocks_and_whole_layers_make_the_same_record(layout, tmp_path):
+    weights = attention(3, 300, 0)
+    whole, parts = (RecordWriter(tmp_path / name, 1, 300) for name in ("whole", "parts"))
+    whole.add(weights)
+    for first, stop in ((0, 1), (1, 200), (200, 300)):
+        parts.add_block(first, weights[:, first:stop, :stop])
+    facts = {"token_ids": [*range(300)], "tokens": ["w"] * 300, "layers": [{"n_head": 3}], "truncated_from": None}
+    records = [writer.finish(facts) for writer in (whole, parts)]
+    np.testing.assert_array_equal(records[0].layer(0), quantize(weights))
+    np.testing.assert_array_equal(records[1].layer(0), quantize(weights))
+    one, other = (record.statistics()["layers"][0]["heads"][2] for record in records)
+    assert one.pop("sink_norm") is other.pop("output_norm") is one.pop("output_norm") is other.pop("sink_norm") is None
+    assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_a_record_that_lost_a_file_is_none_and_is_written_again_in_its_place(layout):

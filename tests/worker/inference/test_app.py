@@ -8,20 +8,32 @@ import httpx
 import pytest
 
 from model_core.errors import RunNotFound
-from model_core.storage.files import Layout
 from tests.polling import eventually_async
 from worker.inference.app import create_app
 from worker.jobs.settings import InferenceSettings
 
 
-class SlowModels:
-    """Loads a model for as long as it is told, and then has none."""
+class SlowLayout:
+    """Finds no attention, after as long as it is told."""
 
     def __init__(self) -> None:
-        self.loading, self.asked, self.enough = 0, 0, threading.Event()
+        self.looking, self.asked, self.enough = 0, 0, threading.Event()
         self.most = 0
+
+    def attention_of(self, run: str) -> Path:
+        self.asked, self.looking = self.asked + 1, self.looking + 1
+        self.most = max(self.most, self.looking)
+        self.enough.wait(10)
+        self.looking -= 1
+        raise RunNotFound(run)
+
+
+class NoModels:
+    """A model cache that is empty."""
+
+    def __init__(self) -> None:
         self.device, self.open_requests, self.settings = "cpu", 0, InferenceSettings()
-        self.layout = Layout.under(Path("nowhere"))
+        self.layout = SlowLayout()
 
     def info(self) -> list[object]:
         return []
@@ -29,33 +41,27 @@ class SlowModels:
     def totals(self) -> dict[str, int]:
         return {}
 
-    def module(self, run: str, file: str, sha256: str) -> None:
-        self.asked, self.loading = self.asked + 1, self.loading + 1
-        self.most = max(self.most, self.loading)
-        self.enough.wait(10)
-        self.loading -= 1
-        raise RunNotFound(run)
-
 
 def test_a_cancelled_capture_keeps_its_slot_until_it_ends() -> None:
-    models = SlowModels()
+    models = NoModels()
+    layout = models.layout
 
     async def scene() -> httpx.Response:
         transport = httpx.ASGITransport(create_app(models))  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://inference") as http:
             ask = {"request": {"run": "tiny", "id": "0", "checkpoint": "model_best.pt"}, "sha256": "0" * 64}
             left = asyncio.ensure_future(http.post("/capture", json=ask))
-            await eventually_async(lambda: models.asked == 1)
+            await eventually_async(lambda: layout.asked == 1)
             left.cancel()
             second = asyncio.ensure_future(http.post("/capture", json=ask))
             await asyncio.sleep(0.2)  # the second does not begin in the meantime
-            assert models.asked == 1
-            models.enough.set()
+            assert layout.asked == 1
+            layout.enough.set()
             return await second
 
     reply = asyncio.run(scene())
     assert (reply.status_code, reply.json()["code"]) == (404, "run_not_found")
-    assert (models.asked, models.most) == (2, 1)
+    assert (layout.asked, layout.most) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +79,7 @@ def test_a_cancelled_capture_keeps_its_slot_until_it_ends() -> None:
 )
 def test_only_the_api_is_answered_and_no_page(headers: dict[str, str], status: int) -> None:
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(create_app(SlowModels(), names=["gpu01"]))  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(create_app(NoModels(), names=["gpu01"]))  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.5:8100") as http:
             return await http.get("/healthz", headers=headers)
 

@@ -21,7 +21,7 @@ from model_core.tokenizer import train_bpe
 from tests.polling import eventually, eventually_async
 from worker.inference.app import create_app
 from worker.inference.model_cache import ModelCache
-from worker.inference.token_routes import TokenizerCache
+from worker.inference.tokenizer_cache import TokenizerCache
 from worker.jobs.settings import InferenceSettings
 
 MODEL = {"n_layer": 2, "n_embd": 32, "vocab_size": 320, "block_size": 64, "n_head_list": [4, 2]}

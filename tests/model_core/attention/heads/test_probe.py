@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from model_core.attention.capture import attention_blocks
 from model_core.attention.heads.detector import PatternAccumulator, repeated_patterns
-from model_core.attention.heads.probe import Probe, run_probe
+from model_core.attention.heads.probe import Probe, ProbeOutOfMemory, run_probe
 from model_core.attention.record import quantize
 from model_core.attention.statistics import HISTORY_METRICS, HeadAccumulator
 from model_core.config import ModelConfig
@@ -171,6 +171,21 @@ def test_the_probe_leaves_everything_as_it_was(probe):
     assert [block.training for block in model.blocks] == [True, False, True]
     assert model.training
     assert torch.is_grad_enabled()
+
+
+def test_a_device_without_memory_is_named_and_the_model_goes_on(probe):
+    model = noisy_model(shape()).train()
+
+    def fill_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = model.blocks[1].ln_1.register_forward_pre_hook(fill_memory)
+    with pytest.raises(ProbeOutOfMemory) as raised:
+        run_probe(model, probe)
+    assert raised.value.code == "cuda_oom"
+    assert all(module.training for module in model.modules())
+    hook.remove()
+    assert run_probe(model, probe).types is not None
 
 
 def test_the_probe_is_fixed_by_data_and_block_size():

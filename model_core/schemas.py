@@ -362,6 +362,20 @@ class InferenceResult(Config):
     warnings: tuple[ResultWarning, ...] = ()
 
 
+class PatternsRequest(_OfCheckpoint):
+    """What the API asks of an inference process: to keep what every head attends to in the windows of a dataset.
+
+    Attributes:
+        run: Name of the run.
+        checkpoint: File name of the checkpoint.
+        windows_of: Run whose dataset the windows are of.
+        tokens: Tokens of a window; as many as a probe has at most.
+    """
+
+    windows_of: Name
+    tokens: TokenCount
+
+
 class AttentionRequest(Config):
     """Request for the attention of every head on one text.
 

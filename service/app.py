@@ -24,6 +24,7 @@ from service.routes import (
     attention_numbers,
     checkpoints,
     cluster,
+    compare,
     configs,
     datasets,
     exports,
@@ -44,7 +45,7 @@ _ABOUT = "Train GPT-2 models whose layers have different numbers of attention he
 
 _ROUTES = (  # in the order of /docs
     jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, completions, models,
-    tokens, attention, attention_numbers, distributions, configs, health,
+    tokens, attention, attention_numbers, distributions, compare, configs, health,
 )  # fmt: skip
 _BUSIEST = (generate, completions)  # matched first: a router before them takes 0.1 ms of each request
 

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from model_core.storage.events import finite
 from model_core.storage.files import Layout
+from model_core.storage.run import Run
 from model_core.storage.series import METRICS, Metric, Series, SeriesReader
 from service.job_files import events_path
 from service.protocol.parsing import JSON, QueryModel
@@ -104,15 +105,30 @@ class SeriesCache:
         Returns:
             Series by metric.
         """
-        reader = self._reader(job.id, events_path(layout, job))
-        series = reader.read(METRICS if names is None else names)
-        self._evict_oldest()
+        series = self._read(job.id, events_path(layout, job), METRICS if names is None else names)
         return {name: points for name, points in series.items() if len(points) or names is not None}
 
-    def _reader(self, job_id: str, path: Path) -> SeriesReader:
+    def read_run(self, run: Run, names: Collection[Metric]) -> dict[Metric, Series]:
+        """Read metrics of a run, with or without a job.
+
+        Args:
+            run: The run.
+            names: Metrics to read.
+
+        Returns:
+            Series by metric; one without points where the run has none.
+        """
+        return self._read(str(run.attempt()["job_id"]), run.events, names)
+
+    def _read(self, owner: str, path: Path, names: Collection[Metric]) -> dict[Metric, Series]:
+        series = self._reader(owner, path).read(names)
+        self._evict_oldest()
+        return series
+
+    def _reader(self, owner: str, path: Path) -> SeriesReader:
         if not path.is_file():
             return SeriesReader(path)
-        key = (job_id, path, path.stat().st_ino)  # a path may later be another file
+        key = (owner, path, path.stat().st_ino)  # a path may later be another file
         with self._lock:
             reader = self._readers.setdefault(key, SeriesReader(path))
             self._readers.move_to_end(key)

@@ -13,8 +13,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from model_core.attention.exact import EXACT
+from model_core.attention.heads.patterns import MEASURED, HeadPatterns, patterns_file, row_starts, windows_key
 from model_core.attention.record import AttentionRecord, layer_file, text_directory
 from model_core.attention.record_writer import RecordWriter
+from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from tests.polling import eventually
@@ -59,6 +61,7 @@ class FakeHost:
             Route("/generate", self._generate, methods=["POST"]),
             Route("/capture", self._capture, methods=["POST"]),
             Route("/exact", self._exact, methods=["POST"]),
+            Route("/patterns", self._patterns, methods=["POST"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
             Route("/score", self._score, methods=["POST"]),
@@ -133,6 +136,12 @@ class FakeHost:
             for layer, weights in enumerate(made_up_weights(len(record.tokens))):
                 np.save(record.path / EXACT / layer_file(layer, len(HEADS), "npy"), weights)
         return JSONResponse({"sha256": sha256, "is_written": record is not None})
+
+    async def _patterns(self, request: Request) -> Response:
+        asked = (await request.json())["request"]
+        self.asked.append(asked)
+        keep_patterns(self.layout, **asked)
+        return JSONResponse({"file": "known from the request"})
 
     async def _tokenize(self, request: Request) -> Response:
         asked = (await request.json())["request"]
@@ -217,6 +226,19 @@ def one_score(text: Any) -> dict[str, Any]:
 
 def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def keep_patterns(layout: Layout, run: str, checkpoint: str, windows_of: str, tokens: int) -> None:
+    """Write patterns of made-up weights: heads of one run are alike in all of its checkpoints."""
+    opened = Run.open(layout.run(run))
+    config, source = opened.config(), Run.open(layout.run(windows_of)).config()
+    heads = config.model.heads
+    generator = np.random.default_rng(list(run.encode()))
+    levels = generator.integers(0, 2, (sum(heads), 2, row_starts(tokens)[-1]), dtype=np.uint8) * 200
+    values = {name: generator.random(sum(heads)) * 0.9 for name in MEASURED}
+    key = windows_key(dataset_of(source, layout), tokens)
+    path = patterns_file(layout, run, opened.resolve(checkpoint).sha256, key)
+    HeadPatterns(heads, tokens, levels, values, "ab" * 32).save(path)
 
 
 def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 5) -> AttentionRecord:

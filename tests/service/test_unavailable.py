@@ -77,6 +77,7 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("get", "/attention/{run}/{example}/animation.{format}"): (409, "/attention/done/0/animation.png", {}),
     ("get", "/attention/{run}/{example}/rollout"): (SERVED, "/attention/done/0/rollout", {}),
     ("get", "/attention/{run}/{example}/weights"): (SERVED, "/attention/done/0/weights", {}),
+    ("get", "/compare"): (SERVED, "/compare", {"params": {"runs": "done,other", "view": "curves"}}),
     ("get", "/jobs"): (QUEUE, "/jobs", {}),
     ("post", "/jobs"): (QUEUE, "/jobs", CONFIG),
     ("get", "/jobs/{job_id}"): (QUEUE, "/jobs/JOB", {}),
@@ -104,6 +105,7 @@ def own(make_site: Callable[..., Any], start_redis: Callable[..., Any]) -> Any:
     site.job = site.submit("tiny")
     site.claimed = site.claim()
     site.make_run("done")
+    site.make_run("other", checkpoint=b"other weights")
     site.host = site.add_host()
     site.http.get("/attention/done/0")
     yield site

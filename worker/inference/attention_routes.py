@@ -1,4 +1,4 @@
-"""`POST /capture` and `POST /exact`: what reads attention, one at a time, because that of a long text is large."""
+"""`POST /capture`, `/exact` and `/patterns`: they read attention, one at a time: that of a long text is large."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from model_core.attention.exact_capture import write_exact
+from model_core.attention.heads.pattern_capture import capture_patterns
 from model_core.attention.quota import AttentionQuota
 from model_core.attention.record import AttentionRecord
 from model_core.attention.recording import plan_capture, run_capture
 from model_core.errors import ModelCoreError, is_out_of_memory
-from model_core.schemas import AttentionRequest
+from model_core.schemas import AttentionRequest, PatternsRequest
 from model_core.storage.dataset import dataset_of
 from model_core.storage.run import Run
 from worker.inference.model_cache import ModelCache
@@ -85,7 +86,15 @@ def attention_routes(models: ModelCache, tokenizers: TokenizerCache, quota: Atte
         request, sha256 = await read_call(connection, Call[AttentionRequest])
         return await alone(connection, lambda: _exact(models, request, sha256))
 
-    return [Route("/capture", capture, methods=["POST"]), Route("/exact", exact, methods=["POST"])]
+    async def patterns(connection: Request) -> Response:
+        request, sha256 = await read_call(connection, Call[PatternsRequest])
+        return await alone(connection, lambda: _patterns(models, request, sha256))
+
+    return [
+        Route("/capture", capture, methods=["POST"]),
+        Route("/exact", exact, methods=["POST"]),
+        Route("/patterns", patterns, methods=["POST"]),
+    ]
 
 
 def _capture(
@@ -113,6 +122,15 @@ def _exact(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[s
         record = AttentionRecord.find(models.layout, request.run, request.id, current, max_tokens=request.max_tokens)
         written = None if record is None else write_exact(loaded, record)
         return {"sha256": current, "is_written": written is not None}
+
+
+def _patterns(models: ModelCache, request: PatternsRequest, sha256: str) -> dict[str, Any]:
+    config = Run.open(models.layout.run(request.windows_of)).config()
+    with models.module(request.run, request.checkpoint, sha256) as loaded:
+        file = capture_patterns(
+            loaded, request.run, models.layout, dataset_of(config, models.layout), tokens=request.tokens
+        )
+    return {"file": file.name}
 
 
 def _release(semaphore: asyncio.Semaphore, done: asyncio.Task[Any]) -> None:

@@ -11,6 +11,7 @@ Shapes: A heads of the first model, B heads of the second, W windows, T tokens, 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,6 +77,8 @@ class Matching:
         mean: Mean overlap of the pairs.
         others: Mean and standard deviation of `ratio` over pairs that were not assigned, without flat heads; None where
             they are fewer than two.
+        flat_a: Heads of the first model whose relative entropy is above `FLAT`.
+        flat_b: Heads of the second model whose relative entropy is above `FLAT`.
     """
 
     pairs: tuple[HeadPair, ...]
@@ -83,6 +86,8 @@ class Matching:
     unmatched_b: tuple[HeadName, ...]
     mean: float
     others: tuple[float, float] | None
+    flat_a: tuple[HeadName, ...]
+    flat_b: tuple[HeadName, ...]
 
 
 def match_heads(a: HeadPatterns, b: HeadPatterns) -> Matching:
@@ -100,7 +105,8 @@ def match_heads(a: HeadPatterns, b: HeadPatterns) -> Matching:
     shuffled = hellinger(affinities.shuffled)  # (A, B)
     ratio = np.divide(distance, shuffled, out=np.full_like(distance, np.nan), where=shuffled > _LEAST)  # (A, B)
     rows, columns = assign(distance)
-    flat = (a.values["entropy_relative"] > FLAT)[:, None] | (b.values["entropy_relative"] > FLAT)  # (A, B)
+    flat_a, flat_b = (model.values["entropy_relative"] > FLAT for model in (a, b))  # (A,), (B,)
+    flat = flat_a[:, None] | flat_b  # (A, B)
     others = _others(ratio, flat, rows, columns)
     is_mutual = _mutual_nearest(distance)[rows, columns]
     overlap = pair_overlaps(a, b, rows, columns)
@@ -113,8 +119,14 @@ def match_heads(a: HeadPatterns, b: HeadPatterns) -> Matching:
         for row, column, shared, mutual in zip(rows, columns, overlap, is_mutual, strict=True)
     )  # fmt: skip
     return Matching(
-        pairs, _left_over(names_a, rows), _left_over(names_b, columns), float(overlap.mean()), others
-    )  # fmt: skip
+        pairs=pairs,
+        unmatched_a=_left_over(names_a, rows),
+        unmatched_b=_left_over(names_b, columns),
+        mean=float(overlap.mean()),
+        others=others,
+        flat_a=tuple(itertools.compress(names_a, flat_a)),
+        flat_b=tuple(itertools.compress(names_b, flat_b)),
+    )
 
 
 def head_affinities(a: HeadPatterns, b: HeadPatterns) -> Affinities:

@@ -10,6 +10,8 @@ a block.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import zipfile
 from collections.abc import Iterable
@@ -23,24 +25,43 @@ from numpy.typing import NDArray
 
 from model_core.attention.record import quantize
 from model_core.attention.statistics import METRICS, HeadAccumulator
-from model_core.storage.files import atomic_write
+from model_core.storage.dataset import Dataset, file_entries, token_files
+from model_core.storage.files import Layout, atomic_write
 
 Array = NDArray[Any]
 
+DIRECTORY = "probes"  # of a run's attention
+WINDOW = 128  # most tokens of a window of the probe
 MAX_HEADS = 2048  # of a model: 8 windows of 128 tokens take 135 MB
+MAX_FILES = 16  # of a run
 MEASURED = tuple(name for name, metric in METRICS.items() if metric.in_text and metric.in_history)
 
+_EDITION = 1  # increase it when other windows are chosen
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
 class Block(Protocol):
-    """Attention of some queries of a layer; see `capture.AttentionBlock`."""
+    """Attention of some queries of a layer, as tensors; see `capture.AttentionBlock`."""
 
-    layer: int
-    first: int
-    attention: Any
-    value_norms: Any
-    output_norms: Any
+    @property
+    def layer(self) -> int:
+        """Index of the layer."""
+
+    @property
+    def first(self) -> int:
+        """Index of the first query."""
+
+    @property
+    def attention(self) -> Any:
+        """Attention, (B, H, R, K)."""
+
+    @property
+    def value_norms(self) -> Any:
+        """Norms of the values, (B, H, K)."""
+
+    @property
+    def output_norms(self) -> Any:
+        """Norms of what the heads add, (B, H, R)."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +73,17 @@ class HeadPatterns:
         tokens: Tokens of a window, T.
         levels: Levels of sqrt(p), (N, W, P) uint8; see `record.quantize`.
         values: For each metric of `MEASURED` the mean over windows of every head, (N,).
+        probe: Hash of the probe whose windows they are, hex.
     """
 
     heads: tuple[int, ...]
     tokens: int
     levels: NDArray[np.uint8]
     values: dict[str, NDArray[np.float64]]
+    probe: str = ""
 
     @classmethod
-    def of(cls, blocks: Iterable[Block], *, heads: tuple[int, ...], windows: int, tokens: int) -> Self:
+    def of(cls, blocks: Iterable[Block], *, heads: tuple[int, ...], windows: int, tokens: int, probe: str = "") -> Self:
         """Keep and measure the attention of a model.
 
         Args:
@@ -68,6 +91,7 @@ class HeadPatterns:
             heads: Head count of every layer.
             windows: Number of windows, W.
             tokens: Tokens of a window, T; at least 2.
+            probe: See `HeadPatterns`.
 
         Returns:
             The patterns.
@@ -86,7 +110,7 @@ class HeadPatterns:
                     value_norms=block.value_norms[window].numpy(),
                     output_norms=block.output_norms[window].numpy(),
                 )
-        return cls(heads, tokens, levels, _means(measuring))
+        return cls(heads, tokens, levels, _means(measuring), probe)
 
     @property
     def names(self) -> list[tuple[int, int]]:
@@ -122,7 +146,7 @@ class HeadPatterns:
         Raises:
             DiskFull: No space is left; a file that was there is intact.
         """
-        facts = json.dumps({"heads": self.heads, "tokens": self.tokens}).encode()
+        facts = json.dumps({"heads": self.heads, "tokens": self.tokens, "probe": self.probe}).encode()
         values = {f"value_{name}": column for name, column in self.values.items()}
         with atomic_write(path) as file:
             np.savez(file, facts=np.frombuffer(facts, dtype=np.uint8), levels=self.levels, **values)  # type: ignore[arg-type]
@@ -141,9 +165,59 @@ class HeadPatterns:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 facts = json.loads(stored["facts"].tobytes())
                 values = {name: stored[f"value_{name}"] for name in MEASURED}
-                return cls(tuple(facts["heads"]), int(facts["tokens"]), stored["levels"], values)
+                return cls(tuple(facts["heads"]), int(facts["tokens"]), stored["levels"], values, str(facts["probe"]))
         except _DAMAGED:
             return None
+
+
+def patterns_file(layout: Layout, run: str, sha256: str, key: str) -> Path:
+    """Return the file that keeps the patterns of a checkpoint.
+
+    Args:
+        layout: Paths of the data root.
+        run: Name of the run.
+        sha256: Hash of the checkpoint's file, hex.
+        key: Of the windows; see `windows_key`.
+
+    Returns:
+        The file, which may not exist.
+    """
+    return layout.attention_of(run) / DIRECTORY / f"{sha256[:8]}-{key}.npz"
+
+
+def windows_key(dataset: Dataset, tokens: int) -> str:
+    """Identify the windows of a dataset without reading them.
+
+    Args:
+        dataset: The dataset, whose validation split they are of.
+        tokens: Tokens of a window.
+
+    Returns:
+        8 hexadecimal digits.
+
+    Raises:
+        InvalidData: The manifest is damaged.
+    """
+    manifest = dataset.manifest()
+    if manifest is not None:
+        identity: list[Any] = [entry["sha256"] for entry in file_entries(manifest["splits"]["val"])]
+    else:
+        stats = [path.stat() for path in token_files(dataset.val)]
+        identity = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    return hashlib.sha256(repr((_EDITION, identity, tokens)).encode()).hexdigest()[:8]
+
+
+def thin_patterns(directory: Path, most: int = MAX_FILES) -> None:
+    """Delete the patterns that were written first where a run has too many; they can be captured again.
+
+    Args:
+        directory: Directory of `patterns_file`.
+        most: Number of files to keep.
+    """
+    with contextlib.suppress(OSError):  # another process deletes them too
+        files = sorted(directory.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
+        for path in files[: max(0, len(files) - most)]:
+            path.unlink(missing_ok=True)
 
 
 def row_starts(tokens: int) -> NDArray[np.intp]:

@@ -33,6 +33,7 @@ from model_core.attention.heads.detector import (
     natural_patterns,
     repeated_patterns,
 )
+from model_core.attention.heads.patterns import WINDOW
 from model_core.attention.record import quantize
 from model_core.attention.statistics import HISTORY_METRICS, HeadAccumulator, even_statistics
 from model_core.data.loader import Tokens, load_tokens
@@ -46,7 +47,6 @@ Ids = NDArray[np.int64]
 Scores = dict[HeadType, PatternScore]
 
 SEQUENCES = 8
-WINDOW = 128  # most tokens of a sequence
 FRAME = 48  # most tokens of a frame
 FEW_IDS = "few_ids"  # reason why `induction` and `duplicate` are null
 

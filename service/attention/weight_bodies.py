@@ -197,8 +197,14 @@ def statistics_of(part: Selection) -> Iterator[dict[str, Any]]:
 
 
 def _measured(part: Selection, layer: int) -> list[dict[str, Any]]:
-    measured = range_statistics(part.levels(layer), part.tokens.start, part.tokens.stop)
-    return [{"head": head, **vars(one)} for head, one in zip(part.heads[layer], measured, strict=True)]
+    heads, stop = list(part.heads[layer]), part.tokens.stop
+    norms, outputs = part.record.norms(layer), part.record.output_norms(layer)  # (H, T) twice
+    measured = range_statistics(
+        part.levels(layer), part.tokens.start, stop,
+        value_norms=None if norms is None else norms[heads, :stop],
+        output_norms=None if outputs is None else outputs[heads],
+    )  # fmt: skip
+    return [{"head": head, **vars(one)} for head, one in zip(heads, measured, strict=True)]
 
 
 def _written(head: dict[str, Any], layers: Iterable[dict[str, Any]], tail: dict[str, Any]) -> Iterator[bytes]:

@@ -35,7 +35,7 @@ SHOWN = frozenset(  # parameters whose values are harmless
         "limit", "logit_bias", "logprobs", "max_new_tokens", "max_points", "max_tokens", "metric", "min_new_tokens",
         "min_p", "n", "name", "order", "pool", "presence_penalty", "repetition_penalty", "run", "runs", "scale", "seed",
         "sort", "source", "status", "stop_token_ids", "stream", "tail", "temperature", "timeout_s", "tokens", "top",
-        "top_k", "top_p", "validate_only", "view", "x",
+        "top_k", "top_p", "validate_only", "view", "weighting", "x",
     }
 )  # fmt: skip
 _LOGGER = "uvicorn.access"

@@ -50,6 +50,9 @@ class PictureQuery(StyleQuery):
     sort: SortMetric | None = Field(default=None, description="heads in the order of this metric, each with its value")
     order: Literal["asc", "desc"] = Field(default="desc", description="of `sort`; null comes last")
     top: Count | None = Field(default=None, ge=1, le=65_536, description="only the first heads of `sort`")
+    weighting: Literal["attention", "norm"] = Field(
+        default="attention", description="`norm`: times the norm of what each key contributes, rows scaled to 1"
+    )
     format: Literal["png", "svg", "pdf"] | None = Field(default=None, description="else what Accept prefers")
     max_tokens: TokenCount | None = Field(default=None, description=CONFIGURED)
 
@@ -58,7 +61,7 @@ class PictureQuery(StyleQuery):
         """What the picture shows of the record, which has the length that was asked for."""
         return PictureContent(
             self.layer, self.head, None, self.tokens, self.highlight,
-            sort=self.sort, is_ascending=self.order == "asc", top=self.top,
+            sort=self.sort, is_ascending=self.order == "asc", top=self.top, weighting=self.weighting,
         )  # fmt: skip
 
 

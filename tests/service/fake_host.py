@@ -247,7 +247,9 @@ def capture(layout: Layout, run: str, example: str, sha256: str, *, most: int = 
     cut_from = 5 if most < 5 else None
     writer = RecordWriter(text_directory(layout, run, example) / sha256[:8], len(HEADS), len(tokens))
     for weights in made_up_weights(len(tokens)):
-        writer.add(weights)
+        heads = len(weights)
+        norms = 1 + np.arange(heads * len(tokens), dtype=np.float32).reshape(heads, -1)
+        writer.add(weights, value_norms=norms, output_norms=norms / 10)
     layers = [{"layer": i, "n_head": h, "head_dim": 32 // h, "png": f"layer{i:02d}.png"} for i, h in enumerate(HEADS)]
     return writer.finish(
         {

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from model_core.attention.pictures.layout import Annotations, Page, PictureStyle, all_layers_page, layer_page
-from model_core.attention.pictures.plot import AUTO_NAME, HEAD_SIDE_IN, paint
+from model_core.attention.pictures.plot import HEAD_SIDE_IN, OWN_SCALE, paint
 from model_core.attention.pictures.sheet import palette
 from model_core.attention.selection import check_head, check_layer
 from model_core.attention.weights import largest_weight
@@ -165,7 +165,7 @@ def _largest(plot: AnimationPlot, frame: StepFrame) -> float:
 
 
 def _bar_name(style: PictureStyle) -> str:
-    return AUTO_NAME if style.scale == "auto" else "Attention weight"
+    return f"Attention weight{OWN_SCALE}" if style.scale == "auto" else "Attention weight"
 
 
 def _info(facts: Mapping[str, str]) -> PngInfo:

@@ -45,7 +45,7 @@ from model_core.attention.weights import largest_weight, max_pool
 Array = NDArray[Any]
 Canvas = NDArray[np.uint8]  # places in the palette
 
-AUTO_NAME = "Attention weight (own scale)"
+OWN_SCALE = " (own scale)"  # in the name of a color bar
 HEAD_SIDE_IN = 5.5  # of a head that is drawn alone
 _DEFAULT = PictureStyle()
 _FUTURE = np.uint8(COLORS + round(FUTURE * (GREYS - 1)))
@@ -190,7 +190,11 @@ def annotations_of(attention: Array, tokens: Sequence[str], style: PictureStyle)
     """
     if style.scale == "fixed":
         return Annotations(tokens)
-    return Annotations(tokens, scale_max=largest_weight(quantize(np.asarray(attention))) or 1.0, bar_name=AUTO_NAME)
+    return Annotations(
+        tokens,
+        scale_max=largest_weight(quantize(np.asarray(attention))) or 1.0,
+        bar_name=f"Attention weight{OWN_SCALE}",
+    )
 
 
 def draw(page: Page, panels: Iterable[Array], annotations: Annotations, style: PictureStyle) -> bytes:

@@ -24,11 +24,11 @@ from model_core.attention.pictures.layout import (
     layer_page,
     ranked_page,
 )
-from model_core.attention.pictures.plot import AUTO_NAME, HEAD_SIDE_IN, draw, layer_page_of
+from model_core.attention.pictures.plot import HEAD_SIDE_IN, OWN_SCALE, draw, layer_page_of
 from model_core.attention.record import AttentionRecord, layer_file
 from model_core.attention.selection import TokenRange, chosen_heads, parse_highlight
 from model_core.attention.statistics import FORMULAS, range_statistics, share_before
-from model_core.attention.weights import largest_weight
+from model_core.attention.weights import largest_weight, norm_weighted
 from model_core.config import TestingConfig
 from model_core.errors import FieldProblem, InvalidParameters
 from model_core.storage.files import atomic_write, read_json, write_json
@@ -39,6 +39,7 @@ Levels = NDArray[np.uint8]
 
 PICTURES = "pictures.json"  # settings of the pictures in a directory
 _DEFAULT = PictureStyle()
+_BAR_NAMES = {"attention": "Attention weight", "norm": "Attention weight x norm"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class PictureContent:
             of the model.
         is_ascending: Whether the smallest value of `sort` comes first.
         top: Most heads to draw in this order; None draws all.
+        weighting: ``attention``; or ``norm``, attention times the norm of what each key contributes, rows scaled to 1
+            (Kobayashi et al., 2020).
     """
 
     layer: int | None = None
@@ -65,6 +68,7 @@ class PictureContent:
     sort: str | None = None
     is_ascending: bool = False
     top: int | None = None
+    weighting: str = "attention"
 
 
 _EVERYTHING = PictureContent()
@@ -187,30 +191,40 @@ class _Shown:
 
     def annotations(self, style: PictureStyle) -> Annotations:
         start, stop = self.tokens.start, self.tokens.stop
-        scale_max, name = 1.0, "Attention weight"
+        scale_max, name = 1.0, _BAR_NAMES[self.content.weighting]
         if style.scale == "auto":
             scale_max = max(largest_weight(panel, first=start) for panel in self.panels()) or 1.0
-            name = AUTO_NAME
+            name += OWN_SCALE
         manifest = self.record.manifest
         metadata = {
             **{key: str(manifest[key]) for key in ("run", "checkpoint", "step", "sha256", "id")},
             "tokens": str(self.tokens),
             "scale": f"0 to {scale_max:.4g}",
+            "weighting": self.content.weighting,
         }
         marked = tuple(token - start for token in self.highlight)
         return Annotations(self.record.tokens[start:stop], start, marked, scale_max, name, metadata)
 
     def _levels(self) -> Iterator[Levels]:
         """Levels of each head up to the end of the range, (stop, stop); a layer that is drawn whole is read once."""
-        stop, last, levels = self.tokens.stop, -1, np.empty(0, dtype=np.uint8)
+        last, layer_levels = -1, np.empty(0, dtype=np.uint8)
         is_by_head = self.content.head is not None or self.content.sort is not None
         for one in self.heads:
             if is_by_head:
-                yield self.record.head(one.layer, one.head, first=stop)
-                continue
-            if one.layer != last:
-                last, levels = one.layer, self.record.layer(one.layer, first=stop)  # (H, stop, stop)
-            yield levels[one.head]
+                levels = self.record.head(one.layer, one.head, first=self.tokens.stop)
+            else:
+                if one.layer != last:
+                    last, layer_levels = one.layer, self.record.layer(one.layer, first=self.tokens.stop)  # (H, T, T)
+                levels = layer_levels[one.head]
+            yield levels if self.content.weighting == "attention" else self._weighted(one, levels)
+
+    def _weighted(self, one: _Panel, levels: Levels) -> Levels:
+        norms = self.record.norms(one.layer)  # (H, T)
+        if norms is None:
+            detail = "this record has no norms, because an earlier version captured it; delete it to capture it again"
+            raise InvalidParameters([FieldProblem("/weighting", detail, self.content.weighting, ("attention",))])
+        weighted: Levels = norm_weighted(levels[None], norms[one.head : one.head + 1, : len(levels)])[0]
+        return weighted
 
     def _names(self) -> list[str]:
         names = [f"Head {one.head}" for one in self.heads]
@@ -252,7 +266,8 @@ def _ordered(
 def _measured(record: AttentionRecord, layer: int, tokens: TokenRange, metric: str) -> list[float | None]:
     if len(tokens) == len(record.tokens):
         return [head[metric] for head in record.statistics()["layers"][layer]["heads"]]
-    measured = range_statistics(record.layer(layer, first=tokens.stop), tokens.start, tokens.stop)
+    levels, norms, outputs = record.layer(layer, first=tokens.stop), record.norms(layer), record.output_norms(layer)
+    measured = range_statistics(levels, tokens.start, tokens.stop, value_norms=norms, output_norms=outputs)
     return [getattr(one, metric) for one in measured]
 
 

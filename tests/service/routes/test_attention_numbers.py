@@ -216,6 +216,11 @@ def test_statistics_of_a_part_and_as_csv(site, host) -> None:
     levels = np.square(record_of(site).head(1, 0) / 255)
     rows = levels / levels.sum(axis=1, keepdims=True)
     assert part["heads"][0]["previous"] == pytest.approx(np.diagonal(rows, -1)[1:].mean(), abs=1e-5)
+    norms = np.arange(1.0, 6.0)  # of the first head, see the fake
+    assert part["heads"][0]["sink_norm"] == pytest.approx(
+        (rows * norms)[2:, 0].dot(1 / (rows @ norms)[2:]) / 3, abs=1e-5
+    )
+    assert part["heads"][0]["output_norm"] == pytest.approx(norms[2:].mean() / 10)
     assert part["even"]["sink"] == pytest.approx(np.mean([1 / 3, 1 / 4, 1 / 5]))
     reply = site.http.get(f"{HERE}/statistics", params={"format": "csv", "sort": "sink"})
     assert reply.headers["content-type"].startswith("text/csv")

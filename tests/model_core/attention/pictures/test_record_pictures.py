@@ -1,6 +1,7 @@
 """Parts of a record as pictures: what their panels hold, and where they are marked."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from model_core.attention.pictures.figure import ACCENT
 from model_core.attention.pictures.layout import PictureStyle, all_layers_page, layer_page
 from model_core.attention.pictures.plot import layer_picture
 from model_core.attention.pictures.record_pictures import PictureContent, record_picture
-from model_core.attention.record import AttentionRecord
+from model_core.attention.record import NORMS, AttentionRecord
 from model_core.errors import InvalidParameters
 from model_core.storage.files import Layout
-from tests.service.fake_host import HEADS, capture
+from tests.service.fake_host import HEADS, capture, made_up_weights
 
 STYLE = PictureStyle(dpi=40)
 TOKENS = 5
+WEIGHTINGS = ("attention", "norm")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,29 @@ def test_an_own_scale_ends_at_the_largest_weight_shown(record) -> None:
     assert Image.open(io.BytesIO(reply)).text["scale"] == f"0 to {largest:.4g}"
     brightest = max(panel.reshape(-1, 3).tolist().count([253, 231, 37]) for panel in panels(reply, HEADS[0]))
     assert brightest > 0
+
+
+def test_weighting_draws_what_each_key_contributes(record) -> None:
+    norms = record.norms(1)
+    assert norms is not None
+    expected = made_up_weights(TOKENS)[1] * norms[:, None]
+    expected /= expected.sum(axis=-1, keepdims=True)
+    drawn = panels(record_picture(record, PictureContent(layer=1, weighting="norm"), STYLE), HEADS[1])
+    whole = panels(layer_picture(expected, record.tokens, layer=1, style=STYLE), HEADS[1])
+    for panel, own in zip(drawn, whole, strict=True):
+        assert np.abs(panel - own).max() <= 6  # levels of levels: a color or two
+    assert len({record_picture(record, PictureContent(layer=1, weighting=kind), STYLE) for kind in WEIGHTINGS}) == 2
+
+
+def test_a_record_without_norms_says_so(record, tmp_path) -> None:
+    older = shutil.copytree(record.path, tmp_path / "older")
+    shutil.rmtree(older / NORMS)
+    opened = AttentionRecord.open(older)
+    assert opened is not None
+    with pytest.raises(InvalidParameters) as refusal:
+        record_picture(opened, PictureContent(layer=0, weighting="norm"), STYLE)
+    (problem,) = refusal.value.problems
+    assert (problem.pointer, problem.nearest) == ("/weighting", ("attention",))
 
 
 def test_every_part_is_drawn_in_every_format(record) -> None:

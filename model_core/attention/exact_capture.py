@@ -19,25 +19,30 @@ from filelock import FileLock
 
 from model_core.attention.capture import AttentionBlock, attention_blocks
 from model_core.attention.exact import EXACT, ExactWeights, exact_bytes
+from model_core.attention.quota import AttentionQuota
 from model_core.attention.record import AttentionRecord, layer_file
-from model_core.errors import DiskFull
+from model_core.errors import AttentionTooLarge, DiskFull, FieldProblem
 from model_core.storage.files import atomic_write
 
 if TYPE_CHECKING:
     from model_core.checkpoint import LoadedModel
 
 
-def write_exact(loaded: LoadedModel, record: AttentionRecord) -> ExactWeights | None:
+def write_exact(
+    loaded: LoadedModel, record: AttentionRecord, quota: AttentionQuota | None = None
+) -> ExactWeights | None:
     """Write the exact attention of a record, once.
 
     Args:
         loaded: The model of the record's checkpoint.
         record: The record.
+        quota: Makes room on the disk; None leaves that to the disk.
 
     Returns:
         The exact attention; None if the record was deleted or replaced meanwhile.
 
     Raises:
+        AttentionTooLarge: The quota has no room for it.
         DiskFull: There is no space for it; nothing is left of it.
     """
     with FileLock(record.path / ".exact.lock"):
@@ -46,9 +51,7 @@ def write_exact(loaded: LoadedModel, record: AttentionRecord) -> ExactWeights | 
         whole = AttentionRecord.open(record.path)  # the given one may be its beginning
         if whole is None or whole.manifest["sha256"] != loaded.info.sha256:
             return None
-        needed, free = exact_bytes(whole.heads, len(whole.tokens)), shutil.disk_usage(whole.path).free
-        if needed > free:
-            raise DiskFull(whole.path / EXACT, needed_bytes=needed, free_bytes=free)
+        _make_room(whole, quota)
         part = whole.path / ".exact"
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         try:
@@ -62,6 +65,17 @@ def write_exact(loaded: LoadedModel, record: AttentionRecord) -> ExactWeights | 
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return ExactWeights.find(whole)
+
+
+def _make_room(record: AttentionRecord, quota: AttentionQuota | None) -> None:
+    needed = exact_bytes(record.heads, len(record.tokens))
+    room = None if quota is None else quota.reserve(record.manifest["run"], record.manifest["id"], needed)
+    if room is not None:
+        detail = f"exact weights take {needed:,} bytes, and there is room for {room:,}; the levels, u8, are there"
+        raise AttentionTooLarge(detail, [FieldProblem("/format", detail, "npz", ("u8",))])
+    free = shutil.disk_usage(record.path).free
+    if needed > free:
+        raise DiskFull(record.path / EXACT, needed_bytes=needed, free_bytes=free)
 
 
 def _write_layers(directory: Path, record: AttentionRecord, blocks: Iterable[AttentionBlock]) -> None:

@@ -129,7 +129,21 @@ class AttentionQuota:
             AttentionTooLarge: It does not fit, whatever is removed; nothing was. The error names the largest
                 `max_tokens` that fits.
         """
-        need = record_bytes(heads, tokens)
+        room = self.reserve(run, id, record_bytes(heads, tokens))
+        if room is not None:
+            raise self._refusal(heads, tokens, room, max_tokens)
+
+    def reserve(self, run: str, id: str, need: int) -> int | None:  # noqa: A002 - the name that clients see
+        """Remove records until some bytes fit, and count them as used.
+
+        Args:
+            run: Name of the run to whose record they belong.
+            id: Number of a test example, or the id of a text; its own records stay.
+            need: The bytes.
+
+        Returns:
+            None if they fit now; else the bytes that would fit, and nothing was removed.
+        """
         with self._lock:
             self._captures += 1
             if self._used_bytes is None or self._captures % _CAPTURES_PER_COUNT == 0:
@@ -141,9 +155,10 @@ class AttentionQuota:
                 victims = list(self._victims(text_directory(self._layout, run, id), shortage))
                 freed = sum(victim.size_bytes for victim in victims)
                 if freed < shortage:
-                    raise self._refusal(heads, tokens, need - shortage + freed, max_tokens)
+                    return max(0, need - shortage + freed)
                 self._used_bytes -= sum(victim.size_bytes for victim in victims if victim.remove())
             self._used_bytes += need
+            return None
 
     def _shortage(self, need: int) -> int:
         """Bytes that are missing for a new record, in the limit or on the disk."""

@@ -84,7 +84,7 @@ def attention_routes(models: ModelCache, tokenizers: TokenizerCache, quota: Atte
 
     async def exact(connection: Request) -> Response:
         request, sha256 = await read_call(connection, Call[AttentionRequest])
-        return await alone(connection, lambda: _exact(models, request, sha256))
+        return await alone(connection, lambda: _exact(models, quota, request, sha256))
 
     async def patterns(connection: Request) -> Response:
         request, sha256 = await read_call(connection, Call[PatternsRequest])
@@ -115,12 +115,12 @@ def _capture(
         raise
 
 
-def _exact(models: ModelCache, request: AttentionRequest, sha256: str) -> dict[str, Any]:
+def _exact(models: ModelCache, quota: AttentionQuota | None, request: AttentionRequest, sha256: str) -> dict[str, Any]:
     """Write the exact attention of a record; the reply says of which checkpoint it was, and whether it is there."""
     with models.module(request.run, request.checkpoint, sha256) as loaded:
         current = loaded.info.sha256
         record = AttentionRecord.find(models.layout, request.run, request.id, current, max_tokens=request.max_tokens)
-        written = None if record is None else write_exact(loaded, record)
+        written = None if record is None else write_exact(loaded, record, quota)
         return {"sha256": current, "is_written": written is not None}
 
 

@@ -99,6 +99,16 @@ def test_what_does_not_fit_is_refused_with_what_does_and_nothing_is_removed(layo
         quota.make_room("tiny", "7", HEADS, problem.nearest[0] + 1)
 
 
+def test_bytes_beside_a_record_take_room_too(layout):
+    one = record(layout, "t_00000000000000a1")
+    quota = AttentionQuota(layout, 3 * size_of(one.path))
+    assert quota.reserve("tiny", "t_00000000000000a1", size_of(one.path)) is None
+    room = quota.reserve("tiny", "t_00000000000000a1", 9 * size_of(one.path))
+    assert room is not None
+    assert 0 < room < 3 * size_of(one.path)
+    assert kept(layout)["tiny"] == ["t_00000000000000a1"]
+
+
 def test_what_is_being_captured_stays(layout):
     one = record(layout, "t_00000000000000a1", used_s=1)
     record(layout, "t_00000000000000b2", used_s=2)

@@ -334,6 +334,16 @@ def test_exact_attention_is_written_beside_its_record(inference: Inference, layo
         assert np.abs(dequantize(record.layer(layer)) - exact.layer(layer)).max() <= 0.004
 
 
+def test_exact_attention_without_room_is_refused(start, layout: Layout) -> None:
+    text = "The cat saw a red ball and she was happy. " * 8
+    inference = start(attention_gb=1e-4)
+    captured = inference.client.post("/capture", json=inference.resolved(id=text_id(text), text=text))
+    assert captured.status_code == 200, captured.text
+    reply = inference.client.post("/exact", json=inference.resolved(id=text_id(text)))
+    assert (reply.status_code, reply.json()["code"]) == (422, "attention_too_large")
+    assert reply.json()["problems"][0]["nearest"] == ["u8"]
+
+
 def test_attention_is_captured_for_a_text(inference: Inference, layout: Layout) -> None:
     text = "The cat saw a red ball"
 

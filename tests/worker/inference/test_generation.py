@@ -13,10 +13,13 @@ import torch
 
 from model_core.attention.capture import attention_layers
 from model_core.attention.exact import ExactWeights
+from model_core.attention.exact_capture import write_exact
+from model_core.attention.quota import AttentionQuota
 from model_core.attention.record import AttentionRecord, dequantize
 from model_core.checkpoint import load_model, parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.config_loader import parse_config
+from model_core.errors import AttentionTooLarge
 from model_core.generation.forward.quality_gate import REFUSED, GateResult
 from model_core.generation.forward.weight_formats import cpu_features
 from model_core.gpt import GPT
@@ -334,14 +337,17 @@ def test_exact_attention_is_written_beside_its_record(inference: Inference, layo
         assert np.abs(dequantize(record.layer(layer)) - exact.layer(layer)).max() <= 0.004
 
 
-def test_exact_attention_without_room_is_refused(start, layout: Layout) -> None:
-    text = "The cat saw a red ball and she was happy. " * 8
-    inference = start(attention_gb=1e-4)
-    captured = inference.client.post("/capture", json=inference.resolved(id=text_id(text), text=text))
-    assert captured.status_code == 200, captured.text
-    reply = inference.client.post("/exact", json=inference.resolved(id=text_id(text)))
-    assert (reply.status_code, reply.json()["code"]) == (422, "attention_too_large")
-    assert reply.json()["problems"][0]["nearest"] == ["u8"]
+def test_exact_attention_without_room_is_refused(inference: Inference, layout: Layout) -> None:
+    text = "The red ball saw a cat"
+    inference.client.post("/capture", json=inference.resolved(id=text_id(text), text=text))
+    loaded = load_model(Run.open(layout.run("tiny")), "best")
+    record = AttentionRecord.find(layout, "tiny", text_id(text), loaded.info.sha256)
+    assert record is not None
+    with pytest.raises(AttentionTooLarge) as refusal:
+        write_exact(loaded, record, AttentionQuota(layout, 1))
+    assert refusal.value.problems[0].nearest == ("u8",)
+    assert ExactWeights.find(record) is None
+    assert write_exact(loaded, record, AttentionQuota(layout, 2**30)) is not None
 
 
 def test_attention_is_captured_for_a_text(inference: Inference, layout: Layout) -> None:

@@ -22,6 +22,7 @@ from service.protocol.middleware import RequestMiddleware
 from service.routes import (
     attention,
     attention_numbers,
+    attention_texts,
     checkpoints,
     cluster,
     compare,
@@ -45,7 +46,8 @@ _ABOUT = "Train GPT-2 models whose layers have different numbers of attention he
 
 _ROUTES = (  # in the order of /docs
     jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, completions, models,
-    tokens, attention, attention_numbers, distributions, compare, configs, health,
+    tokens, attention_texts, attention, attention_numbers, distributions,
+    compare, configs, health,
 )  # fmt: skip
 _BUSIEST = (generate, completions)  # matched first: a router before them takes 0.1 ms of each request
 

@@ -98,7 +98,8 @@ def _resolve_request(layout: Layout, wanted: AttentionRequest, file: str) -> Att
     if is_example(wanted.id) and not (dataset.directory / EXAMPLES).is_file():
         raise not_ready(dataset, config)
     default = default_max_tokens(config.testing) if is_example(wanted.id) else config.model.block_size
-    max_tokens = wanted.max_tokens or default
+    is_sent = wanted.text is not None or wanted.tokens is not None  # and is cut only where the client says so
+    max_tokens = wanted.max_tokens or (None if is_sent else default)
     return wanted.model_copy(update={"checkpoint": file, "max_tokens": max_tokens})
 
 

@@ -120,7 +120,12 @@ class FakeHost:
     async def _capture(self, request: Request) -> Response:
         asked = (await request.json())["request"]
         self.asked.append(asked)
-        if not asked["id"].isdecimal() or int(asked["id"]) > 9:
+        if asked["text"] == "long":
+            problem = {"pointer": "/text", "detail": "has 99 tokens", "value": 99, "nearest": [64]}
+            body = {"code": "prompt_too_long", "detail": "too long", "problems": [problem]}
+            return JSONResponse(body, status_code=422)
+        sent = asked["text"] is not None or asked["tokens"] is not None
+        if not sent and not (asked["id"].isdecimal() and int(asked["id"]) <= 9):
             return JSONResponse({"code": "example_not_found", "detail": "numbered 0 to 9"}, status_code=404)
         info = Run.open(self.layout.run(asked["run"])).resolve(asked["checkpoint"])
         most = asked["max_tokens"] or 5

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_core.attention.capture import attention_blocks
 from model_core.checkpoint import load_model
 from model_core.generation.engine import generate
 from model_core.hf.import_model import import_model
@@ -56,6 +57,18 @@ def test_attentions_have_the_heads_of_their_layer(anywhere: Exchange, name: str)
     length = len(IDS[0])
     assert [tuple(weights.shape) for weights in attentions] == [(2, h, length, length) for h in config.heads]
     assert all(torch.allclose(weights.sum(-1), torch.ones(())) for weights in attentions)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_captured_attention_is_what_transformers_computes(anywhere: Exchange, name: str) -> None:
+    theirs = anywhere.answer["loaded"][name]["attentions"]
+    blocks = list(attention_blocks(load_model(anywhere.runs[name]).model, torch.tensor(IDS), queries=3))
+    assert sum(block.is_last for block in blocks) == len(theirs)
+    for block in blocks:
+        rows, keys = block.attention.shape[2:]
+        expected = theirs[block.layer][:, :, block.first : block.first + rows]  # (B, H, R, T)
+        torch.testing.assert_close(block.attention, expected[..., :keys], atol=1e-5, rtol=0)
+        assert not expected[..., keys:].any()
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -358,3 +358,14 @@ def test_attention_is_captured_for_a_text(inference: Inference, layout: Layout) 
     assert reply.status_code == 200, reply.text
     assert [layer["n_head"] for layer in reply.json()["layers"]] == [4, 2]
     assert (layout.attention_of("tiny") / text_id(text)).is_dir()
+
+
+def test_a_text_that_is_too_long_is_refused_before_a_model_is_loaded(start: Callable[..., Inference]) -> None:
+    inference, text = start(), "The cat saw a red ball. " * 40
+
+    reply = inference.client.post("/capture", json=inference.resolved(id=text_id(text), text=text))
+
+    assert (reply.status_code, reply.json()["code"]) == (422, "prompt_too_long")
+    [problem] = reply.json()["problems"]
+    assert (problem["pointer"], problem["nearest"]) == ("/text", [_config("tiny").model.block_size])
+    assert inference.client.get("/healthz").json()["models"] == []

@@ -499,6 +499,19 @@ class Client:
         """
         return self._json("GET", f"/runs/{_segment(run)}/checkpoints")
 
+    def compare(self, runs: Sequence[str], **params: Any) -> Json:
+        """Compare runs with the first one.
+
+        Args:
+            runs: Names of the runs, 2 to 8.
+            **params: Query parameters such as `checkpoints`, `x` and `view`; those that are None are left out.
+
+        Returns:
+            The comparison.
+        """
+        params = _given(runs=",".join(runs), **params)
+        return self._json("GET", "/compare", params=params, timeout=_LONG)
+
     # --- models ------------------------------------------------------------------------------------------------
 
     def generate(self, request: Mapping[str, Any]) -> Json:

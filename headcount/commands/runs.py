@@ -86,6 +86,29 @@ def import_run(
         return submitted(client, made, follow=follow, as_json=as_json)
 
 
+def compare(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN ...", help="Two to eight runs; all against the first.")
+    ],
+    checkpoints: Annotated[
+        str | None, typer.Option(metavar="A,B", help="One for each run: best, final, latest, step=N. Default: best.")
+    ] = None,
+    x: Annotated[str, typer.Option("-x", help="Axis of the curves: step, tokens or seconds.")] = "step",
+    view: Annotated[str | None, typer.Option(help="Only curves, heads or attention.")] = None,
+    example: Annotated[str | None, typer.Option(help="Number of a test example, or id of a text.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs: what differs in their configurations, their losses, and which heads were found again."""
+    from headcount.commands.comparison_report import print_comparison
+
+    with open_client() as client:
+        found = client.compare(names, checkpoints=checkpoints, x=x, view=view, example=example)
+    if as_json:
+        print_json(found)
+    else:
+        print_comparison(found)
+
+
 def delete_run(
     name: RunArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count the bytes that would be free.")] = False,
@@ -106,7 +129,7 @@ def delete_run(
         print_error(f"warning: {warning['detail']}")
 
 
-COMMANDS = (runs, run, checkpoints, open_run, import_run, delete_run)
+COMMANDS = (runs, run, checkpoints, compare, open_run, import_run, delete_run)
 
 
 def _model_of(path: str) -> tuple[str | None, dict[str, Path]]:

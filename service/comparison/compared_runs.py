@@ -20,6 +20,7 @@ from service.schemas import View
 from worker.jobs.schemas import Number, Warned
 
 MAX_RUNS = 8
+TOKENIZERS_DIFFER = "tokenizers_differ"  # a reason for null
 
 _OWN = frozenset({"experiment_name"})  # differ between any two runs
 _SEED = "device.seed"

@@ -21,6 +21,7 @@ from service.comparison.compared_runs import (
 )
 from service.comparison.matched_heads import HeadComparison, HeadMeansView, MatchView
 from service.comparison.run_curves import CurvesView
+from service.comparison.shared_text import SharedText, SharedTextView, text_picture
 from service.schemas import View, link
 from worker.jobs.schemas import Warned
 
@@ -52,17 +53,25 @@ class ComparisonView(View):
     curves: CurvesView | None
     statistics: HeadMeansView | None
     heads: list[MatchView] | None
+    text: SharedTextView | None
     warnings: list[Warned]
     links: ComparisonLinks
 
     @classmethod
-    def of(cls, runs: Sequence[ComparedRun], curves: CurvesView | None, heads: HeadComparison | None) -> Self:
+    def of(
+        cls,
+        runs: Sequence[ComparedRun],
+        curves: CurvesView | None,
+        heads: HeadComparison | None,
+        text: SharedText | None,
+    ) -> Self:
         """Build the view.
 
         Args:
             runs: The runs.
             curves: Their curves; None if they were not requested.
             heads: Their heads; None if they were not requested.
+            text: A text under all of them; None if none was requested.
 
         Returns:
             The view.
@@ -78,6 +87,7 @@ class ComparisonView(View):
             curves=curves,
             statistics=None if heads is None else heads.statistics,
             heads=None if heads is None else list(heads.matches),
+            text=None if text is None else text.view,
             warnings=[warning for compared in runs for warning in compared.warnings],
             links=_links(runs),
         )
@@ -128,6 +138,19 @@ def heads_picture(runs: Sequence[ComparedRun], heads: HeadComparison) -> bytes:
         shapes = (runs[0].config.model.heads, runs[place].config.model.heads)
         plots.append(MatchPlot((names[0], names[place]), shapes, found, _flat_heads(matching), note))
     return draw_matches(plots, "Heads found again", _facts(runs))
+
+
+def attention_picture(runs: Sequence[ComparedRun], text: SharedText) -> bytes:
+    """Draw every head of every run over one text.
+
+    Args:
+        runs: The runs.
+        text: The text.
+
+    Returns:
+        A PNG.
+    """
+    return text_picture(text, _facts(runs))
 
 
 def _flat_heads(matching: Matching | None) -> tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]]]:

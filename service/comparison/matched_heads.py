@@ -30,13 +30,13 @@ from model_core.attention.statistics import METRICS, even_statistics
 from model_core.errors import ModelCoreError
 from model_core.schemas import PatternsRequest
 from service.admission import not_ready
-from service.comparison.compared_runs import ComparedRun
+from service.comparison.compared_runs import TOKENIZERS_DIFFER, ComparedRun
 from service.deps import Services
 from service.protocol.errors import InferenceUnavailable
 from service.schemas import View
 from worker.web.disconnect import while_connected
 
-TOKENIZERS_DIFFER, TOO_MANY_HEADS = "tokenizers_differ", "too_many_heads"  # reasons for null
+TOO_MANY_HEADS = "too_many_heads"  # a reason for null
 
 HeadRef = tuple[int, int]
 

@@ -30,7 +30,7 @@ HIDDEN = "***"  # replaces other values in the log
 WRITTEN = frozenset({"prompt", "stop"})  # text that a person wrote
 SHOWN = frozenset(  # parameters whose values are harmless
     {
-        "after", "artifacts", "checkpoint", "checkpoints", "cmap", "dataset", "dpi", "dry_run", "dtype",
+        "after", "artifacts", "checkpoint", "checkpoints", "cmap", "dataset", "dpi", "dry_run", "dtype", "example",
         "format", "frame_ms", "frequency_penalty", "from", "head", "highlight", "ignore_eos", "kind", "labels", "layer",
         "limit", "logit_bias", "logprobs", "max_new_tokens", "max_points", "max_tokens", "metric", "min_new_tokens",
         "min_p", "n", "name", "order", "pool", "presence_penalty", "repetition_penalty", "run", "runs", "scale", "seed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -12,11 +13,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from model_core.config import Name, misfit
-from model_core.schemas import CheckpointRef, Count
+from model_core.schemas import CheckpointRef, Count, ExampleId
 from service.comparison.compared_runs import MAX_RUNS, ComparedRun, resolve_runs
-from service.comparison.comparison_views import ComparisonView, curves_picture, heads_picture
+from service.comparison.comparison_views import ComparisonView, attention_picture, curves_picture, heads_picture
 from service.comparison.matched_heads import compare_heads
 from service.comparison.run_curves import Axis, CurvesView, read_curves
+from service.comparison.shared_text import share_text
 from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.negotiation import choose
@@ -51,8 +53,13 @@ class CompareQuery(QueryModel):
         "default: best",
         json_schema_extra={"explode": False, "example": ["best", "final"], "minItems": 2, "maxItems": MAX_RUNS},
     )
+    example: ExampleId | None = Field(
+        default=None,
+        description="number of a test example of the first run, or id of a text that was sent to one of them, whose "
+        "attention is compared; default: none, and 0 for view=attention",
+    )
     x: Axis = Field(default="step", description="axis of the curves; seconds are those of training steps")
-    view: Literal["curves", "heads"] | None = Field(
+    view: Literal["curves", "heads", "attention"] | None = Field(
         default=None, description="only this part; default: all parts as JSON, the curves as PNG"
     )
     format: Literal["json", "png"] | None = Field(default=None, description="else what Accept prefers")
@@ -80,7 +87,7 @@ async def compare(
     request: Request,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Differences of configuration, curves, and which heads of the first run were found again in each other one.
+    """Differences, curves, which heads of the first run were found again in the others, and one text under all of them.
 
     What prevents a part is its `reason`; for a part that `view` names it is the reply.
     """
@@ -111,15 +118,20 @@ async def answer(
     view = wanted.view or ("curves" if kind == PNG else None)
     warnings = warning_headers([warning for compared in runs for warning in compared.warnings])
     headers = {"Cache-Control": "no-store", "Vary": "Accept", **warnings}
-    heads = await compare_heads(services, request, runs, required=view == "heads") if view != "curves" else None
-    curves = await _curves(services, runs, wanted) if view != "heads" else None
+    is_text = view == "attention" or (view is None and wanted.example is not None)
+    curves = await _curves(services, runs, wanted) if view in {None, "curves"} else None
+    heads = await compare_heads(services, request, runs, required=view == "heads") if view in {None, "heads"} else None
+    text = await share_text(services, request, runs, wanted.example or "0", required=bool(view)) if is_text else None
     if kind == JSON:
-        body = await run_in_threadpool(lambda: ComparisonView.of(runs, curves, heads).model_dump(mode="json"))
+        body = await run_in_threadpool(lambda: ComparisonView.of(runs, curves, heads, text).model_dump(mode="json"))
         return JSONResponse(body, headers=headers)
-    if heads is not None:
+    draw: Callable[[], bytes]
+    if text is not None:
+        draw = partial(attention_picture, runs, text)
+    elif heads is not None:
         draw = partial(heads_picture, runs, heads)
     else:
-        assert curves is not None
+        assert curves is not None  # one part is drawn
         draw = partial(curves_picture, runs, curves)
     return Response(await to_thread.run_sync(draw, limiter=services.drawing), media_type=PNG, headers=headers)
 

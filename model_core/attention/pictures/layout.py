@@ -33,6 +33,7 @@ class PictureStyle:
         dpi: Pixels per inch, 10 to 600.
         label_max_tokens: Most tokens to label at the axes; the axes of longer texts have numbers.
         scale: ``fixed``, colors from 0 to 1; or ``auto``, to the largest weight shown outside the first query and key.
+        scale_max: Weight at the upper end of the colors, which several pictures share; None leaves it to `scale`.
 
     Raises:
         InvalidParameters: A value cannot be drawn. The error names the nearest one that can.
@@ -43,6 +44,7 @@ class PictureStyle:
     dpi: int = 150
     label_max_tokens: int = 20
     scale: str = "fixed"
+    scale_max: float | None = None
 
     def __post_init__(self) -> None:
         from matplotlib import colormaps  # heavy: loaded when something is drawn

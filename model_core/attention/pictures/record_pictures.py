@@ -192,7 +192,9 @@ class _Shown:
     def annotations(self, style: PictureStyle) -> Annotations:
         start, stop = self.tokens.start, self.tokens.stop
         scale_max, name = 1.0, _BAR_NAMES[self.content.weighting]
-        if style.scale == "auto":
+        if style.scale_max is not None:
+            scale_max, name = style.scale_max, name + OWN_SCALE
+        elif style.scale == "auto":
             scale_max = max(largest_weight(panel, first=start) for panel in self.panels()) or 1.0
             name += OWN_SCALE
         manifest = self.record.manifest

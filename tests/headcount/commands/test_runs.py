@@ -86,3 +86,34 @@ def test_what_is_no_model_is_refused_before_anything_is_sent(service, headcount,
         code, out, err = headcount("import", str(path), "--run", "mine")
         assert (code, out, named in err, err.count("\n")) == (2, "", True, 1)
     assert service.asked == []
+
+
+MODEL = {"checkpoint": "model_best.pt", "step": 200, "n_head": [2, 1], "parameters": 1234, "sha256": "0" * 64}
+PAIR = {"a": [0, 0], "b": [0, 1], "overlap": 0.9, "distance": 0.1, "ratio": 0.2, "mutual": True}
+COMPARISON = {
+    "object": "comparison", "runs": ["a", "b", "c"], "models": [{**MODEL, "run": name} for name in "abc"],
+    "differences": [{"key": "model.n_head_list", "values": [[2, 1], [1, 2], None]}], "equal": 71,
+    "groups": [{"runs": ["a"], "val_loss": {"mean": 1.5, "sd": None, "n": 1}}],
+    "curves": {"x": "step", "series": {}, "common": {"x": 200, "values": {"val_loss": [1.5, 1.25, "nan"]}}},
+    "heads": [
+        {"runs": ["a", "b"], "pairs": [{**PAIR, "similar": True}, {**PAIR, "similar": None}], "reason": None},
+        {"runs": ["a", "c"], "pairs": None, "reason": "tokenizers_differ"},
+    ],
+    "text": {"example": "0", "tokens": 40, "scale": [0, 0.5], "reason": None},
+}  # fmt: skip
+
+
+def test_a_comparison_tells_losses_differences_and_heads_found_again(service, headcount) -> None:
+    service.says("GET /compare", COMPARISON)
+    code, out, _ = headcount("compare", "a", "b", "c", "--checkpoints", "best,final,best", "--example", "0")
+    assert code == 0
+    assert service.asked == ["GET /compare?runs=a%2Cb%2Cc&checkpoints=best%2Cfinal%2Cbest&x=step&example=0"]
+    for told in ("1.25", "nan", "model.n_head_list", "[1, 2]", "71", "1 of 2", "0.0=0.1", "tokenizers_differ", "0.5"):
+        assert told in out
+    assert json.loads(headcount("compare", "a", "b", "--json")[1]) == COMPARISON
+
+
+def test_a_part_of_a_comparison_is_told_alone(service, headcount) -> None:
+    service.says("GET /compare", {**COMPARISON, "curves": None, "heads": None, "text": None, "differences": []})
+    code, out, _ = headcount("compare", "a", "b", "c", "--view", "curves")
+    assert (code, "found again" in out, "1,234" in out) == (0, False, True)

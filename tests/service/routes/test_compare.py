@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_core.attention.record import AttentionRecord, text_directory
+from model_core.attention.texts import save_text
 from model_core.config_loader import parse_config
+from model_core.schemas import text_id
 from model_core.storage.events import EventWriter
 from model_core.storage.run import Run
 from tests.service.conftest import TREE
@@ -158,7 +161,35 @@ def test_what_prevents_a_part_is_its_reason_and_the_reply_to_a_view(site, host) 
     assert (reply.status_code, reply.json()["code"]) == (503, "inference_unavailable")
 
 
-@pytest.mark.parametrize("view", ["curves", "heads"])
+def test_one_text_is_captured_under_each_checkpoint_and_has_one_scale(site, host) -> None:
+    text = ask(site, view="attention", example=3)["text"]
+    assert (text["example"], text["tokens"], len(text["pieces"]), text["reason"]) == ("3", 5, 5, None)
+    assert [(asked["run"], asked["id"]) for asked in host.asked] == [("a", "3"), ("b", "3")]
+    levels = [
+        AttentionRecord.find(site.layout, run, "3", Run(site.layout.run(run)).resolve("best").sha256).layer(layer)
+        for run in ("a", "b")
+        for layer in (0, 1)
+    ]
+    wanted = max(float(one[:, 1:, 1:].max() / 255) ** 2 for one in levels)
+    assert text["scale"] == [0, pytest.approx(wanted, abs=1e-4)]
+    assert [site.http.get(links["weights"]).status_code for links in text["links"]] == [200, 200]
+
+
+def test_a_text_that_no_run_knows_is_named(site, host) -> None:
+    reply = site.http.get("/compare", params={"runs": "a,b", "view": "attention", "example": "t_0123456789abcdef"})
+    assert (reply.status_code, reply.json()["code"]) == (404, "example_not_found")
+    assert ask(site, example="t_0123456789abcdef")["text"]["reason"] == "example_not_found"
+
+
+def test_a_text_that_one_run_knows_is_captured_for_the_others(site, host) -> None:
+    directory = text_directory(site.layout, "b", text_id("Once"))
+    directory.mkdir(parents=True)
+    save_text(directory, "Once")
+    site.http.get("/compare", params={"runs": "a,b", "view": "attention", "example": text_id("Once")})
+    assert (host.asked[0]["run"], host.asked[0]["text"]) == ("a", "Once")
+
+
+@pytest.mark.parametrize("view", ["curves", "heads", "attention"])
 def test_each_view_is_a_picture_that_says_what_it_shows(site, host, view: str) -> None:
     params = {"runs": "a,b", "view": view, "format": "png"}
     reply = site.http.get("/compare", params=params)
@@ -172,7 +203,9 @@ def test_each_view_is_a_picture_that_says_what_it_shows(site, host, view: str) -
 def test_links_lead_to_the_pictures(site, host) -> None:
     links = ask(site)["links"]
     assert site.http.get(links["self"]).json()["runs"] == ["a", "b"]
-    assert all(site.http.get(links[view]).headers["content-type"] == "image/png" for view in ("curves", "heads"))
+    assert all(
+        site.http.get(links[view]).headers["content-type"] == "image/png" for view in ("curves", "heads", "attention")
+    )
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,20 @@ class Client:
         body = {"checkpoint": checkpoint} | ({"licence": licence} if licence else {})
         return self._json("POST", f"/runs/{_segment(run)}/exports", **_json_body(body))
 
+    def ablate(self, run: str, options: Mapping[str, Any], *, validate_only: bool = False) -> Json:
+        """Request an ablation of a checkpoint's heads; equal requests share one job.
+
+        Args:
+            run: Name of the run.
+            options: Options, as the API documents them; what is left out has its default.
+            validate_only: Only ask what it would cost.
+
+        Returns:
+            The job that measures, the ablation if it exists, or the cost.
+        """
+        params = {"validate_only": "true"} if validate_only else {}
+        return self._json("POST", f"/runs/{_segment(run)}/ablations", params=params, **_json_body(options))
+
     def queue(self, *, limit: int = 20) -> Json:
         """Get the numbers of waiting and running jobs, and the next ready jobs.
 

@@ -186,6 +186,38 @@ def metrics_table(series: Mapping[str, Json]) -> None:
     print_table(columns, rows)
 
 
+def ablation_table(ablation: Json) -> None:
+    """Print what a model loses without each head, and without all heads of each layer, one per row.
+
+    Args:
+        ablation: The ablation, as the service answered it.
+    """
+    sample = ablation["sample"]
+    measured = f"loss {ablation['loss']:.4f} on {sample['tokens']:,} tokens of the {sample['split']} split"
+    print_text(f"{ablation['run']} {ablation['checkpoint']}: {measured}, nats a token")
+    print_text(f"without a head, whose read becomes {ablation['replaced_by']}:")
+    columns = (
+        Column("head", is_heading=True), Column("change", is_number=True), Column("stderr", is_number=True),
+        Column("KL", is_number=True), Column("clear"), Column("above null"),
+    )  # fmt: skip
+    rows = []
+    for layer in ablation["layers"]:
+        heads = [head for head in ablation["heads"] if head["layer"] == layer["layer"]]
+        rows += [Row((f"{head['layer']}.{head['head']}", *_ablated(head))) for head in heads]
+        rows.append(Row((f"layer {layer['layer']}", *_ablated(layer))))
+    print_table(columns, rows)
+
+
+def ablation_cost(quote: Json) -> None:
+    """Print what an ablation would cost.
+
+    Args:
+        quote: The cost, as the service answered it.
+    """
+    seconds = "unknown time" if quote["seconds"] is None else " to ".join(duration(value) for value in quote["seconds"])
+    print_text(f"{quote['passes']:g} passes over {quote['tokens']:,} tokens: {seconds}")
+
+
 def save_attention(
     client: Client, run: str, example: str, directory: Path, *, layer: int | None, head: int | None, **options: Any
 ) -> Iterator[Path]:
@@ -217,6 +249,12 @@ def save_attention(
         file = directory / f"{name}.{ending}"
         file.write_bytes(client.picture(run, example, **part, **options))
         yield file
+
+
+def _ablated(part: Json) -> tuple[str, ...]:
+    above = part.get("above_null")
+    numbers = (f"{part[name]:.4f}" for name in ("change", "stderr", "kl"))
+    return (*numbers, "yes" if part["clear"] else "no", "" if above is None else "yes" if above else "no")
 
 
 def _job_row(job: Json) -> Row:

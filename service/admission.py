@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from model_core.attention.heads.ablation_record import AblationOptions, ablation_name, read_sample, result_file
 from model_core.budget import Budget, compute_budget
 from model_core.catalog import BUILTIN_SOURCES, HUB_DATASETS
 from model_core.config import NAME_PATTERN, ExperimentConfig, ModelConfig
@@ -272,12 +273,53 @@ def _check_import(layout: Layout, spec: JobSpec) -> PreparedSubmission:
     return PreparedSubmission(spec, taken=taken)
 
 
+def _check_ablation(layout: Layout, spec: JobSpec) -> PreparedSubmission:
+    options = spec.job.options or AblationOptions()
+    spec = replace(spec, dataset=_dataset_of_run(_run_of(layout, spec)))
+    try:
+        run = Run.open(_run_of(layout, spec))
+        info = run.resolve(options.checkpoint)
+        path = ablation_file(layout, run, info, options)
+    except ModelCoreError as error:
+        return PreparedSubmission(spec, missing=None if spec.job.depends_on else error)
+    detail = fallback_detail(options.checkpoint, info)
+    if detail is not None:
+        spec = replace(spec, warnings=(*spec.warnings, ConfigWarning(FALLBACK, detail)))
+    return PreparedSubmission(spec, taken="ready" if path.is_file() else "")
+
+
+def ablation_file(layout: Layout, run: Run, info: CheckpointInfo, options: AblationOptions) -> Path:
+    """Return the path of an ablation's result; its sample is read for that.
+
+    Args:
+        layout: Directories of the data root.
+        run: The run.
+        info: Sidecar of the checkpoint.
+        options: Options of the ablation.
+
+    Returns:
+        The path; the file need not exist.
+
+    Raises:
+        DatasetNotReady: The dataset of the run lacks files.
+        InvalidData: The split gives no sample.
+    """
+    config = run.config()
+    dataset = dataset_of(config, layout)
+    if dataset.missing():
+        raise not_ready(dataset, config)
+    model = config.model
+    sample = read_sample(dataset, options, block_size=model.block_size, vocab_size=model.vocab_size)
+    return result_file(layout, run.name, ablation_name(info, options, sample))
+
+
 _CHECKS: Mapping[str, Callable[[Layout, JobSpec], PreparedSubmission]] = {  # by `JobKind.check`
     "training": _check_training,
     "test": _check_test,
     "preparation": _check_preparation,
     "export": _check_export,
     "import": _check_import,
+    "ablation": _check_ablation,
 }
 
 

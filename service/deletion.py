@@ -14,7 +14,8 @@ from typing import Literal
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from model_core.errors import RunBusy, RunNotFound
+from model_core.attention.heads.ablation_record import delete_result, read_result
+from model_core.errors import ResultNotFound, RunBusy, RunNotFound
 from model_core.hf.export_folder import export_time, is_complete
 from model_core.storage.dataset import Dataset
 from model_core.storage.files import Layout, read_json
@@ -99,8 +100,8 @@ async def delete(services: Services, job_id: str, *, artifacts: bool) -> None:
     Args:
         services: Services of the process.
         job_id: Id of the job.
-        artifacts: Whether to delete its files too: its runs with their attention records, its dataset or its export,
-            and its own directory.
+        artifacts: Whether to delete its files too: its runs with their attention records, its dataset, its export
+            or its ablation, and its own directory.
 
     Raises:
         JobNotFound: There is no such job.
@@ -200,6 +201,26 @@ def _trash_export(store: JobStore, layout: Layout, job: JobDetail) -> None:
     move_to_trash(layout, (), job.id)
 
 
+def _trash_ablation(store: JobStore, layout: Layout, job: JobDetail) -> None:
+    assert layout.jobs is not None
+    path = layout.jobs / job.id / "outcome.json"
+    name = read_json(path).get("name") if path.is_file() else None
+    is_own = name is not None and _made_ablation(layout, job, name)
+    store.mark_deleted(job.id, with_artifacts=True)
+    if name is not None and is_own:
+        delete_result(layout, job.run or "", name)
+    move_to_trash(layout, (), job.id)
+
+
+def _made_ablation(layout: Layout, job: JobDetail, name: str) -> bool:
+    """Whether the job wrote the result: another job may have written it before."""
+    try:
+        created_at: str = read_result(layout, job.run or "", name)["created_at"]
+    except ResultNotFound:
+        return False
+    return (job.started_at or "~") <= created_at <= (job.finished_at or "")
+
+
 def _trash_directory(store: JobStore, layout: Layout, job: JobDetail) -> None:
     store.mark_deleted(job.id, with_artifacts=False)
     move_to_trash(layout, (), job.id)
@@ -209,6 +230,7 @@ _TRASH: Mapping[Resource | None, Callable[[JobStore, Layout, JobDetail], None]] 
     "run": _trash_runs,
     "dataset": _trash_dataset,
     "export": _trash_export,
+    "ablation": _trash_ablation,
     None: _trash_directory,
 }
 

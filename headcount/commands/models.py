@@ -128,7 +128,40 @@ def export(
     return DONE
 
 
-COMMANDS = (generate, attention, export)
+def ablate(
+    run: RunArgument,
+    checkpoint: CheckpointOption = "best",
+    baseline: Annotated[str, typer.Option(help="What takes a head's place: zero, mean or resample.")] = "mean",
+    tokens: Annotated[int, typer.Option(help="Tokens of the sample.")] = 16_384,
+    split: Annotated[str, typer.Option(help="Split of the sample: train, val or test.")] = "test",
+    draws: Annotated[int, typer.Option(help="Random subspaces of a layer; with resample, windows too.")] = 4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost.")] = False,
+    follow: Follow = False,
+    as_json: AsJson = False,
+) -> int:
+    """Measure what a model loses without each head, and without all heads of each layer."""
+    from headcount.commands.common import submitted
+    from headcount.output import ablation_cost, ablation_table
+    from model_core.errors import DONE
+
+    options = {"checkpoint": checkpoint, "baseline": baseline, "tokens": tokens, "split": split, "draws": draws}
+    with open_client() as client:
+        made = client.ablate(run, options, validate_only=dry_run)
+        if made["object"] == "job":
+            code = submitted(client, made, follow=follow, as_json=as_json)
+            if not follow or code != DONE or as_json:
+                return code
+            made = client.ablate(run, options)
+    if as_json:
+        print_json(made)
+    elif made["object"] == "ablation_quote":
+        ablation_cost(made)
+    elif made["object"] == "ablation":
+        ablation_table(made)
+    return DONE
+
+
+COMMANDS = (generate, attention, export, ablate)
 
 
 def _biases(given: list[str]) -> dict[str, float]:

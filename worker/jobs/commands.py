@@ -31,7 +31,7 @@ from worker.jobs.states import Status
 T = TypeVar("T")
 Taken = Literal[
     "", "exists", "ready"
-]  # on disk: nothing; something of that name; the export, or a dataset made equally
+]  # on disk: nothing; something of that name; the export, the ablation, or a dataset made equally
 
 _LUA = Path(__file__).parent / "lua"
 # Each script has its commands and the files that these need: Redis runs all definitions at every call.
@@ -198,6 +198,7 @@ def submission(
         "run": spec.run,
         "dataset": spec.dataset,
         "export": spec.export or None,
+        "ablation": spec.ablation or None,
         "gpus": spec.gpus,
         "priority": spec.job.priority,
         "spec": json.dumps(spec.record),
@@ -282,6 +283,7 @@ def restore(record: RestoredJob) -> ScriptCall[bool]:
         "step": counted, "crash_step": counted, "mirrored": record.last_seq, "key": "",
         "progress": record.progress.model_dump_json(), "depends_on": " ".join(record.depends_on),
         "waiting_for": "", "dataset": record.dataset or "", "recipe": record.recipe, "export": record.export,
+        "ablation": record.ablation,
         **{name: value for name, value in optional.items() if value is not None},
     }  # fmt: skip
     arguments = {"id": record.id, "status": record.status, "created_at": record.created_at_ms, "fields": fields}

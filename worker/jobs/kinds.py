@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-Resource = Literal["run", "dataset", "export"]
+Resource = Literal["run", "dataset", "export", "ablation"]
 
 LAUNCHER = "model_core.launch"  # starts the processes of one training, and ends them together
 
@@ -30,7 +30,7 @@ class JobKind:
         title: Noun with its article, for error messages.
         module: Program of the job's child process.
         config: Part of the experiment that the job keeps: all of it, what describes a dataset, a run and one of its
-            checkpoints, or the name of a run.
+            checkpoints, the name of a run, or that name and section `device`.
         trains: Value of ``execution.train`` that implies this kind when a request names none; None if none does.
         check: Lookup on disk before the job is queued; None if it needs nothing from there.
         makes: Resource that the job creates, also the field of the record that has its name; None if it only reads.
@@ -43,16 +43,16 @@ class JobKind:
         writes_in_run: Whether its events and outcome are in the run that it makes, so that it may start over in a new
             run. Those of other jobs are in their own directories.
         options: Fields of the job section that only this kind takes, each with the reason why others are refused. Its
-            program gets the option of the same name.
+            program gets the option of the same name; of an object, as JSON.
         needed: Options without which a request is refused, each with what it should be.
     """
 
     name: str
     title: str
     module: str
-    config: Literal["experiment", "dataset", "checkpoint", "run"] = "experiment"
+    config: Literal["experiment", "dataset", "checkpoint", "run", "device"] = "experiment"
     trains: bool | None = None
-    check: Literal["training", "test", "preparation", "export", "import"] | None = None
+    check: Literal["training", "test", "preparation", "export", "import", "ablation"] | None = None
     makes: Resource | None = None
     is_exclusive: bool = False
     shares_identical: bool = False
@@ -128,6 +128,18 @@ KINDS: Mapping[str, JobKind] = {
             uses_gpu=False,
             options={"source": "only an import reads a model from files"},
             needed={"source": "file:uploads/PATH, a folder or an archive below the data root"},
+        ),
+        JobKind(
+            "ablate",
+            "an ablation",
+            "model_core.attention.heads.ablation_job",
+            config="device",
+            check="ablation",
+            makes="ablation",
+            shares_identical=True,
+            index="jobs:ablation:",
+            counts="done",
+            options={"options": "only an ablation has options"},
         ),
     )
 }

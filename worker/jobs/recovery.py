@@ -264,7 +264,9 @@ def _build_record(layout: Layout, job: JobOnDisk) -> RestoredJob:
     outcomes = _outcomes(job)
     attempt = max([job.attempt, file.attempt, events.attempt, *(outcome.attempt for outcome in outcomes)])
     outcome = next((outcome for outcome in outcomes if outcome.attempt == attempt), None)
-    spec = JobSpec(file.kind, file.run, config, JobSection())
+    with _reading(job.config):
+        section = JobSection.model_validate({"options": file.config.get("job", {}).get("options")})
+    spec = JobSpec(file.kind, file.run, config, section)
     status = _status(layout, job, file, attempt, outcome)
     error = outcome.error if outcome is not None else None
     times = [time for time in (file.time, outcome.time if outcome is not None else None) if time is not None]
@@ -275,6 +277,7 @@ def _build_record(layout: Layout, job: JobOnDisk) -> RestoredJob:
         dataset=file.dataset,
         recipe=spec.recipe,
         export=spec.export,
+        ablation=spec.ablation,
         status=status,
         config=file.config,
         attempt=attempt,

@@ -22,7 +22,7 @@ class _View(BaseModel):
 
 
 class Progress(_View):
-    """Progress of a job. A preparation and an export have no steps: they count `done` of `of`, in `unit`."""
+    """Progress of a job. Jobs other than trainings have no steps: they count `done` of `of`, in `unit`."""
 
     step: int | None = 0
     max_steps: int | None = None
@@ -188,6 +188,7 @@ class RestoredJob:
     dataset: str | None = None
     recipe: str = ""
     export: str = ""
+    ablation: str = ""
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     gpus: int | None = None
@@ -242,8 +243,8 @@ class Rejection:
 
     Attributes:
         why: ``run_exists``: the run's name is taken. ``dataset_exists``: the dataset was made with other parameters, or
-            is being made. ``ready``: the dataset or the export exists already. ``lacking``: the disk lacks an input of
-            the job. ``unfit``: no known worker could run it.
+            is being made. ``ready``: its result exists already. ``lacking``: the disk lacks an input of the job.
+            ``unfit``: no known worker could run it.
         capacity: With ``unfit``.
         maker: With ``dataset_exists``, the job that is making the dataset, if any.
     """

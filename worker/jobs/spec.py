@@ -6,6 +6,7 @@ kind in `kinds.KINDS` defines which options the job accepts and which part of th
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from model_core.attention.heads.ablation_record import AblationOptions
 from model_core.catalog import SOURCE_SYNTAX
 from model_core.config import Config, ExperimentConfig, Name, Whole
 from model_core.config_loader import (
@@ -65,6 +67,7 @@ class JobSection(Config):
     priority: Whole = Field(default=0, ge=-1000, le=1000)  # higher runs earlier
     licence: Licence | None = None  # of an exported model, for the model card
     source: Text | None = None  # of an imported model: file:uploads/PATH
+    options: AblationOptions | None = None  # of an ablation; None: their defaults
     metadata: dict[Label, Text] = Field(default={}, max_length=MAX_METADATA)
     depends_on: tuple[Annotated[str, StringConstraints(strict=True, pattern=JOB_ID)], ...] = Field(
         default=(), max_length=100
@@ -108,6 +111,14 @@ class JobSpec:
         return f"{self.run}/{self.config.testing.checkpoint_path}" if KINDS[self.kind].makes == "export" else ""
 
     @property
+    def ablation(self) -> str:
+        """Ablation that the job makes, as RUN/FILE of the checkpoint; empty if it makes none."""
+        if KINDS[self.kind].makes != "ablation":
+            return ""
+        reference = (self.job.options or AblationOptions()).checkpoint
+        return f"{self.run}/{checkpoint_file_name(reference) or reference}"
+
+    @property
     def gpus(self) -> int | None:
         """Number of GPUs; None: one if the worker has any, else none."""
         if not KINDS[self.kind].uses_gpu:
@@ -127,7 +138,7 @@ class JobSpec:
         """The experiment as the queue stores it, with the options of the supervisor in section `job`."""
         tree = self.config.model_dump(mode="json", exclude_unset=True)
         job: dict[str, Any] = {"resources": {"processes": self.processes}} if self.processes > 1 else {}
-        options = {name: getattr(self.job, name) for name in KINDS[self.kind].options}
+        options = self.job.model_dump(mode="json", include={*KINDS[self.kind].options})
         job |= {name: value for name, value in options.items() if value}
         return {**tree, "job": job} if job else tree
 
@@ -197,10 +208,11 @@ def options_of(kind: str, record: Mapping[str, Any]) -> dict[str, str]:
         record: The experiment as the queue stores it.
 
     Returns:
-        Value by option; options that are not set are omitted.
+        Value by option, an object as JSON; options that are not set are omitted.
     """
     job = record.get("job", {})
-    return {name: job[name] for name in KINDS[kind].options if name in job}
+    given = {name: job[name] for name in KINDS[kind].options if name in job}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
 
 
 # --- parts of a request ----------------------------------------------------------------------------------------------
@@ -279,11 +291,18 @@ def _run_part(config: ExperimentConfig) -> ExperimentConfig:
     return parse_config({"experiment_name": config.experiment_name}).config
 
 
+def _device_part(config: ExperimentConfig) -> ExperimentConfig:
+    """Keep the run, and what the request says of the device."""
+    tree = config.model_dump(mode="json", include={"experiment_name", "device"}, exclude_unset=True)
+    return parse_config(tree).config
+
+
 _CONFIG_PARTS: Mapping[str, Callable[[ExperimentConfig], ExperimentConfig]] = {  # by `JobKind.config`
     "experiment": lambda config: config,
     "dataset": _dataset_part,
     "checkpoint": _checkpoint_part,
     "run": _run_part,
+    "device": _device_part,
 }
 
 

@@ -15,7 +15,7 @@ def test_kind_of_a_request_that_names_none_comes_from_execution(trains, kind):
 def test_each_resource_has_a_maker():
     resources = {kind.makes for kind in KINDS.values() if kind.makes}
     makers = {resource: maker_of(resource) for resource in resources}
-    assert makers == {"dataset": "prepare", "export": "export", "run": "train"}
+    assert makers == {"ablation": "ablate", "dataset": "prepare", "export": "export", "run": "train"}
 
 
 def test_unknown_kind_makes_nothing():

@@ -64,7 +64,7 @@ local function kind_of(id) return KINDS[get(id, 'kind')] or {} end
 -- The job that owns the name of a 'run' or of a 'dataset', or false.
 local function name_owner(resource, name) return redis.call('GET', P .. resource .. ':' .. name) end
 
--- The resource that a job makes, 'run', 'dataset' or 'export', and its name; nil for a job that only reads.
+-- The resource that a job makes, 'run', 'dataset', 'export' or 'ablation', and its name; nil for a job that only reads.
 local function made_by(id)
   local resource = kind_of(id).makes
   return resource, resource and get(id, resource) or ''

@@ -88,7 +88,7 @@ def draw_curves(plots: Sequence[CurvePlot], axis: str, title: str, facts: Mappin
         for place, plot in enumerate(plots):
             axes = figure.add_subplot(1, len(plots), place + 1)
             for number, (name, x, y) in enumerate(plot.curves):
-                color, dashes = _COLORS[number % len(_COLORS)], _DASHES[number // 2 % len(_DASHES)]
+                color, dashes = _COLORS[number % len(_COLORS)], _DASHES[number % len(_DASHES)]
                 marker = "o" if len(x) < 3 else None
                 axes.plot(x, y, dashes, color=color, linewidth=1.4, label=name, marker=marker, markersize=4)
             axes.set_xlabel(axis, fontsize=8, color=_MUTED)

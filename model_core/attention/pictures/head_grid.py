@@ -6,6 +6,7 @@ layer is on a scale of its own, and is therefore a bar and not a color.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ _NUMBERED_IN = 0.4  # width from which a cell has its number
 _BAR_IN, _WHOLE_IN, _LEAST_IN = 1.2, 2.1, 6.5  # longest bar, column of the layer, least width of the picture
 _MARK_IN = 0.06
 _MOST_IN = 80.0  # height of all rows
+_MOST_NAMES = 40  # of layers, and their numbers: a text is slow when it is drawn for the first time
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,12 @@ def head_grid(plot: GridPlot, style: PictureStyle) -> bytes:
     whole_x = _LEFT_IN + columns * cell + 0.25
     sheet = Sheet(_px(max(_LEAST_IN, whole_x + _WHOLE_IN), dpi), _px(_TOP_IN + rows * row_in + _BOTTOM_IN, dpi), style)
     scale = _scale_of(plot.values)
+    every = math.ceil(rows / _MOST_NAMES)
     _write_header(sheet, plot, scale, whole_x, dpi)
     for layer, (values, marks) in enumerate(zip(plot.values, plot.is_marked, strict=True)):
         y = _TOP_IN + layer * row_in
         height = min(_COLOR_IN, 0.8 * row_in)
-        if row_in >= 0.12:
+        if layer % every == 0:
             sheet.text(_px(0.2, dpi), _px(y + height / 2, dpi), f"layer {layer}", middle=True)
         for head, (value, color) in enumerate(zip(values, color_of(np.array(values), scale), strict=True)):
             x = _LEFT_IN + head * cell
@@ -74,9 +77,9 @@ def head_grid(plot: GridPlot, style: PictureStyle) -> bytes:
             if marks[head]:
                 side = _px(min(_MARK_IN, cell / 2, height / 2), dpi)
                 sheet.fill(_px(x, dpi), _px(y, dpi), side, side, MARK)
-            if cell >= _NUMBERED_IN and row_in == _ROW_IN:
+            if cell >= _NUMBERED_IN and row_in == _ROW_IN and rows <= _MOST_NAMES:
                 sheet.text(_px(x, dpi), _px(y + height + 0.12, dpi), f"{head}: {value:.2g}", points=6, grey="0.35")
-        _draw_bar(sheet, plot.whole, layer, whole_x, y, height, dpi)
+        _draw_bar(sheet, plot.whole, layer, whole_x, y, height, dpi, is_numbered=layer % every == 0)
     return sheet.png(Title=plot.title, Description="; ".join(plot.notes))
 
 
@@ -94,12 +97,12 @@ def _write_header(sheet: Sheet, plot: GridPlot, scale: tuple[float, float], whol
 
 
 def _draw_bar(
-    sheet: Sheet, whole: Sequence[float], layer: int, x: float, y: float, height: float, dpi: int
+    sheet: Sheet, whole: Sequence[float], layer: int, x: float, y: float, height: float, dpi: int, *, is_numbered: bool
 ) -> None:  # fmt: skip
     largest = max(map(abs, whole)) or 1.0
     length = _px(_BAR_IN * abs(whole[layer]) / largest, dpi)
     sheet.fill(_px(x, dpi), _px(y, dpi), length, _px(height, dpi), MUTED if whole[layer] >= 0 else FAINT)
-    if height >= 0.1:
+    if is_numbered:
         place = (_px(x, dpi) + length + _px(0.06, dpi), _px(y + height / 2, dpi))
         sheet.text(*place, f"{whole[layer]:.3g}", points=7, middle=True)
 

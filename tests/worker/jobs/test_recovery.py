@@ -224,8 +224,10 @@ def test_a_record_put_back_is_found_like_any_other(claim, train, saved, layout, 
     assert [job.id for job in store.run(commands.page(status=status, run="one", kind="train")).jobs()] == [taken.id]
 
 
-def test_an_export_is_restored_as_the_one_that_others_share(store, claim_one, saved, layout, redis_url, connected):
-    wanted = parse_spec({"experiment_name": "one", "job": {"kind": "export"}})
+@pytest.mark.parametrize("kind", ["export", "ablate"])
+def test_what_others_share_is_restored(store, claim_one, saved, layout, redis_url, connected, kind: str):
+    options = {"options": {"checkpoint": "step=5"}} if kind == "ablate" else {}
+    wanted = parse_spec({"experiment_name": "one", "job": {"kind": kind, **options}})
     submit_job(store, wanted, fingerprint="one")
     taken = claim_one(uuid.uuid4().hex)
     write_job_file(layout.jobs / taken.id, taken, "running")

@@ -1,9 +1,11 @@
 """Parsing of a job request."""
 
+import json
+
 import pytest
 
 from model_core.errors import InvalidConfig, InvalidParameter, UnknownPreset
-from worker.jobs.spec import parse_spec, processes_of
+from worker.jobs.spec import options_of, parse_spec, processes_of
 
 
 def pointers(error):
@@ -50,6 +52,16 @@ def test_an_export_is_a_run_and_the_file_of_its_checkpoint(wanted):
     spec = parse_spec({"job": {"kind": "export"}, "testing": {"checkpoint_path": wanted}}, run="mine")
     assert (spec.kind, spec.run, spec.gpus, spec.export) == ("export", "mine", 0, "mine/model_00005.pt")
     assert spec.config.model_fields_set == {"experiment_name", "testing"}
+
+
+def test_an_ablation_keeps_its_options_and_the_device():
+    options = {"checkpoint": "step=5", "baseline": "zero"}
+    spec = parse_spec({"job": {"kind": "ablate", "options": options}, "device": {"device": "cpu"}}, run="mine")
+    assert (spec.run, spec.gpus, spec.ablation) == ("mine", 0, "mine/model_00005.pt")
+    assert spec.config.model_fields_set == {"experiment_name", "device"}
+    [(name, text)] = options_of(spec.kind, spec.record).items()
+    assert (name, json.loads(text)) == ("options", {**options, "tokens": 16_384, "split": "test", "draws": 4})
+    assert parse_spec({"job": {"kind": "ablate"}}).ablation.endswith("/model_best.pt")
 
 
 def test_an_export_that_asks_for_a_gpu_is_refused():

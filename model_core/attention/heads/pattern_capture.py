@@ -36,6 +36,7 @@ def capture_patterns(loaded: LoadedModel, run: str, layout: Layout, dataset: Dat
 
     Raises:
         AttentionTooLarge: The model has more heads than `MAX_HEADS`.
+        DatasetNotReady: The dataset has no validation split.
         InvalidData: The validation split is shorter than one window, or damaged.
         InvalidParameter: The windows are longer than the model's positions, or have ids that it does not know.
         DiskFull: No space is left.

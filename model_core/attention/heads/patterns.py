@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from model_core.attention.record import quantize
 from model_core.attention.statistics import METRICS, HeadAccumulator
+from model_core.errors import DatasetNotReady
 from model_core.storage.dataset import Dataset, file_entries, token_files
 from model_core.storage.files import Layout, atomic_write
 
@@ -196,13 +197,17 @@ def windows_key(dataset: Dataset, tokens: int) -> str:
         8 hexadecimal digits.
 
     Raises:
+        DatasetNotReady: The split has no token file.
         InvalidData: The manifest is damaged.
     """
     manifest = dataset.manifest()
     if manifest is not None:
         identity: list[Any] = [entry["sha256"] for entry in file_entries(manifest["splits"]["val"])]
     else:
-        stats = [path.stat() for path in token_files(dataset.val)]
+        try:
+            stats = [path.stat() for path in token_files(dataset.val)]
+        except FileNotFoundError as error:
+            raise DatasetNotReady(f"dataset {dataset.name!r} lacks {Path(error.filename).name}") from None
         identity = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
     return hashlib.sha256(repr((_EDITION, identity, tokens)).encode()).hexdigest()[:8]
 

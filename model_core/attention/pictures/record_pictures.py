@@ -71,6 +71,7 @@ class PictureContent:
     weighting: str = "attention"
 
 
+_SHARED_SCALE = " (shared scale)"  # in the name of a color bar
 _EVERYTHING = PictureContent()
 
 
@@ -193,7 +194,7 @@ class _Shown:
         start, stop = self.tokens.start, self.tokens.stop
         scale_max, name = 1.0, _BAR_NAMES[self.content.weighting]
         if style.scale_max is not None:
-            scale_max, name = style.scale_max, name + OWN_SCALE
+            scale_max, name = style.scale_max, name + _SHARED_SCALE
         elif style.scale == "auto":
             scale_max = max(largest_weight(panel, first=start) for panel in self.panels()) or 1.0
             name += OWN_SCALE

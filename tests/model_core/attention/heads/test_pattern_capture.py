@@ -12,7 +12,7 @@ from model_core.attention.heads.patterns import HeadPatterns, patterns_file, thi
 from model_core.attention.heads.probe import Probe
 from model_core.checkpoint import LoadedModel, load_model, parameters_state, writer
 from model_core.config import ExperimentConfig
-from model_core.errors import InvalidData, InvalidParameter
+from model_core.errors import DatasetNotReady, InvalidData, InvalidParameter
 from model_core.gpt import GPT
 from model_core.storage.dataset import Dataset
 from model_core.storage.files import Layout
@@ -108,6 +108,9 @@ def test_another_text_has_another_key(dataset) -> None:
     assert windows_key(dataset, T - 1) != key
     np.save(dataset.val, np.arange(999, dtype=np.uint16))
     assert windows_key(dataset, T) != key
+    dataset.val.unlink()
+    with pytest.raises(DatasetNotReady):
+        windows_key(dataset, T)
 
 
 def test_a_run_keeps_the_patterns_that_were_written_last(tmp_path) -> None:

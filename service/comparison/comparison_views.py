@@ -149,6 +149,9 @@ def attention_picture(runs: Sequence[ComparedRun], text: SharedText) -> bytes:
 
     Returns:
         A PNG.
+
+    Raises:
+        AttentionTooLarge: It would have too many pixels.
     """
     return text_picture(text, _facts(runs))
 

@@ -16,7 +16,7 @@ from model_core.attention.pictures.record_pictures import PictureContent, record
 from model_core.attention.record import AttentionRecord, default_max_tokens, is_example, text_directory
 from model_core.attention.texts import load_text, load_tokens
 from model_core.attention.weights import largest_weight
-from model_core.errors import ModelCoreError, TextNotFound
+from model_core.errors import AttentionTooLarge, ModelCoreError, TextNotFound
 from model_core.schemas import AttentionRequest, text_id
 from model_core.storage.dataset import EXAMPLES
 from model_core.storage.files import Layout
@@ -30,6 +30,7 @@ from service.schemas import View
 
 _DPI = 100
 _GAP_PX = 12
+_MAX_PIXELS = 2**26  # of three bytes
 
 
 class SharedTextView(View):
@@ -97,11 +98,17 @@ def text_picture(shared: SharedText, facts: Mapping[str, str]) -> bytes:
 
     Returns:
         A PNG.
+
+    Raises:
+        AttentionTooLarge: It would have too many pixels.
     """
     assert shared.view.scale is not None
     style = PictureStyle(dpi=_DPI, scale_max=shared.view.scale[1])
     content = PictureContent(max_tokens=shared.view.tokens)
     drawn = [Image.open(io.BytesIO(record_picture(record, content, style))) for record in shared.records if record]
+    pixels = sum(image.width * image.height for image in drawn)
+    if pixels > _MAX_PIXELS:
+        raise AttentionTooLarge(f"the pictures have {pixels:,} pixels; at most {_MAX_PIXELS:,} fit: compare fewer runs")
     width = sum(image.width for image in drawn) + _GAP_PX * (len(drawn) - 1)
     sheet = Image.new("RGB", (width, max(image.height for image in drawn)), "white")
     left = 0

@@ -92,20 +92,22 @@ def attention_blocks(
         is_output_used = layer + 1 < len(blocks)
         q, k, v = block.attn.qkv(block.ln_1(x))  # 3 x (B, H, T, D)
         measure = _HeadNorms(block.attn, x, v) if norms else None
-        outputs = []
+        outputs = (
+            torch.empty_like(v) if is_output_used else None
+        )  # (B, H, T, D); pieces would tear the memory of blocks
         for first, stop in _query_ranges(q, queries):
             attention = causal_attention(q[:, :, first:stop], k[:, :, :stop])  # (B, H, R, K)
             output = attention @ v[:, :, :stop] if is_output_used or measure else None  # (B, H, R, D)
-            if output is not None:
-                outputs.append(output)
+            if outputs is not None and output is not None:
+                outputs[:, :, first:stop] = output
             yield AttentionBlock(
                 layer, first, stop == q.size(2), attention.float().cpu(),
                 None if measure is None else measure.values[:, :, :stop],
                 None if measure is None or output is None else measure.outputs(output, first),
             )  # fmt: skip
             del attention, output  # the next block takes their memory
-        if is_output_used:
-            x = x + block.attn.merge(torch.cat(outputs, dim=2))  # (B, T, C)
+        if outputs is not None:
+            x = x + block.attn.merge(outputs)  # (B, T, C)
             x = x + block.mlp(block.ln_2(x))  # (B, T, C)
 
 

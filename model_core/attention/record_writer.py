@@ -141,8 +141,8 @@ class _LayerWriter:
         self._norms_file = directory / NORMS / name
         self._n_head, self._tokens = n_head, tokens
         self._heads = HeadAccumulator(tokens, n_head)
-        self._values: Array | None = None  # (H, T)
-        self._outputs: list[Array] = []  # (H, R) each
+        self._norms = np.zeros((2, n_head, tokens), dtype=np.float32)  # (2, H, T) of values and outputs
+        self._has_norms = False
         self._file: IO[bytes] = (directory / ATTENTION / name).open("wb")
         header = {"descr": "|u1", "fortran_order": False, "shape": (n_head, tokens, tokens)}
         np.lib.format.write_array_header_1_0(self._file, header)
@@ -156,14 +156,14 @@ class _LayerWriter:
             self._file.seek(self._begin + (head * self._tokens + first) * self._tokens)
             self._file.write(own.data)
         self._heads.add(first, attention, value_norms=value_norms, output_norms=output_norms)
-        self._values = value_norms
-        if output_norms is not None:
-            self._outputs.append(output_norms)
+        if value_norms is not None and output_norms is not None:
+            self._norms[0, :, :K] = value_norms
+            self._norms[1, :, first : first + R] = output_norms
+            self._has_norms = True
 
     def finish(self) -> list[HeadStatistics]:
-        if self._values is not None and self._outputs:
-            norms = np.stack([self._values, np.concatenate(self._outputs, axis=1)])  # (2, H, T)
-            np.save(self._norms_file, norms.astype(np.float32, copy=False))
+        if self._has_norms:
+            np.save(self._norms_file, self._norms)
         self._file.flush()
         os.fsync(self._file.fileno())
         self.close()

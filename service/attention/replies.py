@@ -6,7 +6,7 @@ A long reply is made piece by piece while it is sent, so it never lies in memory
 from __future__ import annotations
 
 import zlib
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -48,7 +48,7 @@ class RecordQuery(QueryModel):
 
 async def reply_from_record(
     services: Services, request: Request, run: str, example: str, wanted: RecordQuery, media_type: str, body: Body,
-    *, name: str | None = None, depends_on: Hashable = None, prepare: Prepare | None = None,
+    *, name: str | None = None, depends_on: object = None, prepare: Prepare | None = None,
 ) -> Response:  # fmt: skip
     """Find or capture a record, and reply with what is made of it.
 

@@ -14,11 +14,12 @@ from model_core.config import Name
 from model_core.schemas import Count, ExampleId
 from service.attention.animations import PROBE, AnimationQuery, animation_reply
 from service.attention.exact_lookup import ensure_exact
+from service.attention.head_types import known_types
 from service.attention.replies import RecordQuery, reply_from_record
 from service.attention.rollout_bodies import Rollout
 from service.attention.statistics_bodies import statistics_csv, statistics_json
 from service.attention.style_query import Index, SortMetric, StyleQuery, TokenSpan
-from service.attention.targets import AttentionTarget, read_testing
+from service.attention.targets import AttentionTarget, read_testing, resolve_target
 from service.attention.weight_bodies import Selection, npz_body, sparse_json, u8_bytes, u8_json
 from service.deps import ServicesDep
 from service.metrics import CSV
@@ -133,15 +134,20 @@ async def statistics(
     services: ServicesDep,
     request: Request,
 ) -> Response:
-    """Numbers of each head, beside those of even attention, with the formulas; CSV has one row a head."""
+    """Numbers of each head, beside those of even attention, with the formulas; CSV has one row a head.
+
+    `types` are the labels of a head by the probe of the checkpoint, null if it was not probed.
+    """
     kind = {"json": JSON, "csv": CSV}[wanted.format] if wanted.format else choose(_accept(request), (JSON, CSV))
     write = statistics_csv if kind == CSV else statistics_json
+    target = await run_in_threadpool(resolve_target, services.layout, run, wanted.checkpoint)
+    types = await run_in_threadpool(known_types, services.layout, run, target.sha256)
 
     def body(record: AttentionRecord) -> Any:
-        return write(wanted.part(record), wanted.sort, is_ascending=wanted.order == "asc")
+        return write(wanted.part(record), wanted.sort, types, is_ascending=wanted.order == "asc")
 
     name = f"{run}-{example}-statistics.csv" if kind == CSV else None
-    return await reply_from_record(services, request, run, example, wanted, kind, body, name=name)
+    return await reply_from_record(services, request, run, example, wanted, kind, body, name=name, depends_on=types)
 
 
 def _accept(request: Request) -> str | None:

@@ -1,6 +1,7 @@
 """Numbers of attention over HTTP: formats, parts, and their caching."""
 
 import base64
+import contextlib
 import csv
 import gzip
 import io
@@ -16,6 +17,7 @@ from model_core.attention.record import AttentionRecord
 from model_core.attention.rollout import even_rollout, rollout
 from model_core.attention.statistics import FORMULAS
 from model_core.attention.weights import unpack_triangles
+from model_core.storage.events import EventWriter
 from service.attention.style_query import SortMetric
 from tests.model_core.attention.test_weights import NODE
 from tests.service.fake_host import HEADS, made_up_weights
@@ -197,6 +199,24 @@ def test_statistics_are_those_of_the_record(site, host) -> None:
 
 def test_every_number_can_be_sorted_by() -> None:
     assert get_args(SortMetric) == tuple(FORMULAS)
+
+
+def test_types_are_those_of_the_probe_at_the_checkpoints_step(site, host) -> None:
+    def heads() -> list[Any]:
+        return [head["types"] for head in site.http.get(f"{HERE}/statistics").json()["heads"]]
+
+    assert heads() == [None] * sum(HEADS)
+    assert site.http.get(f"{HERE}/statistics").json()["reasons"]["types"] == "not_probed"
+    etag = site.http.get(f"{HERE}/statistics").headers["etag"]
+    label = {"type": "previous", "strength": "weak", "score": 0.2, "chance": 0.1, "z": 9.0, "control": None}
+    with contextlib.closing(EventWriter(site.layout.run("tiny") / "events.jsonl", 1)) as events:
+        values = {"previous": [[0.1] * count for count in HEADS]}
+        for step, types in ((2, {}), (3, {"1.0": [label]})):
+            events.append("heads", step=step, probe={"sha256": "p"}, values=values, types=types)
+    assert heads() == [[], [], [], [], [label], []]
+    assert site.http.get(f"{HERE}/statistics", headers={"If-None-Match": etag}).status_code == 200
+    table = csv.DictReader(io.StringIO(site.http.get(f"{HERE}/statistics", params={"format": "csv"}).text))
+    assert [row["types"] for row in table] == ["", "", "", "", "previous?", ""]
 
 
 def test_statistics_are_sorted_and_null_comes_last(site, host) -> None:

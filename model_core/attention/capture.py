@@ -124,7 +124,7 @@ def attention_layers(model: GPT, idx: Tensor) -> Iterator[Tensor]:
     T = idx.size(1)  # noqa: N806 - the letters of the shape legend
     whole = torch.empty(0)
     for block in attention_blocks(model, idx):
-        H, R, K = block.attention.shape[1:]  # noqa: N806
+        H, R, K = block.attention.shape[1:]  # noqa: N806 - the letters of the shape legend
         if block.first == 0:
             whole = torch.zeros(H, T, T)  # (H, T, T)
         whole[:, block.first : block.first + R, :K] = block.attention[0]

@@ -227,14 +227,14 @@ def _check_id(given: str, right: str) -> None:
         raise InvalidParameter(f"{given!r} is not the id of this text; it is {right!r}")
 
 
-def _example_ids(tokenizer: Tokenizer, id: str, dataset: Dataset | None) -> Sequence[int]:  # noqa: A002
+def _example_ids(tokenizer: Tokenizer, example: str, dataset: Dataset | None) -> Sequence[int]:
     if dataset is None:
-        raise DatasetNotReady(f"example {id!r} needs a dataset's test_examples.json, and there is no dataset")
-    example = dataset.example(int(id))
+        raise DatasetNotReady(f"example {example!r} needs a dataset's test_examples.json, and there is no dataset")
+    stored = dataset.example(int(example))
     same = dataset.tokenizer().sha256 == tokenizer.sha256
-    ids: Sequence[int] = list(example.tokens) if same else tokenizer.encode(example.text)
+    ids: Sequence[int] = list(stored.tokens) if same else tokenizer.encode(stored.text)
     if not ids:
-        raise InvalidParameter(f"example {id!r} has no tokens")
+        raise InvalidParameter(f"example {example!r} has no tokens")
     return ids
 
 

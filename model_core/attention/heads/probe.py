@@ -256,7 +256,7 @@ def _read_windows(model: GPT, idx: torch.Tensor) -> _Reading:
     reading, statistics, patterns = _Reading(), None, None
     for block in attention_blocks(model, idx, norms=True):
         attention = block.attention.numpy()  # (S, H, R, K)
-        H = attention.shape[1]  # noqa: N806
+        H = attention.shape[1]  # noqa: N806 - the letter of the shape legend
         if statistics is None or patterns is None:
             statistics, patterns = HeadAccumulator(T, S * H), PatternAccumulator(natural_patterns(T), S, H)
             reading.frames.append(np.zeros((H, min(FRAME, T), min(FRAME, T)), np.uint8))  # (H, F, F)

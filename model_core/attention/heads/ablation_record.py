@@ -29,7 +29,7 @@ from model_core.data.token_arrays import load_tokens
 from model_core.errors import InvalidData, ResultNotFound
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import Dataset
-from model_core.storage.files import Layout, read_json, write_json
+from model_core.storage.files import Layout, read_json, translate_disk_full, write_json
 
 Array = NDArray[np.float64]
 Split = Literal["train", "val", "test"]
@@ -326,9 +326,12 @@ class PartialFile:
 
         Args:
             measurement: What it found.
+
+        Raises:
+            DiskFull: No space is left; the passes before it are kept.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
+        with translate_disk_full(self._path), self._path.open("ab") as file:
             file.write(f"\n{json.dumps(asdict(measurement))}".encode())  # a new line, whatever a kill has left
             file.flush()
             os.fsync(file.fileno())

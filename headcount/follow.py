@@ -23,6 +23,7 @@ Event = Mapping[str, Any]
 _PLAIN_EVERY_S = 3.0
 _POLL_S = 0.5
 _WIDTH_FOR_BAR = 60
+_MOST_LABELS = 12  # of heads, on one line
 _COPIED = ("step", "max_steps", "loss", "val_loss", "tokens_per_s", "bits_per_byte")
 _SHOWN_WITH_REASON = {"queued", "stopping", "cancelled"}
 
@@ -151,6 +152,8 @@ def describe(event: Event) -> str | None:
     if kind == "validation":
         bits = f"  {event['bits_per_byte']:.3f} bits per byte" if event.get("bits_per_byte") is not None else ""
         return f"step {event.get('step')}  validation loss {number(event.get('val_loss'))}{bits}"
+    if kind == "heads":
+        return f"step {event.get('step')}  heads: {_labels(event)}" if event.get("types") else None
     if kind == "sample":
         texts = [one_line(str(text)) for text in event.get("texts", ())[:1]]
         return f"step {event.get('step')}  sample: " + " | ".join(texts)
@@ -182,10 +185,20 @@ def log_line(event: Event) -> str:
     if event["type"] == "step":
         rate = f"  {event['tokens_per_s']:,.0f} tokens/s" if event.get("tokens_per_s") else ""
         text = f"step {event['step']}  loss {number(event.get('loss'))}  lr {number(event.get('lr'))}{rate}"
+    elif event["type"] == "heads" and not event.get("types"):  # its values are thousands of numbers
+        text = f"step {event.get('step')}  heads: none has a type"
     else:
         rest = {k: v for k, v in event.items() if k not in {"seq", "time", "attempt", "type"}}
         text = describe(event) or f"{event['type']} " + " ".join(f"{key}={_value(rest[key])}" for key in rest)
     return one_line(f"{event.get('time', '')}  {text}").strip()
+
+
+def _labels(event: Event) -> str:
+    """The heads with a label, such as ``1.3 previous?``; the mark stands for a weak one."""
+    labels = [(head, label) for head, given in event["types"].items() for label in given]
+    shown = [f"{head} {label['type']}{'?' if label['strength'] == 'weak' else ''}" for head, label in labels]
+    more = len(shown) - _MOST_LABELS
+    return ", ".join(shown[:_MOST_LABELS]) + (f" and {more} more" if more > 0 else "")
 
 
 def made_by(job: Json) -> str:

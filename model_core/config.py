@@ -249,7 +249,7 @@ class ExecutionConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Validation, samples and periodic checkpoints, each after a number of steps."""
+    """Validation, samples and periodic checkpoints, each after a number of steps; and what is told of the heads."""
 
     val_loss_every: Whole = Field(default=250, ge=1)
     val_max_steps: Whole = Field(default=20, ge=1)
@@ -260,6 +260,7 @@ class EvaluationConfig(Config):
     sample_temperature: Real = Field(default=1.0, ge=0, le=1000)
     checkpoint_every: Whole = Field(default=5000, ge=1)
     max_checkpoints_to_keep: Whole = Field(default=5, ge=1)
+    head_statistics: Flag = True  # at validations: what every head does on a fixed probe
 
 
 class OutputConfig(Config):

@@ -397,6 +397,18 @@ class AttentionRequest(Config):
     max_tokens: TokenCount | None = None
 
 
+class ProbeRequest(Config):
+    """Request for what the probe measures of every head of a checkpoint.
+
+    Attributes:
+        run: Name of the run.
+        checkpoint: See `GenerateRequest`.
+    """
+
+    run: Name
+    checkpoint: CheckpointRef = "best"
+
+
 def text_id(text: str) -> str:
     """Compute the id of a free text in attention records.
 

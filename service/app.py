@@ -36,7 +36,7 @@ from service.routes import (
     runs,
     tokens,
 )
-from service.routes.heads import ablations, distributions
+from service.routes.heads import ablations, distributions, history
 from service.routes.v1 import completions, models
 from service.settings import ServiceSettings
 
@@ -46,7 +46,7 @@ _ABOUT = "Train GPT-2 models whose layers have different numbers of attention he
 
 _ROUTES = (  # in the order of /docs
     jobs, cluster, job_outputs, datasets, runs, checkpoints, exports, generate, completions, models,
-    tokens, attention_texts, attention, attention_numbers, ablations, distributions,
+    tokens, attention_texts, attention, attention_numbers, history, ablations, distributions,
     compare, configs, health,
 )  # fmt: skip
 _BUSIEST = (generate, completions)  # matched first: a router before them takes 0.1 ms of each request

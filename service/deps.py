@@ -16,6 +16,7 @@ from model_core.storage.files import Layout
 from service.admission import PreparedSubmission, prepare_submissions
 from service.async_store import AsyncStore, Batcher, WakeupNotifier
 from service.change_listener import ChangeListener
+from service.head_history import HistoryCache
 from service.inference_client import Hosts
 from service.metrics import SeriesCache
 from service.settings import ServiceSettings
@@ -80,6 +81,7 @@ class Services:
         hosts: Inference processes, reached over HTTP.
         drawing: Bounds the pictures that are drawn at the same time.
         series_cache: Metrics that were read from event files.
+        history_cache: Histories of heads that were read from event files.
     """
 
     settings: ServiceSettings
@@ -95,6 +97,7 @@ class Services:
     hosts: Hosts
     drawing: CapacityLimiter
     series_cache: SeriesCache
+    history_cache: HistoryCache
     _redis: redis.Redis
 
     @classmethod
@@ -123,6 +126,7 @@ class Services:
             hosts=Hosts(partial(ask, registry.alive, "inference"), settings),
             drawing=CapacityLimiter(settings.drawing_threads),
             series_cache=SeriesCache(),
+            history_cache=HistoryCache(),
             _redis=client,
         )
 

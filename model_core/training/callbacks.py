@@ -28,6 +28,7 @@ from model_core.storage.dataset import Dataset, bits_per_byte
 from model_core.storage.files import require_space
 from model_core.storage.run import Run
 from model_core.training.evaluate import mean_loss
+from model_core.training.head_probing import HeadHistory
 from model_core.training.tracking import trackers
 from model_core.training.trainer import Callback, StepResult, TrainState
 
@@ -55,6 +56,8 @@ def build_callbacks(
     present: list[Callback] = [Events(emit), Validation(dataset, emit)]
     if config.evaluation.sample_num:
         present.append(Samples(emit))
+    if config.evaluation.head_statistics:
+        present.append(HeadHistory(dataset, run, emit))
     present += [Checkpoints(run, attempt, emit), LogLines(), *trackers(config, run, dataset=dataset, emit=emit)]
     if config.logging.verbose and sys.stderr.isatty():
         present.append(ProgressBar())

@@ -24,11 +24,14 @@ RUNS: dict[str, tuple[dict[str, dict[str, Any]], set[str]]] = {
     "no best": ({"checkpoint": {"save_best": False}}, {"checkpoint_fallback"}),
     "no final": ({"checkpoint": {"save_final": False}}, set()),
     "neither best nor final": ({"checkpoint": KEEP_NOTHING}, {"checkpoint_fallback"}),
-    "no held-out text": ({"data": NO_HELD_OUT}, {"no_val_loss", "no_test_loss", "few_examples", "checkpoint_fallback"}),
+    "no held-out text": (
+        {"data": NO_HELD_OUT},
+        {"no_val_loss", "no_test_loss", "few_examples", "checkpoint_fallback", "heads_skipped"},
+    ),
     "one step": ({"training": {"max_steps": 1}}, set()),
     "all of these": (
         {"data": NO_HELD_OUT, "checkpoint": KEEP_NOTHING, "training": {"max_steps": 1}},
-        {"no_val_loss", "no_test_loss", "few_examples", "checkpoint_fallback"},
+        {"no_val_loss", "no_test_loss", "few_examples", "checkpoint_fallback", "heads_skipped"},
     ),
     "validation after more steps than there are": ({"evaluation": {"val_loss_every": 1000}}, set()),
     "more examples than there are": ({"testing": {"num_test_samples": 1000}}, {"few_examples"}),
@@ -72,7 +75,7 @@ def test_splits_too_short_for_one_row_are_no_failure(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(f"word {number}" for number in range(100)))
     write_config(tmp_path, data={"split": [0.98, 0.01, 0.01]}, execution={"test": True})
     assert train(tmp_path) == 0
-    assert set(warnings_of(tmp_path)) == {"no_val_loss", "checkpoint_fallback"}
+    assert set(warnings_of(tmp_path)) == {"no_val_loss", "checkpoint_fallback", "heads_skipped"}
 
 
 def test_a_test_that_fails_does_not_undo_the_training(root: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from headcount.follow import ProgressView, follow, log_line
+from headcount.follow import ProgressView, describe, follow, log_line
 
 TIMES = [f"2026-01-01T00:00:{second:02d}.000Z" for second in range(60)]
 
@@ -65,6 +65,29 @@ def test_every_event_is_a_line_of_a_log() -> None:
     lines = [log_line(event) for event in [*EVENTS, {"type": "novel", "seq": 9, "time": TIMES[9], "x": "a\nb"}]]
     assert "step 3  loss 4  lr 0.001  1,000 tokens/s" in lines[5]
     assert lines[-1].endswith("novel x=a b")
+
+
+def heads_event(types: dict[str, Any]) -> dict[str, Any]:
+    values = {"previous": [[0.04] * 8] * 100}
+    return {
+        "type": "heads",
+        "seq": 8,
+        "time": TIMES[8],
+        "attempt": 1,
+        "step": 200,
+        "probe": {},
+        "values": values,
+        "types": types,
+    }
+
+
+def test_heads_are_a_short_line_with_their_types() -> None:
+    weak, strong = {"type": "previous", "strength": "weak"}, {"type": "sink", "strength": "strong"}
+    line = log_line(heads_event({"1.3": [weak], "3.0": [weak, strong]}))
+    assert line.endswith("step 200  heads: 1.3 previous?, 3.0 previous?, 3.0 sink")
+    assert len(log_line(heads_event({f"{layer}.0": [strong] for layer in range(100)}))) < 250
+    assert len(log_line(heads_event({}))) < 80
+    assert describe(heads_event({})) is None
 
 
 def test_losses_that_are_no_numbers_are_shown_by_name() -> None:

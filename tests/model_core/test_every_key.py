@@ -171,6 +171,7 @@ OBSERVED: dict[str, tuple[str, Look, *tuple[str, ...]]] = {
     "evaluation.sample_temperature": ("0.01", samples),
     "evaluation.checkpoint_every": ("1", names),
     "evaluation.max_checkpoints_to_keep": ("1", names, "evaluation.checkpoint_every=1"),
+    "evaluation.head_statistics": ("false", lambda b: b.run.told("heads", "step")),
     "output.exp_dir": ("./elsewhere", paths),
     "output.attention_dir": ("./elsewhere", paths),
     "device.device": ("cuda", lambda b: b.runtime().device),

@@ -13,11 +13,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from model_core.attention.exact import EXACT
+from model_core.attention.heads.history import probe_file
 from model_core.attention.heads.patterns import MEASURED, HeadPatterns, patterns_file, row_starts, windows_key
 from model_core.attention.record import AttentionRecord, layer_file, text_directory
 from model_core.attention.record_writer import RecordWriter
 from model_core.storage.dataset import dataset_of
-from model_core.storage.files import Layout
+from model_core.storage.files import Layout, write_json
 from model_core.storage.run import Run
 from tests.polling import eventually
 
@@ -62,6 +63,7 @@ class FakeHost:
             Route("/capture", self._capture, methods=["POST"]),
             Route("/exact", self._exact, methods=["POST"]),
             Route("/patterns", self._patterns, methods=["POST"]),
+            Route("/probe", self._probe, methods=["POST"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
             Route("/score", self._score, methods=["POST"]),
@@ -148,6 +150,14 @@ class FakeHost:
         keep_patterns(self.layout, **asked)
         return JSONResponse({"file": "known from the request"})
 
+    async def _probe(self, request: Request) -> Response:
+        call = await request.json()
+        self.asked.append(call["request"])
+        info = Run.open(self.layout.run(call["request"]["run"])).resolve(call["request"]["checkpoint"])
+        reading = {"schema_version": 1, "sha256": call["sha256"], "step": info.step, **probe_reading(0.5)}
+        write_json(probe_file(self.layout, call["request"]["run"], call["sha256"], "p" * 64), reading)
+        return JSONResponse(reading)
+
     async def _tokenize(self, request: Request) -> Response:
         asked = (await request.json())["request"]
         self.asked.append(asked)
@@ -226,6 +236,19 @@ def one_score(text: Any) -> dict[str, Any]:
         "tokens": len(text),
         "bytes": len(text),
         "bits_per_byte": 1.0 if text else None,
+    }
+
+
+def probe_reading(value: float) -> dict[str, Any]:
+    """What the probe would measure if head h of layer l had `value` + l + h / 8 in `previous`."""
+    rows = [[value + layer + head / 8 for head in range(heads)] for layer, heads in enumerate(HEADS)]
+    texts = {"sha256": "p" * 64, "sequences": 8, "tokens": 64, "repeated": 32, "reason": None}
+    missing: list[list[float | None]] = [[None] * heads for heads in HEADS]
+    label = {"type": "previous", "strength": "weak", "score": 0.5, "chance": 0.06, "z": 9.5, "control": None}
+    return {
+        "probe": {**texts, "chance": {"previous": 0.0625, "induction": 0.01}},
+        "values": {"previous": rows, "induction": missing},
+        "types": {"1.0": [label]},
     }
 
 

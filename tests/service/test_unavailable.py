@@ -60,6 +60,7 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("delete", "/runs/{run}/checkpoints/{checkpoint}"): (ABSENT, "/runs/done/checkpoints/step=99", {}),
     ("get", "/runs/{run}/exports"): (SERVED, "/runs/done/exports", {}),
     ("post", "/runs/{run}/exports"): (QUEUE, "/runs/done/exports", {}),
+    ("get", "/runs/{run}/heads"): (SERVED, "/runs/done/heads", {}),
     ("post", "/runs/{run}/ablations"): (QUEUE, "/runs/done/ablations", {"json": {"tokens": 64}}),
     ("get", "/runs/{run}/ablations"): (SERVED, "/runs/done/ablations", {}),
     ("get", "/runs/{run}/ablations/{name}"): (ABSENT, "/runs/done/ablations/none", {}),

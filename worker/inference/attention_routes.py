@@ -1,4 +1,7 @@
-"""`POST /capture`, `/exact` and `/patterns`: they read attention, one at a time: that of a long text is large."""
+"""`POST /capture`, `/exact`, `/patterns` and `/probe`: they read attention.
+
+One works at a time, because the attention of a long text is large.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from model_core.attention.exact_capture import write_exact
+from model_core.attention.heads.checkpoint_probe import probe_checkpoint
 from model_core.attention.heads.pattern_capture import capture_patterns
 from model_core.attention.quota import AttentionQuota
 from model_core.attention.record import AttentionRecord
 from model_core.attention.recording import plan_capture, run_capture
 from model_core.errors import ModelCoreError, is_out_of_memory
-from model_core.schemas import AttentionRequest, PatternsRequest
+from model_core.schemas import AttentionRequest, PatternsRequest, ProbeRequest
 from model_core.storage.dataset import dataset_of
 from model_core.storage.run import Run
 from worker.inference.model_cache import ModelCache
@@ -90,10 +94,15 @@ def attention_routes(models: ModelCache, tokenizers: TokenizerCache, quota: Atte
         request, sha256 = await read_call(connection, Call[PatternsRequest])
         return await alone(connection, lambda: _patterns(models, request, sha256))
 
+    async def probe(connection: Request) -> Response:
+        request, sha256 = await read_call(connection, Call[ProbeRequest])
+        return await alone(connection, lambda: _probe(models, request, sha256))
+
     return [
         Route("/capture", capture, methods=["POST"]),
         Route("/exact", exact, methods=["POST"]),
         Route("/patterns", patterns, methods=["POST"]),
+        Route("/probe", probe, methods=["POST"]),
     ]
 
 
@@ -131,6 +140,12 @@ def _patterns(models: ModelCache, request: PatternsRequest, sha256: str) -> dict
             loaded, request.run, models.layout, dataset_of(config, models.layout), tokens=request.tokens
         )
     return {"file": file.name}
+
+
+def _probe(models: ModelCache, request: ProbeRequest, sha256: str) -> dict[str, Any]:
+    with models.module(request.run, request.checkpoint, sha256) as loaded:
+        dataset = dataset_of(loaded.config, models.layout)
+        return probe_checkpoint(loaded, models.layout, request.run, dataset)
 
 
 def _release(semaphore: asyncio.Semaphore, done: asyncio.Task[Any]) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_core.storage.events import Event, read_events
+from model_core.storage.files import Layout, read_json
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,10 @@ ProbeMetric = Literal[
 ]  # fmt: skip
 
 EVENT = "heads"  # type of the events
+SCHEMA_VERSION = 1  # of readings that are stored without a training
 MAX_HEADS = 2048  # of a model; its events would be longer than what they describe is worth
+
+_PROBES = "probes"
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,43 @@ class HistoryReader:
             return False
         self._readings[reading.step] = self._latest = reading
         return True
+
+
+def probe_file(layout: Layout, run: str, sha256: str, probe_sha256: str) -> Path:
+    """Return where the reading of a checkpoint without events is stored.
+
+    Args:
+        layout: Paths of the data root.
+        run: Name of the run.
+        sha256: Hash of the checkpoint's file, hex.
+        probe_sha256: Hash of the probe, hex.
+
+    Returns:
+        The path.
+    """
+    return layout.attention_of(run) / _PROBES / f"{sha256[:8]}-{probe_sha256[:8]}.json"
+
+
+def find_reading(layout: Layout, run: str, sha256: str) -> Probed | None:
+    """Find the newest stored reading of a checkpoint.
+
+    Args:
+        layout: Paths of the data root.
+        run: Name of the run.
+        sha256: Hash of the checkpoint's file, hex.
+
+    Returns:
+        The reading; None if there is none of this version.
+    """
+    found: list[tuple[float, Probed]] = []
+    for file in probe_file(layout, run, sha256, "*").parent.glob(f"{sha256[:8]}-*.json"):
+        try:
+            record = read_json(file)
+            if record["sha256"] == sha256 and record["schema_version"] == SCHEMA_VERSION:
+                found.append((file.stat().st_mtime, Probed.of(record)))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("reading skipped file=%s reason=%r", file, error)
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _compare(one: Probed, other: Probed) -> bool:

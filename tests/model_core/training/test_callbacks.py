@@ -3,74 +3,20 @@
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from model_core.checkpoint import newest_full_state, parameters_state
-from model_core.config_loader import load_config
-from model_core.data.ensure import ensure_dataset
 from model_core.errors import DiskFull, OutOfMemory
-from model_core.hardware.device import Machine, apply, decide
-from model_core.storage.dataset import Dataset
-from model_core.storage.files import Layout
-from model_core.storage.run import Run, setup_experiment_dirs
-from model_core.training.callbacks import ProgressBar, Validation, build_callbacks, size_bytes
-from model_core.training.setup import build_train_state
-from model_core.training.trainer import Callback, StepResult, TrainState, train
+from model_core.training.callbacks import ProgressBar, Validation, size_bytes
+from model_core.training.trainer import train
+from tests.model_core.training.workbench import Bench, run_with
 
 Tiny = Callable[..., Path]
-
-
-@dataclass
-class Bench:
-    """A training about to begin, and what it emits."""
-
-    state: TrainState
-    run: Run
-    dataset: Dataset
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    def emit(self, kind: str, **fields: Any) -> None:
-        self.events.append({"type": kind, **fields})
-
-    def listeners(self) -> list[Callback]:
-        return build_callbacks(self.state.config, self.run, attempt=1, dataset=self.dataset, emit=self.emit)
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["type"] == kind]
-
-
-@pytest.fixture
-def bench(tiny: Tiny) -> Callable[..., Bench]:
-    def build(name: str = "tiny", **sections: dict) -> Bench:
-        config = load_config(tiny(name, **sections))
-        dataset = ensure_dataset(config, Layout.of(config))
-        runtime = decide(config, Machine("Linux", cores=1))
-        apply(runtime)
-        state = build_train_state(config, runtime, dataset, lambda *_, **__: None)
-        return Bench(state, setup_experiment_dirs(config), dataset)
-
-    return build
-
-
-class Losses(Callback):
-    def __init__(self) -> None:
-        self.told: list[float] = []
-
-    def on_step(self, state: TrainState, result: StepResult) -> None:
-        self.told.append(result.loss)
-
-
-def run_with(state: TrainState, *listeners: Callback) -> list[float]:
-    losses = Losses()
-    train(state, [*listeners, losses], lambda: False)
-    return losses.told
 
 
 def less_memory(model: torch.nn.Module, rows: int) -> None:

@@ -327,7 +327,7 @@ UNKNOWN = [
     ("GET", "/datasets/words/examples?page=2", PAGE),
     ("GET", "/generate?run=tiny&max_tokens=5", ["max_new_tokens", "min_new_tokens", "prompt", "temperature"]),
     ("POST", "/generate?max_new_tokens=5", []),
-    ("GET", "/attention/tiny/0?layers=1", ["layer", "head", "cmap"]),
+    ("GET", "/attention/tiny/0?layers=1", ["layer", "head", "cmap", "labels"]),
     ("GET", "/queue?n=5", ["limit"]),
 ]  # fmt: skip
 

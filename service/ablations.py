@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from itertools import groupby, islice
 from statistics import median
 from typing import Any, Literal, Self
@@ -28,12 +27,11 @@ from model_core.storage.run import Run
 from service import submission
 from service.admission import ablation_file, not_ready, read_spec
 from service.deps import Services
+from service.head_results import CSV, PNG, ResultLinks, etag_of
 from service.protocol.parsing import JSON, QueryModel
-from service.schemas import Listed, View, link
+from service.schemas import Listed, View
 from worker.jobs.schemas import Submission
 
-CSV, PNG = "text/csv", "image/png"
-MEDIA_TYPES = {"json": JSON, "csv": CSV, "png": PNG}
 FORWARD_OF_STEP = 0.33  # time of a forward pass beside that of a training step of as many tokens
 PASS_OF_FORWARD = (0.6, 1.2)  # time of a pass beside that of a forward pass: as measured, with room on both sides
 
@@ -63,15 +61,6 @@ class AblationSample(View):
     sha256: str = Field(description="of the token ids: equal samples have equal ones")
 
 
-class AblationLinks(View):
-    """Links of an ablation."""
-
-    self_: str = Field(serialization_alias="self")
-    png: str
-    csv: str
-    run: str
-
-
 class AblationView(View):
     """What was measured of a checkpoint without its heads."""
 
@@ -90,7 +79,7 @@ class AblationView(View):
     seconds: float
     device: str
     created_at: str
-    links: AblationLinks
+    links: ResultLinks
 
     @classmethod
     def of(cls, result: dict[str, Any]) -> Self:
@@ -102,10 +91,7 @@ class AblationView(View):
         Returns:
             The view.
         """
-        here = link(f"/runs/{result['run']}/ablations/{result['name']}")
-        links = AblationLinks(
-            self_=here, png=f"{here}?format=png", csv=f"{here}?format=csv", run=link(f"/runs/{result['run']}")
-        )
+        links = ResultLinks.of(result["run"], f"ablations/{result['name']}")
         shown = {name: value for name, value in result.items() if name in cls.model_fields}
         return cls.model_validate({**shown, "links": links})
 
@@ -277,8 +263,7 @@ def etag(result: dict[str, Any], media_type: str) -> str:
     Returns:
         The tag, with its quotes.
     """
-    key = repr((_EDITION, result["run"], result["name"], result["created_at"], media_type))
-    return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
+    return etag_of(_EDITION, result["run"], result["name"], result["created_at"], media_type)
 
 
 def render(result: dict[str, Any], media_type: str) -> Response:

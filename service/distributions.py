@@ -7,7 +7,6 @@ is there already.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -36,12 +35,11 @@ from model_core.storage.run import Run
 from service import submission
 from service.admission import not_ready
 from service.deps import Services
+from service.head_results import CSV, PNG, ResultLinks, etag_of
 from service.protocol.parsing import JSON, QueryModel
 from service.schemas import Listed, View, link
 from worker.jobs.schemas import Submission
 
-CSV, PNG = "text/csv", "image/png"
-MEDIA_TYPES = {"json": JSON, "csv": CSV, "png": PNG}
 _EDITION = 1  # increase it when the same distribution is shown differently
 
 MetricName = Literal[TEXT_METRICS]  # type: ignore[valid-type]
@@ -84,15 +82,6 @@ class SampleView(View):
     too_short: int = Field(description="examples of less than two tokens, which are left out")
 
 
-class DistributionLinks(View):
-    """Links of a distribution."""
-
-    self_: str = Field(serialization_alias="self")
-    png: str
-    csv: str
-    run: str
-
-
 class DistributionView(View):
     """What was measured of the heads of a checkpoint over many examples."""
 
@@ -106,7 +95,7 @@ class DistributionView(View):
     sample: SampleView
     metrics: list[str]
     created_at: str
-    links: DistributionLinks
+    links: ResultLinks
 
     @classmethod
     def of(cls, record: DistributionRecord) -> Self:
@@ -119,10 +108,7 @@ class DistributionView(View):
             The view.
         """
         manifest = record.manifest
-        here = link(f"/runs/{manifest['run']}/distributions/{record.name}")
-        links = DistributionLinks(
-            self_=here, png=f"{here}?format=png", csv=f"{here}?format=csv", run=link(f"/runs/{manifest['run']}")
-        )
+        links = ResultLinks.of(manifest["run"], f"distributions/{record.name}")
         shown = {name: value for name, value in manifest.items() if name in cls.model_fields}
         return cls.model_validate({**shown, "name": record.name, "links": links})
 
@@ -287,10 +273,8 @@ def etag(record: DistributionRecord, wanted: DistributionQuery, media_type: str)
     Returns:
         The tag, with its quotes.
     """
-    key = repr(
-        (_EDITION, record.name, record.manifest["created_at"], wanted.model_dump(exclude={"format"}), media_type)
-    )
-    return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
+    shown = wanted.model_dump(exclude={"format"})
+    return etag_of(_EDITION, record.name, record.manifest["created_at"], shown, media_type)
 
 
 def render(record: DistributionRecord, wanted: DistributionQuery, media_type: str) -> Response:

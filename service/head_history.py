@@ -28,11 +28,10 @@ from model_core.config import ExperimentConfig
 from model_core.errors import FieldProblem, InvalidParameters, ResultNotFound
 from model_core.schemas import CheckpointRef, JsonNumber
 from model_core.storage.run import Run
+from service.head_results import CSV, PNG
 from service.protocol.parsing import JSON, QueryModel
 from service.schemas import View
 
-CSV, PNG = "text/csv", "image/png"
-MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "csv": CSV, "png": PNG}
 _MAX_VALUES = 8_000_000  # kept in memory, of 8 bytes each
 _MAX_FILES = 100
 _THREADS = 2

@@ -14,7 +14,6 @@ from model_core.config import Name
 from model_core.schemas import Count, ExampleId
 from service.attention.animations import PROBE, AnimationQuery, animation_reply
 from service.attention.exact_lookup import ensure_exact
-from service.attention.head_types import known_types
 from service.attention.replies import RecordQuery, reply_from_record
 from service.attention.rollout_bodies import Rollout
 from service.attention.statistics_bodies import statistics_csv, statistics_json
@@ -22,6 +21,7 @@ from service.attention.style_query import Index, SortMetric, StyleQuery, TokenSp
 from service.attention.targets import AttentionTarget, read_testing, resolve_target
 from service.attention.weight_bodies import Selection, npz_body, sparse_json, u8_bytes, u8_json
 from service.deps import ServicesDep
+from service.heads import known_heads
 from service.metrics import CSV
 from service.openapi import problems
 from service.protocol.negotiation import choose
@@ -141,7 +141,8 @@ async def statistics(
     kind = {"json": JSON, "csv": CSV}[wanted.format] if wanted.format else choose(_accept(request), (JSON, CSV))
     write = statistics_csv if kind == CSV else statistics_json
     target = await run_in_threadpool(resolve_target, services.layout, run, wanted.checkpoint)
-    types = await run_in_threadpool(known_types, services.layout, run, target.sha256)
+    probed = await run_in_threadpool(known_heads, services, run, target)
+    types = None if probed is None else probed.types
 
     def body(record: AttentionRecord) -> Any:
         return write(wanted.part(record), wanted.sort, types, is_ascending=wanted.order == "asc")

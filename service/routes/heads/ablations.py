@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -14,9 +13,6 @@ from model_core.attention.heads.ablation_record import AblationOptions
 from model_core.config import Name
 from service import ablations as results
 from service.ablations import (
-    CSV,
-    MEDIA_TYPES,
-    PNG,
     AblationDetail,
     AblationQuery,
     AblationQuote,
@@ -24,12 +20,12 @@ from service.ablations import (
     ValidateQuery,
 )
 from service.deps import ServicesDep
+from service.head_results import CSV, PNG
 from service.job_views import JobView
 from service.openapi import nullable, problems
-from service.protocol.negotiation import choose, etag_matches
 from service.protocol.parsing import JSON, KEY_PARAMETER, YAML, QueryRoute, idempotency_key, read_tree, validate
-from service.schemas import Listed, link
-from worker.jobs.schemas import Submission
+from service.routes.heads.result_replies import NOT_MODIFIED, PICTURE, media_type, result_or_job, unless_known
+from service.schemas import Listed
 
 router = APIRouter(prefix="/runs/{run}/ablations", tags=["heads"], route_class=QueryRoute)
 
@@ -40,9 +36,8 @@ _WANTED: dict[str, Any] = {
 _BODY: dict[str, Any] = {"required": False, "content": {JSON: _WANTED, YAML: _WANTED}}
 _FILES: dict[str, Any] = {
     CSV: {"schema": {"type": "string"}, "example": "layer,head,n_head,head_dim,change,stderr\n0,0,8,16,0.011,0.001\n"},
-    PNG: {"schema": {"type": "string", "format": "binary"}},
+    PNG: PICTURE,
 }
-_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already"}}
 
 
 @router.post(
@@ -68,13 +63,7 @@ async def measure(
         response.status_code = 200
         return await run_in_threadpool(results.quote, services.layout, run, wanted)
     found = await results.submit(services, run, wanted, key=idempotency_key(request))
-    if not isinstance(found, Submission):
-        response.status_code, response.headers["Location"] = 200, found.links.self_
-        return found
-    services.wakeups.notify()
-    response.status_code = 202 if found.created else 200
-    response.headers["Location"] = link(f"/jobs/{found.job.id}")
-    return JobView.of(found.job)
+    return result_or_job(found, lambda result: result.links.self_, services, response)
 
 
 @router.get("", summary="List a run's ablations by name", responses=problems(404, 422))
@@ -88,7 +77,7 @@ async def ablations(run: Name, services: ServicesDep) -> Listed[AblationView]:
     summary="Get the loss without each head",
     response_class=Response,
     responses={
-        200: {"model": AblationDetail, "content": {JSON: {}, **_FILES}}, **_NOT_MODIFIED, **problems(404, 406, 422),
+        200: {"model": AblationDetail, "content": {JSON: {}, **_FILES}}, **NOT_MODIFIED, **problems(404, 406, 422),
     },
 )  # fmt: skip
 async def ablation(
@@ -98,11 +87,7 @@ async def ablation(
 
     CSV has a row for each head, and one with head `all` for each layer; PNG is a grid of layers and heads.
     """
-    kind = MEDIA_TYPES[wanted.format] if wanted.format else choose(request.headers.get("accept"), (JSON, CSV, PNG))
+    kind = media_type(wanted.format, request)
     result = await run_in_threadpool(results.find, services.layout, run, name)
-    headers = {"ETag": results.etag(result, kind), "Vary": "Accept", "Cache-Control": "private, no-cache"}
-    if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    reply = await to_thread.run_sync(partial(results.render, result, kind), limiter=services.drawing)
-    reply.headers.update(headers)
-    return reply
+    render = partial(results.render, result, kind)
+    return await unless_known(request, services, results.etag(result, kind), render)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -14,17 +14,18 @@ from model_core.config import Name
 from model_core.storage.run import Run
 from service.attention.targets import resolve_target
 from service.deps import ServicesDep
-from service.head_history import CSV, MEDIA_TYPES, PNG, HeadHistoryView, HistoryQuery, HistoryReply
+from service.head_history import HeadHistoryView, HistoryQuery, HistoryReply
+from service.head_results import CSV, PNG
 from service.heads import probed_heads
 from service.openapi import problems
-from service.protocol.negotiation import choose
-from service.protocol.parsing import JSON, QueryRoute
+from service.protocol.parsing import QueryRoute
+from service.routes.heads.result_replies import PICTURE, media_type
 
 router = APIRouter(prefix="/runs/{run}", tags=["heads"], route_class=QueryRoute)
 
 _FORMS: dict[str, Any] = {
     CSV: {"schema": {"type": "string"}, "example": "step,layer,head,previous\r\n0,0,0,0.04\r\n"},
-    PNG: {"schema": {"type": "string", "format": "binary"}},
+    PNG: PICTURE,
 }
 
 
@@ -39,14 +40,13 @@ async def history(
     wanted: Annotated[HistoryQuery, Query()],
     services: ServicesDep,
     request: Request,
-    accept: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Metrics of every head on a fixed probe, at validations of the training: JSON, CSV, or a picture of one metric.
 
     Each step is from the latest attempt that reached it. With `checkpoint=` one checkpoint, probed now if the run has
     no event for it, as an imported one.
     """
-    kind = MEDIA_TYPES[wanted.format] if wanted.format else choose(accept, (JSON, CSV, PNG))
+    kind = media_type(wanted.format, request)
     opened = await run_in_threadpool(Run.open, services.layout.run(run))
     if wanted.checkpoint is None:
         found = await to_thread.run_sync(services.history_cache.read, opened, limiter=services.history_cache.threads)

@@ -16,6 +16,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from model_core.attention.head_metrics import METRICS
 from model_core.attention.heads.distribution import TEXT_METRICS, check_distribution, distance_bins
 from model_core.attention.heads.distribution_record import (
     DistributionRecord,
@@ -25,7 +26,6 @@ from model_core.attention.heads.distribution_record import (
 )
 from model_core.attention.pictures.distribution_plots import BoxPlot, DistancePlot, decile_boxes, distance_bars
 from model_core.attention.pictures.layout import PictureStyle
-from model_core.attention.statistics import METRICS
 from model_core.config import Config, TestingConfig, Whole
 from model_core.errors import InvalidData, ResultNotFound
 from model_core.storage.checkpoints import CheckpointInfo

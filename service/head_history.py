@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
+from model_core.attention.head_metrics import METRICS
 from model_core.attention.heads.history import MAX_HEADS, History, HistoryReader, ProbeMetric
 from model_core.attention.pictures.head_plots import HistoryPlot, auto_scale, head_history
 from model_core.attention.pictures.layout import PictureStyle
 from model_core.attention.selection import chosen_heads
-from model_core.attention.statistics import METRICS
 from model_core.config import ExperimentConfig
 from model_core.errors import FieldProblem, InvalidParameters, ResultNotFound
 from model_core.schemas import CheckpointRef, JsonNumber

@@ -25,12 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_core.attention.selection import check_head, check_layer
-from model_core.attention.statistics import (
-    layer_statistics,
-    range_statistics,
-    statistics_record,
-    upgrade_record,
-)
+from model_core.attention.statistics import layer_statistics, range_statistics, statistics_record, upgrade_record
 from model_core.config import TestingConfig
 from model_core.storage.files import Layout, checked_name, read_json
 from model_core.storage.run import Run

@@ -8,13 +8,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from model_core.attention.head_metrics import FORMULAS
 from model_core.attention.heads.history import Labels
-from model_core.attention.statistics import (
-    FORMULAS,
-    even_statistics,
-    mean_statistics,
-    null_reasons,
-)
+from model_core.attention.statistics import even_statistics, mean_statistics, null_reasons
 from service.attention.replies import identity_of
 from service.attention.style_query import SortMetric
 from service.attention.weight_bodies import Selection, statistics_of

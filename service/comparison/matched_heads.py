@@ -17,6 +17,7 @@ from fastapi import Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from model_core.attention.head_metrics import METRICS
 from model_core.attention.heads.matching import Matching, match_heads
 from model_core.attention.heads.patterns import (
     MAX_HEADS,
@@ -26,7 +27,7 @@ from model_core.attention.heads.patterns import (
     patterns_file,
     windows_key,
 )
-from model_core.attention.statistics import METRICS, even_statistics
+from model_core.attention.statistics import even_statistics
 from model_core.errors import ModelCoreError
 from model_core.schemas import PatternsRequest
 from service.admission import not_ready

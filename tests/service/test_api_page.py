@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
-from model_core.attention.statistics import FORMULAS
+from model_core.attention.head_metrics import FORMULAS
 from service.app import create_app
 from service.protocol.errors import PROBLEMS
 from service.settings import ServiceSettings

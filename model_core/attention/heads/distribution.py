@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_core.attention.statistics import FORMULAS, INDEX_METRICS, HeadAccumulator, even_statistics
+from model_core.attention.head_metrics import FORMULAS, INDEX_METRICS
+from model_core.attention.statistics import HeadAccumulator, even_statistics
 from model_core.errors import AttentionTooLarge, FieldProblem
 
 Array = NDArray[Any]

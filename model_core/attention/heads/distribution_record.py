@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from model_core.attention.head_metrics import FORMULAS
 from model_core.attention.heads.distribution import (
     DISTRIBUTION_FORMULAS,
     HIGHEST,
@@ -33,7 +34,6 @@ from model_core.attention.heads.distribution import (
     distance_bins,
     even_means,
 )
-from model_core.attention.statistics import FORMULAS
 from model_core.errors import FieldProblem, InvalidParameters
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import EXAMPLES, Dataset

@@ -23,8 +23,9 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from model_core.attention.head_metrics import METRICS
 from model_core.attention.record import quantize
-from model_core.attention.statistics import METRICS, HeadAccumulator
+from model_core.attention.statistics import HeadAccumulator
 from model_core.errors import DatasetNotReady
 from model_core.storage.dataset import Dataset, file_entries, token_files
 from model_core.storage.files import Layout, atomic_write

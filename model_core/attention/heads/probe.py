@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from model_core.attention.capture import attention_blocks
+from model_core.attention.head_metrics import HISTORY_METRICS
 from model_core.attention.heads.detector import (
     HeadLabel,
     HeadType,
@@ -35,7 +36,7 @@ from model_core.attention.heads.detector import (
 )
 from model_core.attention.heads.patterns import WINDOW
 from model_core.attention.record import quantize
-from model_core.attention.statistics import HISTORY_METRICS, HeadAccumulator, even_statistics
+from model_core.attention.statistics import HeadAccumulator, even_statistics
 from model_core.data.loader import Tokens, load_tokens
 from model_core.errors import InvalidData, ModelCoreError, is_out_of_memory
 

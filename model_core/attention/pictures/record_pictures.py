@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model_core.attention.head_metrics import FORMULAS
 from model_core.attention.pictures.layout import (
     Annotations,
     Page,
@@ -27,7 +28,7 @@ from model_core.attention.pictures.layout import (
 from model_core.attention.pictures.plot import HEAD_SIDE_IN, OWN_SCALE, draw, layer_page_of
 from model_core.attention.record import AttentionRecord, layer_file
 from model_core.attention.selection import TokenRange, chosen_heads, parse_highlight
-from model_core.attention.statistics import FORMULAS, range_statistics, share_before
+from model_core.attention.statistics import range_statistics, share_before
 from model_core.attention.weights import largest_weight, norm_weighted
 from model_core.config import TestingConfig
 from model_core.errors import FieldProblem, InvalidParameters

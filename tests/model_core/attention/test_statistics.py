@@ -7,11 +7,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from model_core.attention.head_metrics import FORMULAS, HISTORY_METRICS, METRICS
 from model_core.attention.record import quantize
 from model_core.attention.statistics import (
-    FORMULAS,
-    HISTORY_METRICS,
-    METRICS,
     HeadAccumulator,
     HeadStatistics,
     even_statistics,

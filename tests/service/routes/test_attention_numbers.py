@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_core.attention.head_metrics import FORMULAS
 from model_core.attention.record import AttentionRecord
 from model_core.attention.rollout import even_rollout, rollout
-from model_core.attention.statistics import FORMULAS
 from model_core.attention.weights import unpack_triangles
 from model_core.storage.events import EventWriter
 from service.attention.style_query import SortMetric

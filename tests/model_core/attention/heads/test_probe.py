@@ -8,10 +8,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model_core.attention.capture import attention_blocks
+from model_core.attention.head_metrics import HISTORY_METRICS
 from model_core.attention.heads.detector import PatternAccumulator, repeated_patterns
 from model_core.attention.heads.probe import Probe, ProbeOutOfMemory, run_probe
 from model_core.attention.record import quantize
-from model_core.attention.statistics import HISTORY_METRICS, HeadAccumulator
+from model_core.attention.statistics import HeadAccumulator
 from model_core.config import ModelConfig
 from model_core.errors import InvalidData
 from model_core.gpt import GPT

@@ -53,7 +53,7 @@ def test_a_metric_has_a_row_a_head_and_a_number_a_step(site, run) -> None:
 def test_without_a_choice_every_metric_of_the_probe_is_there(site, run) -> None:
     from typing import get_args
 
-    from model_core.attention.statistics import HISTORY_METRICS
+    from model_core.attention.head_metrics import HISTORY_METRICS
 
     body = site.http.get(HEADS_OF_TINY).json()
     assert {*body["metrics"]} == {*get_args(ProbeMetric)} == {*HISTORY_METRICS}

@@ -34,7 +34,7 @@ _TINY = np.finfo(np.float32).tiny
 
 @dataclass(frozen=True)
 class HeadStatistics:
-    """Statistics of one head, as `head_metrics.METRICS` defines them; None where the text is too short or norms are unknown."""
+    """Statistics of one head (`head_metrics.METRICS`); None where the text is too short or norms are unknown."""
 
     entropy: float | None
     entropy_relative: float | None

@@ -62,26 +62,26 @@ def test_new_worker_takes_nothing_before_it_has_watched_the_clock(
     eventually(lambda: [janitor.tick(), store.get(job_id).status][1] == "queued")
 
 
-class JumpingStore(WorkerStore):
-    """A server whose clock stood still for a while."""
+class WatchedStore(WorkerStore):
+    """A server whose clock moves when the test says so."""
 
-    jump_s = 0.0
+    now_s = 1000.0
 
     def time_s(self) -> float:
-        return super().time_s() + self.jump_s
+        return self.now_s
 
 
 def test_frozen_server_postpones_reaping(aged_redis_url, tmp_path, make_spec, claim_one, connected):
     settings = JobSettings(data=tmp_path, redis_url=aged_redis_url, lease_s=0.9, beat_s=0.1, janitor_s=1e-6)
     client = connected(aged_redis_url, for_api=False)
-    store = JumpingStore(client, settings)
+    store = WatchedStore(client, settings)
     runner = Runner(store, WorkerSettings(), GpuPool(()), slots=1)
     janitor = Janitor(store, Registry(client), runner, settings, lambda: None)
     job_id = submit_job(store, make_spec("one"), fingerprint="f").job.id
 
     def status_after(jump_s):
         client.zadd("headcount:leases", {job_id: 1})  # ran out long ago
-        store.jump_s += jump_s
+        store.now_s += jump_s
         janitor.tick()
         return store.get(job_id).status
 

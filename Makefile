@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+PAGE_TOOLS := tools/page/node_modules/.ready
+
 .PHONY: setup demo up test test-debian test-all check structure bench clean
 
 setup: $(READY)
@@ -36,11 +38,16 @@ test-debian: $(READY) ## of those, what uses a Redis server or a browser that is
 test-all: $(READY) ## every test
 	$(call both_halves,,alone or slow)
 
-check: $(READY) ## lint, types, import contracts
+$(PAGE_TOOLS): $(READY) tools/page/package-lock.json
+	PATH=$(CURDIR)/$(BIN):$$PATH npm ci --prefix tools/page --no-audit --no-fund --loglevel error
+	@touch $@
+
+check: $(READY) $(PAGE_TOOLS) ## lint and types of Python and of the page, import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	PATH=$(CURDIR)/$(BIN):$$PATH npm run check --prefix tools/page --silent
 
 structure: $(READY) ## count files, import circles, long functions, incomplete docstrings
 	$(BIN)/python tools/structure.py
@@ -50,4 +57,4 @@ bench: $(READY) ## measure: make bench NAME=pictures
 	$(BIN)/python bench/$(NAME).py
 
 clean: ## remove the environment, not the data
-	rm -rf .venv build dist
+	rm -rf .venv build dist tools/page/node_modules

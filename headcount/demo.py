@@ -184,7 +184,7 @@ def _summary(console: Console, data: Path, run: str, view: ProgressView, picture
     for picture in pictures:
         _echo(console, f"  {picture}")
     _echo(console, f"\nTo see the run again:\n  {_command()} up --data {data}")
-    _echo(console, f"  {DEFAULT_URL}/attention/{run}/{_EXAMPLE}   and   {DEFAULT_URL}/docs")
+    _echo(console, f"and open in a browser:\n  {DEFAULT_URL}/attention/{run}/{_EXAMPLE}\n  {DEFAULT_URL}/runs/{run}")
 
 
 def _command() -> str:

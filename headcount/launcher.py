@@ -151,6 +151,7 @@ class _Service:
         if not self._await("the service", lambda: _missing(self.url)):
             return False
         self.echo(f"Headcount is up after {time.monotonic() - began:.0f} s: {self.url}")
+        self.echo(f"open {self.url}{self.root_path}/ in a browser, or {self.url}{self.root_path}/docs for the API")
         self.echo(f"data in {self.data}, logs in {self.data / 'logs'}, {self.slots} slot(s); Ctrl-C stops")
         if self.is_open:
             self.echo(

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from service import openapi
 from service.deps import Services
+from service.page.page_server import add_page
 from service.protocol import errors, middleware
 from service.protocol.access import AccessPolicy
 from service.protocol.addresses import AddressResolver
@@ -90,7 +91,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.services = services
-    app.add_middleware(
+    errors.add_exception_handlers(app)
+    add_page(app)
+    app.add_middleware(  # around the page, which thereby gets resolved addresses
         RequestMiddleware,
         addresses=AddressResolver(settings.root_path, settings.forwarded_allow_ips),
         access=AccessPolicy(settings.host_names),
@@ -98,7 +101,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         max_upload_bytes=settings.max_upload_bytes,
     )
     middleware.redact_access_log()
-    errors.add_exception_handlers(app)
     openapi.add_documentation(app)
     for module in dict.fromkeys((*_BUSIEST, *_ROUTES)):
         app.include_router(module.router)

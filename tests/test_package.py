@@ -49,6 +49,9 @@ def test_the_wheel_holds_code_assets_and_presets(installed: Path) -> None:
         f"{installed}/{name}/__init__.py" for name in ("model_core/data", "service", "worker", "headcount")
     ]
     assert facts == "[15496, 995] 8"
+    page = ROOT / "service" / "page"
+    files = [path.relative_to(ROOT) for path in page.rglob("*.*") if path.suffix in {".html", ".js", ".css", ".svg"}]
+    assert [path for path in files if not (installed / path).is_file()] == []
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

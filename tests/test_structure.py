@@ -26,6 +26,7 @@ WITHOUT_MODULE = {
     "model_core/test_interruption.py": "the program, stopped and killed",
     "model_core/test_presets.py": "the files in configs/",
     "model_core/test_together.py": "the program as several processes",
+    "page/": "the page in a browser",
     "service/test_api_page.py": "docs/api.md",
     "service/test_schemathesis.py": "every route against its schema",
     "service/test_unavailable.py": "every route without Redis",

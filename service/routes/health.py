@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import RedirectResponse, Response
 
 from model_core.errors import DiskFull, ModelCoreError
 from model_core.storage.files import is_disk_full
 from service.deps import Services, ServicesDep
 from service.openapi import problems
 from service.protocol.errors import NotReady
-from service.protocol.negotiation import choose
 from service.schemas import View, link
 
 router = APIRouter(tags=["service"])
@@ -74,11 +72,9 @@ async def readyz(services: ServicesDep) -> Readiness:
     return await readiness(services)
 
 
-@router.get("/", summary="Get the entry points", response_model=Welcome, responses={307: {"description": "To /docs"}})
-async def welcome(request: Request, accept: Annotated[str | None, Header()] = None) -> Welcome | Response:
-    """A browser is sent to /docs; a program gets the links."""
-    if choose(accept, ("application/json", "text/html")) == "text/html":
-        return RedirectResponse(link("/docs"))
+@router.get("/", summary="Get the entry points")
+async def welcome(request: Request) -> Welcome:
+    """Links to the rest; a browser gets the page instead."""
     links = {name: link(f"/{name}") for name in _LINKS} | {"openapi": link("/openapi.json")}
     return Welcome(version=request.app.version, links=links)
 

@@ -1,0 +1,11 @@
+/** The view Attention. */
+import { h } from "../dom.js";
+import { empty } from "../placeholders.js";
+
+/** @param {import("../router.js").Route} _route @returns {import("../main.js").View} */
+export function render(_route) {
+  return {
+    title: "Attention",
+    node: h("div", { class: "page" }, h("h1", {}, "Attention"), empty("This view is being written.")),
+  };
+}

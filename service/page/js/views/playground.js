@@ -1,0 +1,11 @@
+/** The view Playground. */
+import { h } from "../dom.js";
+import { empty } from "../placeholders.js";
+
+/** @param {import("../router.js").Route} _route @returns {import("../main.js").View} */
+export function render(_route) {
+  return {
+    title: "Playground",
+    node: h("div", { class: "page" }, h("h1", {}, "Playground"), empty("This view is being written.")),
+  };
+}

@@ -1,0 +1,67 @@
+"""What every view has: the bar, keys, theme, addresses; and drawing, by its pixels."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.page.conftest import PHONE, WIDE, Visit
+
+pytestmark = [pytest.mark.browser, pytest.mark.e2e]
+ADDRESSES = ("/", "/jobs", "/runs/tiny", "/attention/tiny/0", "/generate", "/compare", "/datasets", "/nowhere/at/all")
+GLYPH = """async (heads) => {
+    const base = document.querySelector("script[type=module]").src.replace(/main.js$/, "");
+    const { glyph } = await import(base + "glyph.js");
+    const node = glyph(heads, { height: 96, pitch: 12 });
+    node.id = "drawn";
+    node.style.color = "rgb(255, 0, 0)";
+    document.querySelector("#main").replaceChildren(node);
+}"""
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE])
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_every_address_shows_a_view_quietly(visit: Callable[..., Visit], address: str, size: tuple[int, int]) -> None:
+    opened = visit(size)
+    opened.expects_refusals = "nowhere" in address
+    page = opened.open(address)
+    assert page.title().endswith("Headcount")
+    assert page.locator("h1").count() == 1
+
+
+def test_a_glyph_has_a_dot_for_each_head_and_nothing_else(visit: Callable[..., Visit]) -> None:
+    opened = visit()
+    opened.open("/compare").evaluate(GLYPH, [8, 4, 2, 1])
+    painted = [
+        [opened.pixel("#drawn", 12 * layer + 6, 12 * head + 6) == (255, 0, 0) for head in range(8)]
+        for layer in range(4)
+    ]
+    assert [sum(column) for column in painted] == [8, 4, 2, 1]
+    assert [column.index(False) for column in painted[1:]] == [4, 2, 1]  # columns hang from head 0
+    assert opened.pixel("#drawn", 12, 12) != (255, 0, 0)  # between four dots
+
+
+def test_links_open_views_without_loading_the_page_again(visit: Callable[..., Visit]) -> None:
+    page = visit().open("/")
+    page.evaluate("window.stays = true")
+    page.get_by_role("navigation").get_by_role("link", name="Datasets").click()
+    page.wait_for_url("**/datasets")
+    page.wait_for_function("document.title.startsWith('Datasets')")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.go_back()
+    page.wait_for_function("document.title.startsWith('Jobs')")
+    assert page.evaluate("window.stays")
+
+
+def test_keys_go_to_views_and_change_the_theme(visit: Callable[..., Visit]) -> None:
+    opened = visit()
+    page = opened.open("/")
+    page.keyboard.press("g")
+    page.keyboard.press("d")
+    page.wait_for_url("**/datasets")
+    paper = opened.pixel("body", 640, 700)
+    page.keyboard.press("t")
+    assert sum(opened.pixel("body", 640, 700)) < sum(paper)
+    opened.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.keyboard.press("?")
+    assert page.get_by_role("dialog", name="Keys").is_visible()

@@ -20,6 +20,9 @@ export function short(x) {
   return size >= 10 ? x.toFixed(1) : size >= 0.01 || x === 0 ? x.toFixed(2) : x.toPrecision(2);
 }
 
+/** A mark of an axis: 7, 0.005, 20 k. @param {number} x */
+export const mark = (x) => (Math.abs(x) >= 10_000 ? count(x) : String(+x.toPrecision(3)));
+
 /** A weight of attention: .42. @param {number} p */
 export const weight = (p) => (p >= 0.995 ? "1.00" : p.toFixed(2).replace(/^0/, ""));
 

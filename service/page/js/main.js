@@ -146,7 +146,7 @@ function drawBar() {
     svg("circle", { cx: 8, cy: 8, r: 5.5, class: "line" }),
     svg("path", { d: HALF }),
   );
-  const live = h("span", { class: "live" });
+  const live = h("span", { class: "live-state" });
   const bar = /** @type {HTMLElement} */ (document.getElementById("bar"));
   replace(
     bar,
@@ -162,7 +162,7 @@ function drawBar() {
     h("button", { class: "icon-btn wide", "aria-label": "Keys", title: "Keys (?)", onclick: showKeys }, "?"),
   );
   onLiveState((state, seen) => {
-    live.className = `live ${state}`;
+    live.className = `live-state ${state}`;
     const since = seen ? `Offline, last seen ${clock(seen)}` : "Offline";
     replace(live, h("i"), { live: "Live", connecting: "", offline: since }[state]);
   });

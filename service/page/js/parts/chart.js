@@ -31,7 +31,7 @@
  * @property {(readings: Reading[], cursor: number | null) => void} [onRead] values below the pointer, else the last ones
  */
 import { download, h, oncePerFrame, set, setVariables } from "../dom.js";
-import { short, whole } from "../format.js";
+import { mark, whole } from "../format.js";
 import { colour, onTheme } from "../palette.js";
 import { nearestIndex, scale, smoothed } from "./scales.js";
 
@@ -242,7 +242,7 @@ function paint(canvas, state, frame, drag) {
 }
 
 /** @param {CanvasRenderingContext2D} context @param {ChartOptions} state @param {Frame} frame */
-function paintAxes(context, { formatX = whole, formatY = short }, { x, y, left, right, width, height }) {
+function paintAxes(context, { formatX = whole, formatY = mark }, { x, y, left, right, width, height }) {
   context.strokeStyle = colour("--line");
   context.fillStyle = colour("--ink-3");
   context.lineWidth = 1;

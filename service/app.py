@@ -71,6 +71,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         tasks = [
             asyncio.create_task(services.changes.listen(), name="changes"),
             asyncio.create_task(services.wakeups.run(), name="wakeups"),
+            asyncio.create_task(services.live.run(), name="live"),
         ]
         with _on_exit_signal(services.changes.close):
             yield

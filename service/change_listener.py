@@ -35,7 +35,7 @@ class ChangeListener:
 
     def __init__(self, redis_url: str) -> None:
         self._url = redis_url
-        self._followers: dict[str, set[asyncio.Event]] = {}
+        self._followers: dict[str | None, set[asyncio.Event]] = {}
         self._followed = asyncio.Event()
         self._closing = False
 
@@ -50,14 +50,14 @@ class ChangeListener:
         self._wake_all()
 
     @contextlib.contextmanager
-    def follow(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Follow a job.
+    def follow(self, job_id: str | None) -> Iterator[asyncio.Event]:
+        """Follow a job, or all jobs.
 
         Args:
-            job_id: Id of the job.
+            job_id: Id of the job; None follows all.
 
         Yields:
-            An event that is set whenever the job may have changed.
+            An event that is set whenever the job, or any of them, may have changed.
         """
         event = asyncio.Event()
         self._followers.setdefault(job_id, set()).add(event)
@@ -108,12 +108,13 @@ class ChangeListener:
         return last
 
     def _wake(self, job_id: str) -> None:
-        for event in self._followers.get(job_id, ()):
+        for event in (*self._followers.get(job_id, ()), *self._followers.get(None, ())):
             event.set()
 
     def _wake_all(self) -> None:
-        for job_id in list(self._followers):
-            self._wake(job_id)
+        for events in self._followers.values():
+            for event in events:
+                event.set()
 
 
 async def _newest_id(client: redis.asyncio.Redis) -> str:

@@ -18,6 +18,7 @@ from service.async_store import AsyncStore, Batcher, WakeupNotifier
 from service.change_listener import ChangeListener
 from service.head_history import HistoryCache
 from service.inference_client import Hosts
+from service.live_events import LiveEvents
 from service.metrics import SeriesCache
 from service.settings import ServiceSettings
 from worker.jobs.errors import QueueUnavailable
@@ -78,6 +79,7 @@ class Services:
         admission: Checks submissions against the disk, in batches.
         wakeups: Wakes workers, at a limited rate.
         changes: Notifies followers of changed jobs.
+        live: Events of all jobs, for open streams.
         hosts: Inference processes, reached over HTTP.
         drawing: Bounds the pictures that are drawn at the same time.
         series_cache: Metrics that were read from event files.
@@ -94,6 +96,7 @@ class Services:
     admission: Batcher[JobSpec, PreparedSubmission]
     wakeups: WakeupNotifier
     changes: ChangeListener
+    live: LiveEvents
     hosts: Hosts
     drawing: CapacityLimiter
     series_cache: SeriesCache
@@ -112,17 +115,19 @@ class Services:
         """
         client = connect(settings.redis_url, for_api=True)
         registry, ask = Registry(client), ThreadedStore(settings.deadline_s)
+        async_store, changes = AsyncStore(settings.redis_url, settings.deadline_s), ChangeListener(settings.redis_url)
         return cls(
             settings=settings,
             layout=settings.layout,
             store=JobStore(client, settings),
             registry=registry,
             ask=ask,
-            async_store=AsyncStore(settings.redis_url, settings.deadline_s),
+            async_store=async_store,
             checking=CapacityLimiter(_CHECKING_THREADS),
             admission=Batcher(partial(_prepare_submissions, settings.layout, CapacityLimiter(1))),
             wakeups=WakeupNotifier(settings.redis_url),
-            changes=ChangeListener(settings.redis_url),
+            changes=changes,
+            live=LiveEvents(async_store, changes, settings.ping_s),
             hosts=Hosts(partial(ask, registry.alive, "inference"), settings),
             drawing=CapacityLimiter(settings.drawing_threads),
             series_cache=SeriesCache(),

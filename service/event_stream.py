@@ -1,4 +1,4 @@
-"""Server-sent events: their format, and the stream that follows a job to its end.
+"""The stream of server-sent events that follows a job to its end.
 
 Numbered events come from the tail in Redis, or from events.jsonl on disk where the tail does not reach back far enough,
 so each is sent once and in order. Changes of status have no number.
@@ -10,60 +10,23 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import islice
-from types import MappingProxyType
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
 
-from model_core.storage.events import Event, ascii_line, last_event, read_events
+from model_core.storage.events import Event, last_event, read_events
 from model_core.storage.files import Layout
 from service.deps import Services
 from service.job_files import events_path
-from service.protocol.errors import json_safe
+from service.protocol.server_sent_events import PING, RETRY, frame, wait_until_set
 from worker.jobs.errors import JobNotFound, QueueUnavailable
 from worker.jobs.schemas import Job, Transition
 
 log = logging.getLogger(__name__)
 
-EVENT_STREAM = "text/event-stream"
-PING = b": ping\n\n"
-RETRY = b"retry: 1000\n\n"
 POLL_INTERVAL_S = 0.05  # bounds the reads of a fast training
 _BATCH = 500  # events of one read
 _REQUIRED = {"seq", "time", "attempt", "type"}
-
-
-def frame(data: Any, *, event: str | None = None, id: int | str | None = None) -> bytes:  # noqa: A002 - its name in SSE
-    """Format a server-sent event.
-
-    Args:
-        data: JSON value.
-        event: Type of the event.
-        id: What a client sends back as Last-Event-ID.
-
-    Returns:
-        The event as bytes, with the empty line that ends it.
-    """
-    lines = [f"id: {id}"] if id is not None else []
-    lines += [f"event: {event}"] if event is not None else []
-    return ("\n".join([*lines, f"data: {ascii_line(json_safe(data))}"]) + "\n\n").encode()
-
-
-def event_stream_response(
-    frames: AsyncIterator[bytes], headers: Mapping[str, str] = MappingProxyType({})
-) -> StreamingResponse:
-    """Build the response of an event stream.
-
-    Args:
-        frames: Formatted events.
-        headers: Further headers.
-
-    Returns:
-        The response, with headers that forbid caching and buffering by proxies.
-    """
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
-    return StreamingResponse(frames, media_type=EVENT_STREAM, headers=headers)
 
 
 async def events_after(services: Services, job: Job, after: int, limit: int) -> list[Event]:
@@ -160,23 +123,6 @@ def status_frame(job: Job, transition: Transition | None) -> bytes:
         "error": job.error.model_dump() if job.error and status == job.status else None,
     }
     return frame(facts, event="status")
-
-
-async def wait_until_set(event: asyncio.Event, seconds: float) -> bool:
-    """Wait until an event is set.
-
-    Args:
-        event: The event.
-        seconds: Longest wait.
-
-    Returns:
-        Whether it was set in time.
-    """
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return False
-    return True
 
 
 def _on_disk(layout: Layout, job: Job, after: int, limit: int) -> list[Event]:

@@ -13,10 +13,11 @@ from starlette.responses import Response
 
 from model_core.storage.files import Layout
 from service.deps import Services
-from service.event_stream import PING, POLL_INTERVAL_S, RETRY, frame, reload_job, status_frame, wait_until_set
+from service.event_stream import POLL_INTERVAL_S, reload_job, status_frame
 from service.job_files import LogFile, LogSource, log_file, open_log, tail_offset
 from service.protocol.file_response import FileResponse, file_size, read_blocks
 from service.protocol.negotiation import ByteRange, parse_range
+from service.protocol.server_sent_events import PING, RETRY, frame, wait_until_set
 from worker.jobs.schemas import Job
 
 TEXT = "text/plain"

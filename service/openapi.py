@@ -17,10 +17,10 @@ from starlette.staticfiles import StaticFiles
 
 from model_core.config_loader import preset_tree
 from model_core.schemas import GenerateRequest
-from service.event_stream import EVENT_STREAM
 from service.protocol.errors import PROBLEM_JSON, Problem
 from service.protocol.openai_errors import OPENAI_PATH, OpenAIError
 from service.protocol.parsing import JSON, MULTIPART, YAML
+from service.protocol.server_sent_events import EVENT_STREAM
 from service.schemas import link
 from worker.jobs.spec import JobRequest
 

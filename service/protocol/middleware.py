@@ -31,11 +31,11 @@ WRITTEN = frozenset({"prompt", "stop"})  # text that a person wrote
 SHOWN = frozenset(  # parameters whose values are harmless
     {
         "after", "artifacts", "checkpoint", "checkpoints", "cmap", "dataset", "dpi", "dry_run", "dtype", "example",
-        "format", "frame_ms", "frequency_penalty", "from", "head", "highlight", "ignore_eos", "kind", "labels", "layer",
-        "limit", "logit_bias", "logprobs", "max_new_tokens", "max_points", "max_tokens", "metric", "min_new_tokens",
-        "min_p", "n", "name", "order", "pool", "presence_penalty", "repetition_penalty", "run", "runs", "scale", "seed",
-        "sort", "source", "status", "stop_token_ids", "stream", "tail", "temperature", "timeout_s", "tokens", "top",
-        "top_k", "top_p", "validate_only", "view", "weighting", "x",
+        "format", "frame_ms", "frequency_penalty", "from", "head", "highlight", "ignore_eos", "job", "kind", "labels",
+        "layer", "limit", "logit_bias", "logprobs", "max_new_tokens", "max_points", "max_tokens", "metric",
+        "min_new_tokens", "min_p", "n", "name", "order", "pool", "presence_penalty", "repetition_penalty", "run",
+        "runs", "scale", "seed", "sort", "source", "status", "stop_token_ids", "stream", "tail", "temperature",
+        "timeout_s", "tokens", "top", "to", "top_k", "top_p", "types", "validate_only", "view", "weighting", "x",
     }
 )  # fmt: skip
 _LOGGER = "uvicorn.access"

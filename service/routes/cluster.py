@@ -1,27 +1,59 @@
-"""Workers, their GPUs and the queue, as the workers' heartbeats report them."""
+"""Workers, their GPUs and the queue, as the workers' heartbeats report them, and the events of all jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, Query
-from pydantic import Field
+from fastapi import APIRouter, Header, Query
+from pydantic import BeforeValidator, Field, StringConstraints
+from starlette.responses import StreamingResponse
 
 from service.deps import ServicesDep
 from service.job_views import JobView
+from service.live_events import Interest, LiveType
 from service.openapi import problems
+from service.protocol.negotiation import choose
 from service.protocol.parsing import QueryModel, QueryRoute
+from service.protocol.server_sent_events import EVENT_STREAM, event_stream_response
 from service.schemas import Listed, View
 from worker.jobs.schemas import QueueState
+from worker.jobs.spec import JOB_ID
 
 router = APIRouter(tags=["cluster"], route_class=QueryRoute)
+
+_JobId = Annotated[str, StringConstraints(pattern=JOB_ID)]
+_STREAM: dict[str, Any] = {EVENT_STREAM: {"schema": {"type": "string"}}}
 
 
 class QueueQuery(QueryModel):
     """Extent of the queue report."""
 
     limit: int = Field(default=20, ge=1, le=100, description="number of ready jobs that are listed")
+
+
+def _split(value: Any) -> Any:
+    """Split a parameter at its commas; FastAPI reads a parameter of several values as a list of texts."""
+    texts = [value] if isinstance(value, str) else value
+    return tuple(dict.fromkeys(",".join(texts).split(","))) if isinstance(texts, list) else value
+
+
+class LiveQuery(QueryModel):
+    """Which events of which jobs."""
+
+    job: Annotated[tuple[_JobId, ...] | None, BeforeValidator(_split)] = Field(
+        default=None,
+        description="comma-separated ids; default: all jobs",
+        json_schema_extra={"explode": False, "example": ["job_00000000000000000000000000000000"]},
+    )
+    types: Annotated[tuple[LiveType, ...], BeforeValidator(_split)] = Field(
+        default=("status", "progress", "queue"),
+        description="comma-separated types",
+        json_schema_extra={"explode": False, "example": ["status", "progress"]},
+    )
+    after: str | None = Field(
+        default=None, max_length=100, description="id of the last event that is known, in place of Last-Event-ID"
+    )
 
 
 class WorkerGpu(View):
@@ -109,6 +141,29 @@ async def gpus(services: ServicesDep) -> Listed[GpuView]:
 async def queue(wanted: Annotated[QueueQuery, Query()], services: ServicesDep) -> QueueReport:
     """How many jobs wait and run, and which will be taken next."""
     return QueueReport.of(await services.ask(services.store.queue, wanted.limit))
+
+
+@router.get(
+    "/events",
+    summary="Follow all jobs",
+    response_class=StreamingResponse,
+    responses={200: {"content": _STREAM}, **problems(406, 422, 503)},
+)
+async def live_events(
+    wanted: Annotated[LiveQuery, Query()],
+    services: ServicesDep,
+    accept: Annotated[str | None, Header()] = None,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+) -> StreamingResponse:
+    """Server-sent events of all jobs: `status`, `progress` (at most one a second of a job) and `queue`.
+
+    A connection begins with the changes of status since Last-Event-ID, if that is still known, and a snapshot:
+    the status of the newest jobs and of those that run or come next, their progress, and the queue.
+    """
+    choose(accept, (EVENT_STREAM,))
+    interest = Interest(frozenset(wanted.types), frozenset(wanted.job) if wanted.job is not None else None)
+    first = await services.live.look(interest, last_event_id or wanted.after)
+    return event_stream_response(services.live.stream(interest, first))
 
 
 def _parse_workers(facts: Iterable[Mapping[str, Any]]) -> list[WorkerFacts]:

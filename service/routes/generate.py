@@ -30,7 +30,6 @@ from model_core.storage.events import ascii_line
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.deps import Services, ServicesDep, services_of
-from service.event_stream import EVENT_STREAM, event_stream_response, frame
 from service.host_connection import HostLost
 from service.inference_client import Reply, client_of
 from service.openapi import problems
@@ -38,6 +37,7 @@ from service.protocol.errors import InferenceUnavailable, Upstream, UriTooLong, 
 from service.protocol.lines import split_lines_async
 from service.protocol.negotiation import choose
 from service.protocol.parsing import JSON, QueryModel, QueryRoute, read_tree, validate
+from service.protocol.server_sent_events import EVENT_STREAM, event_stream_response, frame
 from service.schemas import checkpoint_warnings, warning_headers
 from worker.jobs.schemas import Warned
 from worker.web.disconnect import while_connected

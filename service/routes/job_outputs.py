@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from service.deps import ServicesDep
-from service.event_stream import EVENT_STREAM, event_stream_response, events_after, follow
+from service.event_stream import events_after, follow
 from service.job_files import LogSource
 from service.job_views import EventView
 from service.logs import POSITION_PATTERN, TEXT, LogPosition, LogReader, follow_log, text_response
@@ -20,6 +20,7 @@ from service.metrics import CSV, MEDIA_TYPES, MetricsQuery, MetricsView, render
 from service.openapi import problems
 from service.protocol.negotiation import choose
 from service.protocol.parsing import JSON, QueryModel, QueryRoute
+from service.protocol.server_sent_events import EVENT_STREAM, event_stream_response
 from service.schemas import Listed
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=QueryRoute)

@@ -54,8 +54,12 @@ def test_a_request_keeps_the_id_that_its_client_gave(site) -> None:
     assert (reply.headers["x-request-id"], reply.json()["request_id"]) == ("abc-1", "abc-1")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_open_event_stream_does_not_hold_up_the_end(number: signal.Signals, redis_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "address"), [(signal.SIGINT, ""), (signal.SIGTERM, ""), (signal.SIGTERM, "/events")]
+)
+def test_an_open_event_stream_does_not_hold_up_the_end(
+    number: signal.Signals, address: str, redis_url: str, tmp_path: Path
+) -> None:
     port = free_port()
     settings = {"HEADCOUNT_DATA": str(tmp_path), "HEADCOUNT_REDIS_URL": redis_url}
     command = [sys.executable, "-m", "uvicorn", "service.app:app", "--port", str(port), "--log-level", "error"]
@@ -65,7 +69,7 @@ def test_an_open_event_stream_does_not_hold_up_the_end(number: signal.Signals, r
             eventually(lambda: _answers(http))
             body = {"experiment_name": "held", "job": {"preset": "quickstart"}}
             events = http.post("/jobs", json=body).json()["links"]["events"]
-            with http.stream("GET", events, headers={"Accept": "text/event-stream"}) as reply:
+            with http.stream("GET", address or events, headers={"Accept": "text/event-stream"}) as reply:
                 lines = reply.iter_lines()
                 assert next(line for line in lines if line.startswith("event"))
                 server.send_signal(number)

@@ -97,6 +97,7 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("get", "/jobs/{job_id}/events"): (QUEUE, "/jobs/JOB/events", {"headers": STREAM}),
     ("get", "/jobs/{job_id}/logs"): (QUEUE, "/jobs/JOB/logs", {"headers": STREAM}),
     ("get", "/jobs/{job_id}/metrics"): (QUEUE, "/jobs/JOB/metrics", {}),
+    ("get", "/events"): (QUEUE, "/events", {"headers": STREAM}),
     ("get", "/workers"): (QUEUE, "/workers", {}),
     ("get", "/gpus"): (QUEUE, "/gpus", {}),
     ("get", "/queue"): (QUEUE, "/queue", {}),

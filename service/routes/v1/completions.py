@@ -33,7 +33,6 @@ from model_core.schemas import (
 )
 from service.completion_views import Completion, CompletionWriter
 from service.deps import Services, services_of
-from service.event_stream import EVENT_STREAM, event_stream_response
 from service.host_connection import HostLost
 from service.inference_client import Reply, client_of
 from service.openapi import json_body, openai_problems
@@ -42,6 +41,7 @@ from service.protocol.lines import split_lines_async
 from service.protocol.negotiation import choose
 from service.protocol.openai_errors import UNKNOWN_PARAMETER, NotAChatModel, openai_error, openai_status
 from service.protocol.parsing import JSON, QueryRoute, read_json_object, validate
+from service.protocol.server_sent_events import EVENT_STREAM, event_stream_response
 from service.routes.v1.models import ResolvedModel
 from service.schemas import warning_headers
 from worker.web.disconnect import while_connected

@@ -31,15 +31,15 @@ local function fields_of(id, names)
   return fields
 end
 
--- Notify those who follow the job.
-local function changed(id)
-  redis.call('XADD', P .. 'changes', 'MAXLEN', '~', CHANGES, '*', 'job', id)
+-- Notify those who follow the job; of a change of status, the further fields of the entry.
+local function changed(id, ...)
+  redis.call('XADD', P .. 'changes', 'MAXLEN', '~', CHANGES, '*', 'job', id, ...)
 end
 
 -- Something changed that a client may base a decision on: the job's ETag changes.
-local function revised(id)
+local function revised(id, ...)
   redis.call('HINCRBY', key(id), 'revision', 1)
-  changed(id)
+  changed(id, ...)
 end
 
 -- Add jobs to a reply: their records, as texts that clients cache; the number of ready jobs before each of them, which
@@ -191,7 +191,7 @@ local function move(id, to, reason)
   else
     clear(id, 'finished_at')
   end
-  revised(id)
+  revised(id, 'to', to, 'time', t, 'reason', reason, 'attempt', number(id, 'epoch'))
   if TERMINAL[to] then notify_dependents(id) end
 end
 

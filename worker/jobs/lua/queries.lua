@@ -90,3 +90,50 @@ function commands.preparation(args)
   local maker = name_owner('dataset', args.dataset)
   return {spec = maker and get(maker, 'spec') or nil}
 end
+
+-- Changes ---------------------------------------------------------------------------------------------------------
+
+local REPLAYED, NEWEST, READY = 2000, 100, 100
+
+-- The entries of the stream of changes after one of them; nil if it is no longer there, or too many follow.
+local function entries_after(after)
+  local changes = P .. 'changes'
+  local is_known = after == '0-0' and redis.call('XLEN', changes) < CHANGES
+    or #redis.call('XRANGE', changes, after, after) > 0
+  local entries = is_known and redis.call('XRANGE', changes, '(' .. after, '+', 'COUNT', REPLAYED + 1)
+  if entries and #entries <= REPLAYED then return entries end
+end
+
+-- The newest jobs, those that run, and those that are ready first.
+local function current_jobs()
+  return {
+    redis.call('ZREVRANGE', P .. 'jobs', 0, NEWEST - 1), redis.call('ZRANGE', P .. 'jobs:status:running', 0, -1),
+    redis.call('ZRANGE', P .. 'jobs:status:stopping', 0, -1), redis.call('ZRANGE', P .. 'ready', 0, READY - 1)}
+end
+
+-- after (id in the stream of changes, optional), with_snapshot, only (ids of jobs, optional)
+-- -> last: the newest id of that stream; is_known: whether `after` is still there; transitions since then; queue: queued,
+-- running, ready (ids); jobs: those that changed since then, and with `with_snapshot` the `only` or the current ones.
+function commands.changes(args)
+  local newest = redis.call('XREVRANGE', P .. 'changes', '+', '-', 'COUNT', 1)[1]
+  local found = args.after and entries_after(args.after)
+  local transitions, ids, seen = {}, {}, {}
+  local function add(id)
+    if not seen[id] then ids[#ids + 1], seen[id] = id, true end
+  end
+  for _, entry in ipairs(found or {}) do
+    local fields = {id = entry[1]}
+    for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+    if fields.to then transitions[#transitions + 1] = fields end
+    add(fields.job)
+  end
+  if args.with_snapshot then
+    for _, group in ipairs(args.only and {args.only} or current_jobs()) do
+      for _, id in ipairs(group) do add(id) end
+    end
+  end
+  local queue = {queued = redis.call('ZCARD', P .. 'jobs:status:queued'), ready = redis.call('ZRANGE', P .. 'ready', 0, READY - 1),
+    running = redis.call('ZCARD', P .. 'jobs:status:running') + redis.call('ZCARD', P .. 'jobs:status:stopping')}
+  return with_jobs({last = newest and newest[1] or '0-0', is_known = found and true or false, queue = queue,
+    transitions = transitions}, ids)
+end

@@ -131,9 +131,9 @@ function commands.restore(args)
   index(id)
   redis.call('ZADD', P .. 'jobs:status:' .. args.status, seq, id)
   for awaited in words(get(id, 'waiting_for')) do redis.call('SADD', key(awaited) .. ':dependents', id) end
-  local entry = cjson.encode({time = now(), to = args.status, reason = 'restored from disk'})
-  redis.call('RPUSH', key(id) .. ':history', entry)
-  changed(id)
+  local t, reason = now(), 'restored from disk'
+  redis.call('RPUSH', key(id) .. ':history', cjson.encode({time = t, to = args.status, reason = reason}))
+  changed(id, 'to', args.status, 'time', t, 'reason', reason, 'attempt', number(id, 'epoch'))
   return {restored = true}
 end
 

@@ -24,7 +24,7 @@ from service.protocol.parsing import is_multipart
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _MAX_DRAINED_BYTES = 64 << 20
-UPLOADS = frozenset({"/datasets"})  # paths that take files
+UPLOADS = frozenset({"/datasets", "/runs"})  # paths that take files
 WITHOUT_BODY = frozenset({"GET", "OPTIONS"})  # also HEAD, which is served as GET
 HIDDEN = "***"  # replaces other values in the log
 WRITTEN = frozenset({"prompt", "stop"})  # text that a person wrote

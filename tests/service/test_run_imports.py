@@ -63,6 +63,12 @@ def test_files_are_kept_until_the_job_has_read_them(site: Any) -> None:
     assert sorted(path.name for path in kept.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_a_model_may_be_larger_than_other_bodies(site: Any) -> None:
+    weights = "x" * (site.settings.max_body_bytes + 1)
+    files = sent(**{**FILES, "model.safetensors": weights})
+    assert site.http.post("/runs", data={"name": "mine"}, files=files).status_code == 202
+
+
 def test_an_archive_is_kept_as_it_is(site: Any, folder: Path) -> None:
     archive = Path(shutil.make_archive(str(folder), "zip", folder))
     reply = site.http.post("/runs", data={"name": "mine"}, files={"files": ("my gpt2.zip", archive.read_bytes())})

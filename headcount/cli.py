@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from headcount import exit_codes
-from headcount.commands import datasets, jobs, local, models, runs
+from headcount.commands import datasets, heads, jobs, local, models, runs
 from model_core.console import prepare_streams
 
 _PANELS = {
@@ -23,6 +23,7 @@ _PANELS = {
     "Datasets of a running service": datasets.COMMANDS,
     "Runs of a running service": runs.COMMANDS,
     "Models of a running service": models.COMMANDS,
+    "Heads of a running service": heads.COMMANDS,
 }
 _NAMES: dict[Callable[..., object], str] = {
     runs.open_run: "open",
@@ -34,7 +35,7 @@ Start everything on this machine with [bold]headcount up[/bold], then, in anothe
 
     headcount submit configs/quickstart.yaml --follow
     headcount generate quickstart "One day"
-    headcount attention quickstart 0
+    headcount attention quickstart --text "One day, a fox met a cat."
 
 Clients talk to HEADCOUNT_URL (default http://127.0.0.1:8000). [bold]headcount COMMAND --help[/bold] shows the options.
 """

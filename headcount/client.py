@@ -325,6 +325,18 @@ class Client:
         params = {"validate_only": "true"} if validate_only else {}
         return self._json("POST", f"/runs/{_segment(run)}/ablations", params=params, **_json_body(options))
 
+    def measure_distribution(self, run: str, options: Mapping[str, Any]) -> Json:
+        """Request what a checkpoint's heads do over many examples.
+
+        Args:
+            run: Name of the run.
+            options: Options, as the API documents them; what is left out has its default.
+
+        Returns:
+            The job that measures, or the distribution, without its heads, if it exists.
+        """
+        return self._json("POST", f"/runs/{_segment(run)}/distributions", **_json_body(options))
+
     def queue(self, *, limit: int = 20) -> Json:
         """Get the numbers of waiting and running jobs, and the next ready jobs.
 
@@ -526,6 +538,19 @@ class Client:
         params = _given(runs=",".join(runs), **params)
         return self._json("GET", "/compare", params=params, timeout=_LONG)
 
+    def comparison_picture(self, runs: Sequence[str], **params: Any) -> bytes:
+        """Draw one part of a comparison.
+
+        Args:
+            runs: Names of the runs, 2 to 8.
+            **params: Query parameters, as of `compare`; without `view` it shows the curves.
+
+        Returns:
+            The file, PNG.
+        """
+        params = _given(runs=",".join(runs), format="png", **params)
+        return self._request("GET", "/compare", params=params, timeout=_LONG).content
+
     # --- models ------------------------------------------------------------------------------------------------
 
     def generate(self, request: Mapping[str, Any]) -> Json:
@@ -602,6 +627,71 @@ class Client:
         path = f"/attention/{_segment(run)}/{_segment(example)}"
         params = _given(**{"format": "png", **_given(**params)})
         return self._request("GET", path, params=params, timeout=_LONG).content
+
+    def picture_address(self, run: str, example: str, **params: Any) -> str:
+        """Build the address of a picture, which a browser opens.
+
+        Args:
+            run: Name of the run.
+            example: Number of a test example, or id of a text.
+            **params: Query parameters, as of `picture`.
+
+        Returns:
+            The address.
+        """
+        path = f"{self.url}/attention/{_segment(run)}/{_segment(example)}"
+        return str(httpx.URL(path, params=_given(**params) or None))
+
+    def capture_text(self, body: Mapping[str, Any]) -> Json:
+        """Capture the attention of a text or of token ids, unless it was captured before.
+
+        Args:
+            body: Body of `POST /attention`; what is None is left out.
+
+        Returns:
+            The manifest.
+        """
+        return self._json("POST", "/attention", **_json_body(_given(**body)), timeout=_LONG)
+
+    def head_statistics(self, run: str, example: str, **params: Any) -> Json:
+        """Get statistics of every head on a text.
+
+        Args:
+            run: Name of the run.
+            example: Number of a test example, or id of a text.
+            **params: Query parameters such as `checkpoint`, `layer` and `sort`; those that are None are left out.
+
+        Returns:
+            The statistics.
+        """
+        path = f"/attention/{_segment(run)}/{_segment(example)}/statistics"
+        return self._json("GET", path, params=_given(format="json", **params), timeout=_LONG)
+
+    def head_result(self, run: str, *names: str, **params: Any) -> Json:
+        """Get what was measured of a run's heads.
+
+        Args:
+            run: Name of the run.
+            *names: Path below the run: `heads`; `ablations` or `distributions`, and the name of one.
+            **params: Query parameters such as `metric` and `layer`; those that are None are left out.
+
+        Returns:
+            The result.
+        """
+        return self._json("GET", _below(run, names), params=_given(format="json", **params), timeout=_LONG)
+
+    def head_file(self, run: str, *names: str, **params: Any) -> bytes:
+        """Get what was measured of a run's heads, as a file.
+
+        Args:
+            run: Name of the run.
+            *names: As of `head_result`.
+            **params: Query parameters, with `format`: `png` or `csv`.
+
+        Returns:
+            The file.
+        """
+        return self._request("GET", _below(run, names), params=_given(**params), timeout=_LONG).content
 
     def _json(self, method: str, path: str, **options: Any) -> Json:
         reply = self._request(method, path, **options)
@@ -779,6 +869,10 @@ def _given(**params: Any) -> dict[str, Any]:
 
 def _segment(text: str) -> str:
     return quote(_as_utf8(text), safe="")
+
+
+def _below(run: str, names: Sequence[str]) -> str:
+    return "/".join(["/runs", *map(_segment, (run, *names))])
 
 
 def _one_line(status: int, problem: Json) -> str:

@@ -1,12 +1,11 @@
-"""What people see of jobs, queue, workers, datasets, runs, checkpoints and metrics, and the files of attention."""
+"""What people see of jobs, queue, workers, datasets, runs, checkpoints and metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from headcount.client import Client, Json
+from headcount.client import Json
 from headcount.follow import made_by
 from headcount.tables import Column, Row, print_card, print_table, print_text
 from headcount.terminal import ago, duration, elapsed, local_time, number, size
@@ -184,77 +183,6 @@ def metrics_table(series: Mapping[str, Json]) -> None:
         ends = (number(values[0]), number(values[-1])) if values else ("", "")
         rows.append(Row((name, str(curve["points_total"]), *ends, number(lowest), str(step))))
     print_table(columns, rows)
-
-
-def ablation_table(ablation: Json) -> None:
-    """Print what a model loses without each head, and without all heads of each layer, one per row.
-
-    Args:
-        ablation: The ablation, as the service answered it.
-    """
-    sample = ablation["sample"]
-    measured = f"loss {ablation['loss']:.4f} on {sample['tokens']:,} tokens of the {sample['split']} split"
-    print_text(f"{ablation['run']} {ablation['checkpoint']}: {measured}, nats a token")
-    print_text(f"without a head, whose read becomes {ablation['replaced_by']}:")
-    columns = (
-        Column("head", is_heading=True), Column("change", is_number=True), Column("stderr", is_number=True),
-        Column("KL", is_number=True), Column("clear"), Column("above null"),
-    )  # fmt: skip
-    rows = []
-    for layer in ablation["layers"]:
-        heads = [head for head in ablation["heads"] if head["layer"] == layer["layer"]]
-        rows += [Row((f"{head['layer']}.{head['head']}", *_ablated(head))) for head in heads]
-        rows.append(Row((f"layer {layer['layer']}", *_ablated(layer))))
-    print_table(columns, rows)
-
-
-def ablation_cost(quote: Json) -> None:
-    """Print what an ablation would cost.
-
-    Args:
-        quote: The cost, as the service answered it.
-    """
-    seconds = "unknown time" if quote["seconds"] is None else " to ".join(duration(value) for value in quote["seconds"])
-    print_text(f"{quote['passes']:g} passes over {quote['tokens']:,} tokens: {seconds}")
-
-
-def save_attention(
-    client: Client, run: str, example: str, directory: Path, *, layer: int | None, head: int | None, **options: Any
-) -> Iterator[Path]:
-    """Download attention pictures of an example: one head, one layer, or every layer and all of them on one sheet.
-
-    Args:
-        client: Client of the service.
-        run: Name of the run.
-        example: Number of the test example.
-        directory: Where to write; created if missing.
-        layer: Only this layer; None for all.
-        head: Only this head of the layer.
-        **options: Query parameters such as `checkpoint`, `format` and `cmap`.
-
-    Returns:
-        Iterator over the written files.
-    """
-    ending = options["format"]
-    manifest = client.attention(run, example, checkpoint=options["checkpoint"], max_tokens=options["max_tokens"])
-    options["checkpoint"] = f"sha256={manifest['sha256']}"  # one for all pictures, also while the run saves another
-    pictures: dict[str, dict[str, int]] = {}
-    if layer is not None or head is not None:
-        chosen = {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
-        pictures["_".join(f"{name}{value:02d}" for name, value in chosen.items())] = chosen
-    else:
-        pictures = {f"layer{one['layer']:02d}": {"layer": one["layer"]} for one in manifest["layers"]} | {"sheet": {}}
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, part in pictures.items():
-        file = directory / f"{name}.{ending}"
-        file.write_bytes(client.picture(run, example, **part, **options))
-        yield file
-
-
-def _ablated(part: Json) -> tuple[str, ...]:
-    above = part.get("above_null")
-    numbers = (f"{part[name]:.4f}" for name in ("change", "stderr", "kl"))
-    return (*numbers, "yes" if part["clear"] else "no", "" if above is None else "yes" if above else "no")
 
 
 def _job_row(job: Json) -> Row:

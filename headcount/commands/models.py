@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,8 +19,6 @@ from model_core.console import printable
 
 if TYPE_CHECKING:
     from headcount.client import Client
-
-_FORMATS = ("png", "svg", "pdf")
 
 
 def generate(
@@ -73,39 +70,6 @@ def generate(
         print("\n---\n".join(printable(reply["prompt"] + choice["text"]) for choice in reply["choices"]))
 
 
-def attention(
-    run: RunArgument,
-    example: Annotated[str, typer.Argument(metavar="ID", help="Number of a test example.")],
-    out: Annotated[Path | None, typer.Option(help="Directory; default attention_outputs/RUN/ID.")] = None,
-    checkpoint: CheckpointOption = "best",
-    layer: Annotated[int | None, typer.Option(min=0, help="Only this layer.")] = None,
-    head: Annotated[int | None, typer.Option(min=0, help="Only this head of the layer.")] = None,
-    cmap: Annotated[str | None, typer.Option(help="Color map of matplotlib, such as magma.")] = None,
-    picture_format: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Draw at most this number of tokens.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Save attention pictures: one per layer (layer00.png ...) and all of them on one sheet (sheet.png).
-
-    With --layer only that one, with --head only one head of it (layer01_head02.png).
-    """
-    from headcount.output import save_attention
-
-    if picture_format not in _FORMATS:
-        raise typer.BadParameter(f"{picture_format!r} is not one of {', '.join(_FORMATS)}", param_hint="--format")
-    if head is not None and layer is None:
-        raise typer.BadParameter("a head belongs to a layer; add --layer", param_hint="--head")
-    directory = out or Path("attention_outputs") / run / example
-    options = {"checkpoint": checkpoint, "cmap": cmap, "format": picture_format, "max_tokens": max_tokens}
-    with open_client() as client:
-        files = save_attention(client, run, example, directory, layer=layer, head=head, **options)
-        if as_json:
-            print_json({"object": "list", "data": [str(file) for file in files]})
-            return
-        for file in files:
-            print(file, flush=True)
-
-
 def export(
     run: RunArgument,
     checkpoint: CheckpointOption = "best",
@@ -128,40 +92,7 @@ def export(
     return DONE
 
 
-def ablate(
-    run: RunArgument,
-    checkpoint: CheckpointOption = "best",
-    baseline: Annotated[str, typer.Option(help="What takes a head's place: zero, mean or resample.")] = "mean",
-    tokens: Annotated[int, typer.Option(help="Tokens of the sample.")] = 16_384,
-    split: Annotated[str, typer.Option(help="Split of the sample: train, val or test.")] = "test",
-    draws: Annotated[int, typer.Option(help="Random subspaces of a layer; with resample, windows too.")] = 4,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost.")] = False,
-    follow: Follow = False,
-    as_json: AsJson = False,
-) -> int:
-    """Measure what a model loses without each head, and without all heads of each layer."""
-    from headcount.commands.common import submitted
-    from headcount.output import ablation_cost, ablation_table
-    from model_core.errors import DONE
-
-    options = {"checkpoint": checkpoint, "baseline": baseline, "tokens": tokens, "split": split, "draws": draws}
-    with open_client() as client:
-        made = client.ablate(run, options, validate_only=dry_run)
-        if made["object"] == "job":
-            code = submitted(client, made, follow=follow, as_json=as_json)
-            if not follow or code != DONE or as_json:
-                return code
-            made = client.ablate(run, options)
-    if as_json:
-        print_json(made)
-    elif made["object"] == "ablation_quote":
-        ablation_cost(made)
-    elif made["object"] == "ablation":
-        ablation_table(made)
-    return DONE
-
-
-COMMANDS = (generate, attention, export, ablate)
+COMMANDS = (generate, export)
 
 
 def _biases(given: list[str]) -> dict[str, float]:

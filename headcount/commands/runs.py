@@ -96,17 +96,27 @@ def compare(
     x: Annotated[str, typer.Option("-x", help="Axis of the curves: step, tokens or seconds.")] = "step",
     view: Annotated[str | None, typer.Option(help="Only curves, heads or attention.")] = None,
     example: Annotated[str | None, typer.Option(help="Number of a test example, or id of a text.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write this .png: --view, else curves.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: what differs in their configurations, their losses, and which heads were found again."""
     from headcount.commands.comparison_report import print_comparison
 
+    if out is not None and out.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{str(out)!r} must end with .png", param_hint="--out")
+    chosen = {"checkpoints": checkpoints, "x": x, "view": view, "example": example}
     with open_client() as client:
-        found = client.compare(names, checkpoints=checkpoints, x=x, view=view, example=example)
+        found = client.compare(names, **chosen)
+        if out is not None:
+            picture = client.comparison_picture(names, **chosen)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_bytes(picture)
     if as_json:
         print_json(found)
-    else:
-        print_comparison(found)
+        return
+    print_comparison(found)
+    if out is not None:
+        print(out)
 
 
 def delete_run(

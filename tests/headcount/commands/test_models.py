@@ -53,25 +53,3 @@ def test_defaults_of_generate_are_those_of_the_service(service, headcount) -> No
 @pytest.mark.parametrize("bias", ["11", "11=", "11=x", "11:3"])
 def test_a_bias_is_an_id_and_a_number(headcount, bias: str) -> None:
     assert headcount("generate", "mine", "One", "--logit-bias", bias)[0] == 2
-
-
-ABLATED = {"layer": 0, "n_head": 2, "head_dim": 8, "change": 0.25, "stderr": 0.01, "kl": 0.5, "clear": True}
-ABLATION = {
-    "object": "ablation", "run": "mine", "checkpoint": "model_best.pt", "loss": 3.5, "replaced_by": "zeros",
-    "sample": {"tokens": 1024, "split": "test"}, "heads": [{**ABLATED, "head": 1, "above_null": False}],
-    "layers": [{**ABLATED, "change": 1.5}],
-}  # fmt: skip
-
-
-def test_an_ablation_is_quoted_submitted_and_shown(service, headcount) -> None:
-    quote = {"object": "ablation_quote", "passes": 23.5, "tokens": 1024, "seconds": None}
-    service.says("POST /runs/new/ablations", quote)
-    assert headcount("ablate", "new", "--dry-run")[:2] == (0, "23.5 passes over 1,024 tokens: unknown time\n")
-    service.says("POST /runs/mine/ablations", job(object="job", kind="ablate", run="mine", status="queued"), 202)
-    assert headcount("ablate", "mine", "--baseline", "zero", "--draws", "2")[:2] == (0, f"{JOB}  queued  run mine\n")
-    chosen = {"checkpoint": "best", "baseline": "zero", "tokens": 16384, "split": "test", "draws": 2}
-    assert json.loads(service.bodies[-1]) == chosen
-    service.says("POST /runs/done/ablations", ABLATION)
-    assert json.loads(headcount("ablate", "done", "--json")[1]) == ABLATION
-    shown = headcount("ablate", "done")[1].splitlines()
-    assert [line.split()[:2] for line in shown[-2:]] == [["0.1", "0.2500"], ["layer", "0"]]

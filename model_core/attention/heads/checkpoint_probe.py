@@ -9,7 +9,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from model_core.attention.heads.history import SCHEMA_VERSION, probe_file
+from model_core.attention.heads.history import SCHEMA_VERSION, probe_file, read_stored
 from model_core.attention.heads.probe import Probe, ProbeResult, run_probe
 from model_core.config import ModelConfig
 from model_core.errors import DatasetNotReady, InvalidData
@@ -60,7 +60,7 @@ def as_reading(step: int, probe: Probe, result: ProbeResult) -> Reading:
 
 
 def probe_checkpoint(loaded: LoadedModel, layout: Layout, run: str, dataset: Dataset) -> Reading:
-    """Read the probe of a checkpoint, once for each probe.
+    """Read the probe of a checkpoint, unless the reading is stored.
 
     Args:
         loaded: The model of the checkpoint.
@@ -83,6 +83,8 @@ def probe_checkpoint(loaded: LoadedModel, layout: Layout, run: str, dataset: Dat
         raise InvalidData(f"dataset {dataset.name!r} has another tokenizer than checkpoint {loaded.info.file!r}")
     probe = choose_probe(dataset, loaded.config.model)
     file = probe_file(layout, run, loaded.info.sha256, probe.sha256)
+    if (stored := read_stored(file, loaded.info.sha256)) is not None:
+        return stored  # of a request that waited before this one
     reading = {
         "schema_version": SCHEMA_VERSION, "run": run, "checkpoint": loaded.info.file, "sha256": loaded.info.sha256,
         **as_reading(loaded.info.step, probe, run_probe(loaded.model, probe)),

@@ -9,6 +9,7 @@ Shapes: S steps, N heads of all layers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -206,15 +207,41 @@ def find_reading(layout: Layout, run: str, sha256: str) -> Probed | None:
     Returns:
         The reading; None if there is none of this version.
     """
-    found: list[tuple[float, Probed]] = []
-    for file in probe_file(layout, run, sha256, "*").parent.glob(f"{sha256[:8]}-*.json"):
-        try:
-            record = read_json(file)
-            if record["sha256"] == sha256 and record["schema_version"] == SCHEMA_VERSION:
-                found.append((file.stat().st_mtime, Probed.of(record)))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("reading skipped file=%s reason=%r", file, error)
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    files = list(probe_file(layout, run, sha256, "*").parent.glob(f"{sha256[:8]}-*.json"))
+    for file in sorted(files, key=_modified_at, reverse=True):
+        if (record := read_stored(file, sha256)) is not None:
+            return Probed.of(record)
+    return None
+
+
+def read_stored(file: Path, sha256: str) -> dict[str, Any] | None:
+    """Read a stored reading of a checkpoint.
+
+    Args:
+        file: Its file, as `probe_file` names it.
+        sha256: Hash of the checkpoint's file, hex.
+
+    Returns:
+        The reading, from which `Probed.of` can be made; None if the file is missing, damaged, of another version or of
+        another checkpoint.
+    """
+    try:
+        record: dict[str, Any] = read_json(file)
+        if record["sha256"] != sha256 or record["schema_version"] != SCHEMA_VERSION:
+            return None
+        Probed.of(record)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("reading skipped file=%s reason=%r", file, error)
+        return None
+    return record
+
+
+def _modified_at(file: Path) -> float:
+    with contextlib.suppress(OSError):  # deleted in the meantime
+        return file.stat().st_mtime
+    return 0.0
 
 
 def _compare(one: Probed, other: Probed) -> bool:

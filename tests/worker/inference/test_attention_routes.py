@@ -1,6 +1,7 @@
-"""What every head attends to in the windows of a dataset, as an inference process keeps it."""
+"""What every head attends to in the windows of a dataset, and on the probe, as an inference process keeps it."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from model_core.attention.heads.history import find_reading
 from model_core.attention.heads.patterns import HeadPatterns, patterns_file, windows_key
 from model_core.checkpoint import parameters_state, writer
 from model_core.config_loader import parse_config
 from model_core.gpt import GPT
 from model_core.storage.checkpoints import BEST
-from model_core.storage.dataset import SPLITS, Dataset, dataset_of
-from model_core.storage.files import Layout
+from model_core.storage.dataset import MANIFEST, SPLITS, Dataset, dataset_of
+from model_core.storage.files import Layout, write_json
 from model_core.storage.run import Run
 from model_core.tokenizer import train_bpe
 from worker.inference.app import create_app
@@ -29,6 +31,8 @@ TREE: dict[str, Any] = {
     "data": {"dataset": "words", "tokenizer": {"type": "bpe", "vocab_size": 280}},
 }
 
+TEXT = "The cat saw a red ball."
+
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
@@ -36,7 +40,7 @@ def layout(tmp_path: Path) -> Layout:
     for seed, name in enumerate(("one", "two")):
         config = parse_config({"experiment_name": name, **TREE}).config
         torch.manual_seed(seed)
-        state = parameters_state(GPT(config.model), config, train_bpe(["The cat saw a red ball."], 280), 3)
+        state = parameters_state(GPT(config.model), config, train_bpe([TEXT], 280), 3)
         run = Run.create(layout.run(name), config)
         run.publish(BEST, writer(state), attempt=1, step=3, full=False, loss=1.0, val_loss=1.0)
     save_tokens(dataset_of(config, layout), np.arange(2000) % 280)
@@ -56,14 +60,22 @@ def save_tokens(dataset: Dataset, ids: Any) -> None:
         np.save(dataset.split(split), ids.astype(np.uint16))
 
 
-def ask(models: ModelCache, run: str, **fields: Any) -> httpx.Response:
+def save_tokenizer(dataset: Dataset, text: str) -> None:
+    """Record with which tokenizer the dataset was encoded."""
+    write_json(dataset.directory / "tokenizer.json", train_bpe([text], 280).to_dict())
+    splits = {split: {"file": dataset.split(split).name} for split in SPLITS}
+    write_json(dataset.directory / MANIFEST, {"splits": splits, "tokenizer": {"file": "tokenizer.json"}})
+
+
+def ask(models: ModelCache, run: str, path: str = "/patterns", **fields: Any) -> httpx.Response:
     sha256 = Run.open(models.layout.run(run)).resolve("best").sha256
 
     async def post() -> httpx.Response:
         transport = httpx.ASGITransport(create_app(models))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-            asked = {"run": run, "checkpoint": BEST, "windows_of": "one", "tokens": 64, **fields}
-            return await http.post("/patterns", json={"request": asked, "sha256": sha256})
+            windows = {"windows_of": "one", "tokens": 64} if path == "/patterns" else {}
+            asked = {"run": run, "checkpoint": BEST, **windows, **fields}
+            return await http.post(path, json={"request": asked, "sha256": sha256})
 
     return asyncio.run(post())
 
@@ -85,3 +97,33 @@ def test_windows_that_cannot_be_read_are_named(layout, models) -> None:
     save_tokens(dataset_of(Run.open(layout.run("one")).config(), layout), np.arange(63))
     refused = ask(models, "two")
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_data")
+
+
+def test_the_probe_of_a_checkpoint_is_read_once_and_stored(layout, models) -> None:
+    run = Run.open(layout.run("one"))
+    save_tokenizer(dataset_of(run.config(), layout), TEXT)
+    first = ask(models, "one", "/probe")
+    assert first.status_code == 200, first.text
+    told, sha256 = first.json(), run.resolve("best").sha256
+    file = layout.attention_of("one") / "probes" / f"{sha256[:8]}-{told['probe']['sha256'][:8]}.json"
+    assert json.loads(file.read_text()) == told
+    assert [len(layer) for layer in told["values"]["previous"]] == [4, 2]
+    assert told["step"] == find_reading(layout, "one", sha256).step == 3
+
+    write_json(file, {**told, "types": {"0.0": []}})  # it would not say so if it were read again
+    assert ask(models, "one", "/probe").json()["types"] == {"0.0": []}
+    file.write_text("damaged")
+    assert ask(models, "one", "/probe").json() == told
+    save_tokens(dataset_of(run.config(), layout), np.arange(2000) % 270)
+    assert ask(models, "one", "/probe").json()["probe"] != told["probe"]
+    assert len(list(file.parent.iterdir())) == 2
+
+
+def test_a_dataset_that_has_no_probe_for_a_checkpoint_is_named(layout, models) -> None:
+    dataset = dataset_of(Run.open(layout.run("one")).config(), layout)
+    save_tokenizer(dataset, "another text")
+    refused = ask(models, "one", "/probe")
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_data")
+    dataset.val.unlink()
+    refused = ask(models, "one", "/probe")
+    assert (refused.status_code, refused.json()["code"]) == (409, "dataset_not_ready")

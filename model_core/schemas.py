@@ -275,7 +275,7 @@ class PromptResult(_WithLogprobs):
 
     Attributes:
         tokens: Its ids.
-        pieces: With echo, the text of each token, as `TokenLogprob` has it; otherwise empty.
+        pieces: With echo or logprobs, the text of each token, as `TokenLogprob` has it; otherwise empty.
         logprobs: One entry per token if requested, the first of them null; otherwise the key is omitted.
     """
 
@@ -312,6 +312,8 @@ class GenerateResult(Config):
         checkpoint: The file that was used.
         step: Training step of the checkpoint.
         prompt: The prompt as it was given.
+        tokens_text: With logprobs, the text of each token of the prompt, as `TokenLogprob` has it; otherwise the key
+            is omitted.
         seed: Seed of the request, given or drawn.
         choices: Every continuation, by index.
         usage: Number of tokens.
@@ -324,6 +326,7 @@ class GenerateResult(Config):
     checkpoint: str
     step: int
     prompt: str
+    tokens_text: tuple[str, ...] | None = None
     seed: int
     choices: tuple[Choice, ...]
     usage: Usage

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +16,10 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from model_core.errors import DatasetBusy, DatasetNotFound, DatasetNotReady, InvalidData
-from model_core.storage.dataset import SPLITS, Dataset, token_files
+from model_core.storage.dataset import MANIFEST, SPLITS, Dataset, token_files
 from model_core.storage.files import Layout
 from model_core.storage.trash import empty_trash, lock_dataset, move_dataset_to_trash
+from model_core.tokenizer import Tokenizer
 from service.deps import Services
 from service.schemas import Listed, View, link
 from worker.jobs import commands
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _TRASH_OWNER = "dataset"  # part of the hidden name of a deleted dataset
 _MAX_PAGE_CHARACTERS = 1 << 22  # of examples, whose length only their source limits
+_MAX_TOKENIZERS = 4  # in memory
 _SUMS = ("documents", "tokens", "text_bytes", "size_bytes")
 
 State = Literal["ready", "preparing", "failed", "cancelled"]
@@ -107,6 +109,10 @@ class ExampleView(View):
     id: int
     text: str
     tokens: list[int]
+    pieces: list[str] | None = Field(
+        description="text of each token; `bytes:` and its bytes where it is no whole character; null where the "
+        "dataset's tokenizer cannot be read"
+    )
 
 
 async def list_datasets(services: Services, *, after: str | None, limit: int) -> Listed[DatasetView]:
@@ -389,7 +395,23 @@ def _counted(dataset: Dataset, split: str) -> dict[str, int | None]:
 
 def _example(dataset: Dataset, number: int) -> ExampleView:
     found = dataset.example(number)
-    return ExampleView(dataset=dataset.name, id=found.id, text=found.text, tokens=list(found.tokens))
+    pieces = _pieces(dataset, found.tokens)
+    return ExampleView(dataset=dataset.name, id=found.id, text=found.text, tokens=list(found.tokens), pieces=pieces)
+
+
+def _pieces(dataset: Dataset, tokens: Sequence[int]) -> list[str] | None:
+    manifest = dataset.directory / MANIFEST
+    try:
+        written_ns = manifest.stat().st_mtime_ns if manifest.exists() else 0
+        return _tokenizer(dataset, written_ns).names(tokens)
+    except (OSError, InvalidData, ValueError) as error:  # ValueError: an id that it does not have
+        log.info("examples without pieces dataset=%s reason=%s", dataset.name, error)
+        return None
+
+
+@lru_cache(_MAX_TOKENIZERS)
+def _tokenizer(dataset: Dataset, _written_ns: int) -> Tokenizer:  # a dataset may be deleted and made anew
+    return dataset.tokenizer()
 
 
 def _examples(dataset: Dataset, *, after: int | None, limit: int) -> Listed[ExampleView]:

@@ -167,7 +167,9 @@ def _native(result: dict[str, Any], prompt: str, warnings: Sequence[Warned]) -> 
     """The `GenerateResult` of an `InferenceResult`."""
     every = [*(warning.model_dump() for warning in warnings), *result["warnings"]]
     found = {**result, "prompt": prompt, "warnings": every}
-    return {name: found[name] for name in GenerateResult.model_fields}
+    if any("logprobs" in choice for choice in result["choices"]):
+        found["tokens_text"] = result["prompts"][0]["pieces"]
+    return {name: found[name] for name in GenerateResult.model_fields if name in found}
 
 
 async def _frames(response: Reply, prompt: str, request_id: str, warnings: Sequence[Warned]) -> AsyncIterator[bytes]:
@@ -192,6 +194,6 @@ async def _frames(response: Reply, prompt: str, request_id: str, warnings: Seque
 
 
 def _piece(choice: dict[str, Any]) -> bytes:
-    """The event with what a choice gained; empty where its text has not grown."""
-    text = choice["text"]
-    return f"data: {ascii_line({'index': choice['index'], 'text': text})}\n\n".encode() if text else b""
+    """The event with what a choice gained; empty where it has neither text nor log probabilities."""
+    gained = {name: choice[name] for name in ("index", "text", "logprobs") if name in choice}
+    return f"data: {ascii_line(gained)}\n\n".encode() if gained["text"] or gained.get("logprobs") else b""

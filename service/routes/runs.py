@@ -40,6 +40,7 @@ from service.protocol.parsing import (
     read_tree,
 )
 from service.run_imports import ImportRequest
+from service.run_samples import SamplesQuery, SampleView, list_samples
 from service.schemas import Listed, View, link
 from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Warned
@@ -216,6 +217,17 @@ async def report(
     """The numbers of `headcount report` for the run's own configuration: JSON, or Markdown for people."""
     kind = MEDIA_TYPES[wanted.format] if wanted.format else choose(accept, (JSON, MARKDOWN))
     return await run_in_threadpool(render, services.layout, run, kind)
+
+
+@router.get("/runs/{run}/samples", summary="List the samples of a training", responses=problems(404, 422))
+async def samples(
+    run: Name, wanted: Annotated[SamplesQuery, Query()], services: ServicesDep, request: Request, response: Response
+) -> Listed[SampleView]:
+    """What the model wrote, one page by step; `last_id` is the next page's `after`."""
+    page = await run_in_threadpool(list_samples, services.layout, run, wanted)
+    if page.has_more:
+        response.headers["Link"] = f'<{request.url.include_query_params(after=page.last_id)}>; rel="next"'
+    return page
 
 
 async def list_runs(services: Services, *, after: str | None, limit: int) -> Listed[RunView]:

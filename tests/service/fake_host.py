@@ -95,7 +95,8 @@ class FakeHost:
         try:
             words = [prompt[4:]] * 3 if prompt.startswith("say ") else ("Once", " upon", " a time")
             for word in words:
-                yield _line({"fingerprint": "0123456789ab", "choices": [{"index": 0, "text": word, "tokens": [1]}]})
+                gain = {"index": 0, "text": word, "tokens": [1]} | _scored(asked, [word])
+                yield _line({"fingerprint": "0123456789ab", "choices": [gain]})
             if prompt == "breaks":
                 yield _line({"error": {"code": "cuda_oom", "detail": "no memory"}})
                 return
@@ -109,6 +110,7 @@ class FakeHost:
 
     def _result(self, asked: dict[str, Any]) -> dict[str, Any]:
         choice = {"text": "Once upon a time", "tokens": [1, 2], "finish_reason": "length"}
+        choice |= _scored(asked, ["Once", " upon", " a time"])
         count = len(asked["prompts"]) * asked["n"]
         made = {"step": 3, "sha256": "0" * 64, "seed": asked["seed"] or 7, "weights": "fp32"}
         return {
@@ -295,3 +297,10 @@ def made_up_weights(tokens: int) -> list[Any]:
     generator = np.random.default_rng(0)
     layers = [np.tril(generator.random((heads, tokens, tokens))).astype(np.float32) for heads in HEADS]
     return [layer / layer.sum(axis=-1, keepdims=True) for layer in layers]
+
+
+def _scored(asked: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """Log probabilities, where they were requested."""
+    if asked["logprobs"] is None:
+        return {}
+    return {"logprobs": [{"token": 1, "text": word, "logprob": -0.5, "top": []} for word in words]}

@@ -51,6 +51,7 @@ OPERATIONS: dict[tuple[str, str], tuple[int | str, str, dict[str, Any]]] = {
     ("post", "/runs"): (QUEUE, "/runs", MODEL),
     ("get", "/runs/{run}"): (SERVED, "/runs/done", {}),
     ("delete", "/runs/{run}"): (QUEUE, "/runs/done", {}),
+    ("get", "/runs/{run}/samples"): (SERVED, "/runs/done/samples", {}),
     ("get", "/runs/{run}/report"): (SERVED, "/runs/done/report", {}),
     ("get", "/runs/{run}/checkpoints"): (SERVED, "/runs/done/checkpoints", {}),
     ("get", "/runs/{run}/checkpoints/{checkpoint}"): (SERVED, "/runs/done/checkpoints/best", {}),

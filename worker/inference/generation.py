@@ -173,7 +173,8 @@ class Generation(EngineCall[_Part]):
             completion_tokens=sum(output.usage.completion_tokens for output in outputs),
             cached_tokens=sum(output.usage.cached_tokens for output in outputs),
         )
-        served, wants_pieces = self._served, self._request.echo
+        served = self._served
+        wants_pieces = self._request.echo or self._request.logprobs is not None
         prompts = [
             PromptResult(
                 tokens=output.prompt,

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from model_core.storage.dataset import MANIFEST
+from model_core.storage.dataset import EXAMPLES, MANIFEST, save_tokenizer
+from model_core.storage.files import write_json
+from model_core.tokenizer import train_bpe
 from worker.jobs.schemas import JobError, Outcome, WorkerView
 
 BODY = {"name": "tales", "source": "stories", "tokenizer": {"type": "bpe", "vocab_size": 512}}
@@ -136,9 +138,23 @@ def test_statistics_are_the_manifests(site) -> None:
     assert (own["documents"], own["tokens"], own["categories"]) == (None, 600, None)
 
 
+def test_an_example_shows_where_its_tokens_end(site) -> None:
+    dataset = site.add_dataset("tales", tokenizer=BPE)
+    tokenizer = train_bpe(["once upon a time"], 260)
+    save_tokenizer(dataset.directory / "tokenizer.json", tokenizer)
+    text = "once 猫"
+    write_json(dataset.directory / EXAMPLES, [{"id": 0, "text": text, "tokens": tokenizer.encode(text)}])
+    found = site.http.get("/datasets/tales/examples/0").json()
+    assert len(found["pieces"]) == len(found["tokens"])
+    assert "".join(piece for piece in found["pieces"] if not piece.startswith("bytes:")) == "once "
+    assert found["pieces"][-1] == r"bytes:\xab"
+
+
 def test_examples_are_read_one_by_one_and_in_pages(site) -> None:
     found = site.http.get("/datasets/words/examples/7").json()
-    assert found == {"object": "example", "dataset": "words", "id": 7, "text": "text 7", "tokens": [7]}
+    assert found == {
+        "object": "example", "dataset": "words", "id": 7, "text": "text 7", "tokens": [7], "pieces": None,
+    }  # fmt: skip
     missing = site.http.get("/datasets/words/examples/10")
     assert (missing.status_code, missing.json()["code"]) == (404, "example_not_found")
     assert "0 to 9" in missing.json()["detail"]

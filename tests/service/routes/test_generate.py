@@ -57,11 +57,22 @@ def test_text_alone_and_a_stream_of_pieces(site, host) -> None:
 
 def test_a_reply_has_every_field_in_order_and_the_warnings_of_the_process(site, host) -> None:
     reply = site.http.post("/generate", json={**ASK, "prompt": "warns"})
-    assert list(reply.json()) == list(GenerateResult.model_fields)
+    assert list(reply.json()) == [name for name in GenerateResult.model_fields if name != "tokens_text"]
     assert GenerateResult.model_validate(reply.json()).warnings[0].code == "slow"
     assert reply.headers["headcount-warning"].startswith("slow")
     streamed = site.http.post("/generate", json={**ASK, "prompt": "warns", "stream": True, "seed": 7})
     assert events_of(streamed.text)[-1] == ("end", reply.json())
+
+
+def test_pieces_have_the_logprobs_of_their_tokens_and_the_reply_the_pieces_of_the_prompt(site, host) -> None:
+    asked = {**ASK, "logprobs": 1, "seed": 7}
+    whole = site.http.post("/generate", json=asked).json()
+    assert whole["tokens_text"] == ["Once"]
+    assert list(whole) == list(GenerateResult.model_fields)
+    *pieces, end = events_of(site.http.post("/generate", json={**asked, "stream": True}).text)
+    assert end == ("end", whole)
+    assert [list(piece) for _, piece in pieces] == [["index", "text", "logprobs"]] * len(pieces)
+    assert [scored for _, piece in pieces for scored in piece["logprobs"]] == whole["choices"][0]["logprobs"]
 
 
 def test_an_error_after_the_first_piece_is_an_event(site, host) -> None:

@@ -69,6 +69,31 @@ export function setVariables(node, variables) {
 }
 
 /**
+ * Show a list whose items change: an element is made again only when its item did, and moved only when the order did, so
+ * the focus stays.
+ * @template T
+ * @param {HTMLElement} place
+ * @param {T[]} items
+ * @param {{key: (item: T) => string, version: (item: T) => string, make: (item: T) => HTMLElement}} how version: differs
+ *   whenever the element would look different
+ */
+export function keepList(place, items, { key, version, make }) {
+  const known = new Map([...place.children].map((node) => [/** @type {HTMLElement} */ (node).dataset.key, node]));
+  const nodes = items.map((item) => {
+    const old = /** @type {HTMLElement | undefined} */ (known.get(key(item)));
+    if (old?.dataset.version === version(item)) return old;
+    const node = make(item);
+    Object.assign(node.dataset, { key: key(item), version: version(item) });
+    old?.replaceWith(node);
+    return node;
+  });
+  const wanted = new Set(/** @type {Element[]} */ (nodes));
+  for (const node of [...place.children]) if (!wanted.has(node)) node.remove();
+  for (const [i, node] of nodes.entries())
+    if (place.children[i] !== node) place.insertBefore(node, place.children[i] ?? null);
+}
+
+/**
  * Save bytes as a file of the reader.
  * @param {string} name
  * @param {Blob} blob

@@ -58,7 +58,8 @@ export function range([low, high]) {
   const per = high < 90 ? 1 : high < 5400 ? 60 : 3600;
   const unit = per === 1 ? "s" : per === 60 ? "min" : "h";
   const [a, b] = [low / per, high / per].map((n) => (per === 3600 ? +n.toFixed(1) : Math.round(n)));
-  return a === b ? `about ${b} ${unit}` : `${a} to ${b} ${unit}`;
+  if (a === b) return b ? `about ${b} ${unit}` : "a moment";
+  return a ? `${a} to ${b} ${unit}` : `under ${b} ${unit}`;
 }
 
 /** Time of the day, 02:29; with the date when it is another day. @param {number | string} time */

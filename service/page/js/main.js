@@ -16,7 +16,8 @@ import { isAbort } from "./api.js";
 import { h, replace, svg } from "./dom.js";
 import { clock } from "./format.js";
 import { bindAlways, bindKeys, showKeys, takeNextKey } from "./keys.js";
-import { onLiveState } from "./live.js";
+import { onEvent, onLiveState, startLive } from "./live.js";
+import { announce } from "./overlays.js";
 import { toggleTheme } from "./palette.js";
 import { empty, problem, skeleton } from "./placeholders.js";
 import { go, restoreScroll, startRouter, to } from "./router.js";
@@ -181,4 +182,8 @@ function openByKey(key) {
 }
 
 drawBar();
+startLive();
+onEvent("status", ({ run, dataset, job, status, snapshot }) => {
+  if (!snapshot) announce(`${run ?? dataset ?? job} is ${status}`);
+});
 startRouter(draw);

@@ -52,7 +52,7 @@ export interface Worker {
   host: string;
   slots: number;
   busy: number;
-  gpus: { name: string }[];
+  gpus: { name: string; memory_bytes: number }[];
   memory_bytes: number | null;
 }
 

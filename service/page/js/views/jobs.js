@@ -139,6 +139,7 @@ class JobsView {
       preset: this.query.new,
       from: this.query.from,
       signal: this.signal,
+      room: () => Math.max(0, ...this.listing.workers.map(memoryOf)),
       onAdded: () => this.reload(),
     });
     replace(this.formPlace, this.form.node);
@@ -349,6 +350,10 @@ class JobsView {
 
 /** What a row says that time alone changes. @param {Job} job */
 const age = (job) => Math.floor((Date.now() - Date.parse(job.history.at(-1)?.time ?? job.created_at)) / 60_000);
+
+/** Memory for one job: of the largest GPU, or of the machine. @param {Worker} worker */
+const memoryOf = ({ gpus, memory_bytes: own }) =>
+  gpus.length ? Math.max(...gpus.map((gpu) => gpu.memory_bytes)) : (own ?? 0);
 
 /** @param {Worker} worker */
 function machine({ host, gpus, memory_bytes }) {

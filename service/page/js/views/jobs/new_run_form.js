@@ -110,8 +110,9 @@ export class NewRunForm {
     h("div", { class: "form-end" }, this.button, this.forecast),
   );
 
-  /** @param {{preset?: string, from?: string, signal: AbortSignal, onAdded: () => void}} options */
-  constructor({ preset, from, signal, onAdded }) {
+  /** @param {{preset?: string, from?: string, signal: AbortSignal, room: () => number, onAdded: () => void}} options */
+  constructor({ preset, from, signal, room, onAdded }) {
+    this.room = room;
     this.signal = signal;
     this.onAdded = onAdded;
     this.draft = new RunDraft(FIRST_PRESET);
@@ -150,7 +151,9 @@ export class NewRunForm {
   /** @param {string} [preset] @param {string} [from] */
   async begin(preset, from) {
     try {
-      this.presets = (await get("/configs", { signal: this.signal })).data;
+      /** @type {Preset[]} */
+      const presets = (await get("/configs", { signal: this.signal })).data;
+      this.presets = presets.sort((a, b) => Number(b.name === FIRST_PRESET) - Number(a.name === FIRST_PRESET)); // the rest as listed
       const kept = preset || from ? null : readKept();
       if (from) await this.copy(from);
       else await this.choose(preset ?? kept?.preset ?? FIRST_PRESET, kept);
@@ -237,6 +240,7 @@ export class NewRunForm {
       const special = {
         "model.n_head_list": heads.join(", "),
         experiment_name: draft.name,
+        "training.max_steps": whole(draft.value("training.max_steps")),
         "job.priority": String(draft.priority),
       }[path];
       input.value = special ?? shown(draft.value(path));
@@ -311,7 +315,7 @@ export class NewRunForm {
   }
 
   /** @param {Validation} reply */
-  showReply({ budget, warnings, estimate, queue }) {
+  showReply({ config, budget, warnings, estimate, queue }) {
     this.clear();
     this.button.disabled = false;
     const taken = warnings.find(({ code }) => code === "run_exists");
@@ -320,7 +324,11 @@ export class NewRunForm {
       this.warnings,
       warnings.filter((one) => one !== taken).map(({ detail }) => h("p", {}, detail)),
     );
-    replace(this.budget, budget && budgetLines(budget, this.draft.heads, estimate));
+    replace(
+      this.budget,
+      budget &&
+        budgetLines(budget, { heads: this.draft.heads, block: config.model.block_size, room: this.room(), estimate }),
+    );
     if (budget && this.steps.input !== document.activeElement) this.steps.input.value = whole(budget.schedule.steps);
     this.budget.classList.remove("stale");
     this.showForecast(queue, "Place");
@@ -416,26 +424,35 @@ export class NewRunForm {
   }
 }
 
-/** @param {import("../../types.js").Budget} budget @param {number[]} heads @param {Validation["estimate"]} estimate */
-function budgetLines(
-  { parameters, kv_bytes_per_token: kv, flops_per_token: flops, softmax_elements: maps, memory, disk, schedule },
-  heads,
-  estimate,
-) {
+/**
+ * @param {import("../../types.js").Budget} budget
+ * @param {{heads: number[], block: number, room: number, estimate: Validation["estimate"]}} about block: tokens of a context;
+ *   room: memory of the largest worker, in bytes
+ */
+function budgetLines(budget, { heads, block, room, estimate }) {
+  const {
+    parameters,
+    kv_bytes_per_token: kv,
+    flops_per_token: flops,
+    softmax_elements: maps,
+    memory,
+    disk,
+    schedule,
+  } = budget;
   const most = Math.max(...heads);
   const saved = 1 - heads.reduce((sum, n) => sum + n, 0) / (heads.length * most);
   const { steps, tokens, epochs } = schedule;
   /** @type {[string, string, (string | false | null)?][]} */
   const lines = [
     ["Parameters", whole(parameters)],
-    ["KV cache", `${bytes(kv)} a token`],
+    ["KV cache", `${bytes(kv)} a token`, `${bytes(kv * block)} at ${whole(block)}`],
     ["FLOPs", `${count(flops)} a token`],
     [
       "Attention maps",
       `${count(maps)} weights`,
       saved > 0.005 && `−${Math.round(100 * saved)} % beside ${heads.length} × ${most}`,
     ],
-    ["Memory", bytes(memory.required_bytes)],
+    ["Memory", bytes(memory.required_bytes), room > 0 && `of ${bytes(room)}`],
     ["Steps", whole(steps), `${count(tokens)} tokens${epochs ? `, ${+epochs.toPrecision(3)} epochs` : ""}`],
     ["Disk", bytes(disk.total_bytes), `${disk.periodic} + best, final, latest`],
   ];

@@ -25,6 +25,7 @@ WITHOUT_MODULE = {
     "model_core/test_hosts.py": "one training on several hosts",
     "model_core/test_interruption.py": "the program, stopped and killed",
     "model_core/test_presets.py": "the files in configs/",
+    "model_core/test_probed_runs.py": "the program with the probe of heads and without",
     "model_core/test_together.py": "the program as several processes",
     "page/": "the page in a browser",
     "service/test_api_page.py": "docs/api.md",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_core.attention.capture import attention_blocks
+from model_core.attention.capture import attention_blocks, capture
+from model_core.attention.rollout import rollout
 from model_core.checkpoint import load_model
 from model_core.generation.engine import generate
 from model_core.hf.import_model import import_model
@@ -69,6 +70,15 @@ def test_captured_attention_is_what_transformers_computes(anywhere: Exchange, na
         expected = theirs[block.layer][:, :, block.first : block.first + rows]  # (B, H, R, T)
         torch.testing.assert_close(block.attention, expected[..., :keys], atol=1e-5, rtol=0)
         assert not expected[..., keys:].any()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rollout_is_the_product_of_what_transformers_computes(anywhere: Exchange, name: str) -> None:
+    theirs = anywhere.answer["loaded"][name]["attentions"]
+    eye = torch.eye(len(IDS[0]), dtype=torch.float64)
+    expected = torch.linalg.multi_dot([(layer[0].double().mean(0) + eye) / 2 for layer in reversed(theirs)])  # (T, T)
+    found = rollout(layer.numpy() for layer in capture(load_model(anywhere.runs[name]).model, torch.tensor(IDS[:1])))
+    torch.testing.assert_close(torch.from_numpy(found).double(), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", SHAPES)

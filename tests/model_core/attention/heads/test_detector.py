@@ -45,12 +45,14 @@ def labels(natural, repeated, control, blocks=(T,)):
     ("name", "head"), [("previous", one_hot(QUERIES - 1)), ("self", one_hot(QUERIES)), ("sink", one_hot(QUERIES * 0))]
 )
 @pytest.mark.parametrize("blocks", [(T,), (7, 40, 17)])
-def test_a_pattern_of_any_text_is_labelled(name, head, blocks):
+def test_a_pattern_of_any_text_has_score_1_and_is_labelled(name, head, blocks):
+    assert scores(natural_patterns(T), head, blocks)[name].score == 1
     assert labels(head, head, head, blocks) == [(name, "strong")]
 
 
 @pytest.mark.parametrize(("name", "shift"), [("duplicate", 0), ("induction", 1)])
-def test_a_head_that_finds_the_copy_is_labelled(name, shift):
+def test_a_head_that_finds_the_copy_has_score_1_and_is_labelled(name, shift):
+    assert scores(repeated_patterns(HALF), from_copy(shift))[name].score == 1
     assert labels(EVEN, from_copy(shift), EVEN) == [(name, "strong")]
 
 

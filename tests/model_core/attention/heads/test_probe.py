@@ -19,6 +19,7 @@ from model_core.gpt import GPT
 from tests.model_core.attention.hand_built import LABELS, hand_built_model
 
 HEADS, WIDTH, VOCAB, T = (4, 1, 2), 32, 80, 48
+NATURAL = {"diagonal": lambda query: query, "previous": lambda query: query - 1, "sink": lambda _: 0}  # their keys
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transformers keeps these as (in, out)
 
 
@@ -92,6 +93,18 @@ def test_patterns_are_masks_on_the_weights_of_transformers(model, probe, theirs)
         np.testing.assert_allclose(scores["duplicate"].score, duplicate, atol=1e-6)
 
 
+def test_previous_and_sink_are_masks_on_the_weights_of_transformers(model, probe, theirs):
+    layers, _ = seen_by(theirs, probe.windows)
+    for block in attention_blocks(model, torch.from_numpy(probe.windows)):
+        S, H = block.attention.shape[:2]  # noqa: N806 - the letters of the shape legend
+        heads = HeadAccumulator(T, S * H)
+        heads.add(block.first, block.attention.flatten(0, 1).numpy())
+        found = {name: column.reshape(S, H).mean(axis=0) for name, column in heads.columns().items() if name in NATURAL}
+        for name, key in NATURAL.items():
+            expected = by_mask(layers[block.layer], [(query, key(query)) for query in range(1, T)])
+            np.testing.assert_allclose(found[name], expected, atol=1e-6, err_msg=name)
+
+
 def test_the_values_of_the_probe_are_those_of_transformers(model, probe, theirs):
     natural, streams = seen_by(theirs, probe.windows)
     repeated, half = seen_by(theirs, probe.repeated)[0], probe.half
@@ -147,6 +160,12 @@ def test_a_model_built_by_hand_has_the_labels_that_it_must_have():
     assert induction["control"] < 2 * induction["chance"]
     assert previous["control"] is None
     assert found.values["entropy_relative"][0][1] == 1.0  # the idle head is even
+
+
+def test_a_head_fixed_at_the_distance_of_a_copy_is_no_induction_head():
+    found = run_probe(hand_built_model(back=31), Probe.of_tokens(stream(64), 64))  # the repeated half has 32 tokens
+    assert found.values["induction"][0][0] == pytest.approx(0.998, abs=0.001)
+    assert found.types == {}
 
 
 def test_the_model_built_by_hand_can_have_other_sizes():

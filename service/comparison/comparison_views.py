@@ -137,7 +137,7 @@ def heads_picture(runs: Sequence[ComparedRun], heads: HeadComparison) -> bytes:
         note = f"not compared: {view.reason}" if matching is None else f"{len(found)} of {count} pairs found again"
         shapes = (runs[0].config.model.heads, runs[place].config.model.heads)
         plots.append(MatchPlot((names[0], names[place]), shapes, found, _flat_heads(matching), note))
-    return draw_matches(plots, "Heads found again (grey: too flat to tell)", _facts(runs))
+    return draw_matches(plots, "Heads found again (grey: too flat)", _facts(runs))
 
 
 def attention_picture(runs: Sequence[ComparedRun], text: SharedText) -> bytes:

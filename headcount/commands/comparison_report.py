@@ -10,6 +10,11 @@ from headcount.tables import Column, Row, print_table, print_text
 
 Json = Mapping[str, Any]
 
+_OTHER_HEADS = (
+    "most heads of one run have no equal in the other; that is usual: each training forms its own heads, "
+    "also with the same configuration and another seed"
+)
+
 
 def print_comparison(found: Json) -> None:
     """Print a comparison.
@@ -26,6 +31,8 @@ def print_comparison(found: Json) -> None:
     print_text(f"{found['equal']} keys are equal")
     for match in found["heads"] or ():
         print_text(_match_line(match))
+    if any(_is_mostly_lost(match) for match in found["heads"] or ()):
+        print_text(_OTHER_HEADS)
     if found["text"] is not None:
         text = found["text"]
         scale = f"{text['tokens']} tokens, weights to {text['scale'][1]:g}" if text["scale"] else text["reason"]
@@ -61,6 +68,12 @@ def _match_line(match: Json) -> str:
     names = ", ".join(f"{_head(pair['a'])}={_head(pair['b'])}" for pair in again)
     told = f"heads of {first} and {other}: {len(again)} of {len(match['pairs'])} found again"
     return told + (f" ({names})" if names else "") + (f"; {flat} are too flat to tell" if flat else "")
+
+
+def _is_mostly_lost(match: Json) -> bool:
+    """Whether less than half of the heads that can be told apart were found again, in another run."""
+    told = [pair["similar"] for pair in match["pairs"] or () if pair["similar"] is not None]
+    return len(set(match["runs"])) == 2 and sum(told) * 2 < len(told)
 
 
 def _head(place: list[int]) -> str:

@@ -133,11 +133,16 @@ def heads_picture(runs: Sequence[ComparedRun], heads: HeadComparison) -> bytes:
     plots = []
     for place, (matching, view) in enumerate(zip(heads.matchings, heads.matches, strict=True), 1):
         found = [] if matching is None else [(pair.a, pair.b, pair.overlap) for pair in matching.pairs if pair.similar]
-        count = 0 if matching is None else len(matching.pairs)
-        note = f"not compared: {view.reason}" if matching is None else f"{len(found)} of {count} pairs found again"
+        note = f"not compared: {view.reason}" if matching is None else _note(matching)
         shapes = (runs[0].config.model.heads, runs[place].config.model.heads)
         plots.append(MatchPlot((names[0], names[place]), shapes, found, _flat_heads(matching), note))
     return draw_matches(plots, "Heads found again (grey: too flat)", _facts(runs))
+
+
+def _note(matching: Matching) -> str:
+    similar = [pair.similar for pair in matching.pairs]
+    flat = f", {similar.count(None)} too flat to tell" if None in similar else ""
+    return f"{similar.count(True)} of {len(similar)} pairs found again{flat}"
 
 
 def attention_picture(runs: Sequence[ComparedRun], text: SharedText) -> bytes:

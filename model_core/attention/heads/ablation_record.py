@@ -205,9 +205,9 @@ def count_passes(heads: Sequence[int], options: AblationOptions) -> float:
         options: Baseline and draws.
 
     Returns:
-        Sum of the shares.
+        Sum of the shares of `share_of_pass`, rounded once.
     """
-    return sum(share_of_pass(part, len(heads)) for part in parts(heads, options))
+    return sum(len(heads) - part.layer for part in parts(heads, options)) / len(heads)
 
 
 # --- names and files -------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ _INK, _MUTED, _FAINT = "0.15", "0.45", "0.82"
 _ROW_IN, _LEAST_IN, _MOST_IN, _NAMED_IN = 0.13, 2.2, 12.0, 0.075  # height of heads; from which a head is named
 _GAP_ROWS = 0.8  # between layers
 _COLUMN_IN, _MARGIN_IN, _HEAD_IN = 3.0, 0.35, 0.75
+_LEAST_WIDTH_IN = 3.9  # has room for the title
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ def draw_curves(plots: Sequence[CurvePlot], axis: str, title: str, facts: Mappin
             axes.grid(color="0.93", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(fontsize=7, frameon=False, handlelength=3.2)
+            if not any(len(x) for _, x, _ in plot.curves):
+                axes.set(xticks=(), yticks=())  # numbers at empty axes would look like values
+                axes.text(0.5, 0.5, "no values", transform=axes.transAxes, fontsize=9, color=_MUTED, ha="center")
         figure.subplots_adjust(
             left=0.5 / (6.4 * len(plots)), right=1 - 0.15 / (6.4 * len(plots)), top=0.84, bottom=0.12
         )
@@ -117,7 +121,8 @@ def draw_matches(plots: Sequence[MatchPlot], title: str, facts: Mapping[str, str
     columns = [[_rows(heads) for heads in plot.heads] for plot in plots]
     most = max(rows[-1][1] + 1 for sides in columns for rows in sides)
     height = min(max(most * _ROW_IN, _LEAST_IN), _MOST_IN)
-    width, whole = len(plots) * _COLUMN_IN + _MARGIN_IN, height + _HEAD_IN + _MARGIN_IN
+    width = max(len(plots) * _COLUMN_IN + _MARGIN_IN, _LEAST_WIDTH_IN)
+    whole = height + _HEAD_IN + _MARGIN_IN
     with DRAWING:
         figure = _figure(width, whole, title)
         for place, (plot, sides) in enumerate(zip(plots, columns, strict=True)):

@@ -185,4 +185,5 @@ def _draw_bar(sheet: Sheet, plot: HistoryPlot, x: int, y: int, pixels: _Inches) 
 def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
     """Round numbers from `low` to `high`."""
     ticks = MaxNLocator(nbins=most, integer=whole).tick_values(low, high)
-    return [round(float(tick), 10) for tick in ticks if low <= tick <= high]
+    shown = (round(float(tick), 10) + 0.0 for tick in ticks if low <= tick <= high)  # + 0.0: no "-0"
+    return [tick for tick in shown if not whole or tick.is_integer()]

@@ -113,6 +113,20 @@ def test_a_comparison_tells_losses_differences_and_heads_found_again(service, he
     assert json.loads(headcount("compare", "a", "b", "--json")[1]) == COMPARISON
 
 
+@pytest.mark.parametrize(
+    ("other", "similar", "is_said"),
+    [("b", [False, False, True, None], True), ("b", [True, False, None, None], False), ("a", [False, False], False)],
+    ids=["seeds", "half", "one run"],
+)
+def test_heads_that_are_mostly_not_found_again_are_said_to_be_usual(
+    service, headcount, other: str, similar: list, is_said: bool
+) -> None:
+    pairs = [{**PAIR, "similar": found} for found in similar]
+    service.says("GET /compare", {**COMPARISON, "heads": [{"runs": ["a", other], "pairs": pairs, "reason": None}]})
+    code, out, _ = headcount("compare", "a", "b")
+    assert (code, "usual" in out) == (0, is_said)
+
+
 def test_a_part_of_a_comparison_is_told_alone(service, headcount) -> None:
     service.says("GET /compare", {**COMPARISON, "curves": None, "heads": None, "text": None, "differences": []})
     code, out, _ = headcount("compare", "a", "b", "c", "--view", "curves")

@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from model_core.storage.events import Event, read_events
 
-Metric = Literal["loss", "lr", "grad_norm", "tokens_per_s", "val_loss", "bits_per_byte"]
+Metric = Literal["loss", "lr", "grad_norm", "tokens_per_s", "memory_bytes", "mfu", "val_loss", "bits_per_byte"]
 METRICS: Mapping[Metric, str] = {  # type of the events that contain the metric
     "loss": "step",
     "lr": "step",
     "grad_norm": "step",
     "tokens_per_s": "step",
+    "memory_bytes": "step",
+    "mfu": "step",
     "val_loss": "validation",
     "bits_per_byte": "validation",
 }
@@ -49,6 +51,20 @@ class Series:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def between(self, first: int | None, last: int | None) -> Series:
+        """Take a range of steps.
+
+        Args:
+            first: First step; None for no lower limit.
+            last: Last step; None for no upper limit.
+
+        Returns:
+            The series of these steps.
+        """
+        begin = 0 if first is None else int(np.searchsorted(self.steps, first, side="left"))
+        end = len(self) if last is None else int(np.searchsorted(self.steps, last, side="right"))
+        return Series(self.steps[begin:end], self.values[begin:end])
 
     def downsample(self, max_points: int) -> Series:
         """Reduce the curve to fewer points that keep its shape.

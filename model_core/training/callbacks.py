@@ -16,13 +16,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from model_core.budget import compute_budget
 from model_core.checkpoint import State, parameters_state, writer
 from model_core.config import ExperimentConfig
 from model_core.data.loader import LoaderConfig, load_tokens
 from model_core.entrypoint import Emit
 from model_core.errors import NonFiniteLoss, is_out_of_memory
 from model_core.generation.engine import generate
-from model_core.hardware.memory import fewer_rows, out_of_memory
+from model_core.hardware.memory import fewer_rows, out_of_memory, peak_bytes
+from model_core.hardware.throughput import peak_flops
 from model_core.storage.checkpoints import BEST, FINAL, LATEST, PREVIOUS, periodic_name
 from model_core.storage.dataset import Dataset, bits_per_byte
 from model_core.storage.files import require_space
@@ -73,13 +75,19 @@ class Events(Callback):
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
+        self._mfu_per_speed: float | None = None  # None where the peak of the device is not known
 
     def on_start(self, state: TrainState) -> None:
-        """Warn when the micro batch is still smaller than configured.
+        """Look up the peak of the device, and warn when the micro batch is still smaller than configured.
 
         Args:
             state: State before the step.
         """
+        runtime = state.runtime
+        peak = peak_flops(runtime.gpu.name, runtime.dtype, tf32=runtime.tf32) if runtime.gpu else None
+        if peak is not None:
+            flops = compute_budget(state.config).flops_per_token
+            self._mfu_per_speed = flops / (peak * state.process_group.world_size)
         configured = state.config.training.batch_size
         if state.batch_size < configured:
             detail = f"memory ran out earlier in this run: batch_size stays {state.batch_size} instead of {configured}"
@@ -99,7 +107,7 @@ class Events(Callback):
         self._emit("warning", code="batch_halved", detail=detail, step=state.step, old=old, new=state.batch_size)
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        """Write loss, learning rate, gradient norm and speed; warn when nothing was updated.
+        """Write loss, learning rate, gradient norm, speed, peak memory and MFU; warn when nothing was updated.
 
         Args:
             state: State after the step.
@@ -117,7 +125,14 @@ class Events(Callback):
             lr=result.lr,
             grad_norm=result.grad_norm,
             tokens_per_s=round(result.tokens_per_s, 1),
+            **self._measured(state, result),
         )
+
+    def _measured(self, state: TrainState, result: StepResult) -> dict[str, Any]:
+        """Peak memory so far and MFU, where they are known."""
+        memory, per_speed = peak_bytes(state.runtime), self._mfu_per_speed
+        found = {} if memory is None else {"memory_bytes": memory}
+        return found if per_speed is None else {**found, "mfu": round(result.tokens_per_s * per_speed, 4)}
 
 
 class Validation(Callback):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model_core.storage.events import finite
 from model_core.storage.series import Metric, Series
 from service.comparison.compared_runs import ComparedRun
-from service.metrics import SeriesCache
+from service.metrics import SeriesCache, elapsed_at
 from service.schemas import View
 from worker.jobs.schemas import Number
 
@@ -89,12 +89,10 @@ def _on_axis(series: Series, speed: Series, axis: Axis, tokens_per_step: int) ->
         return _Curve(series, series.steps.astype(float))
     if axis == "tokens":
         return _Curve(series, series.steps.astype(float) * tokens_per_step)
-    known = np.isfinite(speed.values) & (speed.values > 0)
-    steps, elapsed = speed.steps[known], np.cumsum(tokens_per_step / speed.values[known])  # (S,), (S,)
-    if not len(steps):  # no step was timed
+    seconds = elapsed_at(series.steps, speed, tokens_per_step)  # (P,)
+    if seconds is None:  # no step was timed
         return _Curve(Series(series.steps[:0], series.values[:0]), np.zeros(0))
-    done = np.searchsorted(steps, series.steps, side="right")  # (P,)
-    return _Curve(series, np.concatenate([[0.0], elapsed])[done].round(3))
+    return _Curve(series, seconds)
 
 
 def _points(curve: _Curve, max_points: int) -> PointsView:

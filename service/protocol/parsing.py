@@ -90,7 +90,8 @@ class QueryModel(Config):
     @model_validator(mode="before")
     @classmethod
     def _read_whole_numbers(cls, values: Any) -> Any:
-        keys = schema_of(cls).keys
+        schema = schema_of(cls)
+        keys = {field.alias or name: schema.keys[name] for name, field in cls.model_fields.items()}
         return {key: _whole(value) if keys.get(key, ANY).holds_whole else value for key, value in dict(values).items()}
 
 

@@ -153,6 +153,8 @@ def test_the_end_reports_speed_waiting_and_use_of_the_hardware(tiny: Tiny, tmp_p
     assert end["mfu"] is None
     assert end["mfu_reason"]
     assert end["peak_memory_bytes"] > 0
+    steps = events_of(run, "step")
+    assert [step["memory_bytes"] <= end["peak_memory_bytes"] and "mfu" not in step for step in steps] == [True] * 3
     assert {
         key: outcome[key] for key in ("tokens_per_s", "data_wait_share", "mfu", "mfu_reason")
     }.items() <= end.items()

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import struct
 from typing import Any
 
@@ -56,12 +57,50 @@ def test_every_metric_that_was_reported_is_a_series(site, started) -> None:
             "tokens_per_s": {"steps": [1, 2], "values": [1000.0, 900.0], "points_total": 2},
             "val_loss": {"steps": [2], "values": [6.5], "points_total": 1},
         },
+        "x": {"tokens_per_step": None, "flops_per_token": None, "seconds": {}},
     }
     chosen = site.http.get(path, params={"name": "val_loss,bits_per_byte,val_loss"}).json()["series"]
     assert chosen == {
         "val_loss": {"steps": [2], "values": [6.5], "points_total": 1},
         "bits_per_byte": {"steps": [], "values": [], "points_total": 0},
     }
+
+
+def test_axes_turn_steps_into_tokens_flops_and_seconds(site) -> None:
+    run = site.make_run("tiny")
+    job, claim = site.submit("timed"), site.claim()
+    tell(
+        site,
+        claim,
+        [
+            ("validation", {"step": 0, "val_loss": 7.0}),
+            ("step", {"step": 1, "loss": 6.0, "tokens_per_s": 64.0, "memory_bytes": 1000, "mfu": 0.25}),
+            ("step", {"step": 2, "loss": 5.0, "tokens_per_s": 32.0, "memory_bytes": 2000, "mfu": 0.125}),
+        ],
+    )
+    shutil.copy(run.path / "config.yaml", site.layout.run("timed"))
+    found = site.http.get(job["links"]["metrics"], params={"name": "loss,val_loss,memory_bytes,mfu"}).json()
+    assert (found["series"]["memory_bytes"]["values"], found["series"]["mfu"]["values"]) == (
+        [1000, 2000],
+        [0.25, 0.125],
+    )
+    budget = site.http.get("/runs/tiny/report").json()["budget"]
+    assert found["x"] == {
+        "tokens_per_step": 64,
+        "flops_per_token": budget["flops_per_token"],
+        "seconds": {"loss": [1.0, 3.0], "val_loss": [0.0], "memory_bytes": [1.0, 3.0], "mfu": [1.0, 3.0]},
+    }
+
+
+def test_a_range_of_steps_is_reduced_by_itself(site, started) -> None:
+    path, claim = started
+    tell(site, claim, steps([1 / step for step in range(1, 101)]))
+    found = site.http.get(path, params={"from": 20, "to": 60, "max_points": 5}).json()["series"]["loss"]
+    assert (found["steps"][0], found["steps"][-1], len(found["steps"]), found["points_total"]) == (20, 60, 5, 41)
+    table = site.http.get(path, params={"from": "9e1", "format": "csv"}).text.splitlines()
+    assert [line.partition(",")[0] for line in table] == ["step", *map(str, range(90, 101))]
+    reply = site.http.get(path, params={"from": 5, "to": 4})
+    assert (reply.status_code, reply.json()["errors"][0]["pointer"]) == (422, "/to")
 
 
 def test_csv_has_a_row_a_step_and_empty_cells(site, started) -> None:

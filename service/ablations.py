@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import groupby, islice
 from statistics import median
 from typing import Any, Literal, Self
@@ -20,6 +21,7 @@ from model_core.attention.heads.ablation_record import (
 )
 from model_core.attention.pictures.head_grid import GridPlot, head_grid
 from model_core.attention.pictures.layout import PictureStyle
+from model_core.errors import ResultNotFound
 from model_core.storage.dataset import dataset_of
 from model_core.storage.events import read_events
 from model_core.storage.files import Layout
@@ -231,7 +233,10 @@ def page(layout: Layout, run: str) -> Listed[AblationView]:
         RunNotFound: There is no such run.
     """
     name = Run.open(layout.run(run)).name
-    data = [AblationView.of(read_result(layout, name, found)) for found in list_results(layout, name)]
+    data = []
+    for found in list_results(layout, name):
+        with contextlib.suppress(ResultNotFound):  # deleted meanwhile
+            data.append(AblationView.of(read_result(layout, name, found)))
     return Listed[AblationView].of(data, [view.name for view in data], has_more=False)
 
 

@@ -290,8 +290,18 @@ def render(record: DistributionRecord, wanted: DistributionQuery, media_type: st
 
     Raises:
         InvalidParameters: There is no such layer or head.
+        ResultNotFound: It was deleted meanwhile.
     """
     places = record.places(layer=wanted.layer, head=wanted.head)
+    try:
+        return _rendered(record, wanted, places, media_type)
+    except FileNotFoundError:
+        raise ResultNotFound(record.manifest["run"], record.name) from None
+
+
+def _rendered(
+    record: DistributionRecord, wanted: DistributionQuery, places: Sequence[tuple[int, int]], media_type: str
+) -> Response:
     if media_type == JSON:
         return Response(_detail(record, wanted, places).model_dump_json(), media_type=JSON)
     if media_type == PNG:

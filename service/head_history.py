@@ -58,17 +58,17 @@ class HistoryQuery(QueryModel):
     metric: Metrics | None = Field(
         default=None,
         description="comma-separated names; default: all, and previous in a picture, which shows one",
-        json_schema_extra={"explode": False, "example": ["previous", "sink"]},
+        json_schema_extra={"explode": False, "example": ["previous", "sink"], "minItems": 1},
     )
     layer: Indices | None = Field(
         default=None,
         description="comma-separated layers; default: all",
-        json_schema_extra={"explode": False, "example": [0, 1]},
+        json_schema_extra={"explode": False, "example": [0, 1], "minItems": 1},
     )
     head: Indices | None = Field(
         default=None,
         description="comma-separated heads, which each chosen layer has; default: all",
-        json_schema_extra={"explode": False, "example": [0]},
+        json_schema_extra={"explode": False, "example": [0], "minItems": 1},
     )
     checkpoint: CheckpointRef | None = Field(
         default=None,

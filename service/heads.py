@@ -8,12 +8,11 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from model_core.attention.heads.history import Probed, find_reading
-from model_core.errors import CheckpointNotFound
 from model_core.schemas import ProbeRequest
 from model_core.storage.dataset import dataset_of
 from model_core.storage.run import Run
 from service.admission import not_ready
-from service.attention.targets import AttentionTarget
+from service.attention.targets import AttentionTarget, checkpoint_gone
 from service.deps import Services
 from worker.web.disconnect import while_connected
 
@@ -40,8 +39,10 @@ async def probed_heads(services: Services, request: Request, run: str, target: A
     if known is not None:
         return known
     asked = await run_in_threadpool(_probe_request, services, run, target)
-    body = await while_connected(request, services.hosts.post("/probe", asked, target.sha256))
-    return Probed.of(json.loads(body))
+    reading = json.loads(await while_connected(request, services.hosts.post("/probe", asked, target.sha256)))
+    if target.is_fixed and reading["sha256"] != target.sha256:
+        raise await run_in_threadpool(checkpoint_gone, services.layout, run, target)
+    return Probed.of(reading)
 
 
 def known_heads(services: Services, run: str, target: AttentionTarget) -> Probed | None:
@@ -66,7 +67,7 @@ def _probe_request(services: Services, run: str, target: AttentionTarget) -> Pro
     """Refuse what no inference process can do, before a model is loaded."""
     opened = Run.open(services.layout.run(run))
     if target.file is None:
-        raise CheckpointNotFound(run, f"sha256={target.sha256}", tuple(info.file for info in opened.checkpoints()))
+        raise checkpoint_gone(services.layout, run, target)
     config = opened.config()
     dataset = dataset_of(config, services.layout)
     if dataset.missing():

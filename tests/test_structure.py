@@ -29,6 +29,8 @@ WITHOUT_MODULE = {
     "model_core/test_together.py": "the program as several processes",
     "page/": "the page in a browser",
     "service/test_api_page.py": "docs/api.md",
+    "service/test_attention_records.py": "which attention stays on disk and is served, with real models",
+    "service/test_attention_refusals.py": "what is refused of attention, with real models",
     "service/test_schemathesis.py": "every route against its schema",
     "service/test_unavailable.py": "every route without Redis",
     "test_package.py": "the wheel and the pages beside it",

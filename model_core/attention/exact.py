@@ -34,12 +34,15 @@ class ExactWeights:
     """Exact attention of a record.
 
     Attributes:
-        directory: Directory of the layers.
-        n_layer: Number of layers.
+        record: The record.
     """
 
-    directory: Path
-    n_layer: int
+    record: AttentionRecord
+
+    @property
+    def directory(self) -> Path:
+        """Directory of the layers."""
+        return self.record.path / EXACT
 
     @classmethod
     def find(cls, record: AttentionRecord) -> ExactWeights | None:
@@ -51,8 +54,8 @@ class ExactWeights:
         Returns:
             The exact attention; None if it was not asked for yet.
         """
-        directory = record.path / EXACT
-        return cls(directory, record.n_layer) if directory.is_dir() else None
+        found = cls(record)
+        return found if found.directory.is_dir() else None
 
     def layer(self, layer: int) -> NDArray[np.float32]:
         """Map a layer into memory.
@@ -64,11 +67,11 @@ class ExactWeights:
             Attention, (H, T, T); read from disk where it is used.
 
         Raises:
-            FileNotFoundError: It was deleted with its record.
+            FileNotFoundError: It was deleted or replaced with its record.
         """
-        path = self.directory / layer_file(layer, self.n_layer, "npy")
+        path = self.directory / layer_file(layer, self.record.n_layer, "npy")
         mapped: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return mapped
+        return self.record.unchanged(mapped)
 
 
 def exact_bytes(heads: Sequence[int], tokens: int) -> int:
@@ -102,7 +105,7 @@ def npz_pieces(
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
         for layer, chosen in heads:
             mapped = weights.layer(layer)  # (H, T, T)
-            name = zipfile.ZipInfo(layer_file(layer, weights.n_layer, "npy"), _EPOCH)
+            name = zipfile.ZipInfo(layer_file(layer, weights.record.n_layer, "npy"), _EPOCH)
             with archive.open(name, "w", force_zip64=True) as file:
                 file.write(_header((len(chosen), len(tokens), len(tokens)), dtype))
                 for head in chosen:

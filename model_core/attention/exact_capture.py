@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from model_core.attention.capture import AttentionBlock, attention_blocks
 from model_core.attention.exact import EXACT, ExactWeights, exact_bytes
 from model_core.attention.quota import AttentionQuota
 from model_core.attention.record import AttentionRecord, layer_file
+from model_core.attention.texts import text_lock
 from model_core.errors import AttentionTooLarge, DiskFull, FieldProblem
 from model_core.storage.files import atomic_write
 
@@ -39,13 +39,13 @@ def write_exact(
         quota: Makes room on the disk; None leaves that to the disk.
 
     Returns:
-        The exact attention; None if the record was deleted or replaced meanwhile.
+        The exact attention; None if the record was deleted or replaced before.
 
     Raises:
         AttentionTooLarge: The quota has no room for it.
         DiskFull: There is no space for it; nothing is left of it.
     """
-    with FileLock(record.path / ".exact.lock"):
+    with text_lock(record.text_directory):
         if found := ExactWeights.find(record):
             return found
         whole = AttentionRecord.open(record.path)  # the given one may be its beginning
@@ -58,9 +58,6 @@ def write_exact(
             device = next(loaded.model.parameters()).device
             idx = torch.tensor([whole.manifest["token_ids"]], device=device)  # (1, T)
             _write_layers(part, whole, attention_blocks(loaded.model, idx))
-            now = AttentionRecord.open(record.path)
-            if now is None or now.manifest != whole.manifest:
-                return None
             part.rename(whole.path / EXACT)
         finally:
             shutil.rmtree(part, ignore_errors=True)

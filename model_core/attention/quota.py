@@ -1,5 +1,8 @@
 """Keeps the attention on disk within a limit: what could be captured again goes, least recently used first.
 
+Records of texts, records of examples and patterns of heads (`heads.patterns`) can go. Results of jobs and readings of
+probes count, and stay.
+
 Sizes are counted by walking the directory, which takes seconds where there are hundreds of thousands of files. So a
 process counts once, adds what it captures itself, and counts again only when the limit seems reached, or after many
 captures, because other processes capture too.
@@ -12,6 +15,7 @@ import logging
 import math
 import shutil
 import threading
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ MAX_RECORD_WEIGHTS = 2**30  # of all layers; a byte each on disk
 _NORM_BYTES = 8  # two float32 a head and token
 _HEAD_BYTES, _TOKEN_BYTES = 700, 60  # in statistics.json and manifest.json
 _CAPTURES_PER_COUNT = 256
+PATTERNS, PATTERN_FILES = "probes", "*.npz"  # in the attention of a run: what its heads attend to in a probe
 _SPARE_SHARE = 1 / 64  # of the limit that is freed beyond what is needed, so that the next captures need not count
 
 
@@ -115,8 +120,9 @@ class AttentionQuota:
     def make_room(self, run: str, id: str, heads: Sequence[int], tokens: int, *, max_tokens: int | None = None) -> None:  # noqa: A002 - the name that clients see
         """Remove records until a new one fits.
 
-        Texts go first, then examples whose checkpoint still exists; each time the least recently used record. One whose
-        checkpoint was replaced or deleted stays, because nothing could capture it again.
+        Texts and patterns of heads go first, then examples whose checkpoint still exists; each time the least recently
+        used. A record whose checkpoint was replaced or deleted stays, because nothing could capture it again; patterns
+        of such a checkpoint go, because nothing asks for them again.
 
         Args:
             run: Name of the run of the new record.
@@ -133,12 +139,12 @@ class AttentionQuota:
         if room is not None:
             raise self._refusal(heads, tokens, room, max_tokens)
 
-    def reserve(self, run: str, id: str, need: int) -> int | None:  # noqa: A002 - the name that clients see
+    def reserve(self, run: str, id: str | None, need: int) -> int | None:  # noqa: A002 - the name that clients see
         """Remove records until some bytes fit, and count them as used.
 
         Args:
-            run: Name of the run to whose record they belong.
-            id: Number of a test example, or the id of a text; its own records stay.
+            run: Name of the run to which they belong.
+            id: Number of a test example, or the id of a text, whose own records stay; None if they are of no text.
             need: The bytes.
 
         Returns:
@@ -152,7 +158,8 @@ class AttentionQuota:
                 self._used_bytes = tree_bytes(self._layout.attention)
             shortage = self._shortage(need)
             if shortage > 0:
-                victims = list(self._victims(text_directory(self._layout, run, id), shortage))
+                kept = None if id is None else text_directory(self._layout, run, id)
+                victims = list(self._victims(kept, shortage))
                 freed = sum(victim.size_bytes for victim in victims)
                 if freed < shortage:
                     return max(0, need - shortage + freed)
@@ -167,25 +174,28 @@ class AttentionQuota:
         assert self._used_bytes is not None
         return max(self._used_bytes + need - self._limit_bytes, need - shutil.disk_usage(home).free)
 
-    def _victims(self, kept: Path, shortage: int) -> Iterator[_Victim]:
-        """Records to remove for a shortage; all that may go if they are not enough."""
+    def _victims(self, kept: Path | None, shortage: int) -> Iterator[_Victim]:
+        """What to remove for a shortage; all that may go if that is not enough."""
         hashes: dict[str, frozenset[str]] = {}
         wanted = shortage + int(self._limit_bytes * _SPARE_SHARE)
-        for victim in sorted(self._records(kept), key=lambda one: (is_example(one.text.name), one.used_s)):
-            run = victim.text.parent.name
-            if run not in hashes:
-                hashes[run] = self._checkpoint_hashes(run)
-            if victim.sha256() not in hashes[run]:
+        for victim in sorted(self._candidates(kept), key=lambda one: (one.is_example, one.used_s)):
+            if victim.run not in hashes:
+                hashes[victim.run] = self._checkpoint_hashes(victim.run)
+            if not victim.may_go(hashes[victim.run]):
                 continue
             yield victim
             wanted -= victim.size_bytes
             if wanted <= 0:
                 return
 
-    def _records(self, kept: Path) -> Iterator[_Victim]:
+    def _candidates(self, kept: Path | None) -> Iterator[_Victim]:
         for home in self._layout.attention.iterdir():
             if home.name.startswith(".") or not home.is_dir():
                 continue
+            for path in (home / PATTERNS).glob(PATTERN_FILES):
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    status = path.stat()
+                    yield _Patterns(path, status.st_size, status.st_mtime)
             for name in list_ids(self._layout, home.name):
                 text = home / name
                 if text == kept:
@@ -193,7 +203,7 @@ class AttentionQuota:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     for path in (text, *further_directories(text)):
                         if (path / MANIFEST).is_file():
-                            yield _Victim(path, text, size_of(path), last_used(path))
+                            yield _Record(path, size_of(path), last_used(path), text)
 
     def _checkpoint_hashes(self, run: str) -> frozenset[str]:
         try:
@@ -211,19 +221,69 @@ class AttentionQuota:
 
 
 @dataclass(frozen=True)
-class _Victim:
-    """A record that may be removed."""
+class _Victim(ABC):
+    """What may be removed."""
 
     path: Path
-    text: Path
     size_bytes: int
     used_s: float
 
-    def sha256(self) -> str | None:
+    @property
+    @abstractmethod
+    def run(self) -> str:
+        """Name of the run."""
+
+    @property
+    def is_example(self) -> bool:
+        """Whether it goes last."""
+        return False
+
+    @abstractmethod
+    def may_go(self, hashes: frozenset[str]) -> bool:
+        """Whether it can be removed, beside the checkpoints of its run."""
+
+    @abstractmethod
+    def remove(self) -> bool:
+        """Remove it; return whether it is gone."""
+
+
+class _Patterns(_Victim):
+    """A file of patterns: of a present checkpoint it can be captured again, of another one nothing asks for it."""
+
+    @property
+    def run(self) -> str:
+        return self.path.parent.parent.name
+
+    def may_go(self, hashes: frozenset[str]) -> bool:
+        del hashes
+        return True
+
+    def remove(self) -> bool:
+        self.path.unlink(missing_ok=True)
+        log.info("patterns removed for room path=%s bytes=%d", self.path.name, self.size_bytes)
+        return True
+
+
+@dataclass(frozen=True)
+class _Record(_Victim):
+    """A record of a text."""
+
+    text: Path
+
+    @property
+    def run(self) -> str:
+        return self.text.parent.name
+
+    @property
+    def is_example(self) -> bool:
+        return is_example(self.text.name)
+
+    def may_go(self, hashes: frozenset[str]) -> bool:
+        """Whether its checkpoint could capture it again."""
         try:
-            return str(read_json(self.path / MANIFEST)["sha256"])
+            return str(read_json(self.path / MANIFEST)["sha256"]) in hashes
         except FileNotFoundError:
-            return None
+            return False
 
     def remove(self) -> bool:
         """Remove it, unless it is being captured anew."""

@@ -127,6 +127,11 @@ class AttentionRecord:
         return labels
 
     @property
+    def text_directory(self) -> Path:
+        """Directory of the text, which has this record or the directory of this record."""
+        return self.path if self.path.name == self.manifest["id"] else self.path.parent
+
+    @property
     def whole_tokens(self) -> int:
         """Number of tokens of the text, those that were cut included."""
         return int(self.manifest["truncated_from"] or len(self.tokens))
@@ -166,7 +171,7 @@ class AttentionRecord:
         """
         count = self._count(first)
         mapped = np.load(self._layer_path(check_layer(layer, self.heads)), mmap_mode="r")  # (H, T, T)
-        return self._unchanged(np.array(mapped[:, :count, :count]))  # (H, first, first)
+        return self.unchanged(np.array(mapped[:, :count, :count]))  # (H, first, first)
 
     def head(self, layer: int, head: int, *, first: int | None = None) -> NDArray[np.uint8]:
         """Read one head.
@@ -185,7 +190,7 @@ class AttentionRecord:
         """
         count = self._count(first)
         mapped = np.load(self._layer_path(check_layer(layer, self.heads)), mmap_mode="r")  # (H, T, T)
-        return self._unchanged(np.array(mapped[check_head(head, layer, self.heads), :count, :count]))  # (first, first)
+        return self.unchanged(np.array(mapped[check_head(head, layer, self.heads), :count, :count]))  # (first, first)
 
     def norms(self, layer: int) -> NDArray[np.float32] | None:
         """Read how much each value contributes: |f(x_j)|, see `capture.AttentionBlock`.
@@ -227,7 +232,7 @@ class AttentionRecord:
             RecordReplaced: The record was deleted or replaced since it was opened.
         """
         if len(self.tokens) == self.stored_tokens:
-            return self._unchanged(upgrade_record(read_json(self.path / STATISTICS), self.stored_tokens))
+            return self.unchanged(upgrade_record(read_json(self.path / STATISTICS), self.stored_tokens))
         layers = []
         for layer in range(self.n_layer):
             norms, outputs = self.norms(layer), self.output_norms(layer)
@@ -239,15 +244,25 @@ class AttentionRecord:
     def _norms(self, layer: int, kind: int) -> NDArray[np.float32] | None:
         path = self._layer_path(check_layer(layer, self.heads), NORMS)
         if not path.is_file():
-            return self._unchanged(None)
+            return self.unchanged(None)
         norms: NDArray[np.float32] = np.load(path)[kind, :, : len(self.tokens)]  # (H, T)
-        return self._unchanged(norms)
+        return self.unchanged(norms)
 
     def _count(self, first: int | None) -> int:
         return len(self.tokens) if first is None else min(first, len(self.tokens))
 
-    def _unchanged(self, value: _T) -> _T:
-        """Refuse what may be of another record, which has taken the place of this one."""
+    def unchanged(self, value: _T) -> _T:
+        """Return what was read of the record, unless another record has taken its place.
+
+        Args:
+            value: What was read.
+
+        Returns:
+            The same.
+
+        Raises:
+            RecordReplaced: The record was deleted or replaced since it was opened.
+        """
         if stamp_of(self.path) != self._stamp:
             raise RecordReplaced(self.path / MANIFEST)
         return value

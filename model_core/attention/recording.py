@@ -29,7 +29,15 @@ from model_core.attention.record import (
     text_directory,
 )
 from model_core.attention.record_writer import RecordWriter
-from model_core.attention.texts import drop_other_lengths, load_text, load_tokens, save_text, save_tokens, text_lock
+from model_core.attention.texts import (
+    drop_other_lengths,
+    load_text,
+    load_tokens,
+    remove_unrecorded,
+    save_text,
+    save_tokens,
+    text_lock,
+)
 from model_core.errors import (
     DatasetNotReady,
     FieldProblem,
@@ -144,31 +152,20 @@ def run_capture(loaded: LoadedModel, plan: CapturePlan) -> AttentionRecord:
         The record, found or new. It takes the place of a shorter one of the same checkpoint.
 
     Raises:
-        DiskFull: No space is left; a shorter record is intact.
+        DiskFull: No space is left; a shorter record is intact, and a text without a record is gone.
     """
     info, directory, request = loaded.info, plan.directory, plan.request
     with text_lock(directory):
         if found := plan.find(info.sha256):
             return found
-        if request.text is not None:
-            save_text(directory, request.text)
-        if request.tokens is not None:
-            save_tokens(directory, request.tokens)
-        writer = RecordWriter(free_directory(directory, info.sha256), loaded.config.model.n_layer, len(plan.ids))
-        device = next(loaded.model.parameters()).device
         try:
-            for block in attention_blocks(loaded.model, torch.tensor([plan.ids], device=device), norms=True):
-                assert block.value_norms is not None
-                assert block.output_norms is not None
-                writer.add_block(
-                    block.first,
-                    block.attention[0].numpy(),  # (H, R, K)
-                    value_norms=block.value_norms[0].numpy(),  # (H, K)
-                    output_norms=block.output_norms[0].numpy(),  # (H, R)
-                )
-            record = writer.finish(_manifest_fields(loaded, plan))
+            if request.text is not None:
+                save_text(directory, request.text)
+            if request.tokens is not None:
+                save_tokens(directory, request.tokens)
+            record = _write_record(loaded, plan, free_directory(directory, info.sha256))
         except BaseException:
-            writer.discard()
+            remove_unrecorded(directory)
             raise
         drop_other_lengths(directory, record)
     log.info("attention captured run=%s id=%s checkpoint=%s tokens=%d", plan.run, request.id, info.file, len(plan.ids))
@@ -197,6 +194,25 @@ def capture_example(
     if found := AttentionRecord.find(layout, run, request.id, sha256, max_tokens=max_tokens):
         return found
     return run_capture(loaded, plan_capture(loaded.tokenizer, loaded.config.model, layout, request, dataset))
+
+
+def _write_record(loaded: LoadedModel, plan: CapturePlan, path: Path) -> AttentionRecord:
+    writer = RecordWriter(path, loaded.config.model.n_layer, len(plan.ids))
+    device = next(loaded.model.parameters()).device
+    try:
+        for block in attention_blocks(loaded.model, torch.tensor([plan.ids], device=device), norms=True):
+            assert block.value_norms is not None
+            assert block.output_norms is not None
+            writer.add_block(
+                block.first,
+                block.attention[0].numpy(),  # (H, R, K)
+                value_norms=block.value_norms[0].numpy(),  # (H, K)
+                output_norms=block.output_norms[0].numpy(),  # (H, R)
+            )
+        return writer.finish(_manifest_fields(loaded, plan))
+    except BaseException:
+        writer.discard()
+        raise
 
 
 def _token_ids(

@@ -188,6 +188,19 @@ def remove_from_text(path: Path, directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def remove_unrecorded(directory: Path) -> None:
+    """Remove what a failed capture left; a text goes if it has no record.
+
+    Args:
+        directory: The text's directory.
+    """
+    if not directory.is_dir():
+        return
+    for path in (directory, *further_directories(directory)):
+        if not (path / MANIFEST).exists():
+            remove_from_text(path, directory)
+
+
 def delete_text(layout: Layout, run: str, id: str) -> bool:  # noqa: A002 - the name that clients see
     """Delete everything captured of a text, and the text.
 

@@ -144,7 +144,7 @@ async def _records(
         detail = f"{count} checkpoints would be captured, and {MAX_CAPTURES} is the most for one animation"
         near = ",".join(f"step={info.step}" for info in _spread(checkpoints, MAX_CAPTURES))
         raise AttentionTooLarge(detail, [FieldProblem("/checkpoints", detail, wanted.checkpoints, (near,))])
-    targets = [AttentionTarget(info.sha256, info.file) for info in checkpoints]
+    targets = [AttentionTarget(info.sha256, info.file, is_fixed=True) for info in checkpoints]
     return [await find_or_capture(services, request, text, target) for target in targets]
 
 

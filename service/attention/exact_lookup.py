@@ -9,10 +9,8 @@ from starlette.concurrency import run_in_threadpool
 
 from model_core.attention.exact import ExactWeights
 from model_core.attention.record import AttentionRecord
-from model_core.errors import CheckpointNotFound
 from model_core.schemas import AttentionRequest
-from model_core.storage.run import Run
-from service.attention.targets import AttentionTarget
+from service.attention.targets import AttentionTarget, checkpoint_gone
 from service.deps import Services
 from worker.web.disconnect import while_connected
 
@@ -41,8 +39,7 @@ async def ensure_exact(
         return found
     run, sha256 = str(record.manifest["run"]), str(record.manifest["sha256"])
     if target.file is None or target.sha256 != sha256:
-        present = await run_in_threadpool(lambda: Run.open(services.layout.run(run)).checkpoints())
-        raise CheckpointNotFound(run, f"sha256={sha256}", tuple(info.file for info in present))
+        raise await run_in_threadpool(checkpoint_gone, services.layout, run, AttentionTarget(sha256, None))
     asked = AttentionRequest(
         run=run, id=str(record.manifest["id"]), checkpoint=target.file, max_tokens=len(record.tokens)
     )

@@ -11,13 +11,12 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from model_core.attention.record import AttentionRecord, default_max_tokens, is_example
-from model_core.errors import CheckpointNotFound
 from model_core.schemas import AttentionRequest
 from model_core.storage.dataset import EXAMPLES, dataset_of
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.admission import not_ready
-from service.attention.targets import AttentionTarget
+from service.attention.targets import AttentionTarget, checkpoint_gone
 from service.deps import Services
 from service.protocol.errors import InferenceUnavailable
 from worker.web.disconnect import while_connected
@@ -71,7 +70,8 @@ async def find_or_capture(
         The record. It may be deleted at any time: reading it then raises FileNotFoundError.
 
     Raises:
-        CheckpointNotFound: Nothing was captured, and the checkpoint was replaced or deleted.
+        CheckpointNotFound: Nothing was captured, and the checkpoint was replaced or deleted; while it is captured, only
+            where the target is fixed.
         DatasetNotReady: An example was requested, and its dataset is not prepared.
         InferenceUnavailable: No inference process can capture it.
         ModelCoreError: What the inference process answers.
@@ -80,11 +80,12 @@ async def find_or_capture(
     if record is not None:
         return record
     if target.file is None:
-        present = await run_in_threadpool(lambda: Run.open(services.layout.run(wanted.run)).checkpoints())
-        raise CheckpointNotFound(wanted.run, f"sha256={target.sha256}", tuple(info.file for info in present))
+        raise await run_in_threadpool(checkpoint_gone, services.layout, wanted.run, target)
     wanted = await run_in_threadpool(_resolve_request, services.layout, wanted, target.file)
     body = await while_connected(request, services.hosts.post("/capture", wanted, target.sha256))
     manifest: Mapping[str, Any] = json.loads(body)
+    if target.is_fixed and manifest["sha256"] != target.sha256:
+        raise await run_in_threadpool(checkpoint_gone, services.layout, wanted.run, target)
     record = await run_in_threadpool(_find, services.layout, wanted, str(manifest["sha256"]))
     if record is None:
         raise InferenceUnavailable("the inference process does not share this service's data root")

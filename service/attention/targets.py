@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model_core.config import TestingConfig
+from model_core.errors import CheckpointNotFound
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
 from service.schemas import checkpoint_warnings, warning_headers
@@ -32,7 +33,7 @@ class AttentionTarget:
         sha256: Hash of the checkpoint's file, hex.
         file: File with that hash; None if it was replaced or deleted. What was captured before is still shown.
         warnings: What to warn the client of.
-        is_fixed: Whether the client named the hash, so that the reply never changes.
+        is_fixed: Whether no other checkpoint will do: the client named the hash, so that the reply never changes.
     """
 
     sha256: str
@@ -83,6 +84,21 @@ def resolve_target(layout: Layout, name: str, reference: str) -> AttentionTarget
         return AttentionTarget(info.sha256, info.file, checkpoint_warnings(reference, info))
     file = next((info.file for info in run.checkpoints() if info.sha256 == by_hash[1]), None)
     return AttentionTarget(by_hash[1], file, is_fixed=True)
+
+
+def checkpoint_gone(layout: Layout, name: str, target: AttentionTarget) -> CheckpointNotFound:
+    """Build the error about a checkpoint that was replaced or deleted.
+
+    Args:
+        layout: Paths of the data root.
+        name: Name of the run.
+        target: The checkpoint.
+
+    Returns:
+        The error, with the checkpoints that the run has.
+    """
+    present = Run.open(layout.run(name)).checkpoints()
+    return CheckpointNotFound(name, f"sha256={target.sha256}", tuple(info.file for info in present))
 
 
 def read_testing(layout: Layout, name: str) -> TestingConfig:

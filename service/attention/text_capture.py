@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+from anyio import to_thread
 from fastapi import Request
 from pydantic import BeforeValidator, Field, model_validator
 from starlette.concurrency import run_in_threadpool
@@ -109,7 +110,7 @@ async def capture_text(
     is_new = await run_in_threadpool(_check, services.layout, asked, target)
 
     async def view(record: AttentionRecord) -> CapturedTextView:
-        return await run_in_threadpool(_view, record, asked, target)
+        return await to_thread.run_sync(_view, record, asked, target, limiter=services.drawing)
 
     return await read_attention(services, request, asked.wanted(), target, view), is_new, target
 

@@ -1,14 +1,15 @@
 """Heads of several checkpoints on the same windows of text: statistics side by side, and which were found again.
 
 The windows are those of the probe of the first run whose dataset is there. What every head attends to in them is
-captured once for a checkpoint and kept on disk.
+captured once for a checkpoint and kept on disk. All patterns of a comparison are in memory only while they are matched,
+on bounded threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,21 +143,28 @@ async def compare_heads(
     """
     reasons = _reasons(runs)
     try:
-        measured = await _measure(services, request, [not reason for reason in reasons], runs)
+        source, files = await _capture(services, request, [not reason for reason in reasons], runs)
+        return await to_thread.run_sync(_compare, source, files, runs, reasons, limiter=services.drawing)
     except ModelCoreError as error:
         if required:
             raise
-        measured = _Measured(None, [None] * len(runs))
-        reasons = [reason or error.code for reason in reasons]
-    patterns, matchings = measured.patterns, list[Matching | None]()
-    for other in patterns[1:]:
-        match = partial(match_heads, patterns[0], other) if patterns[0] and other else None
-        matchings.append(await to_thread.run_sync(match, limiter=services.drawing) if match else None)
+        return _compare(None, [None] * len(runs), runs, [reason or error.code for reason in reasons])
+
+
+def _compare(
+    source: ComparedRun | None,
+    files: Sequence[Path | None],
+    runs: Sequence[ComparedRun],
+    reasons: Sequence[str | None],
+) -> HeadComparison:
+    patterns = [None if file is None else _read(file) for file in files]
+    first = patterns[0]
+    matchings = [match_heads(first, other) if first and other else None for other in patterns[1:]]
     views = [
         _match_view((runs[0], other), matching, reasons[0] or reason)
         for other, matching, reason in zip(runs[1:], matchings, reasons[1:], strict=True)
     ]
-    return HeadComparison(_means_view(measured, runs, reasons), views, matchings)
+    return HeadComparison(_means_view(_Measured(source, patterns), runs, reasons), views, matchings)
 
 
 @dataclass(frozen=True)
@@ -176,19 +184,20 @@ def _reasons(runs: Sequence[ComparedRun]) -> list[str | None]:
     return reasons
 
 
-async def _measure(
+async def _capture(
     services: Services, request: Request, wanted: Sequence[bool], runs: Sequence[ComparedRun]
-) -> _Measured:
+) -> tuple[ComparedRun | None, Sequence[Path | None]]:
+    """The run of the windows, and the file of each run that can be compared."""
     chosen = [compared for compared, is_wanted in zip(runs, wanted, strict=True) if is_wanted]
     if not wanted[0] or len(chosen) < 2:
-        return _Measured(None, [None] * len(runs))
+        return None, [None] * len(runs)
     source = await run_in_threadpool(_source, chosen)
     tokens = min(WINDOW, *(compared.config.model.block_size for compared in chosen))
-    patterns = [
-        await _patterns(services, request, compared, source, tokens) if is_wanted else None
+    files = [
+        await _patterns_file(services, request, compared, source, tokens) if is_wanted else None
         for compared, is_wanted in zip(runs, wanted, strict=True)
     ]
-    return _Measured(source, patterns)
+    return source, files
 
 
 def _source(runs: Sequence[ComparedRun]) -> ComparedRun:
@@ -203,21 +212,29 @@ def _source(runs: Sequence[ComparedRun]) -> ComparedRun:
     return found
 
 
-async def _patterns(
+async def _patterns_file(
     services: Services, request: Request, compared: ComparedRun, source: ComparedRun, tokens: int
-) -> HeadPatterns:
+) -> Path:
     sha256 = compared.checkpoint.sha256
     key = await run_in_threadpool(windows_key, source.dataset, tokens)
-    found = await run_in_threadpool(HeadPatterns.load, patterns_file(services.layout, compared.name, sha256, key))
-    if found is not None:
-        return found
+    file = patterns_file(services.layout, compared.name, sha256, key)
+    if await to_thread.run_sync(_is_intact, file, limiter=services.drawing):
+        return file
     wanted = PatternsRequest(
         run=compared.name, checkpoint=compared.checkpoint.file, windows_of=source.name, tokens=tokens
     )
     await while_connected(request, services.hosts.post("/patterns", wanted, sha256))
-    found = await run_in_threadpool(HeadPatterns.load, patterns_file(services.layout, compared.name, sha256, key))
+    return file
+
+
+def _is_intact(file: Path) -> bool:
+    return HeadPatterns.load(file) is not None
+
+
+def _read(file: Path) -> HeadPatterns:
+    found = HeadPatterns.load(file)
     if found is None:
-        raise InferenceUnavailable("the checkpoint or the dataset was replaced meanwhile; ask again")
+        raise InferenceUnavailable("a checkpoint or its dataset was replaced, or its patterns were deleted; ask again")
     return found
 
 

@@ -160,7 +160,7 @@ async def _record(
     async def keep(record: AttentionRecord) -> AttentionRecord:
         return record
 
-    target = AttentionTarget(compared.checkpoint.sha256, compared.checkpoint.file)
+    target = AttentionTarget(compared.checkpoint.sha256, compared.checkpoint.file, is_fixed=True)
     return await read_attention(services, request, wanted, target, keep)
 
 

@@ -31,7 +31,7 @@ _EDITION = 2  # increase it when the same attention is drawn differently
 router = APIRouter(prefix="/attention/{run}/{example}", tags=["attention"], route_class=QueryRoute)
 
 _PICTURES: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
-_ERRORS = problems(404, 406, 409, 422, 503)
+_ERRORS = problems(404, 406, 409, 422, 503, 507)
 _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already"}}
 
 

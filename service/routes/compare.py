@@ -79,7 +79,7 @@ class CompareQuery(QueryModel):
     "/compare",
     summary="Compare runs",
     response_class=Response,
-    responses={200: {"model": ComparisonView, "content": _PICTURE}, **problems(404, 406, 409, 422, 503)},
+    responses={200: {"model": ComparisonView, "content": _PICTURE}, **problems(404, 406, 409, 422, 503, 507)},
 )
 async def compare(
     wanted: Annotated[CompareQuery, Query()],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -22,6 +23,7 @@ from model_core.attention.recording import plan_capture, run_capture
 from model_core.errors import ModelCoreError, is_out_of_memory
 from model_core.schemas import AttentionRequest, PatternsRequest, ProbeRequest
 from model_core.storage.dataset import dataset_of
+from model_core.storage.files import translate_disk_full
 from model_core.storage.run import Run
 from worker.inference.model_cache import ModelCache
 from worker.inference.streams import Call, read_call
@@ -41,12 +43,12 @@ class CapturesBusy(ModelCoreError):
 
 
 class CaptureMemoryFull(ModelCoreError):
-    """The device has no memory for a capture."""
+    """The device, or the process, has no memory for a capture."""
 
     code = "cuda_oom"
 
     def __init__(self) -> None:
-        super().__init__("the device ran out of memory while attention was captured; try again later")
+        super().__init__("memory ran out while attention was captured; try again later")
         self.hint = "lower max_tokens, or HEADCOUNT_INFERENCE_MEMORY_GB to what the device has free"
 
 
@@ -76,7 +78,7 @@ def attention_routes(models: ModelCache, tokenizers: TokenizerCache, quota: Atte
                 await one_capture.acquire()
             finally:
                 waiting -= 1
-            thread = asyncio.ensure_future(asyncio.to_thread(work))
+            thread = asyncio.ensure_future(asyncio.to_thread(_named, work, models.layout.attention))
             thread.add_done_callback(lambda done: _release(one_capture, done))
             return await asyncio.shield(thread)  # a thread cannot be cancelled, and keeps the semaphore
 
@@ -92,7 +94,7 @@ def attention_routes(models: ModelCache, tokenizers: TokenizerCache, quota: Atte
 
     async def patterns(connection: Request) -> Response:
         request, sha256 = await read_call(connection, Call[PatternsRequest])
-        return await alone(connection, lambda: _patterns(models, request, sha256))
+        return await alone(connection, lambda: _patterns(models, quota, request, sha256))
 
     async def probe(connection: Request) -> Response:
         request, sha256 = await read_call(connection, Call[ProbeRequest])
@@ -106,6 +108,17 @@ def attention_routes(models: ModelCache, tokenizers: TokenizerCache, quota: Atte
     ]
 
 
+def _named(work: Callable[[], dict[str, Any]], home: Path) -> dict[str, Any]:
+    """Work, and raise errors with a code where memory or the disk runs out."""
+    try:
+        with translate_disk_full(home):
+            return work()
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise CaptureMemoryFull from error
+        raise
+
+
 def _capture(
     models: ModelCache, tokenizers: TokenizerCache, quota: AttentionQuota | None, request: AttentionRequest, sha256: str
 ) -> dict[str, Any]:
@@ -115,13 +128,8 @@ def _capture(
     tokenizer, _ = tokenizers.get(run, file, sha256)
     config = Run.open(layout.run(run)).config()
     plan = plan_capture(tokenizer, config.model, layout, request, dataset_of(config, layout), quota=quota)
-    try:
-        with models.module(run, file, sha256) as loaded:
-            return run_capture(loaded, plan).manifest
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise CaptureMemoryFull from error
-        raise
+    with models.module(run, file, sha256) as loaded:
+        return run_capture(loaded, plan).manifest
 
 
 def _exact(models: ModelCache, quota: AttentionQuota | None, request: AttentionRequest, sha256: str) -> dict[str, Any]:
@@ -133,12 +141,12 @@ def _exact(models: ModelCache, quota: AttentionQuota | None, request: AttentionR
         return {"sha256": current, "is_written": written is not None}
 
 
-def _patterns(models: ModelCache, request: PatternsRequest, sha256: str) -> dict[str, Any]:
-    config = Run.open(models.layout.run(request.windows_of)).config()
+def _patterns(
+    models: ModelCache, quota: AttentionQuota | None, request: PatternsRequest, sha256: str
+) -> dict[str, Any]:
+    dataset = dataset_of(Run.open(models.layout.run(request.windows_of)).config(), models.layout)
     with models.module(request.run, request.checkpoint, sha256) as loaded:
-        file = capture_patterns(
-            loaded, request.run, models.layout, dataset_of(config, models.layout), tokens=request.tokens
-        )
+        file = capture_patterns(loaded, request.run, models.layout, dataset, tokens=request.tokens, quota=quota)
     return {"file": file.name}
 
 

@@ -11,6 +11,7 @@ Shapes: N texts, S heads of all layers, T tokens of the longest text, M metrics.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -111,7 +112,9 @@ class DistributionRecord:
         files = (MANIFEST, _VALUES, _EXAMPLES, _QUANTILES, _DISTANCES, _TOKENS)
         if not all((path / name).is_file() for name in files):
             return None
-        return cls(path, read_json(path / MANIFEST))
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            return cls(path, read_json(path / MANIFEST))
+        return None
 
     @classmethod
     def named(cls, layout: Layout, run: str, name: str) -> DistributionRecord | None:

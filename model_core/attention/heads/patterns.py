@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_core.attention.head_metrics import METRICS
+from model_core.attention.quota import PATTERN_FILES, PATTERNS
 from model_core.attention.record import quantize
 from model_core.attention.statistics import HeadAccumulator
 from model_core.errors import DatasetNotReady
@@ -32,13 +34,13 @@ from model_core.storage.files import Layout, atomic_write
 
 Array = NDArray[Any]
 
-DIRECTORY = "probes"  # of a run's attention
 WINDOW = 128  # most tokens of a window of the probe
 MAX_HEADS = 2048  # of a model: 8 windows of 128 tokens take 135 MB
 MAX_FILES = 16  # of a run
 MEASURED = tuple(name for name, metric in METRICS.items() if metric.in_text and metric.in_history)
 
 _EDITION = 1  # increase it when other windows are chosen
+_NAMES_BYTES = 4096
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
@@ -167,9 +169,12 @@ class HeadPatterns:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 facts = json.loads(stored["facts"].tobytes())
                 values = {name: stored[f"value_{name}"] for name in MEASURED}
-                return cls(tuple(facts["heads"]), int(facts["tokens"]), stored["levels"], values, str(facts["probe"]))
+                found = cls(tuple(facts["heads"]), int(facts["tokens"]), stored["levels"], values, str(facts["probe"]))
         except _DAMAGED:
             return None
+        with contextlib.suppress(OSError):  # a data root that can only be read
+            os.utime(path)  # used now, for the quota
+        return found
 
 
 def patterns_file(layout: Layout, run: str, sha256: str, key: str) -> Path:
@@ -184,7 +189,21 @@ def patterns_file(layout: Layout, run: str, sha256: str, key: str) -> Path:
     Returns:
         The file, which may not exist.
     """
-    return layout.attention_of(run) / DIRECTORY / f"{sha256[:8]}-{key}.npz"
+    return layout.attention_of(run) / PATTERNS / f"{sha256[:8]}-{key}.npz"
+
+
+def patterns_bytes(n_heads: int, windows: int, tokens: int) -> int:
+    """Compute the size of a file of patterns.
+
+    Args:
+        n_heads: Heads of all layers, N.
+        windows: Number of windows, W.
+        tokens: Tokens of a window, T.
+
+    Returns:
+        Bytes, with some for the names of the arrays.
+    """
+    return n_heads * (windows * int(row_starts(tokens)[-1]) + 8 * len(MEASURED)) + _NAMES_BYTES
 
 
 def windows_key(dataset: Dataset, tokens: int) -> str:
@@ -214,14 +233,14 @@ def windows_key(dataset: Dataset, tokens: int) -> str:
 
 
 def thin_patterns(directory: Path, most: int = MAX_FILES) -> None:
-    """Delete the patterns that were written first where a run has too many; they can be captured again.
+    """Delete the least recently used patterns where a run has too many; they can be captured again.
 
     Args:
         directory: Directory of `patterns_file`.
         most: Number of files to keep.
     """
     with contextlib.suppress(OSError):  # another process deletes them too
-        files = sorted(directory.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
+        files = sorted(directory.glob(PATTERN_FILES), key=lambda path: path.stat().st_mtime_ns)
         for path in files[: max(0, len(files) - most)]:
             path.unlink(missing_ok=True)
 

@@ -57,12 +57,13 @@ async def measure(
 
     200 with that job while it runs, with the result once it exists, and with `validate_only` with the cost.
     """
+    key = idempotency_key(request)
     body = await read_tree(request, AblationOptions) if await request.body() else {}
     wanted = validate(AblationOptions, body)
     if query.validate_only:
         response.status_code = 200
         return await run_in_threadpool(results.quote, services.layout, run, wanted)
-    found = await results.submit(services, run, wanted, key=idempotency_key(request))
+    found = await results.submit(services, run, wanted, key=key)
     return result_or_job(found, lambda result: result.links.self_, services, response)
 
 

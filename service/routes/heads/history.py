@@ -33,7 +33,7 @@ _FORMS: dict[str, Any] = {
     "/heads",
     summary="Get how a run's heads changed",
     response_class=Response,
-    responses={200: {"model": HeadHistoryView, "content": _FORMS}, **problems(404, 406, 409, 422, 503)},
+    responses={200: {"model": HeadHistoryView, "content": _FORMS}, **problems(404, 406, 409, 422, 503, 507)},
 )
 async def history(
     run: Name,

@@ -17,6 +17,7 @@ class SlowLayout:
     """Finds no attention, after as long as it is told."""
 
     def __init__(self) -> None:
+        self.attention = Path("attention")
         self.looking, self.asked, self.enough = 0, 0, threading.Event()
         self.most = 0
 

@@ -144,7 +144,7 @@ def test_a_reply_is_known_by_its_etag_until_the_checkpoint_changes(make_real, pa
     assert again.headers["cache-control"] == "private, no-cache"
     fixed = site.http.get(HERE + part, params={"checkpoint": f"sha256={run.resolve('best').sha256}"})
     assert "immutable" in fixed.headers["cache-control"]
-    refused = site.http.get(HERE + part, headers={"Accept": "text/html"})
+    refused = site.http.get(HERE + part, headers={"Accept": "audio/ogg"})
     assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
     site.publish_model(run, seed=1)
     changed = site.http.get(HERE + part, headers=known)

@@ -121,10 +121,10 @@ def run_table(runs: Sequence[Json], *, has_more: bool) -> None:
     )  # fmt: skip
     rows = []
     for run in runs:
-        kept = run["checkpoints"]
-        step = str(max(one["step"] for one in kept)) if kept else ""
-        best, total = _lowest([one["val_loss"] for one in kept]), size(sum(one["size_bytes"] for one in kept))
-        rows.append(Row((run["name"], run["status"], step, best, str(len(kept)), total, ago(run["created_at"]))))
+        step = "" if run["step"] is None else str(run["step"])
+        best, total = _lowest([run["val_loss"]]), size(run["size_bytes"])
+        count = str(run["checkpoint_count"])
+        rows.append(Row((run["name"], run["status"], step, best, count, total, ago(run["created_at"]))))
     print_table(columns, rows)
     if has_more:
         print_text("there are more: --limit")

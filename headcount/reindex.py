@@ -17,10 +17,12 @@ from headcount.processes import ProcessGroup
 from headcount.terminal import json_text
 from model_core.errors import DONE, FAILED, InvalidParameter, RunBusy
 from model_core.storage.files import Layout
+from model_core.storage.run import runs_in
 from worker.jobs import commands
 from worker.jobs.errors import JobNotFound, QueueUnavailable
 from worker.jobs.recovery import BadFile, JobOnDisk, jobs_on_disk, rebuild
 from worker.jobs.redis_client import connect
+from worker.jobs.run_colours import keep_colour
 from worker.jobs.schemas import Job
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import JobStore
@@ -83,6 +85,7 @@ def restore_all(store: JobStore, layout: Layout, echo: Echo, warn: Echo) -> Coun
             warn(str(error))
             what = "unreadable"
         counts[what] += 1
+    _restore_colours(store, layout)
     return counts
 
 
@@ -148,6 +151,14 @@ def _restore(store: JobStore, layout: Layout, job: JobOnDisk, echo: Echo, warn: 
         return "skipped"
     echo(f"{record.id}  {record.run or record.dataset}  {record.status}")
     return "restored"
+
+
+def _restore_colours(store: JobStore, layout: Layout) -> None:
+    """Colours of runs that no job made; the newest runs decide which colour the next one gets."""
+    for run in runs_in(layout):
+        colour = run.colour()
+        if colour is not None:
+            store.run(keep_colour(run.name, created_at_ms=run.created_at_ms(), colour=colour))
 
 
 def _ignore(_line: str) -> None:

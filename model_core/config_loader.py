@@ -282,6 +282,36 @@ def preset_text(name: str) -> str:
     return _file(name).read_text(encoding="utf-8")
 
 
+def preset_title(name: str) -> str:
+    """Read what a preset is, in one sentence.
+
+    Args:
+        name: Name of the preset.
+
+    Returns:
+        The first comment of its file; empty without one.
+    """
+    first = preset_text(name).partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def parse_preset(name: str) -> ExperimentConfig:
+    """Parse a preset.
+
+    Args:
+        name: Name of the preset.
+
+    Returns:
+        Its configuration, with the defaults. It is parsed again only when the file changes.
+
+    Raises:
+        UnknownPreset: There is no such preset; the error names those that exist.
+    """
+    file = _file(name)
+    facts = file.stat()
+    return _parsed_preset(file, facts.st_mtime_ns, facts.st_size)
+
+
 def preset_tree(name: str) -> Tree:
     """Read the tree of a preset without validating it.
 
@@ -366,6 +396,11 @@ def _file(name: str) -> Path:
     if not re.fullmatch(NAME_PATTERN, name) or not file.is_file():
         raise UnknownPreset(name, preset_names())
     return file
+
+
+@lru_cache(maxsize=64)
+def _parsed_preset(file: Path, changed_ns: int, size_bytes: int) -> ExperimentConfig:
+    return parse_config(_parsed(file, changed_ns, size_bytes)).config
 
 
 @lru_cache(maxsize=64)

@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--attempt", type=int, help=argparse.SUPPRESS)  # the supervisor's: number of this attempt
     add("--job-id", help=argparse.SUPPRESS)  # the supervisor's: whose run it is
     add("--seq-after", type=int, default=0, help=argparse.SUPPRESS)  # the supervisor's: last event of an earlier run
+    add("--colour", type=int, help=argparse.SUPPRESS)  # the supervisor's: colour of a new run
     add("--record", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # the supervisor's: events of a test job
     return parser
 

@@ -40,6 +40,7 @@ from service.schemas import View
 from worker.jobs import commands
 from worker.jobs.kinds import Resource, kind_of
 from worker.jobs.recovery import write_deleted
+from worker.jobs.run_colours import forget_colour
 from worker.jobs.schemas import JobDetail, Warned
 from worker.jobs.store import JobStore
 
@@ -74,6 +75,7 @@ async def delete_run(services: Services, name: str) -> None:
     if await run_in_threadpool(_exists, services.layout, name) and (user := await _user(services, name)) is not None:
         raise user
     await run_in_threadpool(_remove_run, services.layout, name)
+    await services.async_store.run(forget_colour(name))
 
 
 async def preview_run_deletion(services: Services, name: str) -> RunDeletion:
@@ -161,9 +163,9 @@ def _size_bytes(directory: Path) -> int:
 
 
 def _delete_record(store: JobStore, layout: Layout, job_id: str) -> None:
-    store.mark_deleted(job_id, with_artifacts=False)
+    job = store.mark_deleted(job_id, with_artifacts=False)
     write_deleted(layout, job_id)
-    store.purge(job_id)
+    store.purge(job_id, keeps_run=job.run is not None and _exists(layout, job.run))
 
 
 def _delete_all(store: JobStore, layout: Layout, job: JobDetail) -> None:

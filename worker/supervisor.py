@@ -217,6 +217,7 @@ def _start(
         data=data,
         modules=settings.kind_modules,
         seq_after=claim.seq_after,
+        colour=claim.request.get("colour"),
         processes=processes,
         options=options_of(claim.kind, claim.config),
     )

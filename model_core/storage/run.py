@@ -6,20 +6,26 @@ outcome, the attempt that owns it, and a lock that one process at a time can hol
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from model_core.config import ExperimentConfig
+from model_core.config import ExperimentConfig, ModelConfig
 from model_core.config_loader import parse_saved, parse_yaml, to_yaml
 from model_core.errors import RunBusy, RunExists, RunNotFound
 from model_core.storage.checkpoints import CheckpointDirectory
-from model_core.storage.files import Layout, next_free_name, read_json, sync_directory, write_text
+from model_core.storage.files import Layout, next_free_name, read_json, sync_directory, write_json, write_text
+
+_MODEL_SECTION = re.compile(r"^model:.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Run(CheckpointDirectory):
         config: ExperimentConfig,
         job_id: str | None = None,
         *,
+        colour: int | None = None,
         fill: Callable[[Run], None] | None = None,
     ) -> Run:
         """Create a run atomically: a temporary directory is filled and then renamed.
@@ -41,6 +48,7 @@ class Run(CheckpointDirectory):
             path: Directory of the run; it must not exist.
             config: Resolved configuration.
             job_id: Job that owns the run, and alone may continue it; None for a run without a job.
+            colour: Index of its colour in charts; None leaves it to the service.
             fill: Writes further files into the temporary directory; if it fails, the directory is deleted.
 
         Returns:
@@ -54,6 +62,8 @@ class Run(CheckpointDirectory):
         temporary.path.mkdir(parents=True)
         temporary.write_config(config)
         temporary.begin_attempt(0, job_id)
+        if colour is not None:
+            temporary.keep_colour(colour)
         try:
             if fill is not None:
                 fill(temporary)
@@ -111,6 +121,59 @@ class Run(CheckpointDirectory):
             The resolved configuration.
         """
         return parse_saved(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8")), like)
+
+    def model(self) -> ModelConfig:
+        """Read the section `model` of the configuration, many times faster than all of it.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: It is no section of a model.
+            FileNotFoundError: There is no such run.
+        """
+        text = (self.path / "config.yaml").read_text(encoding="utf-8")
+        section = _MODEL_SECTION.search(text)
+        return ModelConfig.model_validate(parse_yaml(section[0])["model"]) if section else self.config().model
+
+    def began(self) -> str | None:
+        """Read when the first event was written.
+
+        Returns:
+            The time (RFC 3339); None without an event.
+        """
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError), self.events.open("rb") as file:
+            return str(json.loads(file.readline())["time"])
+        return None
+
+    def created_at_ms(self) -> int:
+        """Read when the run was created: the time of its first event, or of its configuration.
+
+        Returns:
+            Milliseconds since the Unix epoch.
+        """
+        with contextlib.suppress(ValueError):
+            return round(datetime.fromisoformat(self.began() or "").timestamp() * 1000)
+        return (self.path / "config.yaml").stat().st_mtime_ns // 1_000_000
+
+    def colour(self) -> int | None:
+        """Read the colour of the run.
+
+        Returns:
+            Index of its colour in charts; None if it has none yet.
+        """
+        try:
+            return int(read_json(self.path / "colour"))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def keep_colour(self, colour: int) -> None:
+        """Record the colour of the run.
+
+        Args:
+            colour: Index of its colour in charts.
+        """
+        write_json(self.path / "colour", colour)
 
     def lock(self, timeout_s: float = 0.0) -> FileLock:
         """Acquire the lock of the run, which the operating system releases when the process ends.

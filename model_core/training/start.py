@@ -65,7 +65,7 @@ def create_or_open_run(
     """Create the run, or open the one to resume.
 
     Args:
-        arguments: Arguments of the program: ``resume``, ``overrides``, ``job_id``, ``gpu``, ``token``.
+        arguments: Arguments of the program: ``resume``, ``overrides``, ``job_id``, ``gpu``, ``token``, ``colour``.
         config: Requested configuration.
         layout: Directories of the data root.
         env: Rank of this process.
@@ -91,7 +91,7 @@ def create_or_open_run(
     if path.exists():
         raise RunExists(path.name, next_free_name(path))
     config, init = _check_and_resolve(arguments, config, layout, env)
-    return OpenedRun(Run.create(path, config, arguments.job_id), config, init)
+    return OpenedRun(Run.create(path, config, arguments.job_id, colour=arguments.colour), config, init)
 
 
 def claim_run(arguments: argparse.Namespace, run: Run) -> int:

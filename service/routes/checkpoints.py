@@ -22,7 +22,7 @@ from service.openapi import problems
 from service.protocol.file_response import FileResponse, file_etag, file_size
 from service.protocol.negotiation import ByteRange, parse_range
 from service.protocol.parsing import QueryModel, QueryRoute
-from service.routes.runs import CheckpointView, checkpoint_view, job_statuses, run_status
+from service.run_views import CheckpointView, checkpoint_view, job_statuses, run_status
 from service.schemas import Listed, checkpoint_warnings, warning_headers
 from worker.jobs.states import TERMINAL
 

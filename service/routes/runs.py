@@ -1,32 +1,29 @@
-"""Runs on disk, with the status of their jobs if Redis answers: list, report of what a run costs, import, deletion.
+"""Runs: list, report of what a run costs, import, deletion.
 
 The report is computed from the run's config.yaml, without Redis or torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlencode
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from model_core.budget import Budget
-from model_core.config import ExperimentConfig, Name
+from model_core.config import Name
 from model_core.config_loader import ParsedConfig, config_warnings
-from model_core.errors import ModelCoreError, RunNotFound
+from model_core.errors import RunNotFound
 from model_core.report import build_report
-from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import Layout
-from model_core.storage.run import Run, runs_in
+from model_core.storage.run import Run
 from service import run_imports
 from service.deletion import RunDeletion, delete_run, preview_run_deletion
-from service.deps import Services, ServicesDep
+from service.deps import ServicesDep
 from service.job_views import JobView
 from service.openapi import form_body, problems
 from service.protocol.negotiation import choose
@@ -41,10 +38,9 @@ from service.protocol.parsing import (
 )
 from service.run_imports import ImportRequest
 from service.run_samples import SamplesQuery, SampleView, list_samples
+from service.run_views import RunDetail, RunView, get_run, list_runs
 from service.schemas import Listed, View, link
-from worker.jobs.errors import JobNotFound
 from worker.jobs.schemas import Warned
-from worker.jobs.store import JobStore
 
 router = APIRouter(tags=["runs"], route_class=QueryRoute)
 
@@ -52,65 +48,6 @@ MARKDOWN = "text/markdown"
 MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "md": MARKDOWN}
 _IMPORT = {"name": "gpt2", "source": "file:uploads/gpt2"}
 _MARKDOWN: dict[str, Any] = {MARKDOWN: {"schema": {"type": "string"}}}
-
-
-class CheckpointView(View):
-    """A checkpoint of a run, from its sidecar."""
-
-    object: Literal["checkpoint"] = "checkpoint"
-    file: str
-    step: int
-    loss: float | None
-    val_loss: float | None
-    full: bool
-    sha256: str
-    size_bytes: int
-    created_at: str
-    pinned: bool
-
-    @classmethod
-    def of(cls, info: CheckpointInfo, *, pinned: bool) -> Self:
-        """Build the view.
-
-        Args:
-            info: The record of the checkpoint.
-            pinned: Whether the checkpoint is pinned.
-
-        Returns:
-            The view.
-        """
-        recorded = {name: getattr(info, name) for name in cls.model_fields if name not in {"object", "pinned"}}
-        return cls(**recorded, pinned=pinned)
-
-
-class RunLinks(View):
-    """Links of a run."""
-
-    self_: str = Field(serialization_alias="self")
-    job: str | None
-    generate: str
-    attention: str
-    report: str
-
-
-class RunView(View):
-    """One training result on disk."""
-
-    object: Literal["run"] = "run"
-    name: str
-    status: str = Field(description="its job's status; without a job: succeeded, failed, stopped or unknown")
-    job: str | None
-    attempt: int
-    created_at: str | None
-    checkpoints: list[CheckpointView]
-    outcome: dict[str, Any] | None
-    links: RunLinks
-
-
-class RunDetail(RunView):
-    """A run with its configuration."""
-
-    config: ExperimentConfig
 
 
 class ReportQuery(QueryModel):
@@ -338,57 +275,3 @@ def render(layout: Layout, name: str, media_type: str) -> Response:
         return Response(report.to_markdown(), media_type=MARKDOWN, headers=headers)
     body = {"object": "report", "run": name, **report.to_dict()}
     return Response(json.dumps(body, allow_nan=False), media_type=JSON, headers=headers)
-
-
-async def _statuses(services: Services, runs: Sequence[Run]) -> Mapping[str, str]:
-    """Status by job; empty while Redis is unreachable, because runs are served from disk."""
-    jobs = await run_in_threadpool(lambda: [job for run in runs if (job := run.attempt()["job_id"])])
-    try:
-        return await services.ask(job_statuses, services.store, jobs)
-    except ModelCoreError:
-        return {}
-
-
-def _views(runs: Sequence[Run], statuses: Mapping[str, str]) -> Iterator[RunView]:
-    for run in runs:
-        with contextlib.suppress(FileNotFoundError):  # deleted while it was read
-            yield _view(run, statuses)
-
-
-def _detail(run: Run, statuses: Mapping[str, str]) -> RunDetail:
-    try:
-        return RunDetail(**dict(_view(run, statuses)), config=run.config())
-    except FileNotFoundError:
-        raise RunNotFound(run.name) from None
-
-
-def _view(run: Run, statuses: Mapping[str, str]) -> RunView:
-    attempt, outcome = run.attempt(), run.outcome()
-    job = attempt["job_id"]
-    return RunView(
-        name=run.name,
-        status=run_status(attempt, outcome, statuses),
-        job=job,
-        attempt=attempt["attempt"],
-        created_at=_began(run),
-        checkpoints=[checkpoint_view(run, info) for info in run.checkpoints()],
-        outcome=outcome,
-        links=_run_links(run.name, job),
-    )
-
-
-def _began(run: Run) -> str | None:
-    """When the first event was written."""
-    with contextlib.suppress(FileNotFoundError, ValueError), run.events.open("rb") as file:
-        return str(json.loads(file.readline())["time"])
-    return None
-
-
-def _run_links(name: str, job: str | None) -> RunLinks:
-    return RunLinks(
-        self_=link(f"/runs/{name}"),
-        job=link(f"/jobs/{job}") if job else None,
-        generate=link(f"/generate?{urlencode({'run': name})}"),
-        attention=link(f"/attention/{name}/0"),
-        report=link(f"/runs/{name}/report"),
-    )

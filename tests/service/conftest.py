@@ -110,6 +110,10 @@ class Site:
             self.publish(run, checkpoint)
         return run
 
+    def lose_redis(self) -> None:
+        """Remove every record that Redis has."""
+        self._redis.flushdb()
+
     def publish(self, run: Run, data: bytes) -> str:
         """Replace the best checkpoint; its hash."""
         published = run.publish(

@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--seq-after", type=int, default=0)
+    parser.add_argument("--colour", type=int)
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
     if arguments.run.startswith("starts-slowly"):
@@ -49,7 +50,7 @@ def follow(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
 def work(arguments: argparse.Namespace, stop: ShutdownSignal) -> int:
     config = load_config(arguments.config)
     path = Layout.under(arguments.data_root).run(arguments.run)
-    run = Run.open(path) if path.exists() else Run.create(path, config, arguments.job_id)
+    run = Run.open(path) if path.exists() else Run.create(path, config, arguments.job_id, colour=arguments.colour)
     with run.lock(timeout_s=5):
         if run.attempt()["attempt"] > arguments.attempt:
             raise RunBusy(run.name)

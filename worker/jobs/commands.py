@@ -24,7 +24,7 @@ from worker.jobs import kinds, states
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
 from worker.jobs.redis_client import PREFIX, redis_errors
 from worker.jobs.schemas import Capacity, Job, JobDetail, Rejection, RestoredJob, Submission
-from worker.jobs.serialization import JobPage, JobRecord, checked_id, known_job
+from worker.jobs.serialization import JobPage, JobRecord, checked_id, known_job, model_of
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status
 
@@ -50,12 +50,12 @@ return {cjson.encode(reply), unpack(records)}
 _FIELDS = {
     "RECORD_FIELDS": (
         "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error",
-        "worker", "warnings", "metadata", "priority", "waiting_for", "revision", "dataset",
+        "worker", "warnings", "metadata", "priority", "waiting_for", "revision", "dataset", "colour", "model",
     ),
     "DETAIL_FIELDS": ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step"),
     "CLAIM_FIELDS": (
         "epoch", "id", "kind", "run", "dataset", "devices", "spec", "gpus", "priority", "metadata", "warnings",
-        "depends_on", "created_at", "seq_after",
+        "depends_on", "created_at", "seq_after", "colour",
     ),
 }  # fmt: skip
 
@@ -202,6 +202,7 @@ def submission(
         "gpus": spec.gpus,
         "priority": spec.job.priority,
         "spec": json.dumps(spec.record),
+        "model": model_of(spec.kind, spec.config),
         "warnings": json.dumps([asdict(item) for item in spec.warnings]),
         "metadata": json.dumps(spec.job.metadata),
         "depends_on": list(dict.fromkeys(spec.job.depends_on)),
@@ -275,6 +276,7 @@ def restore(record: RestoredJob) -> ScriptCall[bool]:
         "started_at": record.started_at_ms,
         "finished_at": record.finished_at_ms,
         "error": record.error.model_dump_json() if record.error else None,
+        "colour": record.colour,
     }
     fields = {
         "kind": record.kind, "run": record.run or "", "epoch": record.attempt, "priority": record.priority,
@@ -283,7 +285,7 @@ def restore(record: RestoredJob) -> ScriptCall[bool]:
         "step": counted, "crash_step": counted, "mirrored": record.last_seq, "key": "",
         "progress": record.progress.model_dump_json(), "depends_on": " ".join(record.depends_on),
         "waiting_for": "", "dataset": record.dataset or "", "recipe": record.recipe, "export": record.export,
-        "ablation": record.ablation,
+        "ablation": record.ablation, "model": record.model,
         **{name: value for name, value in optional.items() if value is not None},
     }  # fmt: skip
     arguments = {"id": record.id, "status": record.status, "created_at": record.created_at_ms, "fields": fields}

@@ -18,7 +18,7 @@ Resource = Literal["run", "dataset", "export", "ablation"]
 
 LAUNCHER = "model_core.launch"  # starts the processes of one training, and ends them together
 
-_IN_LUA = ("makes", "is_exclusive", "shares_identical", "index")
+_IN_LUA = ("makes", "is_exclusive", "shares_identical", "index", "has_model")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class JobKind:
         counts: Key of its events that measures progress.
         uses_gpu: Whether it may be given a GPU.
         has_run: Whether the job names a run, which it makes or reads.
+        has_model: Whether the job's own configuration has the model, so that the job shows model and colour of its run.
         writes_in_run: Whether its events and outcome are in the run that it makes, so that it may start over in a new
             run. Those of other jobs are in their own directories.
         options: Fields of the job section that only this kind takes, each with the reason why others are refused. Its
@@ -60,6 +61,7 @@ class JobKind:
     counts: Literal["step", "done"] = "step"
     uses_gpu: bool = True
     has_run: bool = True
+    has_model: bool = False
     writes_in_run: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     needed: Mapping[str, str] = field(default_factory=dict)
@@ -86,9 +88,10 @@ KINDS: Mapping[str, JobKind] = {
             check="training",
             makes="run",
             is_exclusive=True,
+            has_model=True,
             writes_in_run=True,
         ),
-        JobKind("test", "a test", "model_core.train", trains=False, check="test"),
+        JobKind("test", "a test", "model_core.train", trains=False, check="test", has_model=True),
         JobKind(
             "prepare",
             "a preparation",
@@ -205,6 +208,7 @@ def argv(
     data: Path,
     modules: Mapping[str, str],
     seq_after: int = 0,
+    colour: int | None = None,
     processes: int = 1,
     options: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
@@ -218,6 +222,7 @@ def argv(
         data: Data root.
         modules: Program by kind, in place of the one in the table.
         seq_after: Number of the job's last event in the run that this one replaces.
+        colour: Colour of the run that the job makes; None leaves it to the service.
         processes: Number of processes that train together.
         options: Values of the kind's options.
 
@@ -230,6 +235,8 @@ def argv(
     command = [sys.executable, "-P", "-m", *several, module, "--config", str(directory / "config.yaml"), "--run", run]
     command += ["--data-root", str(data), "--attempt", str(attempt), "--job-id", job_id]
     command += ["--seq-after", str(seq_after)] if seq_after else []
+    if colour is not None and KINDS[kind].writes_in_run:
+        command += ["--colour", str(colour)]
     for name, value in options.items():
         command += [f"--{name}", value]
     return command if KINDS[kind].writes_in_run else [*command, "--record", str(directory)]

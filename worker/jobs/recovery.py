@@ -27,7 +27,7 @@ from model_core.storage.files import Layout, now, read_json, write_json
 from model_core.storage.run import Run, runs_in
 from worker.jobs.kinds import KINDS, Kind, kind_without_name, maker_of
 from worker.jobs.schemas import Claim, JobError, Progress, RestoredJob, Warned
-from worker.jobs.serialization import progressed
+from worker.jobs.serialization import model_of, progressed
 from worker.jobs.spec import JOB_ID, JobSection, JobSpec
 from worker.jobs.states import TERMINAL, Status
 
@@ -66,6 +66,7 @@ class JobFile(_File):
     depends_on: tuple[str, ...] = ()
     warnings: tuple[Warned, ...] = ()
     error: JobError | None = None
+    colour: int | None = None
     created_at: int  # milliseconds
     time: datetime | None = None  # when it was written
     config: dict[str, Any]
@@ -278,6 +279,8 @@ def _build_record(layout: Layout, job: JobOnDisk) -> RestoredJob:
         recipe=spec.recipe,
         export=spec.export,
         ablation=spec.ablation,
+        model=model_of(file.kind, config),
+        colour=_colour(job, file),
         status=status,
         config=file.config,
         attempt=attempt,
@@ -293,6 +296,12 @@ def _build_record(layout: Layout, job: JobOnDisk) -> RestoredJob:
         error=(error or file.error) if status == "failed" else None,
         last_seq=events.last_seq,
     )
+
+
+def _colour(job: JobOnDisk, file: JobFile) -> int | None:
+    """The colour that its run has, or was to get."""
+    kept = job.run.colour() if job.run is not None and KINDS[file.kind].writes_in_run else None
+    return file.colour if kept is None else kept
 
 
 def _file_from_config(job: JobOnDisk) -> JobFile:

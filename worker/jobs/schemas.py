@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_core.config import ModelConfig
 from worker.jobs.kinds import kind_of
 from worker.jobs.states import Action, Status
 
@@ -91,6 +92,27 @@ class Warned(_View):
     detail: str
 
 
+class ModelShape(_View):
+    """The numbers of a model from which its heads are drawn."""
+
+    n_layer: int
+    n_embd: int
+    heads: tuple[int, ...]
+    head_dim: int | None = None
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Self:
+        """Build the shape of a model.
+
+        Args:
+            config: The model.
+
+        Returns:
+            The shape, with the head count of every layer.
+        """
+        return cls(n_layer=config.n_layer, n_embd=config.n_embd, heads=config.heads, head_dim=config.head_dim)
+
+
 class Job(_View):
     """A job, as the store keeps it; the service adds links."""
 
@@ -115,6 +137,8 @@ class Job(_View):
     warnings: tuple[Warned, ...] = ()
     metadata: dict[str, str] = {}
     priority: int = 0
+    colour: int | None = Field(default=None, description="of its run, 0 to 7, for ever the same")
+    model: ModelShape | None = Field(default=None, description="null of kinds without a model of their own")
     revision: int = Field(default=0, exclude=True)  # its ETag; grows with each change but progress
 
 
@@ -160,7 +184,7 @@ class Claim:
         dataset: The dataset that it makes or reads.
         devices: Uuids of its GPUs.
         seq_after: Number of the previous run's last event, after a retry from scratch.
-        request: The rest of the client's request: gpus, priority, metadata, warnings, depends_on, created_at.
+        request: The rest of the record: gpus, priority, metadata, warnings, depends_on, created_at, colour.
     """
 
     id: str
@@ -189,6 +213,8 @@ class RestoredJob:
     recipe: str = ""
     export: str = ""
     ablation: str = ""
+    model: str = ""
+    colour: int | None = None
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     gpus: int | None = None

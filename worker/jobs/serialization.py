@@ -14,11 +14,14 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, Self, TypeVar
 
+from pydantic import ValidationError
+
+from model_core.config import ExperimentConfig, ModelConfig
 from model_core.storage.events import Event
 from worker.jobs.errors import JobNotFound
 from worker.jobs.eta import read_forecast
 from worker.jobs.kinds import kind_of
-from worker.jobs.schemas import Job, JobDetail, Progress, QueueView
+from worker.jobs.schemas import Job, JobDetail, ModelShape, Progress, QueueView
 from worker.jobs.spec import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
 
@@ -215,6 +218,21 @@ def rfc3339(milliseconds: str | int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def model_of(kind: str, config: ExperimentConfig) -> str:
+    """Describe the model of a job for its record.
+
+    Args:
+        kind: Kind of the job.
+        config: Its configuration.
+
+    Returns:
+        `ModelShape` as JSON; empty for a kind that has no model of its own.
+    """
+    row = kind_of(kind)
+    is_stated = row.makes_run or "model" in config.model_fields_set  # a test leaves it to its checkpoint
+    return ModelShape.of(config.model).model_dump_json() if row.has_model and is_stated else ""
+
+
 def checked_id(job_id: str) -> str:
     """Reject text that cannot be a job's id.
 
@@ -303,12 +321,28 @@ def _job_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     job |= {name: json.loads(record[name]) for name in ("error", "worker") if record.get(name)}
     if record.get("waiting_for"):
         job["waiting_for"] = record["waiting_for"].split()
+    if "colour" in record:
+        job["colour"] = int(record["colour"])
+    job["model"] = _model(record)
     if not kind_of(record["kind"]).has_steps:
         job["progress"] = {"step": None}
     if record.get("progress"):
         progress = json.loads(record["progress"])
         job["progress"] = progress if status in HOLDING else {**progress, "eta_s": None}  # nothing runs: no estimate
     return job
+
+
+def _model(record: Mapping[str, Any]) -> Any:
+    """The model as plain values. A record of an earlier version has none, and its specification stands in."""
+    if record.get("model"):
+        return json.loads(record["model"])
+    tree = json.loads(record.get("spec") or "{}")
+    if not tree or ("model" not in tree and not kind_of(record["kind"]).makes_run):
+        return None
+    try:
+        return ModelShape.of(ModelConfig.model_validate(tree.get("model", {})))
+    except ValidationError:  # of another version
+        return None
 
 
 def _transition(entry: Mapping[str, Any]) -> dict[str, Any]:

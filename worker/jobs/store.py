@@ -165,6 +165,19 @@ class JobStore:
         """
         return next(self._free("run", run, self.settings.layout.run))
 
+    def free_run(self, run: str) -> str:
+        """Find a free name for a run, which may be the given one.
+
+        Args:
+            run: The preferred name.
+
+        Returns:
+            The first of run, run-2, run-3 ... that neither a directory nor an active job has.
+        """
+        with redis_errors():
+            is_owned = self._redis.exists(f"{PREFIX}run:{run}")
+        return self.next_free_run(run) if is_owned or self.settings.layout.run(run).exists() else run
+
     def next_free_dataset(self, dataset: str) -> str:
         """Find a free name for a dataset.
 
@@ -350,10 +363,11 @@ class JobStore:
                 raise DatasetBusy(job.dataset or "", reply["id"]) if job.run is None else RunBusy(job.run)
         return job
 
-    def purge(self, job_id: str) -> None:
+    def purge(self, job_id: str, *, keeps_run: bool = False) -> None:
         """Remove everything that Redis has of a job that was marked as deleted.
 
         Args:
             job_id: Id of the job.
+            keeps_run: Whether the run that it made stays, and with it its colour.
         """
-        self.run(ScriptCall("transitions.purge", {"id": job_id}, dict))
+        self.run(ScriptCall("transitions.purge", {"id": job_id, "keeps_run": keeps_run}, dict))

@@ -177,6 +177,7 @@ def _claim(reply: Any) -> Claim | None:
         "warnings": json.loads(record["warnings"]),
         "depends_on": record.get("depends_on", "").split(),
         "created_at": int(record["created_at"]),
+        "colour": int(record["colour"]) if "colour" in record else None,
     }
     return Claim(
         id=record["id"],

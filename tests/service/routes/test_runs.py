@@ -15,6 +15,9 @@ def test_runs_are_listed_by_name_and_reported_in_full(site) -> None:
     assert run["config"]["model"]["n_head_list"] == [4, 2]
     assert [(c["file"], c["step"]) for c in run["checkpoints"]] == [("model_best.pt", 3)]
     assert run["links"]["self"] == "/runs/beta"
+    listed = site.http.get("/runs").json()["data"][1]
+    assert (listed["checkpoint_count"], listed["step"], listed["val_loss"]) == (1, 3, run["checkpoints"][0]["val_loss"])
+    assert "checkpoints" not in listed
 
 
 def test_a_run_has_the_status_of_its_job_and_without_it_of_its_outcome(site) -> None:
@@ -38,3 +41,15 @@ def test_an_unknown_run_is_not_found_and_a_wrong_name_is_refused(site) -> None:
     wrong = site.http.get("/runs/.hidden")
     assert (wrong.status_code, wrong.json()["code"]) == (422, "invalid_parameter")
     assert wrong.json()["errors"][0]["nearest"] == ["hidden"]
+
+
+def test_a_run_without_a_colour_gets_one_for_ever_and_shows_its_heads(site) -> None:
+    job = site.submit("first")
+    for name in ("beta", "alpha"):
+        site.make_run(name)
+    listed = site.http.get("/runs").json()["data"]
+    assert [run["colour"] for run in listed] == [1, 2]
+    assert listed[0]["model"] == {"n_layer": 2, "n_embd": 32, "heads": [4, 2], "head_dim": None}
+    site.lose_redis()
+    assert [run["colour"] for run in site.http.get("/runs").json()["data"]] == [1, 2]
+    assert job["colour"] == 0

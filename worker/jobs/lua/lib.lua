@@ -8,6 +8,8 @@
 -- awaits nothing; it has a lease if and only if it is running or stopping; it is in one set of jobs by status; the job that
 -- makes a run or a dataset owns its name until it is terminal.
 local HISTORY, ATTEMPTS, DURATIONS, CHANGES = 200, 100, 50, 10000
+-- Runs have one of so many colours; a new one has the colour that the fewest of the newest so many runs have.
+local COLOURS, COMPARED, REMEMBERED = 8, 16, 200
 local commands = {}
 
 local function now()
@@ -42,6 +44,65 @@ local function revised(id, ...)
   changed(id, ...)
 end
 
+-- The colour of a new run. `colours` has the colour of each run, `coloured` the newest runs by their time.
+local function new_colour(run)
+  redis.call('ZREM', P .. 'coloured', run)
+  local counts, best = {}, 0
+  for colour = 0, COLOURS - 1 do counts[colour] = 0 end
+  local newest = redis.call('ZREVRANGE', P .. 'coloured', 0, COMPARED - 1)
+  for _, taken in ipairs(#newest > 0 and redis.call('HMGET', P .. 'colours', unpack(newest)) or {}) do
+    local colour = tonumber(taken or nil)
+    if counts[colour or ''] then counts[colour] = counts[colour] + 1 end
+  end
+  for colour = 1, COLOURS - 1 do
+    if counts[colour] < counts[best] then best = colour end
+  end
+  return best
+end
+
+-- Keep the colour of a run.
+local function keep_colour(run, colour, created_at)
+  redis.call('HSET', P .. 'colours', run, colour)
+  redis.call('ZADD', P .. 'coloured', created_at, run)
+  redis.call('ZREMRANGEBYRANK', P .. 'coloured', 0, -REMEMBERED - 1)
+end
+
+-- Give a run that is to be made a colour, whatever a run of that name had.
+local function recolour(run, created_at)
+  local colour = new_colour(run)
+  keep_colour(run, colour, created_at)
+  return colour
+end
+
+local function forget_colour(run)
+  redis.call('HDEL', P .. 'colours', run)
+  redis.call('ZREM', P .. 'coloured', run)
+end
+
+-- Keep the colour that a run has on disk, unless one is known.
+local function restore_colour(run, colour, created_at)
+  if redis.call('HEXISTS', P .. 'colours', run) == 0 then keep_colour(run, colour, created_at) end
+end
+
+-- The colour of a run as text; a run without one gets it now.
+local function colour_of(run, created_at)
+  local colour = redis.call('HGET', P .. 'colours', run)
+  if colour then return colour end
+  return tostring(recolour(run, created_at))
+end
+
+-- What the record of an earlier version lacks: the colour of its run, which it keeps from now on, and the model, of which
+-- its specification has the numbers. A job that reads a run has its colour, if that is known.
+local function complete(id, record)
+  local kind, run = KINDS[record.kind] or {}, record.run or ''
+  if not kind.has_model or run == '' then return end
+  if not record.colour then
+    record.colour = kind.makes == 'run' and colour_of(run, record.created_at) or redis.call('HGET', P .. 'colours', run) or nil
+    if record.colour then set(id, 'colour', record.colour) end
+  end
+  if not record.model then record.spec = get(id, 'spec') or nil end
+end
+
 -- Add jobs to a reply: their records, as texts that clients cache; the number of ready jobs before each of them, which
 -- changes when others do, false if it is not ready; and when ready jobs will start, as the workers estimated it last. No
 -- record has fields if there is no such job.
@@ -49,6 +110,7 @@ local function with_jobs(reply, ids)
   reply.records, reply.jobs_ahead, reply.forecast = {}, {}, redis.call('GET', P .. 'outlook') or ''
   for i, id in ipairs(ids) do
     local record = fields_of(id, RECORD_FIELDS)
+    complete(id, record)
     record.history = redis.call('LRANGE', key(id) .. ':history', 0, -1)
     reply.records[i] = cjson.encode(record)
     reply.jobs_ahead[i] = record.status == 'queued' and redis.call('ZRANK', P .. 'ready', id)

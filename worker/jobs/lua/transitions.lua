@@ -103,13 +103,15 @@ function commands.submit(args)
     maker = maker or record_preparation(preparation, args.dataset, args.priority, 'submitted for ' .. args.id)
     add_awaited(dependencies.awaited, maker)
   end
-  local recipe = KINDS[args.kind].makes == 'dataset' and args.recipe or ''
+  local kind = KINDS[args.kind]
+  local recipe = kind.makes == 'dataset' and args.recipe or ''
   record(args.id, args, {'kind', args.kind, 'run', args.run or '', 'gpus', args.gpus or '', 'class', args.gpus or 'any',
     'spec', args.spec, 'warnings', args.warnings, 'metadata', args.metadata, 'key', args.key_hash or '',
     'depends_on', table.concat(args.depends_on, ' '), 'recipe', recipe, 'export', args.export or '',
-    'ablation', args.ablation or '',
+    'ablation', args.ablation or '', 'model', args.model,
     'preparation', args.preparation and maker or '', 'preparation_spec', preparation.spec or '',
     'preparation_recipe', args.preparation and args.recipe or ''})
+  if kind.has_model and kind.makes == 'run' then set(args.id, 'colour', recolour(args.run, now())) end
   wait_for(args.id, dependencies.awaited)
   remember_key(args, args.id)
   move(args.id, 'queued', 'submitted')
@@ -129,6 +131,8 @@ function commands.restore(args)
   local seq = redis.call('INCR', P .. 'seq')
   set(id, 'id', id, 'seq', seq, 'status', args.status, 'created_at', args.created_at, 'revision', 1)
   index(id)
+  local colour = made_by(id) == 'run' and get(id, 'colour')
+  if colour then restore_colour(get(id, 'run'), colour, args.created_at) end
   redis.call('ZADD', P .. 'jobs:status:' .. args.status, seq, id)
   for awaited in words(get(id, 'waiting_for')) do redis.call('SADD', key(awaited) .. ':dependents', id) end
   local t, reason = now(), 'restored from disk'
@@ -145,6 +149,7 @@ local function start_over_in(id, run, last_seq)
   redis.call('ZREM', P .. 'jobs:run:' .. get(id, 'run'), id)
   redis.call('ZADD', P .. 'jobs:run:' .. run, number(id, 'seq'), id)
   local seq = math.max(number(id, 'mirrored'), last_seq or 0)
+  if run ~= get(id, 'run') then set(id, 'colour', recolour(run, now())) end
   set(id, 'run', run, 'step', 0, 'crash_step', 0, 'busy_ms', 0, 'mirrored', seq, 'seq_after', seq)
   clear(id, 'progress')
 end
@@ -257,11 +262,30 @@ function commands.mark_deleted(args)
   return {}
 end
 
--- id -> purged: whether there was such a job, marked as deleted. Nothing of it stays.
+-- Colours of runs --------------------------------------------------------------------------------------------------
+
+-- run, created_at (ms), colour that it has on disk (optional) -> colour.
+function commands.keep_colour(args)
+  if args.colour then restore_colour(args.run, args.colour, args.created_at) end
+  return {colour = tonumber(colour_of(args.run, args.created_at))}
+end
+
+-- run, which was deleted.
+function commands.forget_colour(args)
+  forget_colour(args.run)
+  return {}
+end
+
+-- id, keeps_run: whether the run that it made stays -> purged: whether there was such a job, marked as deleted. Nothing of
+-- it stays.
 function commands.purge(args)
   local id = args.id
   if not get(id, 'doomed') then return {purged = false} end
   unindex(id)
+  local run = get(id, 'run') or ''
+  if not args.keeps_run and made_by(id) == 'run' and redis.call('EXISTS', P .. 'jobs:run:' .. run) == 0 then
+    forget_colour(run)
+  end
   local idempotency = P .. 'key:' .. (get(id, 'key') or '')
   if redis.call('HGET', idempotency, 'job') == id then redis.call('DEL', idempotency) end
   changed(id)
@@ -280,6 +304,7 @@ local function assign(id, gpus, args)
   set(id, 'owner', args.owner, 'worker', args.worker_info, 'devices', table.concat(gpus, ' '), 'claimed_at', now(),
     'claimed_epoch', epoch)
   clear(id, 'kept_by', 'kept_until')
+  complete(id, fields_of(id, {'kind', 'run', 'created_at', 'colour', 'model'}))
   redis.call('SET', P .. 'owner:' .. args.owner, id, 'PX', args.lease_ms)
   lease(id, args.lease_ms)
   move(id, 'running', 'claimed by ' .. args.worker)

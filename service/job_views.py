@@ -196,7 +196,9 @@ def render_detail(job_id: str, found: JobRecord) -> tuple[bytes, int]:
     known = _detail(found.row.record, found.more, link(""))
     if known is None:
         raise JobNotFound(job_id)
-    return known.with_queue(found.row.jobs_ahead, found.forecast), known.revision
+    waiting_on = json.dumps([one.model_dump(mode="json") for one in found.waiting_on]).encode()
+    body = known.with_queue(found.row.jobs_ahead, found.forecast)
+    return b'%b,"waiting_on":%b}' % (body[:-1], waiting_on), known.revision
 
 
 @lru_cache(_CACHE_SIZE)
@@ -217,7 +219,7 @@ def _detail(record: str, more: str, _prefix: str) -> Rendered | None:
 
 
 def _rendered(view: JobView | JobDetailView) -> Rendered:
-    return Rendered(view.id, view.revision, view.model_dump_json(exclude={"queue"}).encode()[:-1])
+    return Rendered(view.id, view.revision, view.model_dump_json(exclude={"queue", "waiting_on"}).encode()[:-1])
 
 
 @lru_cache(_CACHE_SIZE)

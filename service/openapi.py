@@ -49,6 +49,9 @@ _EXAMPLE = {
 }
 
 
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already"}}
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe error responses of a route.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from fastapi import Request, Response
 
 from model_core.errors import ModelCoreError
 from service.protocol.errors import NotAcceptable
@@ -88,6 +91,25 @@ def etag_matches(if_none_match: str | None, etag: str) -> bool:
     """
     given = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
     return etag in given
+
+
+def revalidated(request: Request, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    """Build a reply of JSON with an ETag of its content, which a client asks for again and again.
+
+    Args:
+        request: The request.
+        body: The JSON.
+        headers: Further headers.
+
+    Returns:
+        The reply, or 304 if the client has it already.
+    """
+    # Weak: a proxy may compress it. Blake2 is fast enough for a list that is asked for each second.
+    etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+    all_headers = {"Cache-Control": "no-cache", **(headers or {}), "ETag": f"W/{etag}"}
+    if etag_matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=all_headers)
+    return Response(body, media_type="application/json", headers=all_headers)
 
 
 def strong_etags(if_match: str | None) -> list[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
@@ -14,8 +14,8 @@ from model_core.storage.files import Layout, next_free_name
 from service import submission
 from service.deps import ServicesDep
 from service.job_views import Validation
-from service.openapi import problems
-from service.protocol.negotiation import choose
+from service.openapi import NOT_MODIFIED, problems
+from service.protocol.negotiation import choose, revalidated
 from service.protocol.parsing import JSON, YAML, QueryRoute, body_of
 from service.routes.health import PresetView
 from service.schemas import Listed, link
@@ -41,8 +41,8 @@ class PresetEntry(PresetView):
     model: PresetModel | None = Field(description="null of a test, whose checkpoint has the model")
 
 
-@router.get("", summary="List the presets")
-async def configs(services: ServicesDep) -> Listed[PresetEntry]:
+@router.get("", summary="List the presets", response_model=Listed[PresetEntry], responses=NOT_MODIFIED)
+async def configs(services: ServicesDep, request: Request) -> Response:
     """All on one page, with what a form for a new run needs."""
     names = preset_names()
     wanted = [parse_preset(name).experiment_name for name in names]
@@ -51,7 +51,8 @@ async def configs(services: ServicesDep) -> Listed[PresetEntry]:
     except QueueUnavailable:
         free = await run_in_threadpool(lambda: [_free_on_disk(services.layout, name) for name in wanted])
     views = [_entry(name, free_name) for name, free_name in zip(names, free, strict=True)]
-    return Listed[PresetEntry].of(views, names, has_more=False)
+    page = Listed[PresetEntry].of(views, names, has_more=False)
+    return revalidated(request, page.model_dump_json().encode())
 
 
 @router.get(

@@ -24,7 +24,8 @@ from service.datasets import (
 )
 from service.deps import ServicesDep
 from service.job_views import JobView
-from service.openapi import form_body, problems
+from service.openapi import NOT_MODIFIED, form_body, problems
+from service.protocol.negotiation import revalidated
 from service.protocol.parsing import KEY_PARAMETER, QueryModel, QueryRoute, idempotency_key, is_multipart, read_tree
 from service.schemas import Listed, link
 
@@ -81,18 +82,16 @@ async def make(
 @router.get(
     "",
     summary="List datasets by name",
-    responses=problems(422),
+    response_model=Listed[DatasetView],
+    responses={**NOT_MODIFIED, **problems(422)},
 )
-async def datasets(
-    wanted: Annotated[DatasetsQuery, Query()],
-    services: ServicesDep,
-    request: Request,
-    response: Response,
-) -> Listed[DatasetView]:
+async def datasets(wanted: Annotated[DatasetsQuery, Query()], services: ServicesDep, request: Request) -> Response:
     """One page; `last_id` is the next page's `after`. Those that are being made, or that failed, are there too."""
     page = await list_datasets(services, after=wanted.after, limit=wanted.limit)
-    _add_next_link(page, request, response)
-    return page
+    reply = Response()
+    _add_next_link(page, request, reply)
+    headers = {"Link": reply.headers["Link"]} if page.has_more else None
+    return revalidated(request, page.model_dump_json().encode(), headers)
 
 
 @router.get("/{name}", summary="Get a dataset", responses=problems(404, 422, 503))

@@ -17,8 +17,8 @@ from model_core.schemas import JsonNumber
 from service import deletion, job_actions, submission
 from service.deps import Services, ServicesDep, services_of
 from service.job_views import JobDetailView, JobView, Validation, render_detail, render_page
-from service.openapi import nullable, problems
-from service.protocol.negotiation import strong_etags
+from service.openapi import NOT_MODIFIED, nullable, problems
+from service.protocol.negotiation import revalidated, strong_etags
 from service.protocol.parsing import (
     JSON,
     KEY_PARAMETER,
@@ -125,16 +125,14 @@ async def submit(request: Request, wanted: Annotated[SubmitQuery, Query()]) -> R
     "/jobs",
     summary="List jobs, newest first",
     response_model=Listed[JobView],
-    responses=problems(404, 422, 503),
+    responses={**NOT_MODIFIED, **problems(404, 422, 503)},
 )
 async def jobs(wanted: Annotated[JobsQuery, Query()], services: ServicesDep, request: Request) -> Response:
     """One page; `last_id` is the next page's `after`."""
     found = await services.async_store.run(commands.page(**wanted.__dict__))
     body, last_id = render_page(found)
-    response = Response(body, media_type=JSON)
-    if found.has_more:
-        response.headers["Link"] = f'<{request.url.include_query_params(after=last_id)}>; rel="next"'
-    return response
+    following = request.url.include_query_params(after=last_id) if found.has_more else None
+    return revalidated(request, body, {"Link": f'<{following}>; rel="next"'} if following else None)
 
 
 @router.get("/jobs/{job_id}", summary="Get a job", response_model=JobDetailView, responses=problems(404, 503))

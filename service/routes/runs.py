@@ -25,8 +25,8 @@ from service import run_imports
 from service.deletion import RunDeletion, delete_run, preview_run_deletion
 from service.deps import ServicesDep
 from service.job_views import JobView
-from service.openapi import form_body, problems
-from service.protocol.negotiation import choose
+from service.openapi import NOT_MODIFIED, form_body, problems
+from service.protocol.negotiation import choose, revalidated
 from service.protocol.parsing import (
     JSON,
     KEY_PARAMETER,
@@ -83,16 +83,15 @@ class RunsQuery(QueryModel):
 @router.get(
     "/runs",
     summary="List runs by name",
-    responses=problems(422),
+    response_model=Listed[RunView],
+    responses={**NOT_MODIFIED, **problems(422)},
 )
-async def runs(
-    wanted: Annotated[RunsQuery, Query()], services: ServicesDep, request: Request, response: Response
-) -> Listed[RunView]:
+async def runs(wanted: Annotated[RunsQuery, Query()], services: ServicesDep, request: Request) -> Response:
     """One page; `last_id` is the next page's `after`."""
     page = await list_runs(services, after=wanted.after, limit=wanted.limit)
-    if page.has_more:
-        response.headers["Link"] = f'<{request.url.include_query_params(after=page.last_id)}>; rel="next"'
-    return page
+    following = request.url.include_query_params(after=page.last_id) if page.has_more else None
+    headers = {"Link": f'<{following}>; rel="next"'} if following else None
+    return revalidated(request, page.model_dump_json().encode(), headers)
 
 
 @router.post(

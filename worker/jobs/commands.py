@@ -52,7 +52,7 @@ _FIELDS = {
         "id", "kind", "run", "status", "epoch", "created_at", "started_at", "finished_at", "progress", "error",
         "worker", "warnings", "metadata", "priority", "waiting_for", "revision", "dataset", "colour", "model",
     ),
-    "DETAIL_FIELDS": ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step"),
+    "DETAIL_FIELDS": ("depends_on", "gpus", "claimed_at", "claimed_epoch", "resumed", "step", "spec"),
     "CLAIM_FIELDS": (
         "epoch", "id", "kind", "run", "dataset", "devices", "spec", "gpus", "priority", "metadata", "warnings",
         "depends_on", "created_at", "seq_after", "colour",

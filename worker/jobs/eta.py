@@ -76,6 +76,20 @@ class QueueForecast:
         earliest, latest = low[position] + beyond * quick / self.slots, high[position] + beyond * slow / self.slots
         return round(earliest, 1), round(max(earliest, latest), 1)
 
+    def end_of(self, rank: int) -> Range | None:
+        """Estimate when a ready job ends.
+
+        Args:
+            rank: Ready jobs before it.
+
+        Returns:
+            Range of seconds until its end, rounded to 0.1; None as of `start_of`, or before any job has ended.
+        """
+        start = self.start_of(rank)
+        if start is None or self.typical_s is None:
+            return None
+        return round(start[0] + self.typical_s[0], 1), round(start[1] + self.typical_s[1], 1)
+
 
 @lru_cache(maxsize=4)
 def read_forecast(text: str) -> QueueForecast | None:
@@ -92,6 +106,18 @@ def read_forecast(text: str) -> QueueForecast | None:
     fields = json.loads(text)
     typical = tuple(fields["typical_s"]) if fields["typical_s"] else None
     return QueueForecast(fields["slots"], tuple(tuple(item) for item in fields["remaining_s"]), typical)
+
+
+def remaining(left_s: float) -> Range:
+    """Widen the estimate of a running job by its usual error.
+
+    Args:
+        left_s: Seconds left, as the job estimates them.
+
+    Returns:
+        Range of seconds, rounded to 0.1.
+    """
+    return round(_ESTIMATE_ERROR[0] * left_s, 1), round(_ESTIMATE_ERROR[1] * left_s, 1)
 
 
 def _spread(samples: Sequence[float]) -> Range | None:

@@ -163,12 +163,24 @@ class AttemptView(_View):
     resumed_from: ResumedFrom | None = None
 
 
+class AwaitedJob(_View):
+    """A job that another one waits for."""
+
+    job: str
+    kind: str
+    name: str | None  # of its run or dataset
+    status: Status
+    eta_s: tuple[float, float] | None = None  # until its end
+
+
 class JobDetail(Job):
     """A job with the fields that only the view of a single job has."""
 
     attempts: tuple[AttemptView, ...] = ()
     depends_on: tuple[str, ...] = ()
     gpus: int | None = None  # None: one, if the worker has any
+    config: dict[str, Any] | None = None  # the effective tree
+    waiting_on: tuple[AwaitedJob, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple, Self, TypeVar
 from pydantic import ValidationError
 
 from model_core.config import ExperimentConfig, ModelConfig
+from model_core.config_loader import parse_config
+from model_core.errors import InvalidConfig
 from model_core.storage.events import Event
 from worker.jobs.errors import JobNotFound
-from worker.jobs.eta import read_forecast
+from worker.jobs.eta import read_forecast, remaining
 from worker.jobs.kinds import kind_of
-from worker.jobs.schemas import Job, JobDetail, ModelShape, Progress, QueueView
+from worker.jobs.schemas import AwaitedJob, Job, JobDetail, ModelShape, Progress, QueueView
 from worker.jobs.spec import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
 
@@ -61,11 +63,13 @@ class JobRecord(NamedTuple):
         row: The job.
         forecast: As in `JobPage`.
         more: Further fields and the attempts that ended, as JSON; equal for as long as nothing changes.
+        waiting_on: The jobs that it waits for, and when they end.
     """
 
     row: JobRow
     forecast: str
     more: str
+    waiting_on: tuple[AwaitedJob, ...] = ()
 
     @classmethod
     def of(cls, reply: Mapping[str, Any]) -> Self:
@@ -78,7 +82,8 @@ class JobRecord(NamedTuple):
             The record.
         """
         page = JobPage.of(reply)
-        return cls(page.rows[0], page.forecast, reply["detail"])
+        awaited = reply.get("waiting_on") or ()  # Lua writes an empty list as {}
+        return cls(page.rows[0], page.forecast, reply["detail"], tuple(_awaited(one, page.forecast) for one in awaited))
 
     def detail(self) -> JobDetail | None:
         """Build the job with its attempts.
@@ -87,9 +92,11 @@ class JobRecord(NamedTuple):
             The job, or None if there is none.
         """
         job = detail_without_queue_position(self.row.record, self.more)
-        if job is None or self.row.jobs_ahead is None:
-            return job
-        return job.model_copy(update={"queue": queue_of(self.row.jobs_ahead, self.forecast)})
+        if job is None:
+            return None
+        ahead = self.row.jobs_ahead
+        queue = None if ahead is None else queue_of(ahead, self.forecast)
+        return job.model_copy(update={"queue": queue, "waiting_on": self.waiting_on})
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,7 @@ def detail_without_queue_position(record: str, more: str) -> JobDetail | None:
     job["attempts"] = [_shown_attempt(fields["kind"], attempt) for attempt in attempts]
     job["depends_on"] = rest.get("depends_on", "").split()
     job["gpus"] = int(rest["gpus"]) if rest.get("gpus") else None
+    job["config"] = _effective_config(fields["kind"], rest["spec"]) if rest.get("spec") else None
     return JobDetail.model_validate(job)
 
 
@@ -343,6 +351,28 @@ def _model(record: Mapping[str, Any]) -> Any:
         return ModelShape.of(ModelConfig.model_validate(tree.get("model", {})))
     except ValidationError:  # of another version
         return None
+
+
+@lru_cache(maxsize=256)  # a job that runs is looked at each second
+def _effective_config(kind: str, spec: str) -> dict[str, Any]:
+    """What the job does, with the defaults of the sections that its kind uses."""
+    tree: dict[str, Any] = {name: value for name, value in json.loads(spec).items() if name != "job"}
+    try:
+        config = parse_config(tree).config
+    except InvalidConfig:  # of another version
+        return tree
+    return config.model_dump(mode="json", exclude_unset=kind_of(kind).config != "experiment")
+
+
+def _awaited(fields: Mapping[str, Any], forecast: str) -> AwaitedJob:
+    known, eta_s = read_forecast(forecast), None
+    progress = json.loads(fields.get("progress") or "{}")
+    if known is not None and "jobs_ahead" in fields:
+        eta_s = known.end_of(int(fields["jobs_ahead"]))
+    elif fields["status"] in HOLDING and progress.get("eta_s") is not None:
+        eta_s = remaining(progress["eta_s"])
+    name = (fields.get("run") or fields.get("dataset")) or None
+    return AwaitedJob(job=fields["id"], kind=fields["kind"], name=name, status=fields["status"], eta_s=eta_s)
 
 
 def _transition(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,9 @@ def test_yaml_and_json_make_the_same_job(site) -> None:
     assert again.json()["id"] == job["id"]
     assert first.headers["location"] == f"/jobs/{job['id']}" == job["links"]["self"]
     seen = site.http.get(first.headers["location"]).json()
-    assert seen == job | {"attempts": [], "depends_on": [], "gpus": None}
+    config = seen.pop("config")
+    assert (config["model"]["n_head_list"], config["experiment_name"]) == ([4, 2], "tiny")
+    assert seen == job | {"attempts": [], "depends_on": [], "gpus": None, "waiting_on": []}
     assert (job["object"], job["kind"], job["run"], job["status"]) == ("job", "train", "tiny", "queued")
     assert job["queue"] == {"position": 1, "jobs_ahead": 0, "eta_s": None}
     assert job["history"][0] | {"time": None} == {"time": None, "from": None, "to": "queued", "reason": "submitted"}
@@ -282,3 +284,24 @@ def test_a_list_shows_each_job_as_a_look_at_it_does(site) -> None:
     looks = [site.http.get(job["links"]["self"]).json() for job in (second, first, ended)]
     assert listed == again == [{key: look[key] for key in job} for job, look in zip(listed, looks, strict=True)]
     assert [job["queue"] and job["queue"]["position"] for job in listed] == [2, 1, None]
+
+
+def test_a_list_that_did_not_change_is_not_sent_again(site) -> None:
+    site.submit("tiny")
+    site.make_run("by-hand")
+    for address in ("/jobs", "/runs", "/datasets", "/configs"):
+        tag = site.http.get(address).headers["etag"]
+        assert site.http.get(address, headers={"If-None-Match": tag}).status_code == 304
+    tag = site.http.get("/jobs").headers["etag"]
+    site.submit("other")
+    assert site.http.get("/jobs", headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_a_job_shows_its_effective_configuration_and_what_it_waits_for(site) -> None:
+    first = site.submit("first")
+    second = site.submit("second", job={"depends_on": [first["id"]]})
+    job = site.http.get(f"/jobs/{second['id']}").json()
+    assert (job["config"]["model"]["n_head_list"], job["config"]["training"]["grad_clip"]) == ([4, 2], 1.0)
+    awaited = {"job": first["id"], "kind": "train", "name": "first", "status": "queued", "eta_s": None}
+    assert (job["waiting_on"], job["queue"]) == ([awaited], None)
+    assert site.http.get(f"/jobs/{first['id']}").json()["waiting_on"] == []

@@ -5,11 +5,22 @@ function commands.get_many(args)
   return with_jobs({}, args.ids)
 end
 
--- id -> jobs (one), detail (JSON): DETAIL_FIELDS and the attempts that ended.
+-- The jobs that a job waits for: fields of each, and the ready jobs before it if it is ready.
+local function awaited_by(id)
+  local found = {}
+  for awaited in words(get(id, 'waiting_for')) do
+    local fields = fields_of(awaited, {'id', 'kind', 'run', 'dataset', 'status', 'progress'})
+    fields.jobs_ahead = redis.call('ZRANK', P .. 'ready', awaited) or nil
+    if fields.id then found[#found + 1] = fields end
+  end
+  return found
+end
+
+-- id -> jobs (one), detail (JSON): DETAIL_FIELDS and the attempts that ended; waiting_on: the jobs that it waits for.
 function commands.get_detail(args)
   local detail = fields_of(args.id, DETAIL_FIELDS)
   detail.attempts = redis.call('LRANGE', key(args.id) .. ':attempts', 0, -1)
-  return with_jobs({detail = cjson.encode(detail)}, {args.id})
+  return with_jobs({detail = cjson.encode(detail), waiting_on = awaited_by(args.id)}, {args.id})
 end
 
 -- The smallest sorted set that holds every job that a filter matches; never SCAN.

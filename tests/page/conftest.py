@@ -11,6 +11,7 @@ from tests.e2e.conftest import Service, make_data_root, service, tiny
 
 __all__ = ["make_data_root", "service", "tiny"]  # fixtures
 
+WAIT_S = 60.0
 WIDE, PHONE = (1280, 800), (390, 844)
 _WATCH_POLICY = """addEventListener("securitypolicyviolation", (event) =>
     console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`))"""
@@ -29,7 +30,7 @@ class Visit:
         self._context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
         self._url = url
         self.page = self._context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(1000 * WAIT_S)
         self.complaints: list[str] = []
         self.expects_refusals = False
         self.page.add_init_script(_WATCH_POLICY)
@@ -40,7 +41,7 @@ class Visit:
     def open(self, address: str) -> Any:
         """Open an address and wait for its view."""
         self.page.goto(self._url + address)
-        self.page.wait_for_function("document.querySelector('#main').className.startsWith('view-')")
+        self.page.locator("#main[class^=view-]").wait_for()
         return self.page
 
     def reload(self) -> Any:

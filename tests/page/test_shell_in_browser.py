@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.page.conftest import PHONE, WIDE, Visit
+from tests.polling import eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 ADDRESSES = ("/", "/jobs", "/runs/tiny", "/attention/tiny/0", "/generate", "/compare", "/datasets", "/nowhere/at/all")
@@ -45,10 +46,10 @@ def test_links_open_views_without_loading_the_page_again(visit: Callable[..., Vi
     page.evaluate("window.stays = true")
     page.get_by_role("navigation").get_by_role("link", name="Datasets").click()
     page.wait_for_url("**/datasets")
-    page.wait_for_function("document.title.startsWith('Datasets')")
+    eventually(lambda: page.title().startswith("Datasets"))
     assert page.evaluate("document.activeElement.id") == "main"
     page.go_back()
-    page.wait_for_function("document.title.startsWith('Jobs')")
+    eventually(lambda: page.title().startswith("Jobs"))
     assert page.evaluate("window.stays")
 
 

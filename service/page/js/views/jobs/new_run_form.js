@@ -55,6 +55,17 @@ export class NewRunForm {
     this.draft.heads = heads;
     this.changed();
   });
+  rest = h(
+    "div",
+    { class: "hidden" },
+    h(
+      "div",
+      { class: "form-row even" },
+      this.more.map(({ node }) => node),
+      this.priority.node,
+    ),
+    h("p", { class: "faint" }, "Every other key: as YAML."),
+  );
   form = h(
     "div",
     { class: "form-fields" },
@@ -62,18 +73,7 @@ export class NewRunForm {
     h("div", { class: "form-row" }, this.heads.node, this.size.node),
     this.editor.node,
     h("div", { class: "form-row" }, this.name.node, this.steps.node),
-    h(
-      "details",
-      { class: "all-keys" },
-      h("summary", {}, "All keys"),
-      h(
-        "div",
-        { class: "form-row even" },
-        this.more.map(({ node }) => node),
-        this.priority.node,
-      ),
-      h("p", { class: "faint" }, "Every other key: as YAML."),
-    ),
+    this.rest,
   );
   text = h("textarea", {
     class: "field mono",
@@ -87,11 +87,12 @@ export class NewRunForm {
   modes = choices(
     "Write as",
     [
-      { value: false, text: "Form" },
-      { value: true, text: "YAML" },
+      { value: "form", text: "Form" },
+      { value: "all", text: "All keys" },
+      { value: "yaml", text: "YAML" },
     ],
-    false,
-    (isYaml) => this.show(isYaml),
+    "form",
+    (mode) => this.show(mode),
   );
   wrong = h("div", { class: "wrong", role: "alert" });
   budget = h("dl", { class: "budget" });
@@ -198,9 +199,11 @@ export class NewRunForm {
     this.check(0);
   }
 
-  /** @param {boolean} isYaml */
-  show(isYaml) {
+  /** @param {string} mode */
+  show(mode) {
+    const isYaml = mode === "yaml";
     this.isYaml = isYaml;
+    this.rest.classList.toggle("hidden", mode !== "all");
     this.form.classList.toggle("hidden", isYaml);
     this.yaml.classList.toggle("hidden", !isYaml);
     if (isYaml) this.text.value = this.draft.yaml();

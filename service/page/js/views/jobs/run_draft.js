@@ -72,11 +72,12 @@ export class RunDraft {
     return { ...(Object.keys(job).length ? { job } : {}), experiment_name: this.name, ...this.patch };
   }
 
-  /** The same as YAML. */
+  /** The same as YAML, with the heads in any case: they are what one changes. */
   yaml() {
-    return `${Object.entries(this.body())
-      .map(([key, value]) => entry(key, value, ""))
-      .join("\n")}\n`;
+    const { job, experiment_name, model, ...rest } = this.body();
+    const shown = { ...(job && { job }), experiment_name, model: { n_head_list: this.heads, ...model }, ...rest };
+    const lines = Object.entries(shown).map(([key, value]) => entry(key, value, ""));
+    return `${lines.join("\n")}\n`;
   }
 }
 

@@ -29,13 +29,13 @@ define both_halves
 	exit $$(( first > second ? first : second ))
 endef
 
-test: $(READY) ## the quick tests, nine to ten minutes on two cores
+test: $(READY) $(PAGE_TOOLS) ## the quick tests, nine to ten minutes on two cores
 	$(call both_halves,and not gpu,alone and not slow)
 
-test-debian: $(READY) ## of those, what uses a Redis server or a browser that is installed on this machine
+test-debian: $(READY) $(PAGE_TOOLS) ## of those, what uses a Redis server or a browser that is installed on this machine
 	$(call both_halves,and not gpu and (redis or browser),alone and not slow)
 
-test-all: $(READY) ## every test
+test-all: $(READY) $(PAGE_TOOLS) ## every test
 	$(call both_halves,,alone or slow)
 
 $(PAGE_TOOLS): $(READY) tools/page/package-lock.json

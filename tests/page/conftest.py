@@ -1,16 +1,20 @@
 """The page in headless Chromium, over a whole service with one small trained run."""
 
+import io
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 from tests.e2e.conftest import Service, make_data_root, service, tiny
 
 __all__ = ["make_data_root", "service", "tiny"]  # fixtures
 
+ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
 WIDE, PHONE = (1280, 800), (390, 844)
 _WATCH_POLICY = """addEventListener("securitypolicyviolation", (event) =>
@@ -50,13 +54,24 @@ class Visit:
 
     def pixel(self, selector: str, x: float, y: float) -> tuple[int, ...]:
         """Read the colour that is painted at a place of an element, in CSS pixels."""
-        import io
+        return self.picture(selector).getpixel((round(x), round(y)))
 
-        from PIL import Image
-
+    def picture(self, selector: str) -> Image.Image:
+        """Read what is painted at an element, one pixel a CSS pixel."""
         box = self.page.locator(selector).first.bounding_box()
-        picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-        return picture.getpixel((round(box["x"] + x), round(box["y"] + y)))
+        whole = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+        left, top = round(box["x"]), round(box["y"])
+        return whole.crop((left, top, left + round(box["width"]), top + round(box["height"])))
+
+    def barriers(self) -> list[str]:
+        """Find what axe-core calls serious or worse: rule and element."""
+        source = ROOT / "tools" / "page" / "node_modules" / "axe-core" / "axe.min.js"
+        if not source.is_file():
+            pytest.skip("axe-core is not installed: make check installs it")
+        self.page.evaluate(source.read_text(encoding="utf-8"))
+        found = self.page.evaluate("axe.run().then((result) => result.violations)")
+        worst = [rule for rule in found if rule["impact"] in {"serious", "critical"}]
+        return [f"{rule['id']}: {node['html'][:120]}" for rule in worst for node in rule["nodes"]]
 
     def close(self) -> None:
         """Close the page, and check that it was quiet and no wider than its window."""

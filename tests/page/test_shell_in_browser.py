@@ -59,10 +59,36 @@ def test_keys_go_to_views_and_change_the_theme(visit: Callable[..., Visit]) -> N
     page.keyboard.press("g")
     page.keyboard.press("d")
     page.wait_for_url("**/datasets")
-    paper = opened.pixel("body", 640, 700)
+    paper = opened.pixel("#bar", 700, 4)
     page.keyboard.press("t")
-    assert sum(opened.pixel("body", 640, 700)) < sum(paper)
+    assert sum(opened.pixel("#bar", 700, 4)) < sum(paper)
     opened.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.keyboard.press("?")
     assert page.get_by_role("dialog", name="Keys").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everyone_can_use_the_home_page(visit: Callable[..., Visit], scheme: str) -> None:
+    opened = visit(scheme=scheme)
+    page = opened.open("/")
+    page.get_by_text("989,952").wait_for()
+    assert opened.barriers() == []
+
+
+@pytest.mark.slow
+def test_five_tabs_are_live_with_one_stream(visit: Callable[..., Visit]) -> None:
+    opened = visit()
+    streams: list[str] = []
+    opened.page.context.on("request", lambda request: streams.append(request.url) if "/events" in request.url else None)
+    opened.open("/")
+    tabs = [opened.page, *(opened.page.context.new_page() for _ in range(4))]
+    for tab in tabs[1:]:
+        tab.goto(opened.page.url)
+    for tab in tabs:
+        tab.get_by_text("Live", exact=True).wait_for()
+    assert len(streams) == 1
+    opened.page.goto("about:blank")  # the tab with the stream is left: another one takes over
+    eventually(lambda: len(streams) == 2)
+    for tab in tabs[1:]:
+        tab.get_by_text("Live", exact=True).wait_for()

@@ -154,7 +154,9 @@ export class NewRunForm {
     try {
       /** @type {Preset[]} */
       const presets = (await get("/configs", { signal: this.signal })).data;
-      this.presets = presets.sort((a, b) => Number(b.name === FIRST_PRESET) - Number(a.name === FIRST_PRESET)); // the rest as listed
+      this.presets = presets
+        .filter(({ model }) => model) // the others make no run
+        .sort((a, b) => Number(b.name === FIRST_PRESET) - Number(a.name === FIRST_PRESET)); // the rest as listed
       const kept = preset || from ? null : readKept();
       if (from) await this.copy(from);
       else await this.choose(preset ?? kept?.preset ?? FIRST_PRESET, kept);

@@ -8,13 +8,11 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from anyio import CapacityLimiter
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
@@ -29,16 +27,16 @@ from model_core.errors import FieldProblem, InvalidParameters, ResultNotFound
 from model_core.schemas import CheckpointRef, JsonNumber
 from model_core.storage.run import Run
 from service.head_results import CSV, PNG
-from service.protocol.parsing import JSON, QueryModel
+from service.protocol.parsing import QueryModel
+from service.reader_cache import ReaderCache
 from service.schemas import View
 
 _MAX_VALUES = 8_000_000  # kept in memory, of 8 bytes each
-_MAX_FILES = 100
-_THREADS = 2
-_FIRST_LINE = 500  # bytes of it that are compared
+_MAX_BYTES = 64 << 20  # of replies that are kept
 
 Array = NDArray[np.float64]
 Heads = Mapping[int, Sequence[int]]  # the chosen heads of each layer
+BodyKey = tuple[object, ...]
 
 
 def _split(value: Any) -> Any:
@@ -144,20 +142,19 @@ class HeadHistoryView(View):
     reason: str | None = Field(description="why there are no steps: no_events, head_statistics_off, too_many_heads")
 
 
-class HistoryCache:
-    """Histories of recently read event files, so that reading again costs only the new events.
+class HistoryCache(ReaderCache[HistoryReader]):
+    """Histories of recently read event files, and the replies that were built of them.
 
     Args:
         max_values: Number of values to keep.
-
-    Attributes:
-        threads: Bounds the files that are read at the same time.
+        max_bytes: Bytes of replies to keep.
     """
 
-    def __init__(self, *, max_values: int = _MAX_VALUES) -> None:
-        self.threads, self._max_values = CapacityLimiter(_THREADS), max_values
-        self._readers: OrderedDict[tuple[Path, bytes], HistoryReader] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, *, max_values: int = _MAX_VALUES, max_bytes: int = _MAX_BYTES) -> None:
+        super().__init__(HistoryReader, max_values=max_values)
+        self._max_bytes = max_bytes
+        self._bodies: OrderedDict[BodyKey, tuple[History, bytes]] = OrderedDict()
+        self._bodies_lock = threading.Lock()
 
     def read(self, run: Run) -> History:
         """Read the history of a run.
@@ -166,27 +163,33 @@ class HistoryCache:
             run: The run.
 
         Returns:
-            Its history.
+            Its history; the same object until there are new events.
         """
-        history = self._reader(run.events).read()
-        with self._lock:
-            while len(self._readers) > 1 and self._is_full():
-                self._readers.popitem(last=False)
+        history = self.reader(run.events).read()
+        self.evict()
         return history
 
-    def _reader(self, path: Path) -> HistoryReader:
-        try:
-            with path.open("rb") as file:
-                key = (path, file.readline(_FIRST_LINE))  # has a time: the path may later be another file
-        except FileNotFoundError:
-            return HistoryReader(path)
-        with self._lock:
-            reader = self._readers.setdefault(key, HistoryReader(path))
-            self._readers.move_to_end(key)
-        return reader
+    def body(self, key: BodyKey, history: History, build: Callable[[], bytes]) -> bytes:
+        """Build the body of a reply, or find it if it was built of the same history.
 
-    def _is_full(self) -> bool:
-        return len(self._readers) > _MAX_FILES or sum(map(len, self._readers.values())) > self._max_values
+        Args:
+            key: All that the body depends on beside the history.
+            history: The history, as `read` returned it.
+            build: Builds the body.
+
+        Returns:
+            The body.
+        """
+        with self._bodies_lock:
+            source, body = self._bodies.pop(key, (None, b""))
+            if source is not history:
+                body = b""
+        body = body or build()
+        with self._bodies_lock:
+            self._bodies[key] = (history, body)
+            while len(self._bodies) > 1 and sum(len(kept) for _, kept in self._bodies.values()) > self._max_bytes:
+                self._bodies.popitem(last=False)
+        return body
 
 
 @dataclass(frozen=True)
@@ -205,14 +208,14 @@ class HistoryReply:
     history: History
     wanted: HistoryQuery
 
-    def render(self, media_type: str) -> Response:
-        """Build the response.
+    def render(self, media_type: str) -> bytes:
+        """Build the body of the response.
 
         Args:
             media_type: Media type of JSON, CSV or PNG.
 
         Returns:
-            The response.
+            The body.
 
         Raises:
             InvalidParameters: There is no such layer, head or scale, or a picture is to show several metrics.
@@ -220,16 +223,13 @@ class HistoryReply:
         """
         heads = chosen_heads(self.config.model.heads, self.wanted.layer, self.wanted.head)
         scale = _parse_scale(self.wanted.scale)
-        headers = {"Cache-Control": "no-store", "Vary": "Accept"}
         if media_type == PNG:
-            return Response(self._picture(heads, scale), media_type=PNG, headers=headers)
+            return self._picture(heads, scale)
         metrics = self.wanted.metric or get_args(ProbeMetric)
         values = {metric: _chosen(self.history.values(metric), heads) for metric in metrics}
         if media_type == CSV:
-            named = {"Content-Disposition": f'attachment; filename="{self.run}-heads.csv"'}
-            return Response(_csv(self.history.steps, heads, values), media_type=CSV, headers=headers | named)
-        body = self._json(heads, values, scale)
-        return Response(json.dumps(body, allow_nan=False), media_type=JSON, headers=headers)
+            return _csv(self.history.steps, heads, values).encode()
+        return json.dumps(self._json(heads, values, scale), allow_nan=False).encode()
 
     def _json(
         self, heads: Heads, values: Mapping[str, list[Array]], scale: tuple[float, float] | None
@@ -285,6 +285,48 @@ class HistoryReply:
             even=probe.get("chance", {}).get(metric),
         )
         return head_history(plot, PictureStyle(cmap=self.config.testing.cmap, dpi=self.config.testing.dpi))
+
+
+def history_response(cache: HistoryCache, run: Run, wanted: HistoryQuery, media_type: str) -> Response:
+    """Answer with the history of a run's training; what was built of the same events is not built again.
+
+    Args:
+        cache: Reads the history.
+        run: The run.
+        wanted: The validated query, without a checkpoint.
+        media_type: Media type of JSON, CSV or PNG.
+
+    Returns:
+        The response.
+
+    Raises:
+        ModelCoreError: As `HistoryReply.render`.
+    """
+    history = cache.read(run)
+
+    def build() -> bytes:
+        return HistoryReply(run.name, run.config(), history.thinned(wanted.max_points), wanted).render(media_type)
+
+    # the configuration, which is parsed only to build, has the colors of a picture
+    key = (run.path, run.config_stamp(), wanted.model_dump_json(), media_type)
+    return respond(run.name, cache.body(key, history, build), media_type)
+
+
+def respond(run: str, body: bytes, media_type: str) -> Response:
+    """Wrap the body of a history.
+
+    Args:
+        run: Name of the run.
+        body: The body.
+        media_type: Its media type.
+
+    Returns:
+        The response.
+    """
+    headers = {"Cache-Control": "no-store", "Vary": "Accept"}
+    if media_type == CSV:
+        headers["Content-Disposition"] = f'attachment; filename="{run}-heads.csv"'
+    return Response(body, media_type=media_type, headers=headers)
 
 
 def _parse_scale(text: str) -> tuple[float, float] | None:

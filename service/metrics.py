@@ -6,15 +6,12 @@ import csv
 import io
 import json
 import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from anyio import CapacityLimiter
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 from starlette.responses import Response
@@ -28,6 +25,7 @@ from model_core.storage.run import Run
 from model_core.storage.series import METRICS, Metric, Series, SeriesReader
 from service.job_files import events_path
 from service.protocol.parsing import JSON, QueryModel
+from service.reader_cache import ReaderCache
 from service.schemas import View
 from worker.jobs.schemas import Job, Number
 
@@ -37,7 +35,6 @@ CSV = "text/csv"
 MEDIA_TYPES: Mapping[str, str] = {"json": JSON, "csv": CSV}
 _MAX_VALUES = 8_000_000  # kept in memory, of 16 bytes each
 _MAX_FILES = 100
-_THREADS = 2
 _SPEED: Metric = "tokens_per_s"
 
 
@@ -104,24 +101,15 @@ class MetricsView(View):
     x: AxesView
 
 
-class SeriesCache:
+class SeriesCache(ReaderCache[SeriesReader]):
     """Metrics of recently read event files, so that reading again costs only the new events.
 
     Args:
         max_values: Number of values to keep.
-
-    Attributes:
-        threads: Bounds the files that are read at the same time.
     """
 
     def __init__(self, *, max_values: int = _MAX_VALUES) -> None:
-        self.threads, self._max_values = CapacityLimiter(_THREADS), max_values
-        self._readers: OrderedDict[tuple[str, Path, int], SeriesReader] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        """Number of values that are kept."""
-        return sum(map(len, self._readers.values()))
+        super().__init__(SeriesReader, max_values=max_values)
 
     def read(self, layout: Layout, job: Job, names: Collection[Metric] | None) -> dict[Metric, Series]:
         """Read metrics of a job.
@@ -134,7 +122,7 @@ class SeriesCache:
         Returns:
             Series by metric.
         """
-        series = self._read(job.id, events_path(layout, job), METRICS if names is None else names)
+        series = self._read(events_path(layout, job), METRICS if names is None else names)
         return {name: points for name, points in series.items() if len(points) or names is not None}
 
     def read_run(self, run: Run, names: Collection[Metric]) -> dict[Metric, Series]:
@@ -147,26 +135,12 @@ class SeriesCache:
         Returns:
             Series by metric; one without points where the run has none.
         """
-        return self._read(str(run.attempt()["job_id"]), run.events, names)
+        return self._read(run.events, names)
 
-    def _read(self, owner: str, path: Path, names: Collection[Metric]) -> dict[Metric, Series]:
-        series = self._reader(owner, path).read(names)
-        self._evict_oldest()
+    def _read(self, path: Path, names: Collection[Metric]) -> dict[Metric, Series]:
+        series = self.reader(path).read(names)
+        self.evict()
         return series
-
-    def _reader(self, owner: str, path: Path) -> SeriesReader:
-        if not path.is_file():
-            return SeriesReader(path)
-        key = (owner, path, path.stat().st_ino)  # a path may later be another file
-        with self._lock:
-            reader = self._readers.setdefault(key, SeriesReader(path))
-            self._readers.move_to_end(key)
-        return reader
-
-    def _evict_oldest(self) -> None:
-        with self._lock:
-            while len(self._readers) > 1 and (len(self) > self._max_values or len(self._readers) > _MAX_FILES):
-                self._readers.popitem(last=False)
 
 
 def render(cache: SeriesCache, layout: Layout, job: Job, wanted: MetricsQuery, media_type: str) -> Response:

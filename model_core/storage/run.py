@@ -175,6 +175,15 @@ class Run(CheckpointDirectory):
         """
         write_json(self.path / "colour", colour)
 
+    def config_stamp(self) -> tuple[int, int]:
+        """Identify the present configuration without parsing it.
+
+        Returns:
+            Inode and modification time of its file.
+        """
+        status = (self.path / "config.yaml").stat()
+        return status.st_ino, status.st_mtime_ns
+
     def lock(self, timeout_s: float = 0.0) -> FileLock:
         """Acquire the lock of the run, which the operating system releases when the process ends.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from model_core.storage.events import EventWriter
 from service.metrics import SeriesCache
 
 ODD = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 1e16, 123456789.12345678]
@@ -200,3 +201,26 @@ def test_no_more_is_kept_in_memory_than_was_allowed(site) -> None:
         assert curves.read(site.layout, job, ["loss"])["loss"].values.tolist() == [3.0, 2.0]
         assert len(curves) <= 5
     assert len(curves) == 4
+
+
+def test_a_run_that_was_made_again_shows_none_of_the_old_curves(site) -> None:
+    curves = SeriesCache()
+    for losses in ([3.0, 2.0, 1.0], [9.0]):
+        run = site.make_run("tiny")
+        writer = EventWriter(run.events, 1)
+        for kind, fields in steps(losses):
+            writer.append(kind, **fields)
+        writer.close()
+        assert curves.read_run(run, ["loss"])["loss"].values.tolist() == losses
+        shutil.rmtree(run.path)
+
+
+def test_a_reader_follows_the_first_event_and_not_the_inode(tmp_path) -> None:
+    path, curves = tmp_path / "events.jsonl", SeriesCache()
+    path.write_text('{"seq":1,"time":"2026-12-01T00:00:00.000Z","attempt":1,"type":"start"}\n')
+    before, inode = curves.reader(path), path.stat().st_ino
+    with path.open("r+") as file:
+        file.write('{"seq":1,"time":"2026-12-01T00:00:01')
+    assert path.stat().st_ino == inode
+    assert curves.reader(path) is not before
+    assert curves.reader(path) is curves.reader(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -14,7 +15,7 @@ from model_core.config import Name
 from model_core.storage.run import Run
 from service.attention.targets import resolve_target
 from service.deps import ServicesDep
-from service.head_history import HeadHistoryView, HistoryQuery, HistoryReply
+from service.head_history import HeadHistoryView, HistoryQuery, HistoryReply, history_response, respond
 from service.head_results import CSV, PNG
 from service.heads import probed_heads
 from service.openapi import problems
@@ -49,9 +50,9 @@ async def history(
     kind = media_type(wanted.format, request)
     opened = await run_in_threadpool(Run.open, services.layout.run(run))
     if wanted.checkpoint is None:
-        found = await to_thread.run_sync(services.history_cache.read, opened, limiter=services.history_cache.threads)
-    else:
-        target = await run_in_threadpool(resolve_target, services.layout, run, wanted.checkpoint)
-        found = History((await probed_heads(services, request, run, target),))
-    reply = HistoryReply(run, await run_in_threadpool(opened.config), found.thinned(wanted.max_points), wanted)
-    return await to_thread.run_sync(reply.render, kind, limiter=services.drawing)
+        answer = partial(history_response, services.history_cache, opened, wanted, kind)
+        return await to_thread.run_sync(answer, limiter=services.drawing)
+    target = await run_in_threadpool(resolve_target, services.layout, run, wanted.checkpoint)
+    found = History((await probed_heads(services, request, run, target),))
+    reply = HistoryReply(run, await run_in_threadpool(opened.config), found, wanted)
+    return respond(run, await to_thread.run_sync(reply.render, kind, limiter=services.drawing), kind)

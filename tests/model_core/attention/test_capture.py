@@ -1,5 +1,10 @@
 """Captured attention equals what the fused kernel computes, in blocks and as a whole."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -144,3 +149,17 @@ def test_too_much_attention_is_refused_before_anything_is_computed():
     [problem] = refused.value.problems
     assert (problem.pointer, problem.value, problem.nearest) == ("/max_tokens", 2**17, (7517,))
     assert 19 * 7517**2 <= 2**30 < 19 * 7518**2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status tells the peak on Linux alone")
+@pytest.mark.parametrize(("heads", "tokens"), [(1, 32_768), (64, 4096)])
+def test_a_capture_of_four_gigabytes_of_weights_takes_less_than_200_mib(heads, tokens):
+    program = Path(__file__).parents[3] / "bench" / "child" / "capture_memory.py"
+    given = json.dumps({"heads": heads, "tokens": tokens})
+    done = subprocess.run([sys.executable, program, given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["weights"] == 2**30
+    assert 0 < measured["memory_mib"] <= 200

@@ -12,6 +12,8 @@ from model_core.attention.heads.history import ProbeMetric
 from model_core.attention.pictures.sheet import COLORS
 from model_core.storage.events import EventWriter
 from model_core.storage.run import Run
+from service.head_history import HistoryCache, HistoryQuery, history_response
+from service.head_results import MEDIA_TYPES
 from tests.service.fake_host import HEADS, probe_reading
 
 HEADS_OF_TINY = "/runs/tiny/heads"
@@ -177,3 +179,23 @@ def test_a_probe_needs_a_checkpoint_and_a_dataset(site) -> None:
     lacking = site.http.get(HEADS_OF_TINY, params={"checkpoint": "best"})
     assert (lacking.status_code, lacking.json()["code"]) == (409, "dataset_not_ready")
     assert site.http.get(HEADS_OF_TINY, headers={"Accept": "text/html"}).json()["code"] == "not_acceptable"
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "png"])
+def test_a_reply_is_built_again_only_after_new_events(site, run, kind) -> None:
+    cache, wanted = HistoryCache(), HistoryQuery(metric=("previous",), format=kind)
+    first, again = (history_response(cache, run, wanted, MEDIA_TYPES[kind]).body for _ in range(2))
+    assert again is first
+    other = history_response(cache, run, HistoryQuery(metric=("sink",), format=kind), MEDIA_TYPES[kind]).body
+    tell(run, {600: 0.5}, attempt=2)
+    later = history_response(cache, run, wanted, MEDIA_TYPES[kind]).body
+    assert len({first, other, later}) == 3
+
+
+def test_replies_leave_the_memory_when_they_are_too_many(site, run) -> None:
+    cache, wanted = HistoryCache(max_bytes=1), HistoryQuery()
+    first = history_response(cache, run, wanted, "application/json").body
+    history_response(cache, run, wanted, "text/csv")
+    again = history_response(cache, run, wanted, "application/json").body
+    assert again == first
+    assert again is not first

@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from model_core.storage.files import Layout
 from service.admission import PreparedSubmission, prepare_submissions
 from service.async_store import AsyncStore, Batcher, WakeupNotifier
+from service.body_cache import BodyCache
 from service.change_listener import ChangeListener
 from service.head_history import HistoryCache
 from service.inference_client import Hosts
@@ -29,6 +30,7 @@ from worker.jobs.store import JobStore
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _REDIS_THREADS = 32  # as many as the pool has connections
+_MAX_REPLY_BYTES = 64 << 20
 _CHECKING_THREADS = 2  # more would wait for the interpreter lock
 
 
@@ -84,6 +86,7 @@ class Services:
         drawing: Bounds the pictures that are drawn at the same time.
         series_cache: Metrics that were read from event files.
         history_cache: Histories of heads that were read from event files.
+        reply_cache: Replies that were made of attention records.
     """
 
     settings: ServiceSettings
@@ -101,6 +104,7 @@ class Services:
     drawing: CapacityLimiter
     series_cache: SeriesCache
     history_cache: HistoryCache
+    reply_cache: BodyCache
     _redis: redis.Redis
 
     @classmethod
@@ -132,6 +136,7 @@ class Services:
             drawing=CapacityLimiter(settings.drawing_threads),
             series_cache=SeriesCache(),
             history_cache=HistoryCache(),
+            reply_cache=BodyCache(_MAX_REPLY_BYTES),
             _redis=client,
         )
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
@@ -15,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
+from pydantic_core import to_json
 from starlette.responses import Response
 
 from model_core.attention.head_metrics import METRICS
@@ -26,6 +24,7 @@ from model_core.config import ExperimentConfig
 from model_core.errors import FieldProblem, InvalidParameters, ResultNotFound
 from model_core.schemas import CheckpointRef, JsonNumber
 from model_core.storage.run import Run
+from service.body_cache import BodyCache
 from service.head_results import CSV, PNG
 from service.protocol.parsing import QueryModel
 from service.reader_cache import ReaderCache
@@ -152,9 +151,7 @@ class HistoryCache(ReaderCache[HistoryReader]):
 
     def __init__(self, *, max_values: int = _MAX_VALUES, max_bytes: int = _MAX_BYTES) -> None:
         super().__init__(HistoryReader, max_values=max_values)
-        self._max_bytes = max_bytes
-        self._bodies: OrderedDict[BodyKey, tuple[History, bytes]] = OrderedDict()
-        self._bodies_lock = threading.Lock()
+        self._bodies = BodyCache(max_bytes)
 
     def read(self, run: Run) -> History:
         """Read the history of a run.
@@ -180,15 +177,10 @@ class HistoryCache(ReaderCache[HistoryReader]):
         Returns:
             The body.
         """
-        with self._bodies_lock:
-            source, body = self._bodies.pop(key, (None, b""))
-            if source is not history:
-                body = b""
-        body = body or build()
-        with self._bodies_lock:
-            self._bodies[key] = (history, body)
-            while len(self._bodies) > 1 and sum(len(kept) for _, kept in self._bodies.values()) > self._max_bytes:
-                self._bodies.popitem(last=False)
+        known = self._bodies.find(key, lambda source: source is history)
+        body = known if known is not None else build()
+        if known is None:
+            self._bodies.keep(key, history, body)
         return body
 
 
@@ -229,7 +221,7 @@ class HistoryReply:
         values = {metric: _chosen(self.history.values(metric), heads) for metric in metrics}
         if media_type == CSV:
             return _csv(self.history.steps, heads, values).encode()
-        return json.dumps(self._json(heads, values, scale), allow_nan=False).encode()
+        return to_json(self._json(heads, values, scale))
 
     def _json(
         self, heads: Heads, values: Mapping[str, list[Array]], scale: tuple[float, float] | None

@@ -1,7 +1,7 @@
 """What a service serves of stored attention: statistics, weights, animations, and the history of a training's heads.
 
 Records and events are written beforehand, so that no model runs: 12 layers of 12 heads, 512 tokens. Requests go over
-HTTP to the API process of `headcount up`, accept gzip as a browser does, and send no ETag, so each is answered anew.
+HTTP to the API process of `headcount up`, accept gzip as a browser does, and differ, so that each reply is built.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.turns import time_row
 from harness.untrained import publish
 from numpy.typing import NDArray
 
-from model_core.attention.head_metrics import HISTORY_METRICS
+from model_core.attention.head_metrics import FORMULAS, HISTORY_METRICS, INDEX_METRICS
 from model_core.attention.heads.frames import Frame, save_frame
 from model_core.attention.record import quantize, text_directory
 from model_core.attention.record_writer import RecordWriter
@@ -85,17 +85,7 @@ def disk(rounds: int, *, quick: bool) -> Iterator[Row]:
             levels = (quantize(random_attention(size.layers, FRAME_TOKENS, step)) for _ in range(size.layers))
             labels = tuple(f"t{place}" for place in range(FRAME_TOKENS))
             save_frame(run.path, Frame(step, labels, tuple(levels)), every=1)
-        home, tokens = f"/attention/{RUN}/{text_id(_TEXT)}", size.tokens
-        measured = {
-            f"statistics of {size.layers**2} heads, {tokens} tokens": (f"{home}/statistics", STATISTICS_MS),
-            "statistics of tokens 16:48": (f"{home}/statistics?tokens=16:48", None),
-            f"statistics of tokens 16:{tokens}": (f"{home}/statistics?tokens=16:{tokens}", None),
-            f"u8 of a layer, {size.layers} x {tokens}^2": (f"{home}/weights?layer=1&format=u8", U8_MS),
-            "sparse weights of a layer": (f"{home}/weights?layer=1&format=sparse", SPARSE_MS),
-        }
-        for what, (path, target) in measured.items():
-            ask(address, [path])  # warms up
-            yield time_row(what, ask(address, [path] * 2 * rounds), target)
+        yield from _numbers(address, size, rounds)
         path = f"/attention/{RUN}/probe/animation.png?layer=1"
         ask(address, [path], accept="image/apng")
         before = cpu_seconds(address)
@@ -103,6 +93,26 @@ def disk(rounds: int, *, quick: bool) -> Iterator[Row]:
         yield time_row(f"APNG of {FRAMES} frames: wall time", took, None)
         spent = (cpu_seconds(address) - before) / rounds
         yield Row(f"APNG of {FRAMES} frames: CPU of the API", f"{spent:.2f} s", "", spent, APNG_CPU_S, unit="s")
+
+
+def _numbers(address: tuple[str, int], size: Size, rounds: int) -> Iterator[Row]:
+    """Measure replies of numbers; no two requests are equal, so each is built."""
+    home, tokens = f"/attention/{RUN}/{text_id(_TEXT)}", size.tokens
+    few, layers, sorts = tokens // 16, range(size.layers), [name for name in FORMULAS if name not in INDEX_METRICS]
+    measured: dict[str, tuple[list[str], float | None]] = {
+        f"statistics of {size.layers**2} heads, {tokens} tokens": (
+            [f"statistics?sort={name}" for name in sorts], STATISTICS_MS,
+        ),
+        f"statistics of {few} tokens": ([f"statistics?tokens=16:{16 + few}&sort={name}" for name in sorts], None),
+        f"statistics of {tokens - 16} tokens": ([f"statistics?tokens=16:{tokens}&sort={name}" for name in sorts], None),
+        f"u8 of a layer, {size.layers} x {tokens}^2": ([f"weights?layer={n}&format=u8" for n in layers], U8_MS),
+        "sparse weights of a layer": ([f"weights?layer={n}&format=sparse" for n in layers], SPARSE_MS),
+    }  # fmt: skip
+    for what, (queries, target) in measured.items():
+        paths = [f"{home}/{query}" for query in queries]
+        ask(address, paths[:1])  # warms up
+        yield time_row(what, ask(address, paths[1 : 1 + 2 * rounds]), target)
+    yield time_row("the last one again", ask(address, paths[1:2] * 2 * rounds), None)
 
 
 def history(rounds: int, *, quick: bool) -> Iterator[Row]:

@@ -111,6 +111,11 @@ class AttentionRecord:
         return None
 
     @property
+    def stamp(self) -> tuple[int, int]:
+        """Identity of this version of the record; another one in its place has another."""
+        return self._stamp
+
+    @property
     def n_layer(self) -> int:
         """Number of layers."""
         return len(self.manifest["layers"])

@@ -30,6 +30,7 @@ _GZIP_LEVEL = 1  # level 6 takes five times as long for 7 % less
 _GZIP = 31  # wbits of zlib
 _WHOLE_BYTES = 4 << 20  # a shorter reply is sent whole, with its length
 _LEAST_PACKED = 512  # bytes
+_ENCODING = "Content-Encoding"
 
 Body = Callable[[AttentionRecord], Iterable[bytes]]
 Prepare = Callable[[AttentionRecord, AttentionTarget], Awaitable[object]]
@@ -75,8 +76,10 @@ async def reply_from_record(
     text = validate(AttentionRequest, {"run": run, "id": example, "max_tokens": wanted.max_tokens})
     is_packed = media_type in PACKED_TYPES and accepts_gzip(request.headers.get("accept-encoding"))
     options = wanted.model_dump(exclude={"checkpoint"})
-    place = request.scope["path"].rpartition("/")[2]
-    key = (_EDITION, place, media_type, is_packed, run, example, default_max_tokens(testing), options, depends_on)
+    kind = request.scope["path"].rpartition("/")[2]
+    key = (_EDITION, kind, media_type, is_packed, run, example, default_max_tokens(testing), options, depends_on)
+
+    coding = {_ENCODING: "gzip"} if is_packed else {}
 
     def headers(sha256: str) -> dict[str, str]:
         found = target.headers(sha256, *key, vary="Accept, Accept-Encoding")
@@ -91,7 +94,16 @@ async def reply_from_record(
             await prepare(record, target)
 
         def begin() -> Response:
-            return _response(body(record), media_type, headers(record.manifest["sha256"]), is_packed=is_packed)
+            told = headers(record.manifest["sha256"])
+            place, stamp = (told["ETag"], record.path), record.stamp
+            known = services.reply_cache.find(place, lambda source: source == stamp)
+            if known is not None:
+                return Response(known, media_type=media_type, headers=told | coding)
+            reply = _response(body(record), media_type, told, is_packed=is_packed)
+            is_whole, is_short = not isinstance(reply, StreamingResponse), is_packed and _ENCODING not in reply.headers
+            if is_whole and not is_short:
+                services.reply_cache.keep(place, stamp, bytes(reply.body))
+            return reply
 
         return await to_thread.run_sync(begin, limiter=services.drawing)
 
@@ -109,11 +121,11 @@ def _response(pieces: Iterable[bytes], media_type: str, headers: dict[str, str],
     else:
         whole = b"".join(begun)
         if is_packed and len(whole) >= _LEAST_PACKED:
-            whole, headers = b"".join(_packed([whole])), headers | {"Content-Encoding": "gzip"}
+            whole, headers = b"".join(_packed([whole])), headers | {_ENCODING: "gzip"}
         return Response(whole, media_type=media_type, headers=headers)
     every = chain(begun, rest)
     if is_packed:
-        return StreamingResponse(_packed(every), media_type=media_type, headers=headers | {"Content-Encoding": "gzip"})
+        return StreamingResponse(_packed(every), media_type=media_type, headers=headers | {_ENCODING: "gzip"})
     return StreamingResponse(every, media_type=media_type, headers=headers)
 
 

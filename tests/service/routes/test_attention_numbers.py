@@ -324,3 +324,20 @@ def test_node_reads_what_the_service_sends(site, host) -> None:
     expected = [np.square(row[: query + 1] / 255) for head in levels for query, row in enumerate(head)]
     assert len(rows) == len(expected)
     assert all(np.allclose(row, one) for row, one in zip(rows, expected, strict=True))
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_a_reply_is_kept_until_its_record_is_replaced(site, host, encoding) -> None:
+    def served() -> bytes:
+        return site.http.get(
+            f"{HERE}/weights", headers={"Accept": "application/json", "Accept-Encoding": encoding}
+        ).content
+
+    first, record = served(), record_of(site)
+    path = record.path / "weights" / "layer00.npy"
+    np.save(path, 255 - np.load(path))
+    assert served() == first
+    manifest = record.path / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes())
+    assert served() != first
+    assert served() == served()

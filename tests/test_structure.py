@@ -28,6 +28,7 @@ WITHOUT_MODULE = {
     "model_core/test_probed_runs.py": "the program with the probe of heads and without",
     "model_core/test_together.py": "the program as several processes",
     "page/": "the page in a browser",
+    "service/page/test_palette.py": "the colours of the page",
     "service/test_api_page.py": "docs/api.md",
     "service/test_attention_records.py": "which attention stays on disk and is served, with real models",
     "service/test_attention_refusals.py": "what is refused of attention, with real models",

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.e2e.conftest import Service, make_data_root, service, tiny
+from tests.service.conftest import make_site
 
-__all__ = ["make_data_root", "service", "tiny"]  # fixtures
+__all__ = ["make_data_root", "make_site", "service", "tiny"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0

@@ -1,11 +1,13 @@
 """What every view has: the bar, keys, theme, addresses; and drawing, by its pixels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.page.conftest import PHONE, WIDE, Visit
 from tests.polling import eventually
+from tests.service.conftest import Site
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 ADDRESSES = ("/", "/jobs", "/runs/tiny", "/attention/tiny/0", "/generate", "/compare", "/datasets", "/nowhere/at/all")
@@ -66,6 +68,17 @@ def test_keys_go_to_views_and_change_the_theme(visit: Callable[..., Visit]) -> N
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.keyboard.press("?")
     assert page.get_by_role("dialog", name="Keys").is_visible()
+
+
+def test_the_page_works_below_a_prefix(browser: Any, make_site: Callable[..., Site]) -> None:
+    site = make_site(root_path="/lab/headcount")
+    opened = Visit(browser, f"{site.url}/lab/headcount", WIDE, "light")
+    page = opened.open("/datasets")
+    page.get_by_role("link", name="Jobs").click()
+    page.wait_for_url("**/lab/headcount/")
+    page.get_by_text("No run yet.").wait_for()
+    page.get_by_text("Live", exact=True).wait_for()
+    opened.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

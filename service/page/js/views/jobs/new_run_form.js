@@ -216,11 +216,12 @@ export class NewRunForm {
   changed() {
     this.key = newKey(); // another content is another job
     keep(this.draft);
-    this.draw();
+    this.draw(document.activeElement);
     this.check(PAUSE_MS);
   }
 
-  draw() {
+  /** @param {Element | null} [written] the field in which one writes: it stays */
+  draw(written) {
     const { draft } = this;
     const buttons = this.presets.map(({ name, title, model }) =>
       h(
@@ -241,7 +242,7 @@ export class NewRunForm {
       set(/** @type {HTMLElement} */ (button), { "aria-pressed": String(this.presets[i].name === draft.preset) });
     const { heads } = draft;
     for (const { input, path } of this.fields) {
-      if (input === document.activeElement) continue;
+      if (input === written) continue;
       const special = {
         "model.n_head_list": heads.join(", "),
         experiment_name: draft.name,

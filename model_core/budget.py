@@ -29,9 +29,9 @@ FLASH_MAX_HEAD_DIM = 256  # of PyTorch's flash kernel on a GPU; the one for CPUs
 MEMORY_MARGIN = 1.2  # the estimate was within 7 % of what was measured
 CHUNK_BYTES = 2048  # of the logits of one id in a chunk of the cross entropy
 
-PACKED_BYTES = {  # of a number in the matrices of the blocks, in the head (0: it is the table), and in the tables
+PACKED_BYTES = {  # of a number in the matrices of the blocks, in the head, and in the tables
     "auto": (2, 2, 2),
-    "fp32": (4, 0, 4),
+    "fp32": (4, 4, 4),
     "fp16": (2, 2, 2),
     "bf16": (2, 2, 2),
     "int8": (1, 1, 2),

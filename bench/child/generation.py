@@ -24,6 +24,7 @@ from harness.untrained import untrained  # noqa: E402 - needs sys.path
 
 from model_core.config import ModelConfig  # noqa: E402
 from model_core.config_loader import load_config  # noqa: E402
+from model_core.hardware.process_environment import run_in_new_thread  # noqa: E402
 
 PROMPT, _IDS = 32, 1000  # ids that every tokenizer here knows
 Prompts = Sequence[list[int]]
@@ -126,7 +127,9 @@ def main() -> None:
     side, options = sys.argv[1], Options(**json.loads(sys.argv[2]))
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    weights, generate = transformers(options) if side == "transformers" else ours(side, options)
+    weights, generate = (
+        transformers(options) if side == "transformers" else run_in_new_thread(lambda: ours(side, options))
+    )
     figures: dict[str, Any] = {"weights": weights, "rate": {}}
     for rows in options.rows:
         prompts = options.prompts(rows)

@@ -21,6 +21,7 @@ from model_core.attention.quota import AttentionQuota
 from model_core.attention.record import AttentionRecord
 from model_core.attention.recording import plan_capture, run_capture
 from model_core.errors import ModelCoreError, is_out_of_memory
+from model_core.hardware.process_environment import run_in_new_thread
 from model_core.schemas import AttentionRequest, PatternsRequest, ProbeRequest
 from model_core.storage.dataset import dataset_of
 from model_core.storage.files import translate_disk_full
@@ -78,7 +79,9 @@ def attention_routes(models: ModelCache, tokenizers: TokenizerCache, quota: Atte
                 await one_capture.acquire()
             finally:
                 waiting -= 1
-            thread = asyncio.ensure_future(asyncio.to_thread(_named, work, models.layout.attention))
+            thread = asyncio.ensure_future(
+                asyncio.to_thread(run_in_new_thread, partial(_named, work, models.layout.attention))
+            )
             thread.add_done_callback(lambda done: _release(one_capture, done))
             return await asyncio.shield(thread)  # a thread cannot be cancelled, and keeps the semaphore
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from model_core.budget import packed_bytes
@@ -24,6 +25,7 @@ from model_core.generation.engine import Engine
 from model_core.generation.forward.kv_cache import cache_bytes
 from model_core.generation.forward.model_runner import least_positions, padded_rows
 from model_core.generation.forward.quality_gate import QualityGate
+from model_core.hardware.process_environment import run_in_new_thread
 from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.files import Layout
 from model_core.storage.run import Run
@@ -262,7 +264,8 @@ class ModelCache:
                 return model
             started = time.monotonic()
             try:
-                model = self._loaded_module(run, info) if weights == MODULE else self._served(run, info, weights)
+                load = self._loaded_module if weights == MODULE else partial(self._served, weights=weights)
+                model = run_in_new_thread(lambda: load(run, info))
             except BaseException as error:
                 if is_out_of_memory(error):
                     raise DeviceMemoryFull(name) from error
@@ -278,7 +281,7 @@ class ModelCache:
         with _returned_on_failure(memory):
             return ModuleInMemory(run.name, load_checkpoint(run, info, device=self.device), memory)
 
-    def _served(self, run: Run, info: CheckpointInfo, weights: str) -> ServedModel:
+    def _served(self, run: Run, info: CheckpointInfo, *, weights: str) -> ServedModel:
         config = run.config()  # the checkpoint has its own, but is only read when it is known to fit
         memory = self._reserve(run.name, packed_bytes(config.model, weights) + _row_bytes(config))
         with _returned_on_failure(memory):

@@ -32,7 +32,7 @@ from model_core.generation.forward.weight_formats import (
 from model_core.gpt import GPT, Block
 from model_core.schemas import ResultWarning
 
-ENGINE_VERSION = 2  # raised when equal requests give other bits than before
+ENGINE_VERSION = 3  # raised when equal requests give other bits than before
 FALLBACK = "weights_fallback"  # code of the warning that another format than the wanted one is used
 
 _HEAD_MULTIPLE = 64

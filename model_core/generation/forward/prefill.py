@@ -109,6 +109,8 @@ class Prefill:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attend from each query to the positions that the mask leaves.
 
+    A batch of one matrix takes another kernel than a larger one, with another order of its sums, so it is doubled.
+
     Args:
         q: Queries, (H, T, D).
         k: Keys, (H, L, D).
@@ -118,6 +120,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (H, T, D).
     """
+    if len(q) == 1:
+        twice = (x.expand(2, -1, -1) for x in (q, k, v, mask))  # (2, T, D), 2 x (2, L, D), (2, T, L)
+        return attention(*twice)[:1]  # (1, T, D)
     logits = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.size(-1)))  # (H, T, L)
     return logits.softmax(-1) @ v  # (H, T, D)
 

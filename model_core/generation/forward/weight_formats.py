@@ -11,6 +11,7 @@ Shapes: M rows, K inputs, N outputs.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,9 +29,12 @@ RowCount = Callable[[int], int]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx10_1"})
-_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_AMX = "amx_bf16"
+_BFLOAT16 = frozenset({"avx512_bf16", _AMX, "bf16"})
 _HALF_MAX = 65504.0  # of float16; larger weights would be cut off
-_PLAIN_LEAST, _ONEDNN_LEAST = 4, 2  # rows: fewer take other kernels, with other roundings
+_ONEDNN_LEAST = 2  # rows: one alone takes another kernel, with other roundings
+_PLAIN_BLOCK = 16  # rows of each product; its kernels change with their number, and with K beyond any number
+_LANES, _ONE_THREAD = 32, 16_384  # numbers that GELU computes at a time, and up to which one thread computes all
 _PERIOD = 120  # rows after which fbgemm's choice of kernels repeats
 
 
@@ -92,8 +96,15 @@ def pack_plain(weight: Tensor, bias: Tensor | None, activation: Activation) -> P
     Returns:
         The linear map.
     """
-    rows = _plain_rows if weight.device.type == "cpu" else _any_rows
-    return _with_gelu(_padded(lambda x: F.linear(x, weight, bias), rows), activation)
+    if weight.device.type != "cpu":
+        return _with_gelu(lambda x: F.linear(x, weight, bias), activation)
+
+    def blockwise(x: Tensor) -> Tensor:
+        if len(x) == _PLAIN_BLOCK:
+            return F.linear(x, weight, bias)  # (M, N)
+        return torch.cat([F.linear(block, weight, bias) for block in x.split(_PLAIN_BLOCK)])  # (M, N)
+
+    return _with_gelu(_padded(blockwise, _plain_rows), activation)
 
 
 def pack_shared_head(table: Tensor) -> PackedLinear:
@@ -208,23 +219,23 @@ def _fbgemm_padding() -> tuple[int, ...]:
 def _pack_int8(weight: Tensor, bias: Tensor | None, activation: Activation) -> PackedLinear:
     """Integer weights with a scale for each output, and activations with a scale for each row.
 
-    The operator is given the scales of the weight only and sees no row's; sums of integers are exact. Plain dtypes:
-    quantized ones are deprecated. Activations are unsigned around a zero point, because oneDNN's path for signed ones
-    is hundreds of times slower.
+    The operator is given no scale, so it returns sums of integers, which are exact: with scales its kernels for AMX
+    round one row differently than many. Plain dtypes: quantized ones are deprecated. Activations are unsigned around a
+    zero point, because oneDNN's path for signed ones is hundreds of times slower.
     """
     levels = 127 if cpu_flags() & _VNNI else 63  # without VNNI, sums of two products saturate at 16 bits
     zero, scale = levels + 1, weight.abs().amax(1).clamp(min=1e-12) / 127  # (N,)
     integers = torch.round(weight / scale[:, None]).to(torch.int8)  # (N, K)
     packed = torch.ops.onednn.qlinear_prepack(integers, None)
-    zeros = torch.zeros(len(scale), dtype=torch.int32)  # (N,)
-    rest: tuple[Any, ...] = (1.0, zero, packed, scale / levels, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+    ones, zeros = torch.ones_like(scale), torch.zeros(len(scale), dtype=torch.int32)  # (N,) each
+    rest: tuple[Any, ...] = (1.0, zero, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "")
     run = _operator(torch.ops.onednn.qlinear_pointwise.default)
-    top_level, rounding = float(levels), zero + 0.5
+    top_level, rounding, output_scale = float(levels), zero + 0.5, scale / levels  # (N,)
 
     def apply(x: Tensor) -> Tensor:
-        largest = x.abs().amax(-1, keepdim=True).clamp_(min=1e-12)  # (M, 1)
+        largest = torch.linalg.vector_norm(x, math.inf, -1, keepdim=True).clamp_(min=1e-12)  # (M, 1)
         unsigned = (x * (top_level / largest)).add_(rounding).to(torch.uint8)  # (M, K), rounded half up
-        y: Tensor = run(unsigned, *rest).mul_(largest)  # (M, N)
+        y: Tensor = run(unsigned, *rest).mul_(output_scale).mul_(largest)  # (M, N)
         return y if bias is None else y.add_(bias)
 
     return _with_gelu(apply, activation)
@@ -235,7 +246,7 @@ def _any_rows(count: int) -> int:
 
 
 def _plain_rows(count: int) -> int:
-    return max(count, _PLAIN_LEAST)
+    return -(-count // _PLAIN_BLOCK) * _PLAIN_BLOCK
 
 
 def _onednn_rows(count: int) -> int:
@@ -259,7 +270,23 @@ def _operator(overload: Any) -> Any:
 def _with_gelu(linear: PackedLinear, activation: Activation) -> PackedLinear:
     if activation == "none":
         return linear
-    return lambda x: F.gelu(linear(x), approximate="tanh")
+    return lambda x: _gelu(linear(x))
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """Apply GELU, so that a number's bits do not depend on its place.
+
+    torch computes `_LANES` numbers at a time and the remainder of each thread one by one, with another tanh. So there
+    is no remainder: columns are added, and where the threads' shares would have one, one thread computes all.
+    """
+    columns = x.size(1)
+    if x.device.type != "cpu":
+        return F.gelu(x, approximate="tanh")  # (M, N)
+    if missing := -columns % _LANES:
+        return _gelu(F.pad(x, (0, missing)))[:, :columns]  # (M, N)
+    if x.numel() <= _ONE_THREAD or -(-x.numel() // torch.get_num_threads()) % _LANES == 0:
+        return F.gelu(x, approximate="tanh")  # (M, N)
+    return torch.cat([F.gelu(part, approximate="tanh") for part in x.flatten().split(_ONE_THREAD)]).view_as(x)  # (M, N)
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:
@@ -286,11 +313,12 @@ FORMATS: Mapping[str, WeightFormat] = {
     # a head in bfloat16 makes ties: its steps are 0.06 at a logit of 10
     "bf16": WeightFormat("bf16", _pack_onednn(torch.bfloat16), _onednn_rows, 3e-3, torch.bfloat16, "fp16", _BFLOAT16),
     "fp32": WeightFormat(
-        "fp32", _pack_onednn(torch.float32), _onednn_rows, 1e-6, torch.float32, None, largest=float("inf")
+        "fp32", _pack_onednn(torch.float32), _onednn_rows, 1e-6, torch.float32, "fp32", largest=float("inf")
     ),
 }
+_HALVES = ("bf16", "fp16") if _AMX in cpu_flags() else ("fp16", "bf16")  # fp16 is more exact, and as fast without AMX
 FALLBACKS: Mapping[str, tuple[str, ...]] = {  # formats to try in order; F.linear in float32 is the last of all
-    "auto": ("fp16", "bf16", "fp32"),
+    "auto": (*_HALVES, "fp32"),
     "fp32": ("fp32",),
     "fp16": ("fp16", "bf16", "fp32"),
     "bf16": ("bf16", "fp16", "fp32"),

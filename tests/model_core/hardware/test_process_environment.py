@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from model_core.hardware.process_environment import (
     ALLOCATOR,
     OPENMP,
     requested_threads,
+    run_in_new_thread,
     spin_variables,
     startup_variables,
 )
@@ -137,6 +139,25 @@ def test_spinning_is_bounded_unless_a_person_has_decided(given: dict[str, str], 
 )
 def test_the_threads_that_an_environment_asks_for(environment: dict[str, str], threads: int | None) -> None:
     assert requested_threads(environment) == threads
+
+
+def test_threads_of_operations_end_with_the_thread_that_ran_them() -> None:
+    before = _thread_count()
+
+    result, during = run_in_new_thread(_multiply)
+
+    assert result == 256
+    assert during >= before + torch.get_num_threads()
+    assert eventually(lambda: _thread_count() == before)
+
+
+def _thread_count() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def _multiply() -> tuple[float, int]:
+    x = torch.ones(256, 256)
+    return float((x @ x)[0, 0]), _thread_count()
 
 
 def test_a_training_started_by_hand_has_them(tiny: Callable[..., Path]) -> None:

@@ -83,7 +83,7 @@ def test_rows_of_zeros_give_the_bias(form: WeightFormat) -> None:
 
     y = form.pack(torch.randn(48, 64), bias, "none")(torch.zeros(3, 64))  # (3, 48)
 
-    torch.testing.assert_close(y, bias.expand(3, 48), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(y, bias.expand(3, 48), rtol=2 * form.error, atol=1e-3)
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def test_a_weight_beyond_float16_is_served_in_float32() -> None:
 def test_auto_is_half_precision_without_a_warning() -> None:
     packed = pack_model(tiny_model(), VOCAB, "auto")
 
-    assert (packed.weights, packed.warnings) == ("fp16", ())
-    assert packed.wte.dtype == torch.float16
+    assert (packed.weights, packed.warnings) == ("bf16" if "amx_bf16" in cpu_flags() else "fp16", ())
+    assert packed.wte.dtype == FORMATS[packed.weights].table
     assert ModelRunner(packed, rows=1, length=8).step([1], [0]).dtype == torch.float32
 
 
@@ -188,7 +188,7 @@ def test_a_released_model_holds_no_matrix() -> None:
 def test_the_table_of_sizes_is_that_of_gpt2() -> None:
     sizes = {name: round(packed_bytes(ModelConfig(vocab_size=50257), name) / 1e6) for name in PACKED_BYTES}
 
-    assert sizes == {"auto": 326, "fp32": 498, "fp16": 326, "bf16": 326, "int8": 203}
+    assert sizes == {"auto": 326, "fp32": 652, "fp16": 326, "bf16": 326, "int8": 203}
 
 
 def test_the_fingerprint_depends_on_checkpoint_format_and_kind_of_device() -> None:

@@ -6,6 +6,7 @@ One works at a time, because the attention of a long text is large.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,8 @@ def attention_routes(models: ModelCache, tokenizers: TokenizerCache, quota: Atte
                 await one_capture.acquire()
             finally:
                 waiting -= 1
-            thread = asyncio.ensure_future(
-                asyncio.to_thread(run_in_new_thread, partial(_named, work, models.layout.attention))
-            )
+            named = functools.partial(_named, work, models.layout.attention)
+            thread = asyncio.ensure_future(asyncio.to_thread(run_in_new_thread, named))
             thread.add_done_callback(lambda done: _release(one_capture, done))
             return await asyncio.shield(thread)  # a thread cannot be cancelled, and keeps the semaphore
 

@@ -102,7 +102,7 @@ def pack_plain(weight: Tensor, bias: Tensor | None, activation: Activation) -> P
     def blockwise(x: Tensor) -> Tensor:
         if len(x) == _PLAIN_BLOCK:
             return F.linear(x, weight, bias)  # (M, N)
-        return torch.cat([F.linear(block, weight, bias) for block in x.split(_PLAIN_BLOCK)])  # (M, N)
+        return torch.cat([F.linear(block, weight, bias) for block in torch.split(x, _PLAIN_BLOCK)])  # (M, N)
 
     return _with_gelu(_padded(blockwise, _plain_rows), activation)
 
@@ -286,7 +286,9 @@ def _gelu(x: Tensor) -> Tensor:
         return _gelu(F.pad(x, (0, missing)))[:, :columns]  # (M, N)
     if x.numel() <= _ONE_THREAD or -(-x.numel() // torch.get_num_threads()) % _LANES == 0:
         return F.gelu(x, approximate="tanh")  # (M, N)
-    return torch.cat([F.gelu(part, approximate="tanh") for part in x.flatten().split(_ONE_THREAD)]).view_as(x)  # (M, N)
+    return torch.cat([F.gelu(part, approximate="tanh") for part in torch.split(x.flatten(), _ONE_THREAD)]).view_as(
+        x
+    )  # (M, N)
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:

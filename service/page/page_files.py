@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ STATIC = "/static"
 STYLESHEET = "page.css"
 _SHELL = "shell.html"
 _MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_COMMENT = re.compile(
+    r"^[ \t]*(?:/\*\*(?:(?!\*/).)*\*/|//[^\n]*)[ \t]*\n|/\*\* @(?:(?!\*/).)*\*/ ", re.DOTALL | re.MULTILINE
+)
 _FIRST_STYLES = ("tokens.css", "components.css")  # the order counts: views refine components
 
 
@@ -72,7 +76,7 @@ class PageFiles:
             The files. All stylesheets are one file, because each file is a request before the first paint.
         """
         static = {
-            path.relative_to(directory).as_posix(): PageFile.of(path.read_bytes(), _MEDIA_TYPES[path.suffix])
+            path.relative_to(directory).as_posix(): PageFile.of(_content(path), _MEDIA_TYPES[path.suffix])
             for path in _served(directory)
             if path.suffix != ".css"
         }
@@ -105,6 +109,18 @@ class PageFiles:
         return page.encode()
 
 
+def without_comments(script: str) -> str:
+    """Leave out JSDoc and comments on lines of their own: a quarter of what is sent.
+
+    Args:
+        script: JavaScript in which no text contains such a comment.
+
+    Returns:
+        The same program.
+    """
+    return _COMMENT.sub("", script)
+
+
 def last_change(directory: Path = DIRECTORY) -> int:
     """Find when a file of the page changed last.
 
@@ -116,6 +132,10 @@ def last_change(directory: Path = DIRECTORY) -> int:
     """
     times = [path.stat().st_mtime_ns for path in (*_served(directory), directory / _SHELL)]
     return max(times) + len(times)
+
+
+def _content(path: Path) -> bytes:
+    return without_comments(path.read_text(encoding="utf-8")).encode() if path.suffix == ".js" else path.read_bytes()
 
 
 def _served(directory: Path) -> Iterator[Path]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.page.page_files import DIRECTORY, STYLESHEET, PageFiles, last_change
+from service.page.page_files import DIRECTORY, STYLESHEET, PageFiles, last_change, without_comments
 
 FILES = PageFiles.load()
 MODULES = {name: file.body.decode() for name, file in FILES.static.items() if name.endswith(".js")}
@@ -13,6 +13,15 @@ def test_scripts_and_styles_keep_their_budget() -> None:
     """Packed: 60 kB of JavaScript for all views, 12 kB of CSS."""
     assert sum(len(FILES.static[name].packed) for name in MODULES) <= 60_000
     assert len(FILES.static[STYLESHEET].packed) <= 12_000
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_comments_are_left_out_and_no_text_looks_like_one(name: str) -> None:
+    source = (DIRECTORY / name).read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(//|/\*)|/\*\* @", MODULES[name], re.MULTILINE)
+    assert without_comments(MODULES[name]) == MODULES[name]
+    texts = re.findall(r"`(?:[^`\\]|\\.)*`", MODULES[name], re.DOTALL)
+    assert [text for text in texts if text not in source] == []
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -153,7 +153,18 @@ class JobsView {
 
   async reload() {
     try {
-      this.listing = await load(this.signal);
+      const newest = await load(this.signal);
+      const end = newest.jobs.at(-1)?.created_at ?? "";
+      const older = newest.hasMore ? this.listing.jobs.filter(({ created_at }) => created_at < end) : []; // asked for before
+      this.listing = older.length
+        ? {
+            ...this.listing,
+            ...newest,
+            jobs: [...newest.jobs, ...older],
+            hasMore: this.listing.hasMore,
+            lastId: this.listing.lastId,
+          }
+        : newest;
       replace(this.trouble);
       this.draw();
     } catch (error) {

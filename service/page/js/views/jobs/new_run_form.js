@@ -178,15 +178,14 @@ export class NewRunForm {
     );
     this.draft.name = preset?.free_name ?? name ?? "";
     this.draw();
-    this.draft.base = (await this.ask({ json: this.draft.body() })).config;
-    if (kept)
-      Object.assign(this.draft, {
-        patch: kept.patch ?? {},
-        name: kept.name ?? this.draft.name,
-        priority: kept.priority ?? 0,
-      });
+    const reply = await this.ask({ json: this.draft.body() });
+    this.draft.base = reply.config;
+    if (kept) {
+      const { patch = {}, name: written = this.draft.name, priority = 0 } = kept;
+      Object.assign(this.draft, { patch, name: written, priority });
+      this.check(0);
+    } else this.showReply(reply);
     this.draw();
-    this.check(0);
   }
 
   /** Fill the form with the configuration of a run. @param {string} run */

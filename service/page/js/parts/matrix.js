@@ -117,7 +117,7 @@ export function drawFrames(canvas, weights, { cell, mark: { query, key }, isAlon
     if (!isMarked && (i % every || marked.some((other) => Math.abs(other - i) * cell < LABEL_PX))) continue;
     context.font = `${isMarked ? "600 " : ""}${LABEL_PX}px ${family}`;
     context.fillStyle = i === query ? look : isMarked ? seen : colour("--ink-2");
-    context.fillText(token(weights.tokens[i * weights.pool]).slice(0, 16), (i + 1) * cell + 5, (i + 0.5) * cell);
+    context.fillText(token(weights.tokens[weights.first(i)]).slice(0, 16), (i + 1) * cell + 5, (i + 0.5) * cell);
   }
 }
 

@@ -7,19 +7,22 @@
 
 /** Weights of all heads of a reply. */
 export class Weights {
-  /** @param {{tokens: string[], layers: EncodedLayer[], pool?: number}} reply */
-  constructor({ tokens, layers, pool = 1 }) {
+  /** @param {{tokens: string[], layers: EncodedLayer[], size?: number}} reply */
+  constructor({ tokens, layers, size = tokens.length }) {
     this.tokens = tokens;
-    /** Tokens in one block of a side. */
-    this.pool = pool;
-    /** Rows and columns of a triangle. */
-    this.size = Math.ceil(tokens.length / pool);
+    /** Rows and columns of a triangle: blocks of tokens, where the reply was asked to pool them. */
+    this.size = size;
     /** Bytes of one head. */
     this.triangle = (this.size * (this.size + 1)) / 2;
     /** @type {number[]} */
     this.heads = layers.map(({ n_head }) => n_head);
     /** @type {Map<number, Uint8Array>} */
     this.layers = new Map(layers.map(({ layer, weights }) => [layer, bytesOf(weights)]));
+  }
+
+  /** Number of the first token of a row. @param {number} row */
+  first(row) {
+    return Math.floor((row * this.tokens.length) / this.size);
   }
 
   /**

@@ -20,9 +20,8 @@ from model_core.storage.files import Layout
 from model_core.storage.run import runs_in
 from worker.jobs import commands
 from worker.jobs.errors import JobNotFound, QueueUnavailable
-from worker.jobs.recovery import BadFile, JobOnDisk, jobs_on_disk, rebuild
+from worker.jobs.recovery import BadFile, JobOnDisk, jobs_on_disk, rebuild, restore
 from worker.jobs.redis_client import connect
-from worker.jobs.run_colours import keep_colour
 from worker.jobs.schemas import Job
 from worker.jobs.settings import JobSettings
 from worker.jobs.store import JobStore
@@ -145,7 +144,7 @@ def _restore(store: JobStore, layout: Layout, job: JobOnDisk, echo: Echo, warn: 
     except RunBusy as error:
         warn(f"{job.id}: {error}; run headcount reindex again when it has ended")
         return "skipped"
-    if not store.run(commands.restore(record)):
+    if not store.run(restore(record)):
         name = record.run or record.dataset
         warn(f"{job.id}: another job has its name, {name!r}; run headcount reindex again when that job has ended")
         return "skipped"
@@ -158,7 +157,7 @@ def _restore_colours(store: JobStore, layout: Layout) -> None:
     for run in runs_in(layout):
         colour = run.colour()
         if colour is not None:
-            store.run(keep_colour(run.name, created_at_ms=run.created_at_ms(), colour=colour))
+            store.run(commands.keep_colour(run.name, created_at_ms=run.created_at_ms(), colour=colour))
 
 
 def _ignore(_line: str) -> None:

@@ -40,7 +40,6 @@ from service.schemas import View
 from worker.jobs import commands
 from worker.jobs.kinds import Resource, kind_of
 from worker.jobs.recovery import write_deleted
-from worker.jobs.run_colours import forget_colour
 from worker.jobs.schemas import JobDetail, Warned
 from worker.jobs.store import JobStore
 
@@ -75,7 +74,7 @@ async def delete_run(services: Services, name: str) -> None:
     if await run_in_threadpool(_exists, services.layout, name) and (user := await _user(services, name)) is not None:
         raise user
     await run_in_threadpool(_remove_run, services.layout, name)
-    await services.async_store.run(forget_colour(name))
+    await services.async_store.run(commands.forget_colour(name))
 
 
 async def preview_run_deletion(services: Services, name: str) -> RunDeletion:

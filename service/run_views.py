@@ -6,6 +6,7 @@ changes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -22,8 +23,8 @@ from model_core.storage.checkpoints import CheckpointInfo
 from model_core.storage.run import Run, runs_in
 from service.deps import Services
 from service.schemas import Listed, View, link
+from worker.jobs.commands import keep_colour
 from worker.jobs.errors import JobNotFound
-from worker.jobs.run_colours import keep_colour
 from worker.jobs.schemas import ModelShape
 from worker.jobs.store import JobStore
 
@@ -107,8 +108,7 @@ async def list_runs(services: Services, *, after: str | None, limit: int) -> Lis
     every = await run_in_threadpool(runs_in, services.layout)
     rest = [run for run in every if after is None or run.name > after]
     chosen = rest[:limit]
-    statuses = await _statuses(services, chosen)
-    colours = await _colours(services, chosen)
+    statuses, colours = await asyncio.gather(_statuses(services, chosen), _colours(services, chosen))
     data = await run_in_threadpool(lambda: list(_views(chosen, statuses, colours)))
     return Listed[RunView].of(data, [run.name for run in chosen], has_more=len(rest) > limit)
 
@@ -127,8 +127,7 @@ async def get_run(services: Services, name: str) -> RunDetail:
         RunNotFound: There is no such run.
     """
     run = await run_in_threadpool(lambda: Run.open(services.layout.run(name)))
-    statuses = await _statuses(services, [run])
-    colours = await _colours(services, [run])
+    statuses, colours = await asyncio.gather(_statuses(services, [run]), _colours(services, [run]))
     return await run_in_threadpool(_detail, run, statuses, colours)
 
 
@@ -190,15 +189,31 @@ async def _statuses(services: Services, runs: Sequence[Run]) -> Mapping[str, str
 
 async def _colours(services: Services, runs: Sequence[Run]) -> Mapping[str, int]:
     """Colour by run; one without a colour gets it: made by hand, imported, or by an earlier version."""
-    read = await run_in_threadpool(lambda: {run.name: run.colour() for run in runs})
-    known = {name: colour for name, colour in read.items() if colour is not None}
+    known, lacking = await run_in_threadpool(_known_colours, runs)
+    given = await asyncio.gather(*(_new_colour(services, run, created_at_ms) for run, created_at_ms in lacking))
+    return known | {run.name: colour for (run, _), colour in zip(lacking, given, strict=True) if colour is not None}
+
+
+def _known_colours(runs: Sequence[Run]) -> tuple[dict[str, int], list[tuple[Run, int]]]:
+    """Colours on disk, and the runs without one, each with the time of its creation in milliseconds."""
+    known, lacking = dict[str, int](), list[tuple[Run, int]]()
     for run in runs:
-        if run.name not in known:
-            with contextlib.suppress(ModelCoreError, OSError):  # no Redis, deleted meanwhile, or a read-only data root
-                created_at_ms = await run_in_threadpool(run.created_at_ms)
-                known[run.name] = await services.async_store.run(keep_colour(run.name, created_at_ms=created_at_ms))
-                await run_in_threadpool(run.keep_colour, known[run.name])
-    return known
+        with contextlib.suppress(ModelCoreError, OSError):  # deleted meanwhile
+            colour = run.colour()
+            if colour is None:
+                lacking.append((run, run.created_at_ms()))
+            else:
+                known[run.name] = colour
+    return known, lacking
+
+
+async def _new_colour(services: Services, run: Run, created_at_ms: int) -> int | None:
+    """Give a run its colour; None while Redis is unreachable, or if the run was deleted meanwhile."""
+    colour = None
+    with contextlib.suppress(ModelCoreError, OSError):  # or the data root is read-only
+        colour = await services.async_store.run(keep_colour(run.name, created_at_ms=created_at_ms))
+        await run_in_threadpool(run.keep_colour, colour)
+    return colour
 
 
 def _views(runs: Sequence[Run], statuses: Mapping[str, str], colours: Mapping[str, int]) -> Iterator[RunView]:

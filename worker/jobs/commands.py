@@ -23,7 +23,7 @@ from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs import kinds, states
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
 from worker.jobs.redis_client import PREFIX, redis_errors
-from worker.jobs.schemas import Capacity, Job, JobDetail, Rejection, RestoredJob, Submission
+from worker.jobs.schemas import Capacity, Job, JobDetail, Rejection, Submission
 from worker.jobs.serialization import JobPage, JobRecord, checked_id, known_job, model_of
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status
@@ -261,35 +261,34 @@ def _rejection(error: Any, reply: Mapping[str, Any], spec: JobSpec, key: str | N
     return Rejection(error, _capacity(reply), maker=reply.get("maker"))
 
 
-def restore(record: RestoredJob) -> ScriptCall[bool]:
-    """Recreate a record that was lost.
+# --- colours of runs: an index by which charts tell runs apart, given once and kept ----------------------------------
+
+
+def keep_colour(run: str, *, created_at_ms: int, colour: int | None = None) -> ScriptCall[int]:
+    """Give a run a colour, unless it has one. A training's run gets its own when the job is accepted.
 
     Args:
-        record: What the job's files say of it.
+        run: Name of the run.
+        created_at_ms: When it was created; the newest runs are compared.
+        colour: The colour that its directory has.
 
     Returns:
-        The call; its result is False if the job is known or another job owns its name.
+        The call; its result is the colour.
     """
-    gpus = "" if record.gpus is None else str(record.gpus)
-    counted = record.progress.step or record.progress.done or 0
-    optional = {
-        "started_at": record.started_at_ms,
-        "finished_at": record.finished_at_ms,
-        "error": record.error.model_dump_json() if record.error else None,
-        "colour": record.colour,
-    }
-    fields = {
-        "kind": record.kind, "run": record.run or "", "epoch": record.attempt, "priority": record.priority,
-        "spec": json.dumps(record.config), "warnings": json.dumps([item.model_dump() for item in record.warnings]),
-        "metadata": json.dumps(dict(record.metadata)), "gpus": gpus, "class": gpus or "any", "desired": "run",
-        "step": counted, "crash_step": counted, "mirrored": record.last_seq, "key": "",
-        "progress": record.progress.model_dump_json(), "depends_on": " ".join(record.depends_on),
-        "waiting_for": "", "dataset": record.dataset or "", "recipe": record.recipe, "export": record.export,
-        "ablation": record.ablation, "model": record.model,
-        **{name: value for name, value in optional.items() if value is not None},
-    }  # fmt: skip
-    arguments = {"id": record.id, "status": record.status, "created_at": record.created_at_ms, "fields": fields}
-    return ScriptCall("transitions.restore", arguments, lambda reply: bool(reply["restored"]))
+    arguments = {"run": run, "created_at": created_at_ms, "colour": colour}
+    return ScriptCall("transitions.keep_colour", arguments, lambda reply: int(reply["colour"]))
+
+
+def forget_colour(run: str) -> ScriptCall[None]:
+    """Forget the colour of a run that was deleted; another run of that name gets its own.
+
+    Args:
+        run: Name of the run.
+
+    Returns:
+        The call.
+    """
+    return ScriptCall("transitions.forget_colour", {"run": run}, lambda _reply: None)
 
 
 # --- queries ---------------------------------------------------------------------------------------------------------

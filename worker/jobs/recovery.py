@@ -25,6 +25,7 @@ from model_core.errors import ModelCoreError
 from model_core.storage.events import Event, read_events
 from model_core.storage.files import Layout, now, read_json, write_json
 from model_core.storage.run import Run, runs_in
+from worker.jobs.commands import ScriptCall
 from worker.jobs.kinds import KINDS, Kind, kind_without_name, maker_of
 from worker.jobs.schemas import Claim, JobError, Progress, RestoredJob, Warned
 from worker.jobs.serialization import model_of, progressed
@@ -182,6 +183,37 @@ def rebuild(layout: Layout, job: JobOnDisk) -> RestoredJob:
     """
     with job.run.lock() if job.run is not None else contextlib.nullcontext():  # no process writes in the meantime
         return _build_record(layout, job)
+
+
+def restore(record: RestoredJob) -> ScriptCall[bool]:
+    """Recreate a record that was lost.
+
+    Args:
+        record: What the job's files say of it.
+
+    Returns:
+        The call; its result is False if the job is known or another job owns its name.
+    """
+    gpus = "" if record.gpus is None else str(record.gpus)
+    counted = record.progress.step or record.progress.done or 0
+    optional = {
+        "started_at": record.started_at_ms,
+        "finished_at": record.finished_at_ms,
+        "error": record.error.model_dump_json() if record.error else None,
+        "colour": record.colour,
+    }
+    fields = {
+        "kind": record.kind, "run": record.run or "", "epoch": record.attempt, "priority": record.priority,
+        "spec": json.dumps(record.config), "warnings": json.dumps([item.model_dump() for item in record.warnings]),
+        "metadata": json.dumps(dict(record.metadata)), "gpus": gpus, "class": gpus or "any", "desired": "run",
+        "step": counted, "crash_step": counted, "mirrored": record.last_seq, "key": "",
+        "progress": record.progress.model_dump_json(), "depends_on": " ".join(record.depends_on),
+        "waiting_for": "", "dataset": record.dataset or "", "recipe": record.recipe, "export": record.export,
+        "ablation": record.ablation, "model": record.model,
+        **{name: value for name, value in optional.items() if value is not None},
+    }  # fmt: skip
+    arguments = {"id": record.id, "status": record.status, "created_at": record.created_at_ms, "fields": fields}
+    return ScriptCall("transitions.restore", arguments, lambda reply: bool(reply["restored"]))
 
 
 # --- finding jobs ----------------------------------------------------------------------------------------------------

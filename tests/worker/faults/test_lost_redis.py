@@ -6,7 +6,7 @@ import pytest
 
 from tests.polling import eventually
 from worker.jobs import commands
-from worker.jobs.recovery import jobs_on_disk, rebuild
+from worker.jobs.recovery import jobs_on_disk, rebuild, restore
 
 pytestmark = pytest.mark.e2e
 
@@ -40,7 +40,7 @@ def lose(server) -> None:
 def bring_back(site) -> dict[str, bool]:
     found, bad = jobs_on_disk(site.settings.layout)
     assert bad == []
-    return {job.id: site.store.run(commands.restore(rebuild(site.settings.layout, job))) for job in found}
+    return {job.id: site.store.run(restore(rebuild(site.settings.layout, job))) for job in found}
 
 
 def test_jobs_come_back_as_they_were_and_a_paused_one_runs_to_its_end(site, server):

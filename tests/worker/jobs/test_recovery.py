@@ -12,7 +12,7 @@ from model_core.storage.files import write_json, write_text
 from model_core.storage.run import Run
 from tests.worker.harness import submit_job
 from worker.jobs import commands
-from worker.jobs.recovery import BadFile, jobs_on_disk, rebuild, write_job_file
+from worker.jobs.recovery import BadFile, jobs_on_disk, rebuild, restore, write_job_file
 from worker.jobs.schemas import Progress
 from worker.jobs.spec import parse_spec
 
@@ -218,8 +218,8 @@ def test_a_record_put_back_is_found_like_any_other(claim, train, saved, layout, 
     train(taken)
     write_job_file(layout.jobs / taken.id, taken, status)
     store._redis.flushall()
-    assert store.run(commands.restore(saved()))
-    assert not store.run(commands.restore(saved()))
+    assert store.run(restore(saved()))
+    assert not store.run(restore(saved()))
     assert store.get(taken.id).status == status
     assert [job.id for job in store.run(commands.page(status=status, run="one", kind="train")).jobs()] == [taken.id]
 
@@ -236,7 +236,7 @@ def test_what_others_share_is_restored(store, claim_one, saved, layout, redis_ur
     writer.close()
     record = saved()
     connected(redis_url, for_api=False).flushdb()
-    assert store.run(commands.restore(record))
+    assert store.run(restore(record))
     again = submit_job(store, wanted, fingerprint="other")
     assert (again.created, again.job.id, again.job.status) == (False, taken.id, "paused")
     assert (again.job.progress.step, again.job.progress.done, again.job.run) == (None, 2, "one")

@@ -4,9 +4,8 @@ from model_core.config import ExperimentConfig
 from model_core.storage.run import Run
 from tests.worker.harness import submit_job
 from worker.jobs import commands
-from worker.jobs.recovery import jobs_on_disk, rebuild, write_job_file
+from worker.jobs.recovery import jobs_on_disk, rebuild, restore, write_job_file
 from worker.jobs.redis_client import PREFIX
-from worker.jobs.run_colours import forget_colour, keep_colour
 from worker.jobs.schemas import Outcome
 from worker.jobs.spec import parse_spec
 
@@ -18,7 +17,7 @@ def submitted(store, make_spec, *runs):
 def test_a_run_gets_the_smallest_colour_that_the_fewest_of_the_newest_have(store, make_spec):
     jobs = submitted(store, make_spec, *(f"run-{number}" for number in range(10)))
     assert [job.colour for job in jobs] == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
-    store.run(forget_colour("run-5"))
+    store.run(commands.forget_colour("run-5"))
     assert [job.colour for job in submitted(store, make_spec, "more", "rest")] == [5, 2]
 
 
@@ -49,10 +48,10 @@ def test_a_lost_redis_does_not_change_colours(store, make_spec, claim_one, setti
     write_job_file(settings.layout.jobs / claim.id, claim, "running")
     connected(redis_url, for_api=False).flushdb()
     [found], _ = jobs_on_disk(settings.layout)
-    store.run(commands.restore(rebuild(settings.layout, found)))
+    store.run(restore(rebuild(settings.layout, found)))
     assert (store.get(waiting.id).colour, store.get(waiting.id).model) == (1, waiting.model)
-    assert store.run(keep_colour("by-hand", created_at_ms=1)) == 0
-    assert store.run(keep_colour("one", created_at_ms=1)) == 1
+    assert store.run(commands.keep_colour("by-hand", created_at_ms=1)) == 0
+    assert store.run(commands.keep_colour("one", created_at_ms=1)) == 1
 
 
 def test_jobs_that_read_a_run_have_its_colour_and_others_have_none(store, make_spec):

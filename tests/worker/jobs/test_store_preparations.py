@@ -7,7 +7,7 @@ from model_core.errors import DatasetBusy, DatasetExists
 from model_core.storage.events import EventWriter
 from tests.worker.harness import submit_job
 from worker.jobs import commands
-from worker.jobs.recovery import jobs_on_disk, rebuild, write_job_file
+from worker.jobs.recovery import jobs_on_disk, rebuild, restore, write_job_file
 from worker.jobs.schemas import JobError, Outcome, Progress
 from worker.jobs.spec import parse_spec
 
@@ -126,7 +126,7 @@ def test_a_lost_preparation_is_put_together_again_and_keeps_its_name(store, sett
     ((job,), bad) = jobs_on_disk(settings.layout)
     record = rebuild(settings.layout, job)
     connected(settings.redis_url, for_api=False).flushall()
-    assert (bad, store.run(commands.restore(record))) == ([], True)
+    assert (bad, store.run(restore(record))) == ([], True)
     job = store.get(job_id)
     assert (job.kind, job.run, job.dataset, job.status) == ("prepare", None, "tales", "paused")
     assert (job.progress.done, job.progress.step) == (40, None)

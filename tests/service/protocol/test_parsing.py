@@ -29,6 +29,23 @@ def test_a_wrong_name_is_refused_also_where_another_takes_its_place(site) -> Non
     assert [error["pointer"] for error in reply.json()["errors"]] == ["/experiment_name"]
 
 
+@pytest.mark.parametrize(
+    ("address", "nearest"),
+    [
+        ("/jobs?statsu=queued", "status"),
+        ("/jobs/{job}/metrics?max_point=9", "max_points"),
+        ("/queue?limits=5", "limit"),
+    ],
+)
+def test_an_unknown_query_parameter_is_refused_with_the_nearest_of_its_address(
+    site, address: str, nearest: str
+) -> None:
+    reply = site.http.get(address.format(job=site.submit()["id"]))
+    assert reply.status_code == 422
+    [problem] = reply.json()["errors"]
+    assert (problem["pointer"], problem["nearest"][0]) == (f"/{address.partition('?')[2].partition('=')[0]}", nearest)
+
+
 def test_a_source_is_followed_through_links(site) -> None:
     uploads = site.settings.data / "uploads"
     uploads.mkdir()

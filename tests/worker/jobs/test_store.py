@@ -177,7 +177,8 @@ def test_every_change_is_announced(store, submit, claim_one, redis_url):
     job_id = submit("one").job.id
     store.mirror(claim_one(), [{"seq": 1, "type": "start"}])
     with connect(redis_url, for_api=True) as client:
-        assert [fields for _, fields in client.xrange(CHANGES_KEY)] == [{"job": job_id}] * 3
+        changes = [(fields["job"], fields.get("to")) for _, fields in client.xrange(CHANGES_KEY)]
+    assert changes == [(job_id, "queued"), (job_id, "running"), (job_id, None)]
 
 
 def test_pages_are_newest_first_and_filtered(store, submit, claim_one):

@@ -88,6 +88,12 @@ class PreparedSubmission:
         return 1 if self.spec.gpus else self.spec.processes
 
     @property
+    def training_tokens(self) -> int | None:
+        """Tokens of a training; None for other jobs."""
+        is_training = self.budget is not None and KINDS[self.spec.kind].writes_in_run
+        return self.budget.schedule.tokens if is_training and self.budget is not None else None
+
+    @property
     def fingerprint(self) -> str:
         """Hash that is equal for equal requests, whatever their format; a later version's new keys do not change it."""
         spec = self.requested or self.spec

@@ -18,7 +18,7 @@ from model_core.config import ExperimentConfig
 from model_core.config_loader import ConfigWarning
 from service.schemas import View, link
 from worker.jobs.errors import JobNotFound
-from worker.jobs.schemas import Job, JobDetail, Warned
+from worker.jobs.schemas import Job, JobDetail, QueueView, TimeEstimate, Warned
 from worker.jobs.serialization import (
     JobPage,
     JobRecord,
@@ -101,22 +101,40 @@ class Validation(View):
     budget: dict[str, Any] | None = Field(
         description="parameters, FLOPs, memory, disk and steps, layer by layer and in sum; null of prepare and export"
     )
+    estimate: TimeEstimate | None = Field(
+        default=None, description="how long it would take; null where nothing of that shape and length ran"
+    )
+    queue: QueueView | None = Field(
+        default=None, description="the place that it would get; null if it would wait for other jobs, or be refused"
+    )
     warnings: list[Warned]
 
     @classmethod
-    def of(cls, spec: JobSpec, budget: Budget | None, warnings: Sequence[ConfigWarning]) -> Self:
+    def of(
+        cls,
+        spec: JobSpec,
+        budget: Budget | None,
+        warnings: Sequence[ConfigWarning],
+        *,
+        estimate: TimeEstimate | None = None,
+        queue: QueueView | None = None,
+    ) -> Self:
         """Summarize a submission that was checked.
 
         Args:
             spec: The job as it would run.
             budget: What it would cost; None for jobs without a model.
             warnings: Warnings about the configuration.
+            estimate: How long it would take, if that is known.
+            queue: The place that it would get, if it would be ready.
 
         Returns:
             The view.
         """
         return cls(
             kind=spec.kind,
+            estimate=estimate,
+            queue=queue,
             run=spec.run,
             dataset=spec.dataset,
             config=spec.config,

@@ -5,6 +5,7 @@ Every error that can be found before the job runs is raised here, with values th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from model_core.storage.files import next_free_name
 from service.admission import PreparedSubmission, join_preparation, manifest_of_ready, read_spec
 from service.dataset_options import complete, dataset_named_by, options_of_manifest, options_of_spec, requested_of
 from service.deps import Services
+from service.job_views import Validation
 from service.protocol.errors import DoesNotFit
 from service.protocol.parsing import holds_more_than
 from worker.jobs import commands
@@ -105,6 +107,7 @@ async def enqueue(
         is_lacking=prepared.missing is not None,
         memory_bytes=prepared.memory_bytes,
         preparation=prepared.preparation,
+        tokens=prepared.training_tokens,
     )
     return await services.async_store.run(call)
 
@@ -127,29 +130,42 @@ async def rejection_error(services: Services, prepared: PreparedSubmission, reje
     return await services.ask(services.store.name_conflict, prepared.spec, rejection, prepared.differs)
 
 
-async def warnings(services: Services, prepared: PreparedSubmission) -> list[ConfigWarning]:
-    """Collect the warnings of a request, and the errors that a submission would raise now.
+async def validate(services: Services, prepared: PreparedSubmission) -> Validation:
+    """Describe what a submission would be, with the errors that it would raise now as warnings.
 
     Args:
         services: Services of the process.
         prepared: The request.
 
     Returns:
-        The warnings.
+        The view. It has no place in the queue if the job would wait for its dataset, or would be refused.
     """
-    obstacles = list[ModelCoreError]()
+    obstacles, preview = list[ModelCoreError](), None
     try:
         if prepared.missing is not None:
             obstacles.append(await _explained(services, prepared.missing, prepared.spec.dataset))
-        capacity = await services.async_store.run(commands.shortage(prepared.spec.gpus or 0, prepared.memory_bytes))
-        obstacles += [_does_not_fit(prepared, capacity)] if capacity is not None else []
+        call = commands.preview(prepared.spec, memory_bytes=prepared.memory_bytes, tokens=prepared.training_tokens)
+        preview = await services.async_store.run(call)
+        obstacles += [_does_not_fit(prepared, preview.capacity)] if preview.capacity is not None else []
     except QueueUnavailable as error:
         obstacles.append(error)
-    found = [ConfigWarning(error.code, f"{error}; {error.hint}" if error.hint else str(error)) for error in obstacles]
+    return Validation.of(
+        prepared.spec,
+        prepared.budget,
+        [*prepared.spec.warnings, *map(_as_warning, obstacles), *_name_warnings(services, prepared)],
+        estimate=preview.estimate if preview is not None else None,
+        queue=preview.queue if preview is not None and not obstacles and prepared.preparation is None else None,
+    )
+
+
+def _as_warning(error: ModelCoreError) -> ConfigWarning:
+    return ConfigWarning(error.code, f"{error}; {error.hint}" if error.hint else str(error))
+
+
+def _name_warnings(services: Services, prepared: PreparedSubmission) -> Iterator[ConfigWarning]:
     if prepared.spec.run is not None and KINDS[prepared.spec.kind].makes_run and prepared.taken:
         free = next_free_name(services.layout.run(prepared.spec.run))
-        found.append(ConfigWarning(RunExists.code, str(RunExists(prepared.spec.run, free))))
-    return [*prepared.spec.warnings, *found]
+        yield ConfigWarning(RunExists.code, str(RunExists(prepared.spec.run, free)))
 
 
 async def _check(services: Services, tree: Tree, *, run: str | None) -> PreparedSubmission:

@@ -51,7 +51,9 @@ class SubmitQuery(QueryModel):
     """Options of a submission."""
 
     run: Name | None = Field(default=None, description="name of the run; else the body's experiment_name")
-    validate_only: bool = Field(default=False, description="answer 200 with budget and warnings; make nothing")
+    validate_only: bool = Field(
+        default=False, description="answer 200 with budget, time, place and warnings; make nothing"
+    )
 
 
 class JobsQuery(QueryModel):
@@ -112,8 +114,8 @@ async def submit(request: Request, wanted: Annotated[SubmitQuery, Query()]) -> R
     services, key = services_of(request), idempotency_key(request)
     prepared = await submission.prepare(services, await read_tree(request, JobRequest), run=wanted.run)
     if wanted.validate_only:
-        found = await submission.warnings(services, prepared)
-        return Response(Validation.of(prepared.spec, prepared.budget, found).model_dump_json(), media_type=JSON)
+        found = await submission.validate(services, prepared)
+        return Response(found.model_dump_json(), media_type=JSON)
     submitted = await submission.submit(services, prepared, key=key)
     services.wakeups.notify()
     job, status = submitted.job, 202 if submitted.created else 200

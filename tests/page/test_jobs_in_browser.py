@@ -90,6 +90,19 @@ def test_yaml_and_form_show_the_same_draft(visit: Callable[..., Visit]) -> None:
     assert form_of(page).get_by_label("Priority").input_value() == "3"
 
 
+def test_time_and_place_are_shown_where_such_a_run_was_made(
+    visit: Callable[..., Visit], tiny: Callable[..., dict]
+) -> None:
+    page = open_form(visit())
+    time = form_of(page).locator(".budget").get_by_text("Time", exact=True)
+    assert not time.count()  # no run has the shape of quickstart
+    form_of(page).get_by_role("button", name="YAML").click()
+    form_of(page).get_by_label("Configuration as YAML").fill(yaml.safe_dump(tiny("timed")))
+    time.wait_for()
+    form_of(page).get_by_text(re.compile(r"^at [\d,]+ tokens/s here$")).wait_for()
+    form_of(page).get_by_text(re.compile("^Place 1, starts in a moment$")).wait_for()
+
+
 @pytest.mark.slow
 def test_a_run_is_submitted_watched_paused_resumed_and_compared(
     visit: Callable[..., Visit], trained: Service, tiny: Callable[..., dict]

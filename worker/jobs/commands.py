@@ -22,9 +22,10 @@ from model_core.data.dataset_spec import DatasetSpec
 from model_core.errors import FieldProblem, InvalidConfig
 from worker.jobs import kinds, states
 from worker.jobs.errors import IdempotencyConflict, JobNotFound, QueueFull
+from worker.jobs.eta import shape_of
 from worker.jobs.redis_client import PREFIX, redis_errors
-from worker.jobs.schemas import Capacity, Job, JobDetail, Rejection, Submission
-from worker.jobs.serialization import JobPage, JobRecord, checked_id, known_job, model_of
+from worker.jobs.schemas import Capacity, Job, JobDetail, Preview, Rejection, Submission
+from worker.jobs.serialization import JobPage, JobRecord, checked_id, known_job, model_of, queue_of, time_estimate
 from worker.jobs.spec import JobSpec
 from worker.jobs.states import Status
 
@@ -172,6 +173,7 @@ def submission(
     is_lacking: bool = False,
     memory_bytes: int | None = None,
     preparation: DatasetSpec | None = None,
+    tokens: int | None = None,
 ) -> ScriptCall[Submission | Rejection]:
     """Record a job, unless its key was used before or something prevents it.
 
@@ -188,6 +190,7 @@ def submission(
         memory_bytes: Memory that it needs; the known workers are checked for it and for the GPUs. None: no check.
         preparation: Dataset that must be made first: a job that makes it is awaited, or recorded too, and again if the
             job is retried and the dataset is still missing.
+        tokens: Tokens of a training, whose duration is kept for estimates; None for other jobs.
 
     Returns:
         The call.
@@ -214,6 +217,8 @@ def submission(
         "memory_bytes": memory_bytes,
         "recipe": (preparation.fingerprint if preparation else spec.recipe) or None,
         "preparation": _preparation(preparation) if preparation else None,
+        "shape": shape_of(spec.config, spec.processes, spec.gpus) if tokens else None,
+        "tokens": tokens,
     }
 
     def parse(reply: Any) -> Submission | Rejection:
@@ -456,17 +461,32 @@ def run_user(run: str) -> ScriptCall[str | None]:
     return ScriptCall("queries.run_user", {"run": run, "start": start}, lambda reply: reply.get("id"))
 
 
-def shortage(gpus: int, memory_bytes: int) -> ScriptCall[Capacity | None]:
-    """Check whether a known worker could run a job.
+def preview(spec: JobSpec, *, memory_bytes: int, tokens: int | None) -> ScriptCall[Preview]:
+    """Look up what the queue and the workers are to a job that is not submitted.
 
     Args:
-        gpus: GPUs that the job needs.
+        spec: The validated job.
         memory_bytes: Memory that it needs.
+        tokens: Tokens of a training; None for other jobs.
 
     Returns:
-        The call; its result is what the known workers have if none could run it, else None.
+        The call.
     """
-    return ScriptCall("scheduling.shortage", {"gpus": gpus, "memory_bytes": memory_bytes}, _capacity)
+    arguments = {
+        "gpus": spec.gpus or 0,
+        "memory_bytes": memory_bytes,
+        "priority": spec.job.priority,
+        "depends_on": list(spec.job.depends_on),
+        "shape": shape_of(spec.config, spec.processes, spec.gpus) if tokens else None,
+    }
+
+    def parse(reply: Any) -> Preview:
+        ahead, hosts = reply.get("jobs_ahead"), set(reply["hosts"])
+        queue = queue_of(int(ahead), reply["forecast"]) if ahead is not None else None
+        estimate = time_estimate(reply["samples"], hosts, tokens) if tokens else None
+        return Preview(_capacity(reply), queue, estimate)
+
+    return ScriptCall("scheduling.preview", arguments, parse)
 
 
 def _capacity(reply: Mapping[str, Any]) -> Capacity | None:

@@ -1,22 +1,27 @@
-"""Forecast of the start of queued jobs, as a range of seconds.
+"""Forecasts, as ranges of seconds: the start of queued jobs, and the duration of a training.
 
-It simulates the queue with the remaining time of running jobs and the duration of recent ones. Workers refresh it each
-second under one Redis key, so readers compute nothing, and the key expires when no worker is alive.
+The queue is simulated with the remaining time of running jobs and the duration of recent ones. Workers refresh it each
+second under one Redis key, so readers compute nothing, and the key expires when no worker is alive. A training takes as
+long a token as those of the same shape took here; without any there is no estimate.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Self
+
+from model_core.config import ExperimentConfig
 
 _SIMULATED = 500  # positions in the queue; the start of later ones is extrapolated
 _ESTIMATE_ERROR = (0.8, 1.3)  # factors by which a running job's own estimate may be off
+_MOST_LONGER = 4  # start and validation of a run that is more times longer or shorter weigh otherwise
 
 Range = tuple[float, float]  # least and most seconds
 
@@ -118,6 +123,64 @@ def remaining(left_s: float) -> Range:
         Range of seconds, rounded to 0.1.
     """
     return round(_ESTIMATE_ERROR[0] * left_s, 1), round(_ESTIMATE_ERROR[1] * left_s, 1)
+
+
+@dataclass(frozen=True)
+class TrainingTime:
+    """How long a training would take, from those of its shape that ran here.
+
+    Attributes:
+        time_s: Range of seconds on a worker, with start, validation and checkpoints.
+        tokens_per_s: Tokens by that time, the median of the runs.
+        runs: Number of these runs.
+    """
+
+    time_s: Range
+    tokens_per_s: float
+    runs: int
+
+    @classmethod
+    def of(cls, samples: Sequence[str], hosts: Collection[str], tokens: int) -> Self | None:
+        """Estimate a training.
+
+        Args:
+            samples: What trainings of the shape took, as the store keeps it: JSON with host, tokens and busy_ms.
+            hosts: Hosts with a worker that is alive; samples of others do not count.
+            tokens: Tokens of the training.
+
+        Returns:
+            The estimate; None if nothing of that shape and about that length ran there.
+        """
+        per_token = [
+            sample["busy_ms"] / 1000 / sample["tokens"]
+            for sample in map(json.loads, samples)
+            if sample["busy_ms"] > 0
+            and sample["host"] in hosts
+            and 1 / _MOST_LONGER <= sample["tokens"] / tokens <= _MOST_LONGER
+        ]
+        if not per_token:
+            return None
+        low, high = _ESTIMATE_ERROR if len(per_token) == 1 else (1.0, 1.0)
+        time_s = round(low * min(per_token) * tokens, 1), round(high * max(per_token) * tokens, 1)
+        return cls(time_s, round(1 / median(per_token), 1), len(per_token))
+
+
+def shape_of(config: ExperimentConfig, processes: int, gpus: int | None) -> str:
+    """Hash what decides how long a training takes for each token.
+
+    Args:
+        config: The training.
+        processes: Number of its processes.
+        gpus: GPUs that it requests; None: one, if the worker has any.
+
+    Returns:
+        A hash, equal for trainings with equal models, batches, processes, devices and types of numbers.
+    """
+    model = config.model.model_dump(mode="json", exclude={"n_head", "n_head_list"})
+    device = config.device.model_dump(mode="json", exclude={"seed"})
+    batch = (config.training.batch_size, config.training.sequence_length)
+    facts = [model, config.model.heads, batch, device, processes, gpus]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _spread(samples: Sequence[float]) -> Range | None:

@@ -74,6 +74,16 @@ class QueueView(_View):
     eta_s: tuple[float, float] | None = None
 
 
+class TimeEstimate(_View):
+    """How long a training would take, by those of its shape that ran here."""
+
+    time_s: tuple[float, float] = Field(description="on a worker, with start, validation and checkpoints")
+    tokens_per_s: float = Field(description="tokens by that time, the median of the runs")
+    from_: str = Field(serialization_alias="from", description="the runs that it is taken from, in words")
+
+    model_config = ConfigDict(frozen=True, serialize_by_alias=True)
+
+
 class Transition(_View):
     """One change of status."""
 
@@ -273,6 +283,21 @@ class Capacity:
 
     gpus: int
     memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the queue and the workers are to a job that is not submitted.
+
+    Attributes:
+        capacity: What the known workers have if none of them could run it, else None.
+        queue: The place that it would get; None if it would wait for other jobs first.
+        estimate: How long it would take; None if it is no training, or nothing like it ran here.
+    """
+
+    capacity: Capacity | None
+    queue: QueueView | None
+    estimate: TimeEstimate | None
 
 
 @dataclass(frozen=True)

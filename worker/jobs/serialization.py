@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,9 +21,9 @@ from model_core.config_loader import parse_config
 from model_core.errors import InvalidConfig
 from model_core.storage.events import Event
 from worker.jobs.errors import JobNotFound
-from worker.jobs.eta import read_forecast, remaining
+from worker.jobs.eta import TrainingTime, read_forecast, remaining
 from worker.jobs.kinds import kind_of
-from worker.jobs.schemas import AwaitedJob, Job, JobDetail, ModelShape, Progress, QueueView
+from worker.jobs.schemas import AwaitedJob, Job, JobDetail, ModelShape, Progress, QueueView, TimeEstimate
 from worker.jobs.spec import JOB_ID
 from worker.jobs.states import HOLDING, TERMINAL, Status, allowed_actions
 
@@ -210,6 +210,25 @@ def queue_of(jobs_ahead: int, forecast: str) -> QueueView:
     known = read_forecast(forecast)
     eta_s = known.start_of(jobs_ahead) if known is not None else None
     return QueueView(position=jobs_ahead + 1, jobs_ahead=jobs_ahead, eta_s=eta_s)
+
+
+def time_estimate(samples: Sequence[str], hosts: Set[str], tokens: int) -> TimeEstimate | None:
+    """Build the estimate of a training.
+
+    Args:
+        samples: What trainings of its shape took, as the store keeps it.
+        hosts: Hosts with a worker that is alive.
+        tokens: Tokens of the training.
+
+    Returns:
+        The estimate; None if nothing like it ran there.
+    """
+    known = TrainingTime.of(samples, hosts, tokens)
+    if known is None:
+        return None
+    runs = "1 run" if known.runs == 1 else f"{known.runs} runs"
+    where = "on this worker's host" if len(hosts) == 1 else "on these workers' hosts"
+    return TimeEstimate(time_s=known.time_s, tokens_per_s=known.tokens_per_s, from_=f"{runs} of this shape {where}")
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,8 @@
 -- awaits nothing; it has a lease if and only if it is running or stopping; it is in one set of jobs by status; the job that
 -- makes a run or a dataset owns its name until it is terminal.
 local HISTORY, ATTEMPTS, DURATIONS, CHANGES = 200, 100, 50, 10000
+-- Durations of trainings that are kept by shape, and for how long after the last one.
+local SAMPLES, SAMPLES_S = 10, 90 * 86400
 -- Runs have one of so many colours; a new one has the colour that the fewest of the newest so many runs have.
 local COLOURS, COMPARED, REMEMBERED = 8, 16, 200
 local commands = {}
@@ -191,9 +193,11 @@ end
 -- A ready job is in two sorted sets: `ready` gives positions, `ready:CLASS` (the GPUs it needs) is where jobs are taken.
 local function class_queue(id) return P .. 'ready:' .. get(id, 'class') end
 
+-- Higher priority first, then the lower number; both fit a double exactly.
+local function score_of(seq, priority) return seq - priority * 2 ^ 40 end
+
 local function enqueue(id)
-  -- Higher priority first, then the lower number; both fit a double exactly.
-  local score = number(id, 'seq') - number(id, 'priority') * 2 ^ 40
+  local score = score_of(number(id, 'seq'), number(id, 'priority'))
   redis.call('ZADD', P .. 'ready', score, id)
   redis.call('ZADD', class_queue(id), score, id)
 end
@@ -204,6 +208,16 @@ local function dequeue(id)
 end
 
 -- Status ----------------------------------------------------------------------------------------------------------
+
+-- Keep how long a training took, by which those of the same shape are estimated. A record of an earlier version has no shape.
+local function keep_duration(id, busy_ms)
+  local shape, tokens, worker = get(id, 'shape') or '', number(id, 'tokens'), get(id, 'worker')
+  if shape == '' or tokens == 0 or not worker then return end
+  local samples = P .. 'durations:' .. shape
+  redis.call('LPUSH', samples, cjson.encode({host = cjson.decode(worker).host, tokens = tokens, busy_ms = busy_ms}))
+  redis.call('LTRIM', samples, 0, SAMPLES - 1)
+  redis.call('EXPIRE', samples, SAMPLES_S)
+end
 
 -- Record the attempt that ends, and release its GPUs and its lease.
 local function end_attempt(id, to, reason, t)
@@ -219,6 +233,7 @@ local function end_attempt(id, to, reason, t)
   if to == 'succeeded' then
     redis.call('LPUSH', P .. 'durations', busy)
     redis.call('LTRIM', P .. 'durations', 0, DURATIONS - 1)
+    keep_duration(id, busy)
   end
 end
 

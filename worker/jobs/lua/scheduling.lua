@@ -69,17 +69,23 @@ local function memory_of(worker)
   return largest > 0 and largest or math.huge
 end
 
+-- What the workers that are alive announced.
+local function known_workers()
+  local found = {}
+  for _, id in ipairs(redis.call('SMEMBERS', P .. 'workers')) do
+    local info = redis.call('GET', P .. 'workers:' .. id)
+    if info then found[#found + 1] = cjson.decode(info) end
+  end
+  return found
+end
+
 -- Nil if some known worker has enough GPUs and one enough memory, or if no worker is known. Otherwise the largest GPU count
 -- and memory of the known workers; no memory_bytes if that is unbounded.
 local function insufficient_capacity(gpus, memory_bytes)
   local most_gpus, most_memory
-  for _, id in ipairs(redis.call('SMEMBERS', P .. 'workers')) do
-    local info = redis.call('GET', P .. 'workers:' .. id)
-    if info then
-      local worker = cjson.decode(info)
-      most_gpus = math.max(most_gpus or 0, #(worker.gpus or {}))
-      most_memory = math.max(most_memory or 0, memory_of(worker))
-    end
+  for _, worker in ipairs(known_workers()) do
+    most_gpus = math.max(most_gpus or 0, #(worker.gpus or {}))
+    most_memory = math.max(most_memory or 0, memory_of(worker))
   end
   if not most_gpus or (gpus <= most_gpus and memory_bytes <= most_memory) then return nil end
   -- As text: cjson writes numbers with 14 digits.
@@ -91,9 +97,25 @@ function commands.has_runnable(args)
   return {is_runnable = schedule(args.worker, args.idle, args.gpus) ~= nil}
 end
 
--- gpus, memory_bytes -> capacity: what the known workers have, if none of them could run such a job.
-function commands.shortage(args)
-  return {capacity = insufficient_capacity(args.gpus, args.memory_bytes)}
+-- The ready jobs that would precede a new one; nil if it would wait for others first.
+local function jobs_before(priority, depends_on)
+  for _, id in ipairs(depends_on) do
+    if get(id, 'status') ~= 'succeeded' then return nil end
+  end
+  local seq = tonumber(redis.call('GET', P .. 'seq') or 0) + 1
+  return redis.call('ZCOUNT', P .. 'ready', '-inf', string.format('(%.0f', score_of(seq, priority)))
+end
+
+-- gpus, memory_bytes, priority, depends_on (ids) and, of a training, shape of a job that is not submitted
+-- -> capacity: what the known workers have, if none of them could run it; jobs_ahead: absent if it would wait for others;
+-- forecast, as of `with_jobs`; samples (JSON each): how long trainings of that shape took; hosts of the known workers.
+function commands.preview(args)
+  local hosts = {}
+  for _, worker in ipairs(known_workers()) do hosts[#hosts + 1] = worker.host end
+  return {
+    capacity = insufficient_capacity(args.gpus, args.memory_bytes), hosts = hosts,
+    jobs_ahead = jobs_before(args.priority, args.depends_on), forecast = redis.call('GET', P .. 'outlook') or '',
+    samples = args.shape and redis.call('LRANGE', P .. 'durations:' .. args.shape, 0, -1) or {}}
 end
 
 -- -> durations_ms of the jobs that succeeded lately; running: progress (JSON) and age_ms of each running job.

@@ -79,7 +79,8 @@ end
 -- id, kind, run, dataset, export, ablation, gpus, priority, spec, warnings and metadata (JSON), depends_on (ids),
 -- key_hash, fingerprint, max_queued; taken: 'exists' (the disk has what the job makes) or 'ready' (an export, an ablation
 -- or an equal dataset that is there); is_lacking: the disk lacks what the job needs; memory_bytes: absent if capacity is not checked; recipe of the
--- dataset that must be made; preparation (id, spec): the job that makes it unless one is active.
+-- dataset that must be made; preparation (id, spec): the job that makes it unless one is active; of a training, shape and
+-- tokens, by which its duration is kept.
 -- -> jobs (one), id, created; or error: conflict (id), lacking, unfit (capacity), run_exists, ready, dataset_exists
 -- (maker), full, no_dependency (id). A known key precedes whatever stands against the request now.
 function commands.submit(args)
@@ -108,7 +109,7 @@ function commands.submit(args)
   record(args.id, args, {'kind', args.kind, 'run', args.run or '', 'gpus', args.gpus or '', 'class', args.gpus or 'any',
     'spec', args.spec, 'warnings', args.warnings, 'metadata', args.metadata, 'key', args.key_hash or '',
     'depends_on', table.concat(args.depends_on, ' '), 'recipe', recipe, 'export', args.export or '',
-    'ablation', args.ablation or '', 'model', args.model,
+    'ablation', args.ablation or '', 'model', args.model, 'shape', args.shape or '', 'tokens', args.tokens or 0,
     'preparation', args.preparation and maker or '', 'preparation_spec', preparation.spec or '',
     'preparation_recipe', args.preparation and args.recipe or ''})
   if kind.has_model and kind.makes == 'run' then set(args.id, 'colour', recolour(args.run, now())) end

@@ -410,6 +410,7 @@ export class NewRunForm {
       const place = job.queue ? `, at place ${job.queue.position}` : "";
       toast(h("a", { href: to(["jobs", job.id]) }, job.run ?? job.id), ` is in the queue${place}.`);
       this.clear();
+      replace(this.forecast); // the next one has another place
       forget();
       this.onAdded();
     } catch (error) {

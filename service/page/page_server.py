@@ -96,7 +96,7 @@ def add_page(app: FastAPI) -> None:
         if request.method == "GET" and prefers_html(request.headers.get("accept")):
             return await shell_response(request.scope, status=404)
         reply: Response = await problem(request, error)
-        reply.headers.append("Vary", "Accept")
+        _vary_by_accept(reply.headers)
         return reply
 
     app.add_exception_handler(404, nothing_is_here)
@@ -175,8 +175,14 @@ class _WithVary:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).add_vary_header("Accept")
+            _vary_by_accept(MutableHeaders(scope=message))
         await self._send(message)
+
+
+def _vary_by_accept(headers: MutableHeaders) -> None:
+    names = headers.get("vary", "")
+    if "accept" not in names.lower().replace(" ", "").split(","):
+        headers.add_vary_header("Accept")
 
 
 def _format(scope: Scope) -> str | None:

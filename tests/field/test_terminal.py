@@ -47,6 +47,10 @@ RUN = {
     },
     "links": {"self": "/runs/one"},
 }  # fmt: skip
+LISTED_RUN = {
+    **{name: value for name, value in RUN.items() if name != "checkpoints"},
+    "checkpoint_count": 1, "step": 4, "val_loss": 1.5, "size_bytes": 1000,
+}  # fmt: skip
 ERROR = {"code": "cuda_oom", "detail": NASTY, "step": 3, "hint": "halve training.batch_size"}
 FAILED = job(
     status="failed", error=ERROR, metadata={"who": NASTY}, worker={**WORKER, "host": NASTY}, run="a-long-name-" * 5,
@@ -68,7 +72,7 @@ REPLIES = {
     "GET /queue": {"queued": 1, "ready": 1, "waiting": 0, "running": 0, "data": [QUEUED]},
     "GET /workers": {"data": [{"id": NASTY, "slots": 1, "busy": 1, "jobs": [JOB], "gpus": [GPU]}]},
     "GET /datasets": {"data": [DATASET], "has_more": False},
-    "GET /runs": {"data": [RUN], "has_more": False},
+    "GET /runs": {"data": [LISTED_RUN], "has_more": False},
     "GET /runs/one": RUN,
     "GET /runs/one/checkpoints": {"data": [CHECKPOINT]},
     "POST /generate": GENERATED,
@@ -395,7 +399,7 @@ def test_the_last_events_are_followed_by_those_to_come(told, terminal) -> None:
     ],
 )
 def test_attention_is_saved_as_it_is_asked_for(service, terminal, tmp_path, options, files, asked) -> None:
-    manifest = {"sha256": "ab", "layers": [{"layer": 0}, {"layer": 1}]}
+    manifest = {"run": "one", "id": "0", "sha256": "ab", "layers": [{"layer": 0}, {"layer": 1}]}
     service.says("GET /attention/one/0", manifest)
     code, out, _ = terminal("attention", "one", "0", "--out", str(tmp_path / "new"), *options)
     assert (code, [Path(line).name for line in out.splitlines()]) == (0, files)

@@ -92,7 +92,7 @@ class Visit:
             self.complaints.append(f"another host: {request.url}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop would be that of every later test
 def browser() -> Iterator[Any]:
     """Chromium of this machine."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

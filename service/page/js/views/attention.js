@@ -6,25 +6,24 @@
  * @typedef {import("./attention/step_slider.js").Stop} Stop
  * @typedef {import("../parts/matrix.js").Mark} Mark
  */
-import { ApiError, get, isAbort } from "../api.js";
+import { get, isAbort } from "../api.js";
 import { choices } from "../controls.js";
 import { h, replace, set } from "../dom.js";
-import { plural, whole } from "../format.js";
 import { headMap } from "../glyph.js";
 import { onEvent, onResume } from "../live.js";
 import { onTheme } from "../palette.js";
 import { tokenStrip } from "../parts/token_strip.js";
 import { skeleton as block, empty, problem } from "../placeholders.js";
 import { go, note, to } from "../router.js";
+import { attentionKeys } from "./attention/attention_keys.js";
 import { AttentionReplies } from "./attention/attention_replies.js";
-import { headGrid, METRICS } from "./attention/head_grid.js";
+import { arrangement, arrangementOf, arrangementQuery, headGrid } from "./attention/head_grid.js";
 import { matrixView } from "./attention/matrix_view.js";
 import { stepSlider, stopsOf } from "./attention/step_slider.js";
-import { textChooser } from "./attention/text_chooser.js";
+import { factsOf, textChooser } from "./attention/text_chooser.js";
 
 const SETTLED_MS = 250;
 const RELOAD_MS = 10_000; // of the checkpoints of a run that trains
-const PHONE = 720;
 
 /**
  * @param {import("../router.js").Route} route
@@ -104,9 +103,7 @@ class AttentionView {
     this.maxTokens = query.max_tokens;
     this.place = this.#clamped(Number(query.layer) || 0, Number(query.head) || 0);
     this.pinned = query.token ? Number(query.token) : null;
-    this.isRanked = query.arrange === "ranked";
-    this.isAscending = query.order === "asc";
-    this.metric = METRICS[query.metric] ? query.metric : "entropy_relative";
+    this.arranged = arrangementOf(query);
     this.isShared = query.scale !== "head";
     const address = `/attention/${encodeURIComponent(this.run)}/${encodeURIComponent(id)}`;
     this.replies = new AttentionReplies(address, this.maxTokens, signal);
@@ -117,13 +114,15 @@ class AttentionView {
       href: (layer, head) => to(["attention", this.run, id], { ...query, layer, head }),
       pitch: Math.min(9, 64 / Math.max(...this.heads)),
     });
+    set(this.map.node, { onclick: (/** @type {MouseEvent} */ event) => this.#chooseInMap(event) });
     this.texting = textChooser({
       run: this.run,
       id,
       texts,
       checkpoint: () => this.checkpoint,
       open: (other, maxTokens) => go(to(["attention", this.run, other], { ...this.#kept(), max_tokens: maxTokens })),
-      refused: (error, again) => this.#refuse(error, again),
+      refuse: (content) => this.matrix.fail(content),
+      back: () => this.captured && this.#drawHead(),
     });
     this.scales = choices(
       "Scale",
@@ -155,14 +154,19 @@ class AttentionView {
       onEvent("status", (event) => event.run === run && !event.snapshot && this.#reload(0)),
       onResume(() => this.#reload(0)),
     ];
-    const fit = () => this.#fit();
-    addEventListener("resize", fit);
+    addEventListener("resize", this.grid.fit);
     return {
       title: `Attention of ${run}`,
       node: this.#page(),
-      keys: this.#keys(),
+      keys: attentionKeys({
+        slider: this.slider,
+        move: (layers, heads) => this.#choose(this.place.layer + layers, this.place.head + heads),
+        fullScreen: this.matrix.toggleFullScreen,
+        scale: () => this.#scale(!this.isShared),
+        letGo: () => this.#pin(null),
+      }),
       ready: () => {
-        this.#fit();
+        this.grid.fit();
         this.#showStops();
         this.#draw();
         this.#settle();
@@ -173,7 +177,7 @@ class AttentionView {
       },
       leave: () => {
         for (const end of off) end();
-        removeEventListener("resize", fit);
+        removeEventListener("resize", this.grid.fit);
         clearTimeout(this.settling);
         clearTimeout(this.reloading);
         for (const part of [this.slider, this.grid, this.matrix]) part.leave();
@@ -200,7 +204,11 @@ class AttentionView {
       h(
         "div",
         { class: "attn-bar" },
-        this.#arrangement(),
+        arrangement(this.arranged, (changes) => {
+          Object.assign(this.arranged, changes);
+          note(arrangementQuery(this.arranged));
+          this.#drawGrid();
+        }),
         h(
           "div",
           { class: "end" },
@@ -213,44 +221,12 @@ class AttentionView {
     return this.node;
   }
 
-  #arrangement() {
-    const options = Object.entries(METRICS).map(([value, name]) => h("option", { value }, name));
-    const ranked = () => (this.isRanked ? `Ranked ${this.isAscending ? "↑" : "↓"}` : "Ranked");
-    /** @param {boolean} isRanked */
-    const arrange = (isRanked) => {
-      this.isAscending = isRanked && this.isRanked ? !this.isAscending : this.isAscending;
-      this.isRanked = isRanked;
-      note({ arrange: isRanked ? "ranked" : null, order: isRanked && this.isAscending ? "asc" : null });
-      node.lastElementChild?.replaceChildren(ranked());
-      this.#drawGrid();
-    };
-    const { node } = choices(
-      "Arrange",
-      [
-        { value: false, text: "By layer" },
-        { value: true, text: ranked(), title: "By the metric; a second click turns the order" },
-      ],
-      this.isRanked,
-      arrange,
-    );
-    const metric = h("select", { class: "field", value: this.metric }, options);
-    metric.value = this.metric;
-    set(metric, {
-      onchange: () => {
-        this.metric = metric.value;
-        note({ metric: this.metric });
-        this.#drawGrid();
-      },
-    });
-    return [node, h("label", { class: "check" }, "by", metric)];
-  }
-
   // ---- what is chosen ------------------------------------------------------------------------------------------
 
   /** Choices that another text keeps. */
   #kept() {
-    const { checkpoint, place, metric, isRanked, isShared } = this;
-    return { checkpoint, ...place, metric, arrange: isRanked ? "ranked" : null, scale: isShared ? null : "head" };
+    const { checkpoint, place, isShared } = this;
+    return { checkpoint, ...place, ...arrangementQuery(this.arranged), scale: isShared ? null : "head" };
   }
 
   /** @param {number} layer @param {number} head @returns {Place} */
@@ -267,6 +243,15 @@ class AttentionView {
     this.failure = this.captured ? null : this.failure;
     this.#drawHead();
     this.#settle();
+  }
+
+  /** A dot is a link, for another window too; in this one nothing else changes. @param {MouseEvent} event */
+  #chooseInMap(event) {
+    const dot = event.target instanceof Element ? event.target.closest("[data-head]") : null;
+    if (!dot || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    const [layer, head] = String(dot.getAttribute("data-head")).split(".").map(Number);
+    this.#choose(layer, head);
   }
 
   /** @param {boolean} isShared */
@@ -315,28 +300,6 @@ class AttentionView {
     this.#settle();
   }
 
-  /** Show why a text was refused, in place of the matrix. @param {unknown} error @param {() => void} again */
-  #refuse(error, again) {
-    const most = error instanceof ApiError && /** @type {number | undefined} */ (error.errors[0]?.nearest[0]);
-    const shorten = () => this.texting.send(Number(most));
-    const cut = { type: "button", class: "btn", onclick: shorten };
-    const retry = error instanceof ApiError && error.status && error.status < 500 ? null : again;
-    const back = { type: "button", class: "btn quiet", onclick: () => this.#drawHead() };
-    this.matrix.fail(
-      h(
-        "div",
-        { class: "stack" },
-        problem(error, retry),
-        h(
-          "p",
-          {},
-          typeof most === "number" && h("button", cut, `Look at the first ${whole(most)} tokens`),
-          this.captured && h("button", back, "Back to the text before"),
-        ),
-      ),
-    );
-  }
-
   // ---- what follows from it ------------------------------------------------------------------------------------
 
   /** Once nothing moves any more: labels, and the neighbours of the step. */
@@ -350,11 +313,7 @@ class AttentionView {
         if (this.checkpoint !== checkpoint) return;
         this.statistics = statistics;
         this.#drawPanel();
-        for (const { reference } of this.slider.neighbours()) {
-          await this.replies.all(reference);
-          if (captured.weights.size < captured.weights.tokens.length)
-            await this.replies.head(reference, this.place.layer, this.place.head);
-        }
+        await this.replies.ahead(this.slider.neighbours(), this.place);
       } catch {} // nobody asked for them yet: who moves there sees the error
     }, SETTLED_MS);
   }
@@ -394,17 +353,11 @@ class AttentionView {
 
   #draw() {
     const tokens = this.captured?.weights.tokens;
-    const from = this.captured?.reply.truncated_from;
-    const all = this.heads.reduce((sum, n) => sum + n, 0);
-    const limit = Math.min(from ?? 0, this.texts.limits.max_tokens);
-    const more = () => go(to(["attention", this.run, this.id], { ...this.#kept(), max_tokens: limit }));
     replace(
       this.facts,
-      `${plural(all, "head")} in ${plural(this.heads.length, "layer")}`,
-      tokens && ` · ${from ? `first ${tokens.length} of ${whole(from)} tokens` : plural(tokens.length, "token")} `,
-      tokens &&
-        limit > tokens.length &&
-        h("button", { type: "button", class: "link-btn", onclick: more }, limit === from ? "all" : `first ${limit}`),
+      factsOf(this.heads, this.captured?.reply, this.texts.limits.max_tokens, (most) => {
+        go(to(["attention", this.run, this.id], { ...this.#kept(), max_tokens: most }));
+      }),
     );
     if (tokens && this.strip?.buttons.length !== tokens.length) {
       this.strip = tokenStrip({
@@ -415,15 +368,14 @@ class AttentionView {
       });
       set(this.strip.node, { onfocusout: () => this.#point(null) });
       replace(this.stripPlace, this.strip.node);
-      if (this.pinned != null && !(this.pinned < tokens.length)) this.pinned = null;
+      if (!tokens[this.pinned ?? -1]) this.pinned = null;
     }
     this.#drawGrid();
     this.#drawHead();
   }
 
   #drawGrid() {
-    const { isRanked, metric, isAscending } = this;
-    this.grid.update(this.captured, { mostOf: (place) => this.#most(place), isRanked, metric, isAscending });
+    this.grid.update(this.captured, { mostOf: (place) => this.#most(place), ...this.arranged });
     this.grid.choose(this.place);
   }
 
@@ -481,45 +433,5 @@ class AttentionView {
         pin: (query) => this.#pin(query),
       },
     );
-  }
-
-  /** As large thumbnails as the height allows. */
-  #fit() {
-    const rows = Math.max(...this.heads);
-    const isWide = innerWidth > PHONE;
-    const byHeight = isWide ? (Math.max(innerHeight, 700) - 296) / rows - 7 : (innerHeight * 0.45) / rows - 7;
-    const byWidth = isWide ? 88 : Math.min(72, (innerWidth - 32) / this.heads.length - 8);
-    const side = Math.floor(Math.max(isWide ? 36 : 28, Math.min(byHeight, byWidth)));
-    this.node?.classList.toggle("small-heads", side < 46);
-    if (this.node) set(this.node, { vars: { "--thumb": `${side}px` } });
-    this.matrix.draw();
-  }
-
-  /** @returns {import("../keys.js").Key[]} */
-  #keys() {
-    const { slider } = this;
-    const onSlider = (/** @type {KeyboardEvent} */ event) => event.target === slider.input;
-    const onButton = (/** @type {KeyboardEvent} */ { target }) =>
-      target instanceof Element && target.matches("button, a");
-    const by = (/** @type {KeyboardEvent} */ { key }, /** @type {string} */ back) => (key === back ? -1 : 1);
-    return [
-      {
-        key: ["ArrowUp", "ArrowDown"],
-        what: "another head of the layer",
-        unless: onSlider,
-        run: (event) => this.#choose(this.place.layer, this.place.head + by(event, "ArrowUp")),
-      },
-      {
-        key: ["ArrowLeft", "ArrowRight"],
-        what: "another layer",
-        unless: onSlider,
-        run: (event) => this.#choose(this.place.layer + by(event, "ArrowLeft"), this.place.head),
-      },
-      { key: [",", "."], what: "an earlier, a later checkpoint", run: (event) => void slider.moveBy(by(event, ",")) },
-      { key: " ", what: "run through the checkpoints", unless: onButton, run: () => void slider.toggle() },
-      { key: "f", what: "one head in full screen", run: () => void this.matrix.toggleFullScreen() },
-      { key: "s", what: "scale: 0 to 1, or per head", run: () => this.#scale(!this.isShared) },
-      { key: "Escape", what: "let the pinned token go", run: () => this.#pin(null) },
-    ];
   }
 }

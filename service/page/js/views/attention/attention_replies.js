@@ -87,6 +87,18 @@ export class AttentionReplies {
     return this.#heads.now(`${checkpoint} ${layer} ${head}`);
   }
 
+  /**
+   * Ask ahead for other checkpoints; of a long text also for the head in full.
+   * @param {{reference: string}[]} stops
+   * @param {{layer: number, head: number}} place
+   */
+  async ahead(stops, { layer, head }) {
+    for (const { reference } of stops) {
+      const { weights } = await this.all(reference);
+      if (weights.size < weights.tokens.length) await this.head(reference, layer, head);
+    }
+  }
+
   /** Labels of the heads and numbers of even attention. @param {string} checkpoint */
   statistics(checkpoint) {
     return this.#statistics.take(checkpoint, () => this.#get("statistics", { checkpoint }));

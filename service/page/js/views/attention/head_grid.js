@@ -5,18 +5,24 @@
  * @typedef {import("./attention_replies.js").Captured} Captured
  * @typedef {{layer: number, head: number}} Place
  */
+import { choices } from "../../controls.js";
 import { h, replace, set } from "../../dom.js";
 import { plural, short } from "../../format.js";
 import { drawThumbnail } from "../../parts/matrix.js";
 
 const NEAR = "400px";
+const PHONE = 720;
+const LEAST_HEIGHT = 700; // pixels of a window that the grid counts with
+const ABOVE = 296; // pixels of the bar, the head of the view and the text
+const GAP = 7;
+const VALUE_FROM = 46; // pixels of a thumbnail that has room for its value
 
 /** Metrics of a head in one text: the name of each in the API, and on the page. @type {Record<string, string>} */
 export const METRICS = {
   entropy_relative: "Entropy",
   entropy: "Entropy, bits",
   mean_distance: "Distance",
-  distance_variance: "Distance, variance",
+  distance_variance: "Distance spread",
   previous: "Previous token",
   diagonal: "Self",
   local: "Local",
@@ -28,6 +34,8 @@ export const METRICS = {
   sink_norm: "First token, norm",
   output_norm: "Output norm",
 };
+
+const FIRST_METRIC = "entropy_relative";
 
 /** Number of a head. @param {Captured | null} captured @param {Place} place @param {string} metric */
 export function numberOf(captured, { layer, head }, metric) {
@@ -49,8 +57,13 @@ export function headGrid(heads, onChoose) {
     const canvas = h("canvas", { "aria-hidden": true });
     const [name, value] = [h("span", { class: "head-name" }), h("span", { class: "head-value" })];
     const onclick = () => onChoose(place);
-    const button = h("button", { type: "button", class: "head", onclick }, canvas, name, value);
-    return { place, canvas, name, value, button, isNear: false, isOld: true };
+    const spoken = [h("span", { class: "sr" }), h("span", { class: "sr" })];
+    const button = h(
+      "button",
+      { type: "button", class: "head", "data-head": `${place.layer}.${place.head}`, onclick },
+      [canvas, spoken[0], name, spoken[1], value],
+    );
+    return { place, canvas, name, value, spoken, button, isNear: false, isOld: true };
   });
   const byButton = new Map(cells.map((cell) => [/** @type {Element} */ (cell.button), cell]));
   /** @type {Captured | null} */
@@ -107,6 +120,16 @@ export function headGrid(heads, onChoose) {
   return {
     node,
     leave: () => watcher.disconnect(),
+    /** Make thumbnails as large as the height allows. */
+    fit() {
+      const rows = Math.max(...heads);
+      const isWide = innerWidth > PHONE;
+      const height = isWide ? Math.max(innerHeight, LEAST_HEIGHT) - ABOVE : innerHeight * 0.45;
+      const most = isWide ? 88 : Math.min(72, (innerWidth - 32) / heads.length - 8);
+      const side = Math.floor(Math.max(isWide ? 36 : 28, Math.min(most, height / rows - GAP)));
+      node.classList.toggle("small-heads", side < VALUE_FROM);
+      set(node, { vars: { "--thumb": `${side}px` } });
+    },
     /**
      * Show weights and numbers.
      * @param {Captured | null} captured null: they are not known
@@ -119,10 +142,10 @@ export function headGrid(heads, onChoose) {
       arrange(isRanked, metric, isAscending);
       for (const cell of cells) {
         const { layer, head } = cell.place;
-        const number = short(numberOf(shown, cell.place, metric));
         cell.name.textContent = isRanked ? `${layer}.${head}` : String(head);
-        cell.value.textContent = number;
-        set(cell.button, { "aria-label": `layer ${layer}, head ${head}, ${METRICS[metric]} ${number}` });
+        cell.spoken[0].textContent = isRanked ? "Head " : `Layer ${layer}, head `;
+        cell.spoken[1].textContent = `, ${METRICS[metric]} `;
+        cell.value.textContent = short(numberOf(shown, cell.place, metric));
         cell.isOld = true;
         if (cell.isNear) draw(cell);
       }
@@ -137,4 +160,47 @@ export function headGrid(heads, onChoose) {
       }
     },
   };
+}
+
+/** How an address arranges the grid. @param {Record<string, string>} query */
+export function arrangementOf({ arrange, order, metric }) {
+  const known = METRICS[metric] ? metric : FIRST_METRIC;
+  return { isRanked: arrange === "ranked", isAscending: order === "asc", metric: known };
+}
+
+/** The same for an address. @param {ReturnType<typeof arrangementOf>} arranged */
+export function arrangementQuery({ isRanked, isAscending, metric }) {
+  return {
+    arrange: isRanked ? "ranked" : null,
+    order: isRanked && isAscending ? "asc" : null,
+    metric: metric === FIRST_METRIC ? null : metric,
+  };
+}
+
+/**
+ * Choose how the grid is arranged: by layer, or by a metric; a second click on "Ranked" turns the order.
+ * @param {ReturnType<typeof arrangementOf>} now
+ * @param {(changes: {isRanked?: boolean, isAscending?: boolean, metric?: string}) => void} onChange
+ */
+export function arrangement({ isRanked, isAscending, metric }, onChange) {
+  const options = Object.entries(METRICS).map(([value, name]) => h("option", { value }, name));
+  const select = h("select", { class: "field", value: metric, "aria-label": "Metric" }, options);
+  set(select, { onchange: () => onChange({ metric: select.value }) });
+  const ranked = () => (isRanked ? `Ranked ${isAscending ? "↑" : "↓"}` : "Ranked");
+  const title = "By the metric; a second click turns the order";
+  const { node } = choices(
+    "Arrange",
+    [
+      { value: false, text: "By layer" },
+      { value: true, text: ranked(), title },
+    ],
+    isRanked,
+    (value) => {
+      isAscending = value && isRanked ? !isAscending : isAscending;
+      isRanked = value;
+      node.lastElementChild?.replaceChildren(ranked());
+      onChange({ isRanked, isAscending });
+    },
+  );
+  return [node, h("span", { class: "check" }, "by", select)];
 }

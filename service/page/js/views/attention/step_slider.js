@@ -111,8 +111,7 @@ export function stepSlider(onMove) {
      */
     update(next, step) {
       stops = next;
-      const found = stops.findIndex((candidate) => candidate.step === step);
-      at = found < 0 ? stops.length - 1 : found;
+      at = stops.findIndex((candidate) => candidate.step === step);
       set(input, { max: Math.max(0, stops.length - 1), disabled: stops.length < 2 });
       set(play, { disabled: stops.length < 2 });
       replace(spark, svg("path", { d: lossPath(stops), "vector-effect": "non-scaling-stroke" }));

@@ -1,7 +1,9 @@
 /** Which text is looked at: the examples and texts of a run, and any other text. */
-import { isAbort, send } from "../../api.js";
+import { ApiError, isAbort, send } from "../../api.js";
 import { choices } from "../../controls.js";
 import { h, set } from "../../dom.js";
+import { plural, whole } from "../../format.js";
+import { problem } from "../../placeholders.js";
 
 const MOST_BUTTONS = 3;
 const LABEL = 28; // characters
@@ -14,9 +16,10 @@ const LABEL = 28; // characters
  * @param {{data: {id: string, kind: string, begins: string}[]}} options.texts
  * @param {() => string} options.checkpoint that another text is looked at with
  * @param {(id: string, maxTokens?: number) => void} options.open
- * @param {(error: unknown, again: () => void) => void} options.refused
+ * @param {(content: HTMLElement) => void} options.refuse shows why a text was refused
+ * @param {() => void} options.back shows the text before again
  */
-export function textChooser({ run, id, texts, checkpoint, open, refused }) {
+export function textChooser({ run, id, texts, checkpoint, open, refuse, back }) {
   const known = texts.data.map(({ id: value, kind, begins }) => ({
     value,
     title: begins,
@@ -38,7 +41,7 @@ export function textChooser({ run, id, texts, checkpoint, open, refused }) {
       const json = { run, checkpoint: checkpoint(), text: field.value, max_tokens: maxTokens };
       open((await send("POST", "/attention", { json })).id, maxTokens);
     } catch (error) {
-      if (!isAbort(error)) refused(error, () => submit(maxTokens));
+      if (!isAbort(error)) refuse(refusal(error, { submit, back, maxTokens }));
     } finally {
       set(field, { "aria-busy": null, disabled: null });
     }
@@ -48,7 +51,53 @@ export function textChooser({ run, id, texts, checkpoint, open, refused }) {
       if (event.key === "Enter" && !event.isComposing) submit();
     },
   });
-  return { node: h("div", { class: "attn-text" }, chooserOf(known, id, open), field), send: submit };
+  return { node: h("div", { class: "attn-text" }, chooserOf(known, id, open), field) };
+}
+
+/**
+ * What is looked at, in words: heads, layers, tokens, and a button for more tokens of a text that was cut.
+ * @param {number[]} heads
+ * @param {{tokens: string[], truncated_from: number | null} | undefined} reply
+ * @param {number} limit tokens that can be looked at
+ * @param {(tokens: number) => void} onMore
+ */
+export function factsOf(heads, reply, limit, onMore) {
+  const all = heads.reduce((sum, n) => sum + n, 0);
+  const facts = `${plural(all, "head")} in ${plural(heads.length, "layer")}`;
+  if (!reply) return facts;
+  const [n, from] = [reply.tokens.length, reply.truncated_from];
+  const most = Math.min(from ?? 0, limit);
+  const words = most === from ? "all" : `first ${most}`;
+  return [
+    `${facts} · ${from ? `first ${n} of ${whole(from)} tokens` : plural(n, "token")} `,
+    most > n && h("button", { type: "button", class: "link-btn", onclick: () => onMore(most) }, words),
+  ];
+}
+
+/**
+ * @param {unknown} error
+ * @param {{submit: (maxTokens?: number) => void, back: () => void, maxTokens?: number}} what
+ */
+function refusal(error, { submit, back, maxTokens }) {
+  const known = error instanceof ApiError ? error : null;
+  const fitting = known?.errors[0]?.nearest[0];
+  const isFinal = known?.status === 422; // the same text is refused again
+  return h(
+    "div",
+    { class: "stack" },
+    problem(error, isFinal ? null : () => submit(maxTokens)),
+    h(
+      "p",
+      {},
+      typeof fitting === "number" &&
+        h(
+          "button",
+          { type: "button", class: "btn", onclick: () => submit(fitting) },
+          `Look at the first ${whole(fitting)} tokens`,
+        ),
+      h("button", { type: "button", class: "btn quiet", onclick: back }, "Back to the text before"),
+    ),
+  );
 }
 
 /** @param {{value: string, text: string, title: string}[]} known @param {string} id @param {(id: string) => void} open */

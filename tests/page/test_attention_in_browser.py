@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.e2e.conftest import Service
 from tests.page.conftest import PHONE, Visit
@@ -46,11 +47,17 @@ def open_head(opened: Visit, query: str = "layer=0&head=2") -> Any:
     return page
 
 
+def pixel_of(picture: Image.Image, x: float, y: float) -> tuple[int, ...]:
+    pixel = picture.getpixel((int(x), int(y)))
+    assert isinstance(pixel, tuple)
+    return pixel
+
+
 def cells_of(opened: Visit, size: int, places: list[tuple[int, int]]) -> list[tuple[int, ...]]:
     """Colours in the middle of the cells (query, key) of the matrix."""
     picture = opened.picture(".matrix canvas")
     cell = (picture.width - LABELS_PX) / size
-    return [picture.getpixel((int((key + 0.5) * cell), int((query + 0.5) * cell))) for query, key in places]
+    return [pixel_of(picture, (key + 0.5) * cell, (query + 0.5) * cell) for query, key in places]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -66,7 +73,7 @@ def test_cells_and_thumbnails_have_the_colour_of_their_weight(
     assert [is_near(*pair) for pair in zip(painted, expected, strict=True)] == [True] * len(CELLS)
     small = opened.picture('.head[data-head="0.2"] canvas')
     pitch = small.width / len(levels)
-    painted = [small.getpixel((int((key + 0.5) * pitch), int((query + 0.5) * pitch))) for query, key in CELLS[:3]]
+    painted = [pixel_of(small, (key + 0.5) * pitch, (query + 0.5) * pitch) for query, key in CELLS[:3]]
     assert [is_near(*pair) for pair in zip(painted, expected, strict=False)] == [True] * 3
     assert cells_of(opened, len(levels), [(2, 9)])[0] == opened.pixel("#main", 2, 2)  # unseen: no colour
 
@@ -98,7 +105,7 @@ def test_a_pinned_token_and_a_chosen_head_are_in_the_address(visit: Callable[...
     assert "layer=1&head=1&token=6" in page.url
     assert opened.pixel(".token.here", 5, 2) == (27, 27, 25)  # ink
     assert page.locator(".token.look").count() + page.locator(".token.seen").count() > 3
-    blue = opened.picture(".matrix canvas").getpixel((round(2.5 * cell), round(6 * cell) - 1))
+    blue = pixel_of(opened.picture(".matrix canvas"), 2.5 * cell, round(6 * cell) - 1)
     assert blue[2] - blue[0] > 80  # the frame of its row
     before = opened.picture("main")
     page = opened.reload()

@@ -56,7 +56,7 @@ export async function getBytes(path, options = {}) {
 /**
  * Get text.
  * @param {string} path
- * @param {Options} [options]
+ * @param {Options & {headers?: Record<string, string>}} [options] headers: `Range`, for a part
  * @returns {Promise<string>}
  */
 export async function getText(path, options = {}) {

@@ -45,6 +45,9 @@ export interface Job {
   queue: QueuePlace | null;
   colour?: number | null;
   model?: ModelShape | null;
+  worker?: { host: string; device: string } | null;
+  config?: Record<string, any> | null;
+  waiting_on?: { job: string; kind: string; name: string; status: string; eta_s: [number, number] | null }[];
 }
 
 export interface Worker {
@@ -81,4 +84,26 @@ export interface Validation {
   warnings: { code: string; detail: string }[];
   estimate?: { time_s: [number, number]; tokens_per_s: number; from: string } | null;
   queue?: QueuePlace | null;
+}
+
+export interface Checkpoint {
+  file: string;
+  step: number;
+  val_loss: number | string | null;
+  full: boolean;
+  size_bytes: number;
+  pinned: boolean;
+}
+
+export interface Run {
+  name: string;
+  status: string;
+  job: string | null;
+  colour: number;
+  model: ModelShape;
+  checkpoint_count?: number;
+  checkpoints: Checkpoint[];
+  config: Record<string, any>;
+  size_bytes: number;
+  outcome: Record<string, any> | null;
 }

@@ -210,15 +210,17 @@ export class Configuration {
     /** @type {Record<string, any>} */
     this.config = found.run?.config ?? found.job?.config ?? {};
     this.signal = signal;
-    this.place = h("div", {}, this.sections(this.config));
     const copy = h("button", { type: "button", class: "btn quiet", onclick: () => this.copy() }, "Copy as YAML");
+    this.what = h("h3", { class: "muted" }, "All keys");
+    this.place = h("div", {}, this.sections(this.config));
     this.node = h(
       "section",
       { id: this.id, class: "run-section", "aria-label": "Configuration" },
       h(
         "details",
         { open: innerWidth > 720 },
-        h("summary", { class: "section-head" }, h("h2", {}, "Configuration"), h("span", { class: "end" }, copy)),
+        h("summary", { class: "section-head" }, h("h2", {}, "Configuration")),
+        h("div", { class: "section-head" }, this.what, h("span", { class: "end" }, copy)),
         this.place,
       ),
     );
@@ -236,7 +238,8 @@ export class Configuration {
           .filter(([, values]) => Object.keys(values).length),
       );
       const all = h("details", { class: "config-all" }, h("summary", {}, "All keys"), this.sections(this.config));
-      replace(this.place, h("h3", { class: "muted" }, "Differs from the defaults"), this.sections(differing), all);
+      replace(this.what, "Differs from the defaults");
+      replace(this.place, this.sections(differing), all);
     } catch (error) {
       if (!isAbort(error)) return; // all keys are shown already
     }

@@ -3,7 +3,7 @@
  *
  * @typedef {import("../run.js").Found} Found
  */
-import { get, isAbort, send } from "../../api.js";
+import { isAbort, send } from "../../api.js";
 import { h, replace } from "../../dom.js";
 import { bytes, count, duration, plural, range, whole } from "../../format.js";
 import { to } from "../../router.js";
@@ -29,7 +29,6 @@ export class WaitingPart {
     );
     this.update(found);
     this.loadBudget(found);
-    this.loadReason(found);
   }
 
   /** @param {Found} found */
@@ -46,18 +45,6 @@ export class WaitingPart {
         return h("li", {}, `after ${verb}`, h("a", { href: to(["jobs", id]) }, name), ` is ready (${status}${end})`);
       }),
     );
-  }
-
-  /** Why no worker takes it, from the queue itself. @param {Found} found */
-  async loadReason({ job }) {
-    try {
-      const queue = await get("/queue", { query: { limit: 100 }, signal: this.signal });
-      const mine = queue.data.find((/** @type {{id?: string, job?: string}} */ one) => (one.job ?? one.id) === job?.id);
-      const reason = mine?.reason ?? mine?.blocked_by ?? null;
-      if (typeof reason === "string") this.reasons.append(h("li", {}, reason));
-    } catch (error) {
-      if (!isAbort(error)) return; // the place stands above
-    }
   }
 
   /** @param {Found} found */

@@ -376,7 +376,6 @@ class AttentionView {
 
   #drawGrid() {
     this.grid.update(this.captured, { mostOf: (place) => this.#most(place), ...this.arranged });
-    this.grid.choose(this.place);
   }
 
   #drawHead() {

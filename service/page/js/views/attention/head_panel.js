@@ -82,12 +82,11 @@ function numbers({ captured, place, statistics }) {
     const all = places.flatMap((other) => numberOf(captured, other, metric) ?? []);
     const even = statistics?.even[metric] ?? null;
     const title = statistics?.formulas[metric];
-    const spots = [...new Set(all.map((value) => value.toPrecision(3)))].map(Number); // of 144 heads many are equal
     return h(
       "tr",
       { title },
       h("th", { scope: "row" }, name),
-      h("td", {}, dots(spots, mine, even)),
+      h("td", {}, dots(all, mine, even)),
       h("td", { class: "num" }, short(mine)),
     );
   };
@@ -108,7 +107,7 @@ function dots(all, mine, even) {
     { class: "spot", viewBox: "0 0 100 14", width: 100, height: 14, "aria-hidden": true },
     svg("path", { d: `M${LEFT} 7h${WIDTH}` }),
     even != null && svg("path", { class: "even", d: `M${at(even)} 2v10` }),
-    all.map((value) => svg("circle", { cx: at(value), cy: 7, r: 2.2 })),
+    svg("path", { class: "all", d: all.map((value) => `M${at(value)} 7h0`).join("") }),
     svg("circle", { class: "me", cx: at(mine), cy: 7, r: 4 }),
   );
 }

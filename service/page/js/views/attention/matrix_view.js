@@ -53,7 +53,7 @@ export function matrixView(on) {
     const height = isFull ? innerHeight - 48 : isWide ? Math.max(innerHeight, LEAST_HEIGHT) - ABOVE : width;
     cell = Math.min(cellSize(head.weights.size, width, height), isFull ? Number.POSITIVE_INFINITY : MOST_CELL);
     drawCells(cells, head, cell);
-    drawFrames(frames, head.weights, { cell, mark, isAlone: true });
+    frame();
   };
   const move = (/** @type {KeyboardEvent} */ event) => {
     const by = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];

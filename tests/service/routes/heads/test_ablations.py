@@ -115,6 +115,18 @@ def test_a_cost_is_quoted_from_the_speed_of_the_run_and_submits_nothing(site: An
     assert site.http.get("/jobs").json()["data"] == []
 
 
+@pytest.mark.parametrize("validate_only", ["true", "false"])
+def test_a_key_of_more_than_255_characters_is_refused_also_where_nothing_is_submitted(
+    site: Any, run: Run, validate_only: str
+) -> None:
+    long = {"Idempotency-Key": "k" * 256}
+    reply = site.http.post(PLACE, json=SMALL, params={"validate_only": validate_only}, headers=long)
+    problem = reply.json()
+    assert (reply.status_code, problem["code"]) == (422, "invalid_parameter")
+    assert [error["pointer"] for error in problem["errors"]] == ["/Idempotency-Key"]
+    assert site.http.get("/jobs").json()["data"] == []
+
+
 @pytest.mark.parametrize(
     ("options", "code", "pointer", "nearest"),
     [

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,12 @@ from model_core.attention.heads.distribution_record import (
     write_distribution,
 )
 from model_core.config_loader import parse_config
+from model_core.errors import ResultNotFound
 from model_core.storage.dataset import dataset_of
 from model_core.storage.run import Run
+from service import distributions
+from service.head_results import CSV, PNG
+from service.protocol.parsing import JSON
 
 PLACE = "/runs/tiny/distributions"
 
@@ -176,6 +181,20 @@ def test_what_is_not_there_is_refused(site: Any, record: DistributionRecord) -> 
     assert refused(get(address, params={"layer": 0, "head": 12})) == (422, "invalid_parameter", [("/head", [last])])
     (status, code, [(pointer, nearest)]) = refused(get(address, params={"metric": "previuos"}))
     assert (status, code, pointer, "previous" in nearest) == (422, "invalid_parameter", "/metric", True)
+
+
+@pytest.mark.parametrize(
+    ("media_type", "query"),
+    [(JSON, {}), (JSON, {"metric": "previous"}), (CSV, {"view": "key_tokens"}), (CSV, {}), (PNG, {})],
+    ids=["json", "examples", "tokens", "csv", "png"],
+)
+def test_a_distribution_deleted_while_it_is_read_is_not_found(
+    site: Any, record: DistributionRecord, media_type: str, query: dict[str, Any]
+) -> None:
+    found = distributions.find(site.layout, "tiny", record.name)
+    shutil.rmtree(record.path)
+    with pytest.raises(ResultNotFound):
+        distributions.render(found, distributions.DistributionQuery(**query), media_type)
 
 
 def test_what_cannot_be_measured_is_refused(site: Any, run: Run) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from model_core.attention.exact import EXACT
 from model_core.attention.record import text_directory
 from model_core.attention.texts import text_lock
 from model_core.schemas import tokens_id
@@ -63,7 +64,8 @@ class Inference:
         self.site = RealSite(root / "data", redis_url)
         self.site.registry.deregister("inference", "real")
         self.site.add_model("tiny", n_layer=len(heads), n_embd=128, n_head_list=list(heads), block_size=256)
-        self.site.layout.attention.mkdir(exist_ok=True)
+        (root / "outputs").mkdir()
+        self.site.layout.attention.symlink_to(root / "outputs")
         environment = os.environ | {"HEADCOUNT_DATA": str(self.site.settings.data), "HEADCOUNT_REDIS_URL": redis_url}
         environment |= {"HEADCOUNT_INFERENCE_DEVICE": "cpu", "MALLOC_ARENA_MAX": "1", LIMITED[0]: LIMITED[1]}
         with (root / "log").open("wb") as log:
@@ -73,6 +75,9 @@ class Inference:
 
     def post(self, ids: list[int]) -> httpx.Response:
         return httpx.post(f"{self.site.url}/attention", json={"run": "tiny", "tokens": ids}, timeout=WAIT_S)
+
+    def exact(self, ids: list[int]) -> httpx.Response:
+        return self.site.http.get(f"/attention/tiny/{tokens_id(ids)}/weights", params={"format": "npz"})
 
     def listed(self) -> list[str]:
         return [text["id"] for text in self.site.http.get("/attention/tiny").json()["data"]]
@@ -100,28 +105,41 @@ def start(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., Inference]]:
 def test_a_capture_without_memory_is_a_503_that_leaves_nothing_and_memory_lets_it_go_on(start) -> None:
     inference = start(heads=(128, 64))
     assert inference.post([1] * 8).status_code == 201
-    pid, ids = inference.process.pid, [2] * 256
+    pid, ids, long = inference.process.pid, [2] * 256, [3] * 255
+    assert inference.post(long).status_code == 201
     before = resource.prlimit(pid, resource.RLIMIT_AS, (_address_space(pid) + STACK_BYTES + (4 << 20), -1))
 
-    refused = inference.post(ids)
+    refused = [inference.post(ids), inference.exact(long)]
 
-    assert (refused.status_code, refused.json()["code"]) == (503, "cuda_oom"), refused.text
-    assert int(refused.headers["retry-after"]) > 0
-    assert inference.listed() == [tokens_id([1] * 8)]
+    assert [(reply.status_code, reply.json()["code"]) for reply in refused] == [(503, "cuda_oom")] * 2
+    assert all(int(reply.headers["retry-after"]) > 0 for reply in refused)
+    assert set(inference.listed()) == {tokens_id([1] * 8), tokens_id(long)}
+    assert not list(inference.site.layout.attention.rglob(EXACT))
     assert not text_directory(inference.site.layout, "tiny", tokens_id(ids)).exists()
     resource.prlimit(pid, resource.RLIMIT_AS, before)
-    assert inference.post(ids).status_code == 201
+    assert (inference.post(ids).status_code, inference.exact(long).status_code) == (201, 200)
 
 
-def test_a_full_disk_is_a_507_that_leaves_nothing(start, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_507_that_leaves_nothing_and_room_lets_it_go_on(start, tmp_path: Path) -> None:
     _skip_without_mounts(tmp_path)
     inference = start(heads=(4, 2), within=(*SMALL_DISK, MOUNT, "-"))
-    outputs = Path(f"/proc/{inference.process.pid}/root{inference.site.layout.attention.resolve()}")
+    pid, attention = inference.process.pid, inference.site.layout.attention
+    outputs = Path(f"/proc/{pid}/root{attention.resolve()}")
+    attention.unlink()
+    attention.symlink_to(outputs)  # the service sees the disk of the process
 
     refused = [inference.post([number, 3]) for number in (1, 2)]
 
     assert [(reply.status_code, reply.json()["code"]) for reply in refused] == [(507, "disk_full")] * 2
     assert {path.parent.name for path in outputs.rglob("*") if path.is_file()} <= {".locks"}
+    assert inference.listed() == []
+    subprocess.run([*_inside(pid), "mount", "-o", "remount,nr_inodes=400", attention], check=True)
+    assert inference.post([1, 3]).status_code == 201
+    assert inference.listed() == [tokens_id([1, 3])]
+
+
+def _inside(pid: int) -> list[str]:
+    return ["nsenter", "--target", str(pid), "--user", "--mount", "--preserve-credentials"]
 
 
 def _address_space(pid: int) -> int:

@@ -24,7 +24,7 @@ from service.protocol.errors import NotAcceptable
 from service.protocol.negotiation import accepts_gzip, choose, etag_matches
 
 # What views have as their address; the queries are theirs.
-_VIEWS = re.compile(r"/|/jobs(/[^/]+)?|/runs/[^/]+|/attention(/[^/]+){0,2}|/generate|/compare|/datasets(/[^/]+)?")
+_VIEWS = re.compile(r"/|/jobs(/[^/]+)?|/runs/[^/]+|/attention(/[^/]+){0,2}")
 _JSON, _HTML = "application/json", "text/html"
 _FOREVER = "public, max-age=31536000, immutable"
 _POLICY = (

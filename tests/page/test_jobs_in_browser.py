@@ -134,8 +134,8 @@ def test_a_run_is_submitted_watched_paused_resumed_and_compared(
     assert [job["run"] for job in trained.client.get("/jobs?run=watched").json()["data"]] == ["watched"]
     for name in ("watched", "tiny"):
         page.get_by_label(f"Choose {name}").check()
-    page.get_by_role("link", name="Compare 2 runs").click()
-    page.wait_for_url("**/compare?runs=watched,tiny")
+    page.get_by_role("link", name="Picture of 2 runs").click()
+    page.wait_for_url("**/compare?runs=watched,tiny&format=png")
 
 
 def test_the_filter_is_in_the_address(visit: Callable[..., Visit]) -> None:

@@ -10,7 +10,7 @@ from tests.polling import eventually
 from tests.service.conftest import Site
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
-ADDRESSES = ("/", "/jobs", "/runs/tiny", "/attention/tiny/0", "/generate", "/compare", "/datasets", "/nowhere/at/all")
+ADDRESSES = ("/", "/jobs", "/runs/tiny", "/attention/tiny/0", "/nowhere/at/all")
 GLYPH = """async (heads) => {
     const base = document.querySelector("script[type=module]").src.replace(/main.js$/, "");
     const { glyph } = await import(base + "glyph.js");
@@ -33,7 +33,7 @@ def test_every_address_shows_a_view_quietly(visit: Callable[..., Visit], address
 
 def test_a_glyph_has_a_dot_for_each_head_and_nothing_else(visit: Callable[..., Visit]) -> None:
     opened = visit()
-    opened.open("/compare").evaluate(GLYPH, [8, 4, 2, 1])
+    opened.open("/").evaluate(GLYPH, [8, 4, 2, 1])
     painted = [
         [opened.pixel("#drawn", 12 * layer + 6, 12 * head + 6) == (255, 0, 0) for head in range(8)]
         for layer in range(4)
@@ -46,9 +46,9 @@ def test_a_glyph_has_a_dot_for_each_head_and_nothing_else(visit: Callable[..., V
 def test_links_open_views_without_loading_the_page_again(visit: Callable[..., Visit]) -> None:
     page = visit().open("/")
     page.evaluate("window.stays = true")
-    page.get_by_role("navigation").get_by_role("link", name="Datasets").click()
-    page.wait_for_url("**/datasets")
-    eventually(lambda: page.title().startswith("Datasets"))
+    page.get_by_role("navigation").get_by_role("link", name="Attention").click()
+    page.wait_for_url("**/attention")
+    eventually(lambda: page.title().startswith("Attention"))
     assert page.evaluate("document.activeElement.id") == "main"
     page.go_back()
     eventually(lambda: page.title().startswith("Jobs"))
@@ -59,8 +59,8 @@ def test_keys_go_to_views_and_change_the_theme(visit: Callable[..., Visit]) -> N
     opened = visit()
     page = opened.open("/")
     page.keyboard.press("g")
-    page.keyboard.press("d")
-    page.wait_for_url("**/datasets")
+    page.keyboard.press("a")
+    page.wait_for_url("**/attention")
     paper = opened.pixel("#bar", 700, 4)
     page.keyboard.press("t")
     assert sum(opened.pixel("#bar", 700, 4)) < sum(paper)
@@ -73,7 +73,7 @@ def test_keys_go_to_views_and_change_the_theme(visit: Callable[..., Visit]) -> N
 def test_the_page_works_below_a_prefix(browser: Any, make_site: Callable[..., Site]) -> None:
     site = make_site(root_path="/lab/headcount")
     opened = Visit(browser, f"{site.url}/lab/headcount", WIDE, "light")
-    page = opened.open("/datasets")
+    page = opened.open("/attention")
     page.get_by_role("link", name="Jobs").click()
     page.wait_for_url("**/lab/headcount/")
     page.get_by_text("No run yet.").wait_for()

@@ -31,14 +31,6 @@ const VIEWS = [
     path: (run) => to(run ? ["attention", run, 0] : "/attention"),
     load: () => import("./views/attention.js"),
   },
-  {
-    name: "Playground",
-    key: "p",
-    path: (run) => to("/generate", { run }),
-    load: () => import("./views/playground.js"),
-  },
-  { name: "Compare", key: "c", path: (run) => to("/compare", { runs: run }), load: () => import("./views/compare.js") },
-  { name: "Datasets", key: "d", path: () => to("/datasets"), load: () => import("./views/datasets.js") },
 ];
 /** @type {{name: string, load: () => Promise<ViewModule>}} */
 const RUN = { name: "Run", load: () => import("./views/run.js") };
@@ -47,9 +39,6 @@ const BY_FIRST_PART = {
   "": "Jobs",
   jobs: "Jobs",
   attention: "Attention",
-  generate: "Playground",
-  compare: "Compare",
-  datasets: "Datasets",
 };
 const LOGO = "M3 3h0m6 0h0m6 0h0m6 0h0M3 9h0m6 0h0m6 0h0M3 15h0m6 0h0M3 21h0";
 const HALF = "M8 2.5a5.5 5.5 0 0 1 0 11z";

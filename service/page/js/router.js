@@ -91,7 +91,7 @@ function follow(event) {
 
 /** @param {string} path below the prefix */
 function isView(path) {
-  return /^\/$|^\/jobs(\/[^/]+)?$|^\/runs\/[^/]+$|^\/attention(\/[^/]+){0,2}$|^\/(generate|compare)$|^\/datasets(\/[^/]+)?$/.test(
+  return /^\/$|^\/jobs(\/[^/]+)?$|^\/runs\/[^/]+$|^\/attention(\/[^/]+){0,2}$/.test(
     path,
   );
 }

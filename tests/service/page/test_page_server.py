@@ -8,10 +8,7 @@ import pytest
 from tests.service.conftest import Site
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
-VIEWS = (
-    "/", "/jobs", "/jobs/job_x", "/runs/tiny", "/attention/tiny", "/attention/tiny/0", "/generate", "/compare",
-    "/datasets/words",
-)  # fmt: skip
+VIEWS = ("/", "/jobs", "/jobs/job_x", "/runs/tiny", "/attention/tiny", "/attention/tiny/0")
 
 
 def shell(http: httpx.Client, path: str = "/", **headers: str) -> httpx.Response:

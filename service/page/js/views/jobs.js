@@ -300,8 +300,8 @@ class JobsView {
     if (job.run && is) this.ticked.add(job.run);
     else if (job.run) this.ticked.delete(job.run);
     this.compare.classList.toggle("hidden", this.ticked.size < 2);
-    set(this.compare, { href: to("/compare", { runs: [...this.ticked].join(",") }) });
-    replace(this.compare, `Compare ${this.ticked.size} runs`);
+    set(this.compare, { href: to("/compare", { runs: [...this.ticked].join(","), format: "png" }) });
+    replace(this.compare, `Picture of ${this.ticked.size} runs`);
   }
 
   /** @param {Record<string, any>} event */

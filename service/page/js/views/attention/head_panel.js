@@ -153,14 +153,11 @@ function files({ captured: { reply }, place, run, id, asked }) {
       { href: to(["attention", run, id], { ...query, format }), download: `${file}.${format}` },
       format.toUpperCase(),
     );
-  const isExample = /^\d+$/.test(id);
-  const runs = asked.checkpoint === "best" ? run : `${run}:${asked.checkpoint}`;
   return h(
     "p",
     { class: "head-files" },
     picture("png"),
     picture("svg"),
     h("a", { href: to(["attention", run, id, "weights"], query), download: `${file}.json` }, "JSON"),
-    h("a", { href: to("/compare", { runs, [isExample ? "example" : "text"]: id }) }, "in Compare"),
   );
 }

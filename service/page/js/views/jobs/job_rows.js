@@ -39,7 +39,6 @@ export const nameOf = (job) => job.run ?? job.dataset ?? job.id;
  */
 export function addressOf(job) {
   if (job.kind === "train" && job.run && job.status !== "queued") return to(["runs", job.run]);
-  if (job.kind === "prepare" && job.dataset && job.status === "succeeded") return to(["datasets", job.dataset]);
   return to(["jobs", job.id]);
 }
 

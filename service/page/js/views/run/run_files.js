@@ -235,7 +235,6 @@ export class Checkpoints {
           "span",
           { class: "row-actions" },
           h("a", { href: to(["attention", name, 0], { checkpoint: file }) }, "Attention"),
-          h("a", { href: to("/generate", { run: name, checkpoint: file }) }, "Playground"),
           h("a", { href: to(`${address}/content`), download: file }, "Download"),
           button(pinned ? "Unpin" : "Pin", pin),
           !pinned && button("Delete", remove),

@@ -130,8 +130,6 @@ export class RunHead {
     return [
       ["pause", "resume", "cancel", "retry"].map(act),
       hasModel && h("a", { class: "btn", href: to(["attention", name, 0]) }, "Attention"),
-      hasModel && h("a", { class: "btn", href: to("/generate", { run: name }) }, "Playground"),
-      hasModel && h("a", { class: "btn", href: to("/compare", { runs: name }) }, "Compare"),
       run && h("a", { class: "btn quiet again", href: to("/", { from: name }) }, "Run again"),
       isOver && h("button", { type: "button", class: "btn quiet", onclick: () => this.delete() }, "Delete"),
     ];
@@ -192,7 +190,7 @@ function facts({ run, job }, parameters) {
     model && fact("width", whole(model.n_embd)),
     parameters > 0 && fact("parameters", whole(parameters)),
     model && job?.kind !== "train" && job != null && fact("kind", job.kind),
-    dataset && h("span", {}, "dataset ", h("b", {}, h("a", { href: to(["datasets", dataset]) }, dataset))),
+    dataset && h("span", {}, "dataset ", h("b", {}, dataset)),
     job?.worker && fact("device", [job.worker.device, config?.device?.dtype].filter(Boolean).join(", ")),
     run && fact("size", bytes(run.size_bytes)),
     job?.priority ? fact("priority", job.priority) : null,

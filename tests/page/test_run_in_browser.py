@@ -49,24 +49,6 @@ def test_the_loss_is_drawn_in_the_colour_of_the_run_at_its_place(trained: Servic
     page.get_by_role("img", name=re.compile("Loss and validation loss by step")).wait_for()
 
 
-def test_zoom_and_axis_are_in_the_address_and_survive_a_reload(visit: Callable[..., Visit]) -> None:
-    opened = visit()
-    page = open_run(opened)
-    box = page.locator(".main-chart .chart").bounding_box()
-    page.mouse.move(box["x"] + 200, box["y"] + 100)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 500, box["y"] + 100)
-    page.mouse.up()
-    eventually(lambda: "zoom=" in page.url)
-    page.get_by_role("button", name="Tokens", exact=True).click()
-    eventually(lambda: "x=tokens" in page.url)
-    opened.reload()
-    page.locator(".main-chart .chart").wait_for()
-    assert page.get_by_role("button", name="Tokens", exact=True).get_attribute("aria-pressed") == "true"
-    page.keyboard.press("Escape")
-    eventually(lambda: "zoom=" not in page.url)
-
-
 def test_pointing_at_a_head_names_it_and_a_click_opens_it(visit: Callable[..., Visit]) -> None:
     opened = visit()
     page = open_run(opened)
@@ -115,5 +97,5 @@ def test_a_failed_and_a_deleted_run_say_so(
     httpx.delete(f"{trained.url}/jobs/{job}", trust_env=False).raise_for_status()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("alert").wait_for()
-    opened.reload()
+    page.reload()
     page.get_by_role("alert").wait_for()

@@ -91,9 +91,7 @@ function follow(event) {
 
 /** @param {string} path below the prefix */
 function isView(path) {
-  return /^\/$|^\/jobs(\/[^/]+)?$|^\/runs\/[^/]+$|^\/attention(\/[^/]+){0,2}$/.test(
-    path,
-  );
+  return /^\/$|^\/jobs(\/[^/]+)?$|^\/runs\/[^/]+$|^\/attention(\/[^/]+){0,2}$/.test(path);
 }
 
 /** @param {Record<string, unknown>} query */

@@ -9,7 +9,6 @@ import pytest
 
 from tests.e2e.conftest import Service
 from tests.page.conftest import PHONE, Visit
-from tests.polling import eventually
 
 PLOT = {"left": 46, "right": 12, "top": 8, "bottom": 20}  # margins of a chart, CSS pixels
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]

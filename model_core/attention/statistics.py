@@ -27,7 +27,7 @@ BLOCK = 128  # queries of a block
 
 NO_NORMS, TOO_FEW_TOKENS, OLDER_RECORD = "norms_unknown", "too_few_tokens", "older_record"  # reasons for null
 
-_CHUNK = 2**17  # weights measured at a time: half a megabyte, which stays in the processor's cache
+_CHUNK = 2**18  # weights measured at a time: a megabyte, which stays in the processor's cache
 _LANE = 32  # keys that are summed in float32 before float64 takes over
 _TINY = np.finfo(np.float32).tiny
 
@@ -140,7 +140,7 @@ class HeadAccumulator:
         is_far = np.arange(block.shape[2]) < queries[:, None] / 2  # (R, K)
         measured = {
             "entropy": np.einsum("hrk,hrk->hr", block, logs) / -math.log(2),  # (H, R)
-            "sparsity": (np.count_nonzero(is_faint, axis=-1) - future) / (queries + 1),  # (H, R)
+            "sparsity": (_count(is_faint) - future) / (queries + 1),  # (H, R)
             "mean_distance": distance,
             "distance_variance": variance,
             "diagonal": back[0],
@@ -386,6 +386,11 @@ def null_reasons(layers: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, 
 
 def _blocks(start: int, stop: int) -> Iterator[slice]:
     return (slice(low, min(low + BLOCK, stop)) for low in range(start, stop, BLOCK))
+
+
+def _count(mask: Array) -> Array:
+    """How many keys of each row are set, (H, R); `np.count_nonzero` with an axis takes twice as long."""
+    return np.asarray(np.add.reduce(mask.view(np.int8), axis=-1, dtype=np.int32))
 
 
 def _moments(block: Array, queries: Array) -> tuple[Array, Array]:

@@ -20,6 +20,7 @@ from model_core.attention.record import AttentionRecord, default_max_tokens
 from model_core.schemas import AttentionRequest, CheckpointRef, TokenCount
 from service.attention.lookup import read_attention
 from service.attention.targets import AttentionTarget, read_testing, resolve_target
+from service.body_cache import BodyCache
 from service.deps import Services
 from service.protocol.negotiation import accepts_gzip, etag_matches
 from service.protocol.parsing import QueryModel, validate
@@ -79,8 +80,6 @@ async def reply_from_record(
     kind = request.scope["path"].rpartition("/")[2]
     key = (_EDITION, kind, media_type, is_packed, run, example, default_max_tokens(testing), options, depends_on)
 
-    coding = {_ENCODING: "gzip"} if is_packed else {}
-
     def headers(sha256: str) -> dict[str, str]:
         found = target.headers(sha256, *key, vary="Accept, Accept-Encoding")
         return found | ({} if name is None else {"Content-Disposition": f'attachment; filename="{name}"'})
@@ -94,20 +93,27 @@ async def reply_from_record(
             await prepare(record, target)
 
         def begin() -> Response:
-            told = headers(record.manifest["sha256"])
-            place, stamp = (told["ETag"], record.path), record.stamp
-            known = services.reply_cache.find(place, lambda source: source == stamp)
-            if known is not None:
-                return Response(known, media_type=media_type, headers=told | coding)
-            reply = _response(body(record), media_type, told, is_packed=is_packed)
-            is_whole, is_short = not isinstance(reply, StreamingResponse), is_packed and _ENCODING not in reply.headers
-            if is_whole and not is_short:
-                services.reply_cache.keep(place, stamp, bytes(reply.body))
-            return reply
+            return _reply_once(
+                services.reply_cache, record, body, media_type, headers(record.manifest["sha256"]), is_packed
+            )
 
         return await to_thread.run_sync(begin, limiter=services.drawing)
 
     return await read_attention(services, request, text, target, read)
+
+
+def _reply_once(
+    cache: BodyCache, record: AttentionRecord, body: Body, media_type: str, headers: dict[str, str], is_packed: bool
+) -> Response:
+    """Make a reply, unless its body was made of the same record a short while ago."""
+    place, stamp, coding = (headers["ETag"], record.path), record.stamp, "gzip" if is_packed else None
+    known = cache.find(place, lambda source: source == stamp)
+    if known is not None:
+        return Response(known, media_type=media_type, headers=headers | ({_ENCODING: coding} if coding else {}))
+    reply = _response(body(record), media_type, headers, is_packed=is_packed)
+    if not isinstance(reply, StreamingResponse) and reply.headers.get(_ENCODING) == coding:  # a short one is not packed
+        cache.keep(place, stamp, bytes(reply.body))
+    return reply
 
 
 def _response(pieces: Iterable[bytes], media_type: str, headers: dict[str, str], *, is_packed: bool) -> Response:

@@ -1,6 +1,6 @@
 /** What a view shows in place of data: nothing yet, nothing at all, or why not. */
-import { ApiError } from "./api.js";
-import { h } from "./dom.js";
+import { ApiError, isAbort } from "./api.js";
+import { h, replace } from "./dom.js";
 
 const SKELETON_MS = 150;
 
@@ -33,6 +33,16 @@ export function problem(error, retry) {
     known?.requestId && h("p", { class: "faint" }, "request ", h("code", {}, known.requestId)),
     retry && h("button", { type: "button", class: "btn", onclick: retry }, "Try again"),
   );
+}
+
+/**
+ * Show at a place what failed there, unless it was given up because the view was left.
+ * @param {HTMLElement} place
+ * @param {unknown} error
+ * @param {() => void} retry what "Try again" does
+ */
+export function showProblem(place, error, retry) {
+  if (!isAbort(error)) replace(place, problem(error, retry));
 }
 
 /**

@@ -5,11 +5,11 @@
  * @typedef {import("../types.js").Worker} Worker
  * @typedef {{jobs: Job[], hasMore: boolean, lastId: string | null, workers: Worker[]}} Listing
  */
-import { get, isAbort } from "../api.js";
+import { get } from "../api.js";
 import { h, keepList, replace, set } from "../dom.js";
 import { bytes, plural } from "../format.js";
 import { onEvent, onResume } from "../live.js";
-import { skeleton as block, empty, problem } from "../placeholders.js";
+import { skeleton as block, empty, showProblem } from "../placeholders.js";
 import { go, note, to } from "../router.js";
 import { finishedRow, nameOf, RunningCard, waitingRow } from "./jobs/job_rows.js";
 
@@ -168,11 +168,7 @@ class JobsView {
       replace(this.trouble);
       this.draw();
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.trouble,
-          problem(error, () => this.reload()),
-        );
+      showProblem(this.trouble, error, () => this.reload());
     }
   }
 

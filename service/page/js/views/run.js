@@ -10,7 +10,7 @@
 import { ApiError, get, isAbort } from "../api.js";
 import { h, replace } from "../dom.js";
 import { onEvent, onResume } from "../live.js";
-import { skeleton as block, empty, problem } from "../placeholders.js";
+import { skeleton as block, empty, problem, showProblem } from "../placeholders.js";
 import { go, note, to } from "../router.js";
 import { Curves } from "./run/curves.js";
 import { RunHead } from "./run/run_head.js";
@@ -156,11 +156,7 @@ class RunView {
       this.drawOnPage();
       this.jumpToStart();
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.trouble,
-          problem(error, () => this.build()),
-        );
+      showProblem(this.trouble, error, () => this.build());
     }
   }
 

@@ -3,14 +3,14 @@
  *
  * @typedef {import("../../types.js").Job} Job
  */
-import { get, isAbort, now, send } from "../../api.js";
+import { get, now, send } from "../../api.js";
 import { progressBar, stateMark } from "../../controls.js";
 import { h, replace } from "../../dom.js";
 import { ago, clock, duration, loss, range, whole } from "../../format.js";
 import { glyphBox, headsText } from "../../glyph.js";
 import { announce, toast } from "../../overlays.js";
 import { runColour } from "../../palette.js";
-import { problem } from "../../placeholders.js";
+import { problem, showProblem } from "../../placeholders.js";
 import { to } from "../../router.js";
 
 const CURVE_POINTS = 600;
@@ -115,11 +115,7 @@ export class RunningCard {
       this.chart ??= lineChart({ ...this.options(), height: 60, hasAxes: false, smoothing: 0.9, isLogY: true });
       replace(this.curve, this.chart.node);
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.curve,
-          problem(error, () => this.loadCurve()),
-        );
+      showProblem(this.curve, error, () => this.loadCurve());
     }
   }
 

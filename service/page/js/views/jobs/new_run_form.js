@@ -11,7 +11,7 @@ import { h, replace, set } from "../../dom.js";
 import { bytes, count, range, whole } from "../../format.js";
 import { glyphBox } from "../../glyph.js";
 import { toast } from "../../overlays.js";
-import { problem, showFieldProblem } from "../../placeholders.js";
+import { problem, showFieldProblem, showProblem } from "../../placeholders.js";
 import { to } from "../../router.js";
 import { headEditor } from "./head_editor.js";
 import { jobSection, RunDraft } from "./run_draft.js";
@@ -161,11 +161,7 @@ export class NewRunForm {
       if (from) await this.copy(from);
       else await this.choose(preset ?? kept?.preset ?? FIRST_PRESET, kept);
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.wrong,
-          problem(error, () => this.begin(preset, from)),
-        );
+      showProblem(this.wrong, error, () => this.begin(preset, from));
     }
   }
 

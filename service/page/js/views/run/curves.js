@@ -15,7 +15,7 @@ import { bytes, count, duration, loss, mark, short, whole } from "../../format.j
 import { runColour } from "../../palette.js";
 import { ChartGroup, csvOf, lineChart } from "../../parts/chart.js";
 import { nearestIndex } from "../../parts/scales.js";
-import { skeleton as block, empty, problem } from "../../placeholders.js";
+import { skeleton as block, empty, showProblem } from "../../placeholders.js";
 import { note } from "../../router.js";
 import { fact } from "./run_head.js";
 
@@ -101,11 +101,7 @@ export class Curves {
         this.group.setZoom([this.xOf(from), this.xOf(to)]);
       }
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.place,
-          problem(error, () => this.load()),
-        );
+      showProblem(this.place, error, () => this.load());
     }
   }
 

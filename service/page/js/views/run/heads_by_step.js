@@ -15,7 +15,7 @@ import { onTheme, weightRamp } from "../../palette.js";
 import { heatMap } from "../../parts/heat_map.js";
 import { drawThumbnail } from "../../parts/matrix.js";
 import { Weights } from "../../parts/weights.js";
-import { skeleton as block, empty, problem } from "../../placeholders.js";
+import { skeleton as block, empty, showProblem } from "../../placeholders.js";
 import { go, note, to } from "../../router.js";
 
 const FIRST = "previous";
@@ -94,11 +94,7 @@ export class HeadsByStep {
       this.history = /** @type {History} */ (await get(path, { query: { max_points: 200 }, signal: this.signal }));
       this.draw();
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.place,
-          problem(error, () => this.load()),
-        );
+      showProblem(this.place, error, () => this.load());
     }
   }
 

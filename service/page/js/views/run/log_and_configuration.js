@@ -7,7 +7,7 @@ import { getText, isAbort, readEvents, send } from "../../api.js";
 import { download, h, replace } from "../../dom.js";
 import { plural } from "../../format.js";
 import { toast } from "../../overlays.js";
-import { skeleton as block, problem } from "../../placeholders.js";
+import { skeleton as block, showProblem } from "../../placeholders.js";
 import { to } from "../../router.js";
 
 const TAIL = 200;
@@ -79,11 +79,7 @@ export class Log {
       this.draw();
       this.body.scrollTop = this.body.scrollHeight;
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.place,
-          problem(error, () => this.load()),
-        );
+      showProblem(this.place, error, () => this.load());
     }
   }
 

@@ -9,7 +9,7 @@ import { get, isAbort, send } from "../../api.js";
 import { h, replace } from "../../dom.js";
 import { bytes, loss, plural, whole } from "../../format.js";
 import { confirmed, toast } from "../../overlays.js";
-import { skeleton as block, empty, problem } from "../../placeholders.js";
+import { skeleton as block, empty, problem, showProblem } from "../../placeholders.js";
 import { to } from "../../router.js";
 
 const SIDE_BY_SIDE = 3;
@@ -57,11 +57,7 @@ export class Samples {
       await this.loadLosses();
       this.draw();
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.place,
-          problem(error, () => this.load()),
-        );
+      showProblem(this.place, error, () => this.load());
     }
   }
 

@@ -4,13 +4,13 @@
  * @typedef {import("../run.js").Found} Found
  * @typedef {import("../../types.js").Job} Job
  */
-import { get, isAbort, now, send } from "../../api.js";
+import { get, now, send } from "../../api.js";
 import { progressBar, stateMark } from "../../controls.js";
 import { h, replace } from "../../dom.js";
 import { bytes, clock, duration, whole } from "../../format.js";
 import { headMap, headsText } from "../../glyph.js";
 import { confirmed, toast } from "../../overlays.js";
-import { problem } from "../../placeholders.js";
+import { showProblem } from "../../placeholders.js";
 import { go, to } from "../../router.js";
 
 const MAP_PX = 76;
@@ -144,11 +144,7 @@ export class RunHead {
       toast(`${name} ${ACTIONS[action][1]}.`);
       await this.onChanged();
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.trouble,
-          problem(error, () => this.act(action)),
-        );
+      showProblem(this.trouble, error, () => this.act(action));
     }
   }
 
@@ -166,11 +162,7 @@ export class RunHead {
       toast(`${name} is deleted.`);
       go(to("/"));
     } catch (error) {
-      if (!isAbort(error))
-        replace(
-          this.trouble,
-          problem(error, () => this.delete()),
-        );
+      showProblem(this.trouble, error, () => this.delete());
     }
   }
 }

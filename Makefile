@@ -29,7 +29,7 @@ define both_halves
 	exit $$(( first > second ? first : second ))
 endef
 
-test: $(READY) $(PAGE_TOOLS) ## the quick tests, nine to ten minutes on two cores
+test: $(READY) $(PAGE_TOOLS) ## the quick tests, five to ten minutes on two cores
 	$(call both_halves,and not gpu,alone and not slow)
 
 test-debian: $(READY) $(PAGE_TOOLS) ## of those, what uses a Redis server or a browser that is installed on this machine

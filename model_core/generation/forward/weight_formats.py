@@ -33,7 +33,7 @@ _AMX = "amx_bf16"
 _BFLOAT16 = frozenset({"avx512_bf16", _AMX, "bf16"})
 _HALF_MAX = 65504.0  # of float16; larger weights would be cut off
 _ONEDNN_LEAST = 2  # rows: one alone takes another kernel, with other roundings
-_PLAIN_BLOCK = 16  # rows of each product; its kernels change with their number, and with K beyond any number
+_PLAIN_BLOCK = 16  # rows of each product, because the number of rows decides the order of MKL's sums
 _LANES, _ONE_THREAD = 32, 16_384  # numbers that GELU computes at a time, and up to which one thread computes all
 _PERIOD = 120  # rows after which fbgemm's choice of kernels repeats
 
